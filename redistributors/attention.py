@@ -1,0 +1,51 @@
+"""Evidence read off attention rows: the requests of ABC, ABC-D and ABC-D2.
+
+Both average over heads and keep the columns of the response only; nothing is renormalised here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rlhf_core.evidence import AttentionTap, Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRow(AttentionTap):
+    """The row of the position that is read: a reward model's pooled position, a policy's last prediction."""
+
+    def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
+        """One row a response."""
+        return layout.read_positions[:, None]
+
+    def reduce(
+        self, weights: Float[Tensor, "batch head row key"], rows: Int[Tensor, "batch row"], layout: Layout
+    ) -> Float[Tensor, "batch response"]:
+        """Mean over heads of the weight on each response token."""
+        return _on_response(weights.mean(1).sum(1), layout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionRowMean(AttentionTap):
+    """For each response token, the mean over the rows that could see it of the weight they put on it.
+
+    The row predicting token t sees tokens before t only, so token k of T is seen by T − k rows; the last by none (0).
+    """
+
+    def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
+        """The rows that predict a response token."""
+        return torch.where(layout.response_mask, layout.response_positions - 1, -1)
+
+    def reduce(
+        self, weights: Float[Tensor, "batch head row key"], rows: Int[Tensor, "batch row"], layout: Layout
+    ) -> Float[Tensor, "batch response"]:
+        """Sum over rows divided by how many could see the token."""
+        steps = torch.arange(layout.response_mask.shape[1], device=rows.device)
+        seen_by = layout.response_mask.sum(1, keepdim=True) - 1 - steps
+        return _on_response(weights.mean(1).sum(1), layout) / seen_by.clamp(min=1)
+
+
+def _on_response(weights: Float[Tensor, "batch key"], layout: Layout) -> Float[Tensor, "batch response"]:
+    return torch.where(layout.response_mask, weights.gather(1, layout.response_positions), 0)

@@ -1,0 +1,54 @@
+"""The one helper behind every redistributor that spreads a score over weights."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rlhf_core.masking import last_token
+
+
+def normalised(
+    evidence: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"]
+) -> Float[Tensor, "batch response"]:
+    """Non-negative evidence as credit that sums to 1 over each response; all on the last token where it sums to 0.
+
+    Raises:
+        ValueError: evidence that is negative or not finite on a response token; dividing a signed attribution by
+            its sum may flip every sign.
+    """
+    weights = torch.where(mask, evidence, 0)
+    bad = ~torch.isfinite(weights) | (weights < 0)
+    if bool(bad.any()):
+        row, token = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"credit: evidence must be finite and non-negative, got {float(weights[row, token])} at row {row}, "
+            f"token {token}; a signed attribution is not normalised by its sum"
+        )
+    # Divided by the maximum first: evidence as small as 1e-40 must not lose its shape, or its sum, to underflow.
+    weights = weights / weights.amax(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    totals = weights.sum(1, keepdim=True)
+    fallback = last_token(mask).to(weights.dtype)
+    return torch.where(totals > 0, weights / torch.where(totals > 0, totals, 1), fallback)
+
+
+def spread(
+    scores: Float[Tensor, " batch"],
+    credit: Float[Tensor, "batch response"],
+    mask: Bool[Tensor, "batch response"],
+    *,
+    beta: float,
+) -> Float[Tensor, "batch response"]:
+    """beta · credit_t · score + (1 − beta) · [t = T] · score (paper, eq. 8); sums to the score for every beta."""
+    weights = beta * credit + (1 - beta) * last_token(mask)
+    return torch.where(mask, weights * scores[:, None], 0).detach()
+
+
+def fallback_fraction(evidence: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"]) -> float:
+    """Share of responses whose evidence is 0 everywhere, so that the last token got all credit."""
+    return float((torch.where(mask, evidence, 0).sum(1) == 0).float().mean())
+
+
+def check_beta(beta: float, who: str) -> None:
+    """Raise ValueError for a share outside [0, 1]."""
+    if not 0 <= beta <= 1:
+        raise ValueError(f"{who}: beta is the share of the score that follows credit and lies in [0, 1], got {beta}")

@@ -1,0 +1,52 @@
+"""ABC: credit is what the reward model looked at when it gave its score."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from redistributors.attention import AttentionRow
+from redistributors.credit import check_beta, fallback_fraction, normalised, spread
+from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.types import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardAttention:
+    """credit_t ∝ α_t, one row of the reward model's attention (Chan et al. 2024, eq. 7 and 8). Sums to the score.
+
+    α is the row of the position the score is pooled from, mean over heads of one layer (the last by default),
+    restricted to the response and renormalised to sum 1. The authors' public code takes the row of the last response
+    token instead, which is another row where pooling reads an earlier token (pad = eos); here the two coincide,
+    because pooling reads the last real token. Eq. 7's additive form (sum 2 x score) is only the paper's derivation.
+    """
+
+    beta: float = 0.8
+    layer: int = -1
+    causal: ClassVar[bool] = False
+    conserving: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta, "RewardAttention")
+
+    @property
+    def request(self) -> AttentionRow:
+        """The evidence this method reads."""
+        return AttentionRow(source="reward", layer=self.layer)
+
+    @property
+    def needs(self) -> frozenset[EvidenceRequest]:
+        """One attention row, measured in the scoring pass."""
+        return frozenset({self.request})
+
+    def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
+        """Token scores (batch, response), in score units."""
+        mask = rollout.sequences.response_mask
+        credit = normalised(rollout.evidence[self.request], mask)
+        return spread(rollout.scores, credit, mask, beta=self.beta)
+
+    def metrics(self, rollout: Rollout) -> dict[str, float]:
+        """``credit_fallback``: share of responses without any attention on themselves (credit: last token)."""
+        mask = rollout.sequences.response_mask
+        return {"credit_fallback": fallback_fraction(rollout.evidence[self.request], mask)}

@@ -1,0 +1,66 @@
+"""A PPO engine for language models in which credit assignment is a plug-in."""
+
+from rlhf_core.buffer import RolloutBuffer
+from rlhf_core.config import KLConfig, PPOConfig, ScoreConfig
+from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL, Layout
+from rlhf_core.health import HealthError
+from rlhf_core.kl import AdaptiveKL, FixedKL, kl_estimate
+from rlhf_core.logging import JSONLines, Logger, TensorBoard, WeightsAndBiases
+from rlhf_core.losses import policy_loss, value_loss
+from rlhf_core.masking import masked_mean, masked_var, masked_whiten
+from rlhf_core.returns import discounted_returns, generalized_advantages, lambda_returns
+from rlhf_core.rewards import TokenReward
+from rlhf_core.trainer import PPOTrainer
+from rlhf_core.types import (
+    Evaluation,
+    Experience,
+    Limits,
+    Policy,
+    Redistributor,
+    RewardModel,
+    Rollout,
+    Scored,
+    Sequences,
+)
+from rlhf_core.update import ppo_update
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaptiveKL",
+    "AttentionTap",
+    "Evaluation",
+    "EvidenceRequest",
+    "Experience",
+    "FixedKL",
+    "FullKL",
+    "HealthError",
+    "JSONLines",
+    "KLConfig",
+    "Layout",
+    "Limits",
+    "Logger",
+    "PPOConfig",
+    "PPOTrainer",
+    "Policy",
+    "Redistributor",
+    "RewardModel",
+    "Rollout",
+    "RolloutBuffer",
+    "ScoreConfig",
+    "Scored",
+    "Sequences",
+    "TensorBoard",
+    "TokenReward",
+    "WeightsAndBiases",
+    "discounted_returns",
+    "generalized_advantages",
+    "kl_estimate",
+    "lambda_returns",
+    "masked_mean",
+    "masked_var",
+    "masked_whiten",
+    "policy_loss",
+    "ppo_update",
+    "value_loss",
+]

@@ -1,0 +1,79 @@
+"""The rollout buffer: experience in, shuffled minibatches with whitened advantages out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rlhf_core.masking import masked_whiten
+from rlhf_core.types import Experience, Sequences
+
+TOKEN_FIELDS = ("logprobs", "values", "advantages", "returns")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Minibatch:
+    """Rows of the buffer; ``advantages`` are whitened over the whole buffer, never over the minibatch."""
+
+    sequences: Sequences
+    logprobs: Float[Tensor, "batch response"]
+    values: Float[Tensor, "batch response"]
+    advantages: Float[Tensor, "batch response"]
+    returns: Float[Tensor, "batch response"]
+
+    def select(self, rows: Int[Tensor, " row"]) -> "Minibatch":
+        """The given rows, trimmed to the longest prompt and response among them."""
+        sequences = self.sequences.select(rows)
+        width = sequences.response_ids.shape[1]
+        return Minibatch(sequences=sequences, **{name: getattr(self, name)[rows, :width] for name in TOKEN_FIELDS})
+
+
+class RolloutBuffer:
+    """Experience of one or more rollouts, all of it used ``epochs`` times and then thrown away."""
+
+    def __init__(self) -> None:
+        self._experience: list[Experience] = []
+
+    def __len__(self) -> int:
+        """Responses held."""
+        return sum(len(part.sequences) for part in self._experience)
+
+    def add(self, experience: Experience) -> None:
+        """Append; advantages are whitened over everything added."""
+        self._experience.append(experience)
+
+    def contents(self) -> Experience:
+        """All experience as one batch, advantages unwhitened.
+
+        Raises:
+            ValueError: the buffer is empty.
+        """
+        if not self._experience:
+            raise ValueError("RolloutBuffer: nothing was added; call add(experience) before asking for its contents")
+        sequences = Sequences.concatenate([part.sequences for part in self._experience])
+        width = sequences.response_ids.shape[1]
+        tensors = {
+            name: torch.cat([_widen(getattr(part, name), width) for part in self._experience]) for name in TOKEN_FIELDS
+        }
+        return Experience(sequences=sequences, **tensors)
+
+    def minibatches(self, size: int, generator: np.random.Generator) -> Iterator[Minibatch]:
+        """Shuffle the rows and hand them out ``size`` at a time (the last may be smaller)."""
+        held = self.contents()
+        whole = Minibatch(
+            sequences=held.sequences,
+            logprobs=held.logprobs,
+            values=held.values,
+            advantages=masked_whiten(held.advantages, held.sequences.response_mask),
+            returns=held.returns,
+        )
+        order = torch.from_numpy(generator.permutation(len(self))).to(held.returns.device)
+        for start in range(0, len(order), size):
+            yield whole.select(order[start : start + size])
+
+
+def _widen(x: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(x, (0, width - x.shape[1]))

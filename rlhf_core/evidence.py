@@ -1,0 +1,62 @@
+"""Evidence: what a redistributor wants to know about a response beyond its score.
+
+A request is a frozen, hashable value that names its source and carries its parameters. A *tap* rides on the forward
+pass that is made anyway: the model hands it the few attention rows it names, and it reduces them to one number a
+token, so that no (token, token) map outlives the layer. A new method brings its own tap; models and engine stay as
+they are.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Source = Literal["policy", "reference", "reward"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Layout:
+    """Where the tokens of a batch stand in the rows the model is given.
+
+    ``response_positions[i, t]`` is the column of response token t (0 on padding); ``read_positions[i]`` the column
+    whose output is of interest: where a reward model pools its score, and, in a policy, the column that predicts the
+    last response token. The output that predicts response token t stands at ``response_positions[i, t] - 1``.
+    """
+
+    response_positions: Int[Tensor, "batch response"]
+    response_mask: Bool[Tensor, "batch response"]
+    read_positions: Int[Tensor, " batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceRequest:
+    """Base of every request; a model answers it with a float tensor of shape (batch, response), 0 on padding."""
+
+    source: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionTap(EvidenceRequest):
+    """Evidence read off one layer's attention weights (negative ``layer`` counts from the last)."""
+
+    layer: int = -1
+
+    def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
+        """Query columns whose attention weights are wanted, -1 where a row of the batch wants fewer."""
+        raise TypeError(f"{type(self).__name__} must say which attention rows it reads")
+
+    def reduce(
+        self, weights: Float[Tensor, "batch head row key"], rows: Int[Tensor, "batch row"], layout: Layout
+    ) -> Float[Tensor, "batch response"]:
+        """Reduce weights after softmax (0 where ``rows`` is -1) to one number a response token.
+
+        Called on consecutive chunks of rows; the results are added up, so it must be additive over rows."""
+        raise TypeError(f"{type(self).__name__} must say how it reduces attention rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullKL(EvidenceRequest):
+    """Exact KL(policy || reference) over the vocabulary at every response token, in nats."""
+
+    source: Source = "policy"

@@ -1,0 +1,176 @@
+"""Checks that turn a silent bug into an error on the first step.
+
+The figures they look at are logged on every step.
+"""
+
+import warnings
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout, Sequences
+
+LOG_RATIO_MAX = {torch.float32: 1e-4}
+LOG_RATIO_MAX_LOW_PRECISION = 0.1
+LOG_RATIO_MEAN_LOW_PRECISION = 0.01
+CREDIT_SUM_TOLERANCE = 1e-4
+
+
+class HealthError(RuntimeError):
+    """A run that would train on wrong numbers."""
+
+
+def require_finite(name: str, values: Tensor, policy: Policy, sequences: Sequences) -> None:
+    """Raise FloatingPointError naming the first rows whose ``values`` are NaN or infinite, with their texts."""
+    rows = (~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero().flatten().tolist()
+    if not rows:
+        return
+    responses = sequences.responses()
+    shown = [f"row {row}: {values[row].tolist()!r} for {policy.decode([responses[row]])[0]!r}" for row in rows[:3]]
+    raise FloatingPointError(f"{name}: {len(rows)} of {len(values)} rows are not finite; " + "; ".join(shown))
+
+
+def log_ratio_bounds(dtype: torch.dtype) -> tuple[float, float]:
+    """Largest |log ratio| and largest mean |log ratio| that rounding alone explains, in nats."""
+    if dtype in LOG_RATIO_MAX:
+        return LOG_RATIO_MAX[dtype], LOG_RATIO_MAX[dtype]
+    return LOG_RATIO_MAX_LOW_PRECISION, LOG_RATIO_MEAN_LOW_PRECISION
+
+
+def check_log_ratio(largest: float, mean: float, dtype: torch.dtype) -> str | None:
+    """Before the first optimizer step every probability ratio is 1; what is wrong, or None."""
+    most, most_mean = log_ratio_bounds(dtype)
+    if largest <= most and mean <= most_mean:
+        return None
+    return (
+        f"before the first optimizer step |log ratio| reaches {largest:.2e} (mean {mean:.2e}); rounding in {dtype} "
+        f"explains {most:.0e} (mean {most_mean:.0e}). policy.evaluate does not repeat in the update what it gave in "
+        "the rollout: look for dropout, a train/eval difference, or padding that leaks into the logits"
+    )
+
+
+def check_reference(rollout: Rollout, dtype: torch.dtype) -> str | None:
+    """A policy that has not been trained yet is its reference; what is wrong, or None."""
+    gap = float((rollout.logprobs - rollout.ref_logprobs).abs().max())
+    most, _ = log_ratio_bounds(dtype)
+    if gap <= most:
+        return None
+    return (
+        f"before the first update policy and reference differ by up to {gap:.2e} nats a token (rounding in {dtype}: "
+        f"{most:.0e}). The reference is not the model that training starts from"
+    )
+
+
+def check_credit(token_scores: Tensor, rollout: Rollout, redistributor: Redistributor) -> str | None:
+    """A conserving redistributor keeps every score; what is wrong, or None."""
+    error = conservation_error(token_scores, rollout)
+    if not redistributor.conserving or error <= CREDIT_SUM_TOLERANCE:
+        return None
+    return f"{redistributor!r} declares conserving, but its token scores miss the score by up to {error:.2e} (relative)"
+
+
+def conservation_error(token_scores: Float[Tensor, "batch response"], rollout: Rollout) -> float:
+    """Largest |Σ_t token_score − score| / max(1, |score|) of the batch."""
+    missing = (token_scores.sum(1) - rollout.scores).abs()
+    return float((missing / rollout.scores.abs().clamp(min=1)).max())
+
+
+def report(problem: str | None, severity: Literal["error", "warn"]) -> None:
+    """Raise HealthError, or warn where the config says so; nothing where there is no problem."""
+    if problem is None:
+        return
+    if severity == "error":
+        raise HealthError(f"{problem}. (config.first_step_checks='warn' goes on regardless.)")
+    warnings.warn(problem, RuntimeWarning, stacklevel=2)
+
+
+def require_token_scores(token_scores: Tensor, rollout: Rollout, redistributor: Redistributor) -> None:
+    """Raise where a redistributor breaks its contract in a way no training should survive.
+
+    Raises:
+        HealthError: wrong shape, gradient attached, not finite, or not 0 on padding.
+    """
+    mask = rollout.sequences.response_mask
+    who = f"{redistributor!r} returned token scores"
+    if token_scores.shape != mask.shape:
+        raise HealthError(f"{who} of shape {tuple(token_scores.shape)}, not {tuple(mask.shape)}")
+    if token_scores.requires_grad:
+        raise HealthError(f"{who} with a gradient; detach them")
+    if not bool(torch.isfinite(token_scores).all()):
+        row = int((~torch.isfinite(token_scores)).any(1).nonzero()[0])
+        raise HealthError(f"{who} that are not finite, first in row {row}: {token_scores[row].tolist()}")
+    if bool((token_scores[~mask] != 0).any()):
+        row = int(((token_scores != 0) & ~mask).any(1).nonzero()[0])
+        raise HealthError(f"{who} on padding, first in row {row}: {token_scores[row].tolist()}")
+
+
+def check_needs(redistributor: Redistributor, policy: Policy, reward: RewardModel) -> None:
+    """Refuse, at construction, a redistributor whose evidence no model can give.
+
+    Raises:
+        TypeError: not a redistributor.
+        ValueError: a request that its source does not provide, with the reason where the source states one
+            (``why_not(request)``).
+    """
+    if not isinstance(redistributor, Redistributor):
+        raise TypeError(
+            f"redistributor must have needs, causal, conserving and be callable on a rollout, got {redistributor!r}"
+        )
+    for request in redistributor.needs:
+        source: Policy | RewardModel = reward if request.source == "reward" else policy
+        if not source.provides(request):
+            why = getattr(source, "why_not", _no_reason)(request)
+            raise ValueError(f"{redistributor!r} needs {request!r}, which {type(source).__name__} cannot give: {why}")
+
+
+def _no_reason(request: EvidenceRequest) -> str:
+    return "it does not measure such evidence"
+
+
+def check_gamma(redistributor: Redistributor, gamma: float) -> None:
+    """Refuse gamma ≠ 1 where it would change which responses are best.
+
+    Discounting credit that is conserved but lands before the last token breaks return equivalence; sparse with
+    gamma < 1 is an ordinary baseline. A method that knows its discount says so in ``gamma``.
+
+    Raises:
+        ValueError: such a combination, or a method made for another gamma.
+    """
+    own = getattr(redistributor, "gamma", gamma)
+    if own != gamma:
+        raise ValueError(f"{redistributor!r} is exact at gamma {own}, the config's gamma is {gamma}; make them equal")
+    if gamma != 1 and redistributor.conserving and not hasattr(redistributor, "gamma") and _lands_early(redistributor):
+        raise ValueError(
+            f"{redistributor!r} conserves the score but places it before the last token: with gamma {gamma} that "
+            "changes which response is best. Use gamma 1 (and lower lam instead), or sparse"
+        )
+
+
+def _lands_early(redistributor: Redistributor) -> bool:
+    """Whether a three-token response with equal evidence everywhere earns anything before its last token."""
+    ids, tokens, mask = torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool)
+    length = torch.tensor([3])
+    sequences = Sequences(
+        prompt_ids=ids,
+        prompt_mask=mask,
+        response_ids=ids,
+        response_mask=mask,
+        min_lengths=length,
+        max_lengths=length,
+        finished=torch.tensor([True]),
+    )
+    probe = Rollout(
+        sequences=sequences,
+        logprobs=tokens,
+        ref_logprobs=tokens,
+        values=tokens,
+        kl=tokens,
+        raw_scores=torch.ones(1),
+        scores=torch.ones(1),
+        score_scale=1.0,
+        evidence={request: torch.ones(1, 3) for request in redistributor.needs},
+    )
+    return bool((redistributor(probe)[:, :-1] != 0).any())

@@ -1,0 +1,79 @@
+"""KL between policy and reference: per-token estimators and the controllers of the penalty's coefficient."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MAX_RELATIVE_ERROR = 0.2
+
+ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "k1": lambda log_ratio: log_ratio,
+    "abs": torch.abs,
+    "k2": lambda log_ratio: 0.5 * log_ratio.square(),
+    "k3": lambda log_ratio: torch.expm1(-log_ratio) + log_ratio,
+}
+
+
+def kl_estimate(
+    logprobs: Float[Tensor, "batch response"], ref_logprobs: Float[Tensor, "batch response"], kind: str
+) -> Float[Tensor, "batch response"]:
+    """Estimate KL(policy || reference) in nats from the sampled token, with x = log π − log π_ref.
+
+    "k1": x, unbiased; "abs": |x|; "k2": x²/2, low variance; "k3": exp(−x) − 1 + x, unbiased and never negative.
+    Source: Schulman 2020, "Approximating KL divergence"; "abs" as in TRL 0.7.4. "full", the exact sum over the
+    vocabulary, cannot be had from two numbers: it is measured in the log-probability pass (``evidence.FullKL``).
+
+    Raises:
+        ValueError: an unknown kind, "full" included.
+    """
+    if kind not in ESTIMATORS:
+        raise ValueError(
+            f"kl_estimate: no estimator {kind!r} from sampled log-probabilities; one of {', '.join(ESTIMATORS)}"
+        )
+    return ESTIMATORS[kind](logprobs - ref_logprobs)
+
+
+@runtime_checkable
+class KLController(Protocol):
+    """Owner of the penalty's coefficient (score units per nat)."""
+
+    coef: float
+
+    def update(self, mean_response_kl: float, n_responses: int) -> None:
+        """Told once per step, after the update: k1 summed over a response (nats), batch mean; and how many."""
+        ...
+
+
+@dataclass
+class FixedKL:
+    """A coefficient that never moves."""
+
+    coef: float
+
+    def update(self, mean_response_kl: float, n_responses: int) -> None:
+        """Nothing to do."""
+
+
+@dataclass
+class AdaptiveKL:
+    """Proportional controller of Ziegler et al. 2019, section 2.2, as in TRL 0.7.4.
+
+    ``target``: k1 in nats summed over a response, mean over the batch. ``horizon``: in responses.
+    """
+
+    init_coef: float
+    target: float
+    horizon: float
+
+    def __post_init__(self) -> None:
+        self.coef = self.init_coef
+
+    def update(self, mean_response_kl: float, n_responses: int) -> None:
+        """coef ← coef · (1 + clip(kl / target − 1, ±0.2) · n_responses / horizon); once per step, after the update."""
+        error = mean_response_kl / self.target - 1
+        clipped = min(max(error, -MAX_RELATIVE_ERROR), MAX_RELATIVE_ERROR)
+        self.coef *= 1 + clipped * n_responses / self.horizon

@@ -1,0 +1,83 @@
+"""Where a run's figures go: JSON lines always, TensorBoard and Weights & Biases as extras."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """Receives the metrics of every step."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of one step."""
+        ...
+
+    def close(self) -> None:
+        """Called once, after the last step."""
+        ...
+
+
+class JSONLines:
+    """Appends one JSON object per record; refuses a file that exists, so nothing is ever mixed up or overwritten."""
+
+    def __init__(self, path: Path) -> None:
+        if path.exists():
+            raise FileExistsError(f"{path} exists; choose another folder, or move that file away")
+        self._file = path.open("w", encoding="utf-8")
+
+    def write(self, record: Mapping[str, object]) -> None:
+        """One line, flushed, so that a killed run keeps what it had. Raises ValueError on NaN: JSON has none."""
+        self._file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The metrics of one step; a value that is not finite is written as its name, for example "nan"."""
+        finite = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+        self.write({"step": step, **finite})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """Writes scalars for TensorBoard; needs ``pip install dense-rlhf[tensorboard]``."""
+
+    def __init__(self, folder: str) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError("TensorBoard logging needs: pip install 'dense-rlhf[tensorboard]'") from error
+        self._writer = SummaryWriter(folder)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One scalar per metric."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """Logs to a Weights & Biases run; needs ``pip install dense-rlhf[wandb]``. This is the only logger that uses the
+    network."""
+
+    def __init__(self, project: str, name: str | None = None) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError("Weights & Biases logging needs: pip install 'dense-rlhf[wandb]'") from error
+        self._run = wandb.init(project=project, name=name)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """All metrics of the step at once."""
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()

@@ -1,0 +1,68 @@
+"""PPO's two losses. Means over their mask; the update weights a micro-batch by its share of the minibatch's tokens."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rlhf_core.masking import masked_mean
+
+Loss = tuple[Float[Tensor, ""], dict[str, Tensor]]
+
+
+def policy_loss(
+    new_logprobs: Float[Tensor, "batch response"],
+    logprobs: Float[Tensor, "batch response"],
+    advantages: Float[Tensor, "batch response"],
+    mask: Bool[Tensor, "batch response"],
+    *,
+    clip_range: float,
+) -> Loss:
+    """Clipped surrogate: masked mean of max(−A · ratio, −A · clip(ratio, 1 ± clip_range)), ratio = exp(new − old).
+
+    Source: Schulman et al. 2017, "Proximal policy optimization algorithms", eq. 7, as a loss to minimise.
+    Stats (means over tokens, detached): ``clip_fraction``, where the clipped term decides; ``approx_kl``,
+    ½(new − old)²; ``logprob_drop``, old − new (nats); ``ratio``; ``log_ratio``, |new − old| (nats); and the largest
+    ratio and |log ratio| of a token, ``ratio_max`` and ``log_ratio_max``.
+    """
+    log_ratio = torch.where(mask, new_logprobs - logprobs, 0)
+    ratio = log_ratio.exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    loss = masked_mean(torch.maximum(unclipped, clipped), mask)
+    with torch.no_grad():
+        stats = {
+            "clip_fraction": masked_mean((clipped > unclipped).to(ratio.dtype), mask),
+            "approx_kl": masked_mean(0.5 * log_ratio.square(), mask),
+            "logprob_drop": masked_mean(-log_ratio, mask),
+            "ratio": masked_mean(ratio, mask),
+            "log_ratio": masked_mean(log_ratio.abs(), mask),
+            "ratio_max": ratio.max(),
+            "log_ratio_max": log_ratio.abs().max(),
+        }
+    return loss, stats
+
+
+def value_loss(
+    new_values: Float[Tensor, "batch response"],
+    values: Float[Tensor, "batch response"],
+    returns: Float[Tensor, "batch response"],
+    mask: Bool[Tensor, "batch response"],
+    *,
+    clip_range: float,
+) -> Loss:
+    """0.5 · masked mean of max((V − R)², (clip(V, V_old ± clip_range) − R)²), in squared score units.
+
+    Source: OpenAI baselines' PPO2, kept by lm-human-preferences and TRL 0.7.4.
+    Stats (detached): ``value_clip_fraction``, the share of tokens where the clipped term decides; ``response_loss``,
+    the same loss averaged within each response first, then over responses (the paper's quantity).
+    """
+    clipped = values + (new_values - values).clamp(-clip_range, clip_range)
+    plain_error, clipped_error = (new_values - returns).square(), (clipped - returns).square()
+    token_loss = 0.5 * torch.maximum(plain_error, clipped_error)
+    with torch.no_grad():
+        per_response = torch.where(mask, token_loss, 0).sum(1) / mask.sum(1)
+        stats = {
+            "value_clip_fraction": masked_mean((clipped_error > plain_error).to(token_loss.dtype), mask),
+            "response_loss": per_response.mean(),
+        }
+    return masked_mean(token_loss, mask), stats

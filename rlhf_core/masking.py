@@ -1,0 +1,57 @@
+"""Statistics over the tokens a mask selects. No flags: one function, one meaning.
+
+Masked slots go through ``torch.where``, never through a product: NaN x 0 is NaN.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rlhf_core.distributed import global_sum
+
+WHITENING_EPSILON = 1e-8
+
+
+def masked_mean(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, ""]:
+    """Mean of ``x`` where ``mask``, over this process's tokens; raises ValueError where nothing is selected."""
+    if not bool(mask.any()):
+        raise ValueError(f"masked_mean: the mask of shape {tuple(mask.shape)} selects nothing")
+    return torch.where(mask, x, 0).sum() / mask.sum()
+
+
+def masked_var(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, ""]:
+    """Unbiased variance (ddof 1) of ``x`` where ``mask``, over all processes; 0 for one element, which has no spread.
+
+    Raises:
+        ValueError: nothing is selected.
+    """
+    _, variance = _moments(x, mask)
+    return variance
+
+
+def masked_whiten(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """(x − mean) · rsqrt(var + 1e-8) where ``mask``, 0 elsewhere; moments are over all processes.
+
+    Defined for one element and for equal elements (all 0). The epsilon is TRL 0.7.4's, so that settings carry over.
+
+    Raises:
+        ValueError: nothing is selected.
+    """
+    mean, variance = _moments(x, mask)
+    return torch.where(mask, (x - mean) * torch.rsqrt(variance + WHITENING_EPSILON), 0)
+
+
+def last_token(mask: Bool[Tensor, "batch response"]) -> Bool[Tensor, "batch response"]:
+    """True on the last selected token of each (right-padded) row."""
+    following = torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    return mask & ~following
+
+
+def _moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance over the selected elements of all processes."""
+    count = global_sum(mask.sum())
+    if int(count) == 0:
+        raise ValueError(f"masked_var, masked_whiten: the mask of shape {tuple(mask.shape)} selects nothing")
+    mean = global_sum(torch.where(mask, x, 0).sum()) / count
+    squares = global_sum(torch.where(mask, x - mean, 0).square().sum())
+    return mean, squares / (count - 1).clamp(min=1)

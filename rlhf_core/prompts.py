@@ -1,0 +1,35 @@
+"""Prompts on their way into a run: encoded, checked all at once, shuffled."""
+
+from collections.abc import Sequence
+
+from rlhf_core.config import PPOConfig
+from rlhf_core.streams import stream
+from rlhf_core.types import Policy
+
+
+def encoded(policy: Policy, prompts: Sequence[str] | Sequence[Sequence[int]], config: PPOConfig) -> list[list[int]]:
+    """Token ids of the prompts, each checked to leave room for the longest response.
+
+    Raises:
+        ValueError: no prompts, or prompts the policy refuses (all of them are listed).
+    """
+    if not len(prompts):
+        raise ValueError("no prompts were given")
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    given_ids = [list(prompt) for prompt in prompts if not isinstance(prompt, str)]
+    if texts and given_ids:
+        raise ValueError(f"prompts must be all texts or all token ids, got {len(texts)} texts and {len(given_ids)} ids")
+    ids = policy.encode(texts) if texts else given_ids
+    policy.validate(ids, config.max_length[1])
+    return ids
+
+
+def shuffled_batch(ids: list[list[int]], config: PPOConfig, step: int) -> list[list[int]]:
+    """The prompts of a step: without replacement within an epoch, in an order fixed by the seed and the epoch."""
+    first = step * config.rollout_batch_size
+    return [_shuffled(ids, config.seed, first + row) for row in range(config.rollout_batch_size)]
+
+
+def _shuffled(ids: list[list[int]], seed: int, index: int) -> list[int]:
+    epoch, place = divmod(index, len(ids))
+    return ids[stream(seed, "prompts", epoch).permutation(len(ids))[place]]

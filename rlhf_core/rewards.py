@@ -1,0 +1,116 @@
+"""From a score to per-token rewards: plain callables as reward models, score normalisation, the KL penalty."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhf_core.config import ScoreConfig
+from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.types import Policy, RewardModel, Scored, Sequences
+
+TextScorer = Callable[[list[str], list[str]], Sequence[float]]
+IdScorer = Callable[[list[list[int]], list[list[int]]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class TokenReward:
+    """A callable on token ids, ``fn(prompts, responses) -> scores``, as a reward model. It can show no evidence."""
+
+    fn: IdScorer
+
+    def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
+        """One score per response; raises ValueError where the callable returns another number of them."""
+        scores = self.fn(sequences.prompts(), sequences.responses())
+        return _scored(scores, sequences, self.fn)
+
+    def provides(self, request: EvidenceRequest) -> bool:
+        """Never: a callable returns a number and nothing else."""
+        return False
+
+
+@dataclass(frozen=True)
+class TextReward:
+    """A callable on texts, ``fn(prompts, responses) -> scores``, as a reward model. It can show no evidence."""
+
+    fn: TextScorer
+    decode: Callable[[Sequence[Sequence[int]]], list[str]]
+
+    def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
+        """One score per response; raises ValueError where the callable returns another number of them."""
+        scores = self.fn(self.decode(sequences.prompts()), self.decode(sequences.responses()))
+        return _scored(scores, sequences, self.fn)
+
+    def provides(self, request: EvidenceRequest) -> bool:
+        """Never: a callable returns a number and nothing else."""
+        return False
+
+
+def as_reward_model(reward: RewardModel | TextScorer, policy: Policy) -> RewardModel:
+    """A reward model as it is; a plain callable wrapped so that it is given texts.
+
+    Raises:
+        TypeError: neither.
+    """
+    if isinstance(reward, RewardModel):
+        return reward
+    if callable(reward):
+        return TextReward(reward, policy.decode)
+    raise TypeError(
+        f"reward must be a reward model (score, provides) or a callable on (prompts, responses), got {reward!r}"
+    )
+
+
+def _scored(scores: Sequence[float], sequences: Sequences, fn: object) -> Scored:
+    values = torch.as_tensor(scores, dtype=torch.float32, device=sequences.response_ids.device)
+    if values.shape != (len(sequences),):
+        raise ValueError(f"reward {fn!r} returned scores of shape {tuple(values.shape)} for {len(sequences)} responses")
+    return Scored(scores=values, evidence={})
+
+
+@dataclass(frozen=True)
+class ScoreMoments:
+    """Running count, mean and sum of squared deviations of all raw scores of a run (Welford 1962)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def including(self, scores: Float[Tensor, " batch"]) -> "ScoreMoments":
+        """The moments with one more batch (Chan, Golub and LeVeque 1979)."""
+        values = scores.double()
+        n, mean = len(values), float(values.mean())
+        count, delta = self.count + n, mean - self.mean
+        squares = self.squares + float((values - mean).square().sum()) + delta**2 * self.count * n / count
+        return ScoreMoments(count, self.mean + delta * n / count, squares)
+
+    @property
+    def std(self) -> float:
+        """Unbiased standard deviation; 0 for fewer than two scores."""
+        return float((self.squares / max(self.count - 1, 1)) ** 0.5)
+
+
+def normalise_scores(
+    raw_scores: Float[Tensor, " batch"], moments: ScoreMoments, config: ScoreConfig
+) -> tuple[Float[Tensor, " batch"], float]:
+    """Centre, scale and clip the scalar scores; also the factor that scaled them.
+
+    Done before redistribution, because clipping single tokens would break the sum. Scores that have had no spread so
+    far are not scaled.
+    """
+    centre = {"none": 0.0, "running_mean": moments.mean}[config.centring]
+    spread = {"none": 1.0, "running_std": moments.std}[config.scaling]
+    scale = 1 / spread if spread > 0 else 1.0
+    scores = (raw_scores - centre) * scale
+    if config.clip is not None:
+        scores = scores.clamp(-config.clip, config.clip)
+    return scores, scale
+
+
+def penalised(
+    token_scores: Float[Tensor, "batch response"], kl: Float[Tensor, "batch response"], kl_coef: float
+) -> Float[Tensor, "batch response"]:
+    """token_scores − kl_coef · kl: the rewards GAE sees (paper, eq. 4). The penalty is never redistributed."""
+    return token_scores - kl_coef * kl

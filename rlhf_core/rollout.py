@@ -1,0 +1,119 @@
+"""Collecting a rollout: sample, evaluate, compare with the reference, score. No gradient, no update."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhf_core.batching import micro_batches
+from rlhf_core.config import PPOConfig
+from rlhf_core.evidence import EvidenceRequest, FullKL
+from rlhf_core.health import require_finite
+from rlhf_core.kl import kl_estimate
+from rlhf_core.rewards import ScoreMoments, normalise_scores
+from rlhf_core.streams import Stream, stream, uniforms
+from rlhf_core.types import Evaluation, Limits, Policy, RewardModel, Rollout, Sequences
+
+Prompts = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Which random numbers a rollout uses; equal draws of one seed give equal limits and uniforms."""
+
+    seed: int
+    name: Stream
+    step: int
+
+
+@torch.no_grad()
+def sample(policy: Policy, prompts: Prompts, config: PPOConfig, draw: Draw) -> Sequences:
+    """One response per prompt, with limits and uniforms from the named streams."""
+    limits = _limits(config, len(prompts), draw)
+    uniform = uniforms(draw.seed, draw.name, draw.step, len(prompts), int(limits.max_lengths.max()))
+    return policy.sample(prompts, limits, uniform)
+
+
+@torch.no_grad()
+def measure(
+    policy: Policy,
+    reward: RewardModel,
+    sequences: Sequences,
+    needs: frozenset[EvidenceRequest],
+    *,
+    config: PPOConfig,
+    moments: ScoreMoments,
+) -> Rollout:
+    """Everything the later stages need to know about ``sequences``.
+
+    Raises:
+        FloatingPointError: a log-probability, value, KL or score is not finite; names the row.
+    """
+    of_policy = frozenset(request for request in needs if request.source != "reward")
+    asked = of_policy | ({FullKL()} if config.kl.kind == "full" else frozenset())
+    evaluation = _evaluate(policy, sequences, asked, config.micro_batch_tokens)
+    ref_logprobs = _reference_logprobs(policy, sequences, config.micro_batch_tokens)
+    if config.kl.kind == "full":
+        kl = evaluation.evidence[FullKL()]
+    else:
+        kl = kl_estimate(evaluation.logprobs, ref_logprobs, config.kl.kind)
+    scored = reward.score(sequences, needs - of_policy)
+    raw_scores = scored.scores.to(kl.device, torch.float32)
+    for name, values in (
+        ("logprobs", evaluation.logprobs),
+        ("ref_logprobs", ref_logprobs),
+        ("values", evaluation.values),
+        ("kl", kl),
+        ("raw_scores", raw_scores),
+    ):
+        require_finite(name, values, policy, sequences)
+    scores, scale = normalise_scores(raw_scores, moments.including(raw_scores), config.score)
+    evidence = {request: evaluation.evidence[request] for request in of_policy}
+    evidence |= {request: scored.evidence[request].to(kl.device) for request in needs - of_policy}
+    return Rollout(
+        sequences=sequences,
+        logprobs=evaluation.logprobs,
+        ref_logprobs=ref_logprobs,
+        values=evaluation.values,
+        kl=kl,
+        raw_scores=raw_scores,
+        scores=scores,
+        score_scale=scale,
+        evidence=evidence,
+    )
+
+
+def _limits(config: PPOConfig, rows: int, draw: Draw) -> Limits:
+    low, high = config.max_length
+    name: Stream = "lengths" if draw.name == "sampling" else draw.name
+    generator = stream(draw.seed, name, draw.step)
+    longest = torch.from_numpy(generator.integers(low, high + 1, size=rows))
+    return Limits(min_lengths=torch.full((rows,), config.min_length), max_lengths=longest)
+
+
+def _evaluate(policy: Policy, sequences: Sequences, needs: frozenset[EvidenceRequest], token_budget: int) -> Evaluation:
+    mask = sequences.response_mask
+    logprobs, values, entropy = (torch.zeros(mask.shape, device=mask.device) for _ in range(3))
+    evidence = {request: torch.zeros(mask.shape, device=mask.device) for request in needs}
+    for rows in micro_batches(sequences, token_budget):
+        part = policy.evaluate(sequences.select(rows), needs)
+        _put(logprobs, rows, part.logprobs)
+        _put(values, rows, part.values)
+        _put(entropy, rows, part.entropy)
+        for request, whole in evidence.items():
+            _put(whole, rows, part.evidence[request])
+    return Evaluation(logprobs=logprobs, values=values, entropy=entropy, evidence=evidence)
+
+
+def _reference_logprobs(policy: Policy, sequences: Sequences, token_budget: int) -> Float[Tensor, "batch response"]:
+    mask = sequences.response_mask
+    logprobs = torch.zeros(mask.shape, device=mask.device)
+    for rows in micro_batches(sequences, token_budget):
+        _put(logprobs, rows, policy.reference_logprobs(sequences.select(rows)))
+    return logprobs
+
+
+def _put(whole: Tensor, rows: Tensor, part: Tensor) -> None:
+    whole[rows, : part.shape[1]] = part.to(whole.dtype)

@@ -1,0 +1,25 @@
+"""Named random streams from one seed.
+
+A stream is a fresh generator keyed by (seed, name, indices): no stream's use disturbs another, two methods with one
+seed meet the same prompts, lengths and uniforms, and a resumed run needs no generator state, only its step.
+"""
+
+from typing import Literal
+from zlib import crc32
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Stream = Literal["prompts", "lengths", "sampling", "minibatches", "evaluation"]
+
+
+def stream(seed: int, name: Stream, *indices: int) -> np.random.Generator:
+    """The generator of stream ``name`` at the given indices (step, epoch, row ...)."""
+    return np.random.default_rng(np.random.SeedSequence([seed, crc32(name.encode()), *indices]))
+
+
+def uniforms(seed: int, name: Stream, step: int, rows: int, positions: int) -> Float[Tensor, "row position"]:
+    """Float64 uniforms in [0, 1), fixed by (seed, step, row, position): a longer limit only appends columns."""
+    return torch.stack([torch.from_numpy(stream(seed, name, step, row).random(positions)) for row in range(rows)])

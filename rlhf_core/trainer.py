@@ -1,0 +1,267 @@
+"""The flow on one screen: collect, redistribute, penalise, estimate returns, update."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from rlhf_core.buffer import RolloutBuffer
+from rlhf_core.checkpoint import save_checkpoint
+from rlhf_core.config import PPOConfig
+from rlhf_core.health import (
+    check_credit,
+    check_gamma,
+    check_log_ratio,
+    check_needs,
+    check_reference,
+    report,
+    require_token_scores,
+)
+from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
+from rlhf_core.logging import JSONLines, Logger
+from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, rollout_metrics
+from rlhf_core.optimization import make_optimizer, make_schedule
+from rlhf_core.prompts import encoded, shuffled_batch
+from rlhf_core.returns import generalized_advantages
+from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model, penalised
+from rlhf_core.rollout import Draw, measure, sample
+from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
+from rlhf_core.update import ppo_update
+
+Prompts = Sequence[str] | Sequence[Sequence[int]]
+SAMPLE_TEXTS = 4
+
+
+class PPOTrainer:
+    """PPO with pluggable credit assignment.
+
+    ``step`` is the whole algorithm; each stage is public, so that one can be called, replaced or studied alone. The
+    reward is a reward model, or any callable on (prompts, responses) as texts; ``TokenReward(fn)`` gets token ids.
+
+    Raises:
+        TypeError: ``redistributor`` or ``reward`` is something else.
+        ValueError: the redistributor needs evidence that the models cannot give, or cannot be discounted by gamma.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        reward: RewardModel | TextScorer,
+        redistributor: Redistributor,
+        config: PPOConfig,
+        loggers: Sequence[Logger] = (),
+    ) -> None:
+        self.policy = policy
+        self.reward = as_reward_model(reward, policy)
+        self.redistributor = redistributor
+        self.config = config
+        self.loggers = tuple(loggers)
+        check_needs(redistributor, policy, self.reward)
+        check_gamma(redistributor, config.gamma)
+        policy.temperature = config.temperature
+        self.optimizer = make_optimizer(policy.parameters(), config)
+        self.schedule = make_schedule(self.optimizer, config)
+        self.kl_controller = _kl_controller(config)
+        self.score_moments = ScoreMoments()
+        self.steps_done = 0
+
+    def step(self, prompts: Prompts) -> dict[str, float]:
+        """One PPO step on the given prompts; the metrics of README's glossary. Writes nothing to disk.
+
+        Raises:
+            HealthError: numbers that no honest run produces (first step, unless the config asks for warnings).
+            FloatingPointError: a score, log-probability, value, loss or gradient is not finite.
+        """
+        started = time.perf_counter()
+        rollout = self.collect(prompts)
+        token_scores = self.redistribute(rollout)
+        experience = self.estimate_returns(rollout, token_scores)
+        figures = self.measure(rollout, token_scores, experience)
+        figures |= self.update(experience)
+        self.conclude(rollout)
+        seconds = time.perf_counter() - started
+        within = figures.get("return_variance_within_position", 0.0)
+        if within > 0 and "value_loss" in figures:
+            figures["value_loss_normalised"] = figures["value_loss"] / within
+        tokens = float(rollout.sequences.response_mask.sum())
+        return figures | {"seconds": seconds, "tokens_per_second": tokens / seconds}
+
+    def collect(self, prompts: Prompts) -> Rollout:
+        """Sample a response per prompt and measure it; the draw is fixed by (seed, steps done), so it can be
+        repeated. Checks, on the first step, that the policy is its reference."""
+        ids = encoded(self.policy, prompts, self.config)
+        draw = Draw(seed=self.config.seed, name="sampling", step=self.steps_done)
+        rollout = self._measured(ids, draw, self.redistributor)
+        if self.steps_done == 0:
+            report(check_reference(rollout, self.policy.compute_dtype), self.config.first_step_checks)
+        return rollout
+
+    def redistribute(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
+        """The redistributor's token scores, checked against its contract."""
+        token_scores = self.redistributor(rollout)
+        require_token_scores(token_scores, rollout, self.redistributor)
+        if self.steps_done == 0:
+            report(check_credit(token_scores, rollout, self.redistributor), self.config.first_step_checks)
+        return token_scores
+
+    def estimate_returns(self, rollout: Rollout, token_scores: Float[Tensor, "batch response"]) -> Experience:
+        """Subtract the KL penalty; advantages by GAE; returns are advantages plus values."""
+        rewards = penalised(token_scores, rollout.kl, self.kl_controller.coef)
+        mask = rollout.sequences.response_mask
+        advantages = generalized_advantages(rewards, rollout.values, mask, gamma=self.config.gamma, lam=self.config.lam)
+        return Experience(
+            sequences=rollout.sequences,
+            logprobs=rollout.logprobs,
+            values=rollout.values,
+            advantages=advantages,
+            returns=advantages + rollout.values,
+        )
+
+    def update(self, experience: Experience) -> dict[str, float]:
+        """Epochs of clipped PPO on the experience, then one step of the learning-rate schedule."""
+        buffer = RolloutBuffer()
+        buffer.add(experience)
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        figures = ppo_update(
+            self.policy, self.optimizer, buffer, self.config, step=self.steps_done, check_first=self._check_first
+        )
+        self.schedule.step()
+        return figures | {"learning_rate": float(learning_rate)}
+
+    def conclude(self, rollout: Rollout) -> None:
+        """What follows an update: KL controller, running score moments, a redistributor that learns, the step count."""
+        self.kl_controller.update(mean_response_kl(rollout), len(rollout.sequences))
+        self.score_moments = self.score_moments.including(rollout.raw_scores)
+        if isinstance(self.redistributor, Learns):
+            self.redistributor.observe(rollout)
+        self.steps_done += 1
+
+    def measure(
+        self, rollout: Rollout, token_scores: Float[Tensor, "batch response"], experience: Experience
+    ) -> dict[str, float]:
+        """The figures of a rollout before its update, the redistributor's own among them."""
+        figures = {"kl_coef": self.kl_controller.coef}
+        figures |= rollout_metrics(rollout) | credit_metrics(token_scores, rollout) | critic_metrics(experience)
+        if isinstance(self.redistributor, ReportsMetrics):
+            figures |= self.redistributor.metrics(rollout)
+        return figures
+
+    def evaluate(self, prompts: Prompts) -> dict[str, float]:
+        """Score, k1 (nats summed over a response) and length on held-out prompts, sampled with uniforms that are the
+        same at every call, so that evaluations differ by the policy alone."""
+        return _evaluation_figures(self._evaluation_rollout(prompts))
+
+    def fit(
+        self,
+        prompts: Prompts,
+        steps: int,
+        *,
+        out: str | Path,
+        eval_prompts: Prompts = (),
+        eval_every: int = 10,
+        save_every: int = 0,
+    ) -> None:
+        """Take ``steps`` steps over shuffled ``prompts``; write everything under the new folder ``out``.
+
+        ``metrics.jsonl``: one object per step. ``samples.jsonl``: the responses to the first held-out prompts (of
+        ``prompts`` where there are none) before the first step, every ``eval_every`` steps and at the end.
+        ``checkpoint-N``: the policy after N steps, at the end and every ``save_every`` steps (0: at the end only).
+
+        Raises:
+            FileExistsError: ``out`` exists and is not empty.
+            ValueError: prompts that cannot be used, all listed, before anything is generated; or no steps.
+        """
+        if steps < 1 or eval_every < 1 or save_every < 0:
+            raise ValueError(f"fit: steps {steps} and eval_every {eval_every} must be 1 or more, save_every 0 or more")
+        ids = encoded(self.policy, prompts, self.config)
+        held_out = encoded(self.policy, eval_prompts, self.config) if len(eval_prompts) else []
+        folder = _new_folder(Path(out))
+        metrics, samples = JSONLines(folder / "metrics.jsonl"), JSONLines(folder / "samples.jsonl")
+        loggers: tuple[Logger, ...] = (metrics, *self.loggers)
+        shown = held_out or ids[:SAMPLE_TEXTS]
+        last = self.steps_done + steps
+        try:
+            self._write_samples(samples, self._evaluation_rollout(shown))
+            with tqdm(total=steps, desc=type(self.redistributor).__name__, unit="step", dynamic_ncols=True) as bar:
+                while self.steps_done < last:
+                    batch = shuffled_batch(ids, self.config, self.steps_done)
+                    figures = self.step(batch)
+                    if self.steps_done % eval_every == 0 or self.steps_done == last:
+                        rollout = self._evaluation_rollout(shown)
+                        self._write_samples(samples, rollout)
+                        if held_out:
+                            figures |= {f"eval_{k}": v for k, v in _evaluation_figures(rollout).items()}
+                    for logger in loggers:
+                        logger.log(self.steps_done, figures)
+                    bar.set_postfix(_postfix(figures))
+                    bar.update()
+                    if self.steps_done == last or (save_every and self.steps_done % save_every == 0):
+                        save_checkpoint(folder / f"checkpoint-{self.steps_done}", self.policy, self.state())
+        finally:
+            samples.close()
+            for logger in loggers:
+                logger.close()
+
+    def state(self) -> dict[str, object]:
+        """What the trainer itself has learned, as JSON: step count, KL coefficient, score moments; and its config."""
+        return {
+            "steps_done": self.steps_done,
+            "kl_coef": self.kl_controller.coef,
+            "score_moments": asdict(self.score_moments),
+            "redistributor": repr(self.redistributor),
+            "config": asdict(self.config),
+        }
+
+    def _measured(self, ids: list[list[int]], draw: Draw, redistributor: Redistributor | None) -> Rollout:
+        sequences = sample(self.policy, ids, self.config, draw)
+        needs = redistributor.needs if redistributor is not None else frozenset()
+        return measure(self.policy, self.reward, sequences, needs, config=self.config, moments=self.score_moments)
+
+    def _evaluation_rollout(self, prompts: Prompts) -> Rollout:
+        ids = encoded(self.policy, prompts, self.config)
+        return self._measured(ids, Draw(seed=self.config.seed, name="evaluation", step=0), None)
+
+    def _check_first(self, largest: float, mean: float) -> None:
+        if self.steps_done == 0:
+            report(check_log_ratio(largest, mean, self.policy.compute_dtype), self.config.first_step_checks)
+
+    def _write_samples(self, samples: JSONLines, rollout: Rollout) -> None:
+        prompts = self.policy.decode(rollout.sequences.prompts()[:SAMPLE_TEXTS])
+        responses = self.policy.decode(rollout.sequences.responses()[:SAMPLE_TEXTS])
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            samples.write(
+                {
+                    "step": self.steps_done,
+                    "prompt": prompt,
+                    "response": response,
+                    "score": float(rollout.raw_scores[row]),
+                    "length": int(rollout.sequences.response_lengths[row]),
+                    "finished": bool(rollout.sequences.finished[row]),
+                }
+            )
+
+
+def _kl_controller(config: PPOConfig) -> KLController:
+    kl = config.kl
+    return AdaptiveKL(kl.init_coef, kl.target, kl.horizon) if kl.adaptive else FixedKL(kl.init_coef)
+
+
+def _evaluation_figures(rollout: Rollout) -> dict[str, float]:
+    figures = rollout_metrics(rollout)
+    return {name: figures[name] for name in ("score", "kl", "length")}
+
+
+def _postfix(figures: dict[str, float]) -> dict[str, str]:
+    shown = {"reward": "score", "KL": "kl", "value loss": "value_loss", "tok/s": "tokens_per_second"}
+    return {label: f"{figures[name]:.3g}" for label, name in shown.items() if name in figures}
+
+
+def _new_folder(folder: Path) -> Path:
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"fit: the folder {folder} is not empty; give a new one, nothing is overwritten")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,259 @@
+"""The values that travel between the stages: frozen, complete when built, one mask.
+
+Every ``(batch, response)`` tensor is 0 where ``response_mask`` is False.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rlhf_core.evidence import EvidenceRequest
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sequences:
+    """Prompts and the responses generated for them, as token ids.
+
+    Prompts are left-padded, responses right-padded; what stands on padding has no meaning.
+    ``response_mask`` is True on every generated token, EOS included, and is the only mask of the engine.
+    ``min_lengths`` and ``max_lengths`` are in tokens, EOS counted: EOS was banned on the first ``min_lengths``
+    tokens, and generation was cut after ``max_lengths``. ``finished`` is False where it was cut.
+
+    Raises:
+        ValueError: a mask with holes, padding on the wrong side, an empty prompt or response, or impossible lengths.
+    """
+
+    prompt_ids: Int[Tensor, "batch prompt"]
+    prompt_mask: Bool[Tensor, "batch prompt"]
+    response_ids: Int[Tensor, "batch response"]
+    response_mask: Bool[Tensor, "batch response"]
+    min_lengths: Int[Tensor, " batch"]
+    max_lengths: Int[Tensor, " batch"]
+    finished: Bool[Tensor, " batch"]
+
+    def __post_init__(self) -> None:
+        _require_padding(self.prompt_mask.flip(1), "prompt_mask", "left-padded")
+        _require_padding(self.response_mask, "response_mask", "right-padded")
+        lengths = self.response_mask.sum(1)
+        wrong = (lengths > self.max_lengths) | (self.min_lengths > self.max_lengths)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"Sequences: row {row} has {int(lengths[row])} response tokens with "
+                f"min_lengths {int(self.min_lengths[row])} and max_lengths {int(self.max_lengths[row])}"
+            )
+
+    def __len__(self) -> int:
+        return self.prompt_ids.shape[0]
+
+    @property
+    def prompt_lengths(self) -> Int[Tensor, " batch"]:
+        """Prompt tokens of each row."""
+        return self.prompt_mask.sum(1)
+
+    @property
+    def response_lengths(self) -> Int[Tensor, " batch"]:
+        """Response tokens of each row, EOS included."""
+        return self.response_mask.sum(1)
+
+    def select(self, rows: Int[Tensor, " row"]) -> "Sequences":
+        """The given rows, without the columns that are padding in all of them."""
+        chosen = {field.name: getattr(self, field.name)[rows] for field in fields(self)}
+        prompt = int(chosen["prompt_mask"].sum(1).max())
+        response = int(chosen["response_mask"].sum(1).max())
+        for name in ("prompt_ids", "prompt_mask"):
+            chosen[name] = chosen[name][:, chosen[name].shape[1] - prompt :]
+        for name in ("response_ids", "response_mask"):
+            chosen[name] = chosen[name][:, :response]
+        return Sequences(**chosen)
+
+    def prompts(self) -> list[list[int]]:
+        """Prompt token ids, without padding."""
+        return _rows(self.prompt_ids, self.prompt_mask)
+
+    def responses(self) -> list[list[int]]:
+        """Response token ids, without padding."""
+        return _rows(self.response_ids, self.response_mask)
+
+    @staticmethod
+    def concatenate(parts: "Sequence[Sequences]") -> "Sequences":
+        """Stack batches of different widths, padding each to the widest."""
+        prompt = max(part.prompt_ids.shape[1] for part in parts)
+        response = max(part.response_ids.shape[1] for part in parts)
+        padded: dict[str, list[Tensor]] = {field.name: [] for field in fields(Sequences)}
+        for part in parts:
+            for name, values in padded.items():
+                tensor: Tensor = getattr(part, name)
+                if name.startswith("prompt"):
+                    tensor = torch.nn.functional.pad(tensor, (prompt - tensor.shape[1], 0))
+                elif name.startswith("response"):
+                    tensor = torch.nn.functional.pad(tensor, (0, response - tensor.shape[1]))
+                values.append(tensor)
+        return Sequences(**{name: torch.cat(values) for name, values in padded.items()})
+
+
+def _require_padding(mask: Tensor, name: str, wanted: str) -> None:
+    """``mask`` must be a run of True followed by False in every row, and never empty."""
+    holes = (mask[:, 1:] & ~mask[:, :-1]).any(1) | ~mask.any(1)
+    if bool(holes.any()):
+        row = int(holes.nonzero()[0])
+        raise ValueError(f"Sequences: row {row} of {name} is empty or not {wanted}: {mask[row].tolist()}")
+
+
+def _rows(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rollout:
+    """Everything that was measured on a batch of responses before any update.
+
+    Log-probabilities, values and ``kl`` (the configured estimator; nats) are per token; ``raw_scores`` are the
+    reward model's, ``scores`` the same after centring, scaling and clipping, and ``score_scale`` the factor that
+    turns a difference of raw scores into one of ``scores``, so that attributions in raw units can be converted.
+    ``evidence`` holds what the redistributor asked for and nothing else.
+    """
+
+    sequences: Sequences
+    logprobs: Float[Tensor, "batch response"]
+    ref_logprobs: Float[Tensor, "batch response"]
+    values: Float[Tensor, "batch response"]
+    kl: Float[Tensor, "batch response"]
+    raw_scores: Float[Tensor, " batch"]
+    scores: Float[Tensor, " batch"]
+    score_scale: float
+    evidence: Mapping[EvidenceRequest, Tensor]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Experience:
+    """What the update learns from. ``advantages`` are not whitened: the buffer does that once, over all it holds."""
+
+    sequences: Sequences
+    logprobs: Float[Tensor, "batch response"]
+    values: Float[Tensor, "batch response"]
+    advantages: Float[Tensor, "batch response"]
+    returns: Float[Tensor, "batch response"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluation:
+    """A policy's teacher-forced pass over responses: nats per token, 0 on padding, with gradient where enabled.
+
+    ``values`` are those of the state *before* each token; ``entropy`` is that of the distribution the token was
+    drawn from (tempered, EOS banned below the minimum length).
+    """
+
+    logprobs: Float[Tensor, "batch response"]
+    values: Float[Tensor, "batch response"]
+    entropy: Float[Tensor, "batch response"]
+    evidence: Mapping[EvidenceRequest, Tensor]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scored:
+    """A reward model's scores, one per response, and the evidence asked for, from the same forward pass."""
+
+    scores: Float[Tensor, " batch"]
+    evidence: Mapping[EvidenceRequest, Tensor]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Limits:
+    """Response lengths in tokens, EOS counted: EOS is banned on the first ``min_lengths`` tokens of a row, and a
+    response is cut after ``max_lengths``."""
+
+    min_lengths: Int[Tensor, " batch"]
+    max_lengths: Int[Tensor, " batch"]
+
+
+@runtime_checkable
+class Redistributor(Protocol):
+    """Spreads one score per response over its tokens: a pure function of a rollout that holds no model.
+
+    Calling it returns ``token_scores`` (batch, response): finite, 0 outside ``response_mask``, without gradient.
+    A row must not depend on the other rows, nor on how much padding it carries.
+
+    ``needs``: the evidence it reads from ``rollout.evidence``. ``conserving``: each row sums to ``rollout.scores``.
+    ``causal``: a token's score never changes when only later tokens do.
+
+    Optional: ``ReportsMetrics``; ``Learns``; a ``gamma`` member, for a method that is exact at one discount, which
+    must equal the config's.
+    """
+
+    @property
+    def needs(self) -> frozenset[EvidenceRequest]: ...
+    @property
+    def causal(self) -> bool: ...
+    @property
+    def conserving(self) -> bool: ...
+    def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]: ...
+
+
+@runtime_checkable
+class ReportsMetrics(Protocol):
+    """A redistributor with figures of its own, logged on every step."""
+
+    def metrics(self, rollout: Rollout) -> dict[str, float]: ...
+
+
+@runtime_checkable
+class Learns(Protocol):
+    """A redistributor that learns from rollouts; it sees one only after the update that used it."""
+
+    def observe(self, rollout: Rollout) -> None: ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A language model with a value head and a frozen reference.
+
+    One distribution serves everything: logits divided by ``temperature``, EOS banned on a row's first
+    ``min_lengths`` tokens. ``sample``, ``evaluate`` and ``reference_logprobs`` all use it.
+    """
+
+    temperature: float
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The precision activations are computed in; decides how large rounding noise may be."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
+    def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
+        """Raise ValueError, listing the rows, for a prompt that is empty, holds ids outside the vocabulary, or does
+        not leave room for ``max_length`` response tokens."""
+        ...
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Float[Tensor, "batch position"]
+    ) -> Sequences:
+        """Draw a response per prompt by inverse CDF: token t of row i is decided by ``uniforms[i, t]`` (float64)."""
+        ...
+
+    def evaluate(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Evaluation:
+        """Teacher-forced pass; the same function at rollout time and in the update."""
+        ...
+
+    def reference_logprobs(self, sequences: Sequences) -> Float[Tensor, "batch response"]: ...
+    def parameters(self) -> Iterable[torch.nn.Parameter]:
+        """The trainable ones."""
+        ...
+
+    def provides(self, request: EvidenceRequest) -> bool: ...
+    def save(self, folder: str) -> None:
+        """Write model (or adapter), value head and tokenizer into an existing empty folder, as safetensors and JSON."""
+        ...
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """Scores whole responses (any unit, higher is better) and measures evidence in the same forward pass."""
+
+    def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored: ...
+    def provides(self, request: EvidenceRequest) -> bool: ...

@@ -1,0 +1,144 @@
+"""The update: epochs of minibatches, each one optimizer step on a loss normalised by the minibatch's tokens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rlhf_core.batching import micro_batches
+from rlhf_core.buffer import Minibatch, RolloutBuffer
+from rlhf_core.config import PPOConfig
+from rlhf_core.distributed import global_sum
+from rlhf_core.losses import policy_loss, value_loss
+from rlhf_core.masking import masked_mean
+from rlhf_core.streams import stream
+from rlhf_core.types import Policy
+
+EARLY_STOP_FACTOR = 1.5
+FirstMinibatch = Callable[[float, float], None]
+
+
+@dataclass
+class UpdateStatistics:
+    """Sums over the minibatches of one update, and what they amount to."""
+
+    taken: list[dict[str, float]] = field(default_factory=list)
+    skipped: int = 0
+    stopped_early: bool = False
+    response_losses: list[float] = field(default_factory=list)
+    first: dict[str, float] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, float]:
+        """Metrics of the update. Means are over the tokens of all minibatches that were stepped on."""
+        tokens = sum(minibatch["tokens"] for minibatch in self.taken)
+        means = {
+            name: sum(minibatch[name] * minibatch["tokens"] for minibatch in self.taken) / tokens
+            for name in MEANS
+            if tokens
+        }
+        if self.taken:
+            means["ratio_max"] = max(minibatch["ratio_max"] for minibatch in self.taken)
+            means["gradient_norm"] = sum(minibatch["gradient_norm"] for minibatch in self.taken) / len(self.taken)
+        return {
+            **means,
+            "value_loss_paper": sum(self.response_losses) / len(self.response_losses),
+            "skipped_minibatches": float(self.skipped),
+            "stopped_early": float(self.stopped_early),
+            "first_log_ratio_max": self.first["log_ratio_max"],
+            "first_log_ratio_mean": self.first["log_ratio"],
+        }
+
+
+MEANS = ("policy_loss", "value_loss", "entropy", "clip_fraction", "value_clip_fraction", "approx_kl", "logprob_drop")
+
+
+def ppo_update(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    buffer: RolloutBuffer,
+    config: PPOConfig,
+    *,
+    step: int,
+    check_first: FirstMinibatch,
+) -> dict[str, float]:
+    """Run the epochs of one step; ``check_first(max, mean)`` is given the first minibatch's |log ratio|.
+
+    A minibatch whose token-mean ratio exceeds ``config.ratio_threshold`` is skipped without an optimizer step. With
+    ``target_kl`` the remaining epochs are dropped once mean(old − new logprob) passes 1.5 x it.
+
+    Raises:
+        FloatingPointError: a loss or gradient is not finite; raised before weights or optimizer state are touched.
+    """
+    statistics = UpdateStatistics()
+    for epoch in range(config.epochs):
+        generator = stream(config.seed, "minibatches", step, epoch)
+        for minibatch in buffer.minibatches(config.minibatch_size, generator):
+            optimizer.zero_grad(set_to_none=True)
+            measured = _accumulate(policy, minibatch, config)
+            if not statistics.first:
+                statistics.first = measured
+                check_first(measured["log_ratio_max"], measured["log_ratio"])
+            if config.target_kl is not None and measured["logprob_drop"] > EARLY_STOP_FACTOR * config.target_kl:
+                statistics.stopped_early = True
+                optimizer.zero_grad(set_to_none=True)
+                statistics.response_losses.append(measured["response_loss"])
+                return statistics.summary()
+            if measured["ratio"] > config.ratio_threshold:
+                statistics.skipped += 1
+                statistics.response_losses.append(0.0)
+                continue
+            measured["gradient_norm"] = _step(policy, optimizer, measured, config)
+            statistics.taken.append(measured)
+            statistics.response_losses.append(measured["response_loss"])
+    optimizer.zero_grad(set_to_none=True)
+    return statistics.summary()
+
+
+def _accumulate(policy: Policy, minibatch: Minibatch, config: PPOConfig) -> dict[str, float]:
+    """Add up the minibatch's gradient over micro-batches; the figures that belong to it."""
+    tokens = int(global_sum(minibatch.sequences.response_mask.sum()))
+    rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
+    totals: dict[str, float] = {}
+    largest = {"ratio_max": 0.0, "log_ratio_max": 0.0}
+    for rows in micro_batches(minibatch.sequences, config.micro_batch_tokens):
+        part = minibatch.select(rows)
+        loss, means = _loss(policy, part, config)
+        token_share = int(part.sequences.response_mask.sum()) / tokens
+        (loss * token_share).backward()  # type: ignore[no-untyped-call]
+        largest = {name: max(seen, float(means.pop(name))) for name, seen in largest.items()}
+        for name, mean in means.items():
+            share = len(part.sequences) / rows_in_all if name == "response_loss" else token_share
+            totals[name] = totals.get(name, 0.0) + float(mean) * share
+    return {**totals, **largest, "tokens": float(tokens)}
+
+
+def _loss(policy: Policy, part: Minibatch, config: PPOConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """policy loss + value_coef · value loss − entropy_coef · entropy, each a mean over the micro-batch's tokens."""
+    mask = part.sequences.response_mask
+    evaluation = policy.evaluate(part.sequences, frozenset())
+    surrogate, policy_stats = policy_loss(
+        evaluation.logprobs, part.logprobs, part.advantages, mask, clip_range=config.clip_range
+    )
+    squared, value_stats = value_loss(
+        evaluation.values, part.values, part.returns, mask, clip_range=config.value_clip_range
+    )
+    entropy = masked_mean(evaluation.entropy, mask)
+    loss = surrogate + config.value_coef * squared - config.entropy_coef * entropy
+    own = {"loss": loss, "policy_loss": surrogate, "value_loss": squared, "entropy": entropy}
+    return loss, {name: value.detach() for name, value in (own | policy_stats | value_stats).items()}
+
+
+def _step(policy: Policy, optimizer: torch.optim.Optimizer, measured: dict[str, float], config: PPOConfig) -> float:
+    """Check, clip and apply the gradient; its 2-norm before clipping."""
+    limit = float("inf") if config.max_grad_norm is None else config.max_grad_norm
+    norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), limit))
+    if not (torch.isfinite(torch.tensor([measured["loss"], norm])).all()):
+        optimizer.zero_grad(set_to_none=True)
+        raise FloatingPointError(
+            f"update: loss {measured['loss']} and gradient norm {norm} must be finite (policy loss "
+            f"{measured['policy_loss']}, value loss {measured['value_loss']}, largest ratio {measured['ratio_max']}); "
+            "weights and optimizer state are as they were before this minibatch"
+        )
+    optimizer.step()
+    return norm
