@@ -57,10 +57,11 @@ def value_loss(
     the same loss averaged within each response first, then over responses (the paper's quantity).
     """
     clipped = values + (new_values - values).clamp(-clip_range, clip_range)
-    plain_error, clipped_error = (new_values - returns).square(), (clipped - returns).square()
+    plain_error = torch.where(mask, new_values - returns, 0).square()
+    clipped_error = torch.where(mask, clipped - returns, 0).square()
     token_loss = 0.5 * torch.maximum(plain_error, clipped_error)
     with torch.no_grad():
-        per_response = torch.where(mask, token_loss, 0).sum(1) / mask.sum(1)
+        per_response = token_loss.sum(1) / mask.sum(1)
         stats = {
             "value_clip_fraction": masked_mean((clipped_error > plain_error).to(token_loss.dtype), mask),
             "response_loss": per_response.mean(),

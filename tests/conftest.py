@@ -1,0 +1,19 @@
+"""Shape checks are on in every test: jaxtyping annotations are enforced by beartype."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["rlhf_core", "redistributors", "models"], "typecheck.checker")
+
+DATA = Path(os.environ.get("DENSE_RLHF_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real data to check with, where it is at hand."""
+    if not DATA.is_dir():
+        pytest.skip(f"no data folder at {DATA}; set DENSE_RLHF_DATA")
+    return DATA

@@ -1,0 +1,132 @@
+"""A policy in thirty lines, ragged batches, and rollouts to try redistributors on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.types import Evaluation, Limits, Rollout, Sequences
+
+EOS = 0
+
+
+class TablePolicy:
+    """Next-token logits and value depend on the previous token only; the reference is a frozen copy of the table."""
+
+    compute_dtype = torch.float32
+
+    def __init__(self, vocab: int = 6, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.temperature = 1.0
+        self.logits = torch.nn.Parameter(torch.randn(vocab, vocab, generator=generator) * 0.5)
+        self.value = torch.nn.Parameter(torch.zeros(vocab))
+        self.reference = self.logits.detach().clone()
+
+    def parameters(self) -> Iterable[torch.nn.Parameter]:
+        return [self.logits, self.value]
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[int(word) for word in text.split()] for text in texts]
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        return [" ".join(map(str, row)) for row in ids]
+
+    def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
+        for row, prompt in enumerate(prompts):
+            if not prompt:
+                raise ValueError(f"prompt {row} is empty")
+
+    def provides(self, request: EvidenceRequest) -> bool:
+        return False
+
+    def save(self, folder: str) -> None:
+        with open(f"{folder}/table.txt", "w") as file:
+            file.write(str(self.logits.tolist()))
+
+    def log_softmax(self, table: Tensor, previous: Tensor, banned: Tensor) -> Tensor:
+        logits = table[previous] / self.temperature
+        eos = torch.arange(table.shape[0]) == EOS
+        return logits.masked_fill(banned[..., None] & eos, -torch.inf).log_softmax(-1)
+
+    def sample(self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
+        responses: list[list[int]] = []
+        for row, prompt in enumerate(prompts):
+            tokens: list[int] = []
+            while len(tokens) < int(limits.max_lengths[row]) and EOS not in tokens:
+                previous = torch.tensor((list(prompt) + tokens)[-1])
+                banned = torch.tensor(len(tokens) < int(limits.min_lengths[row]))
+                cdf = self.log_softmax(self.logits, previous, banned).double().exp().cumsum(0)
+                tokens.append(int((cdf <= uniforms[row, len(tokens)] * cdf[-1]).sum()))
+            responses.append(tokens)
+        return sequences_of(prompts, responses, limits)
+
+    def evaluate(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Evaluation:
+        previous, banned, mask = self._states(sequences)
+        logprobs = self.log_softmax(self.logits, previous, banned)
+        chosen = logprobs.gather(-1, sequences.response_ids[..., None])[..., 0]
+        entropy = -(logprobs.exp() * logprobs.clamp(min=-1e9)).sum(-1)
+        return Evaluation(
+            logprobs=torch.where(mask, chosen, 0),
+            values=torch.where(mask, self.value[previous], 0),
+            entropy=torch.where(mask, entropy, 0),
+            evidence={},
+        )
+
+    def reference_logprobs(self, sequences: Sequences) -> Tensor:
+        previous, banned, mask = self._states(sequences)
+        logprobs = self.log_softmax(self.reference, previous, banned)
+        return torch.where(mask, logprobs.gather(-1, sequences.response_ids[..., None])[..., 0], 0)
+
+    def _states(self, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+        previous = torch.cat([sequences.prompt_ids[:, -1:], sequences.response_ids[:, :-1]], dim=1)
+        steps = torch.arange(sequences.response_ids.shape[1])
+        return previous, steps < sequences.min_lengths[:, None], sequences.response_mask
+
+
+def sequences_of(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], limits: Limits | None = None
+) -> Sequences:
+    """Pad token lists; EOS-terminated rows are finished."""
+    p, r = max(map(len, prompts)), max(map(len, responses))
+    lengths = torch.tensor([len(row) for row in responses])
+    return Sequences(
+        prompt_ids=torch.tensor([[0] * (p - len(row)) + list(row) for row in prompts]),
+        prompt_mask=torch.tensor([[False] * (p - len(row)) + [True] * len(row) for row in prompts]),
+        response_ids=torch.tensor([list(row) + [0] * (r - len(row)) for row in responses]),
+        response_mask=torch.arange(r) < lengths[:, None],
+        min_lengths=limits.min_lengths if limits else torch.zeros(len(prompts), dtype=torch.long),
+        max_lengths=limits.max_lengths if limits else lengths,
+        finished=torch.tensor([row[-1] == EOS for row in responses]),
+    )
+
+
+def ragged_sequences(lengths: Sequence[int] = (4, 1, 6, 3), prompt_lengths: Sequence[int] = (2, 5, 1, 3)) -> Sequences:
+    """Rows of the given lengths, tokens 1 to 5."""
+    tokens = torch.Generator().manual_seed(7)
+    rows = [torch.randint(1, 6, (n,), generator=tokens).tolist() for n in (*prompt_lengths, *lengths)]
+    return sequences_of(rows[: len(prompt_lengths)], rows[len(prompt_lengths) :])
+
+
+def rollout_of(
+    sequences: Sequences, scores: Sequence[float] | Tensor, evidence: Mapping[EvidenceRequest, Tensor] | None = None
+) -> Rollout:
+    """A rollout with random figures, 0 on padding, and the given scores."""
+    generator = torch.Generator().manual_seed(3)
+    mask = sequences.response_mask
+
+    def noise() -> Tensor:
+        return torch.where(mask, torch.randn(mask.shape, generator=generator), 0)
+
+    values = torch.as_tensor(scores, dtype=torch.float32)
+    return Rollout(
+        sequences=sequences,
+        logprobs=noise(),
+        ref_logprobs=noise(),
+        values=noise(),
+        kl=noise(),
+        raw_scores=values,
+        scores=values,
+        score_scale=1.0,
+        evidence=evidence or {},
+    )

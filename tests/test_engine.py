@@ -1,0 +1,237 @@
+"""Buffer, batching, streams, rewards, config: the small parts of the engine."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from fakes import TablePolicy, ragged_sequences, sequences_of
+
+from rlhf_core import KLConfig, PPOConfig, RolloutBuffer, ScoreConfig, Sequences, TokenReward
+from rlhf_core.batching import micro_batches
+from rlhf_core.logging import JSONLines
+from rlhf_core.optimization import make_optimizer, make_schedule
+from rlhf_core.prompts import encoded, shuffled_batch
+from rlhf_core.rewards import ScoreMoments, as_reward_model, normalise_scores, penalised
+from rlhf_core.streams import stream, uniforms
+from rlhf_core.types import Experience
+
+
+def experience_of(sequences, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mask = sequences.response_mask
+    tensors = [torch.where(mask, torch.randn(mask.shape, generator=generator), 0) for _ in range(4)]
+    return Experience(sequences=sequences, **dict(zip(("logprobs", "values", "advantages", "returns"), tensors)))
+
+
+def test_sequences_refuse_masks_with_holes_and_empty_rows():
+    good = ragged_sequences()
+    fields = {name: getattr(good, name) for name in good.__dataclass_fields__}
+    holes = good.response_mask.clone()
+    holes[2, 1] = False
+    with pytest.raises(ValueError, match="row 2 of response_mask is empty or not right-padded"):
+        Sequences(**{**fields, "response_mask": holes})
+    with pytest.raises(ValueError, match="row 0 of prompt_mask is empty or not left-padded"):
+        Sequences(**{**fields, "prompt_mask": good.prompt_mask.flip(1)})
+    with pytest.raises(ValueError, match="row 0 has 4 response tokens with min_lengths 0 and max_lengths 3"):
+        Sequences(**{**fields, "max_lengths": good.max_lengths - 1})
+
+
+def test_select_trims_and_concatenate_pads():
+    whole = ragged_sequences()
+    parts = [whole.select(torch.tensor([1])), whole.select(torch.tensor([0, 2, 3]))]
+    assert parts[0].response_ids.shape == (1, 1)
+    again = Sequences.concatenate(parts)
+    order = [1, 0, 2, 3]
+    assert again.responses() == [whole.responses()[row] for row in order]
+    assert again.prompts() == [whole.prompts()[row] for row in order]
+
+
+@pytest.mark.parametrize("budget", [1, 7, 12, 10_000])
+def test_micro_batches_hold_every_row_once_within_the_budget(budget):
+    sequences = ragged_sequences()
+    lengths = sequences.prompt_lengths + sequences.response_lengths
+    batches = [rows.tolist() for rows in micro_batches(sequences, budget)]
+    assert sorted(sum(batches, [])) == [0, 1, 2, 3]
+    for rows in batches:
+        assert len(rows) == 1 or len(rows) * int(lengths[rows].max()) <= budget
+
+
+def test_buffer_whitens_once_over_everything_and_keeps_rows_together():
+    buffer = RolloutBuffer()
+    first, second = experience_of(ragged_sequences()), experience_of(ragged_sequences((9, 2), (1, 2)), seed=1)
+    buffer.add(first)
+    buffer.add(second)
+    assert len(buffer) == 6
+    held = buffer.contents()
+    batches = list(buffer.minibatches(4, np.random.default_rng(0)))
+    assert [len(batch.sequences) for batch in batches] == [4, 2]
+    white = torch.cat([batch.advantages[batch.sequences.response_mask] for batch in batches])
+    assert float(white.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(white.var()) == pytest.approx(1, abs=1e-4)
+    rows = {tuple(row): held.returns[i] for i, row in enumerate(held.sequences.responses())}
+    for batch in batches:
+        for i, row in enumerate(batch.sequences.responses()):
+            assert torch.equal(batch.returns[i, : len(row)], rows[tuple(row)][: len(row)])
+
+
+def test_an_empty_buffer_says_so():
+    with pytest.raises(ValueError, match="nothing was added"):
+        RolloutBuffer().contents()
+
+
+def test_streams_are_named_and_stateless():
+    assert stream(1, "prompts", 2).random() == stream(1, "prompts", 2).random()
+    draws = {
+        stream(*key).random() for key in ((1, "prompts", 2), (1, "lengths", 2), (2, "prompts", 2), (1, "prompts", 3))
+    }
+    assert len(draws) == 4
+
+
+def test_a_longer_limit_only_appends_uniforms():
+    assert torch.equal(uniforms(0, "sampling", 3, 4, 5), uniforms(0, "sampling", 3, 6, 9)[:4, :5])
+
+
+def test_prompts_are_used_once_per_epoch_in_a_seeded_order():
+    ids = [[i] for i in range(10)]
+    config = PPOConfig(rollout_batch_size=4)
+    seen = [p[0] for step in range(5) for p in shuffled_batch(ids, config, step)]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+    assert shuffled_batch(ids, config, 1) == shuffled_batch(ids, config, 1)
+    assert shuffled_batch(ids, replace(config, seed=1), 1) != shuffled_batch(ids, config, 1)
+
+
+def test_prompts_of_both_kinds_or_none_are_refused():
+    with pytest.raises(ValueError, match="1 texts and 1 ids"):
+        encoded(TablePolicy(), ["1", [2]], PPOConfig())
+    with pytest.raises(ValueError, match="no prompts"):
+        encoded(TablePolicy(), [], PPOConfig())
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        encoded(TablePolicy(), ["1", ""], PPOConfig())
+
+
+def test_running_moments_equal_those_of_all_scores():
+    scores = torch.randn(30, generator=torch.Generator().manual_seed(0)) * 5 + 2
+    moments = ScoreMoments()
+    for part in scores.split([1, 4, 25]):
+        moments = moments.including(part)
+    assert moments.mean == pytest.approx(float(scores.double().mean()))
+    assert moments.std == pytest.approx(float(scores.double().std()))
+    assert ScoreMoments().including(scores[:1]).std == 0
+
+
+def test_score_normalisation_by_hand():
+    moments = ScoreMoments().including(torch.tensor([1.0, 3.0, 5.0]))  # mean 3, std 2
+    raw = torch.tensor([7.0, 1.0])
+    plain, scale = normalise_scores(raw, moments, ScoreConfig())
+    assert (plain.tolist(), scale) == ([7.0, 1.0], 1.0)
+    both, scale = normalise_scores(raw, moments, ScoreConfig(centring="running_mean", scaling="running_std", clip=1.5))
+    assert (both.tolist(), scale) == ([1.5, -1.0], 0.5)
+
+
+def test_penalty_by_hand():
+    assert penalised(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, -1.0]]), 0.5).tolist() == [[0.0, 0.5]]
+
+
+def test_callables_become_reward_models():
+    sequences = sequences_of([[1, 2], [3]], [[4, 0], [5]])
+    by_text = as_reward_model(
+        lambda prompts, responses: [len(p) + len(r) for p, r in zip(prompts, responses)], TablePolicy()
+    )
+    assert by_text.score(sequences, frozenset()).scores.tolist() == [6, 2]
+    by_id = TokenReward(lambda prompts, responses: [p[-1] * 10 + r[0] for p, r in zip(prompts, responses)])
+    assert as_reward_model(by_id, TablePolicy()) is by_id
+    assert by_id.score(sequences, frozenset()).scores.tolist() == [24, 35]
+    with pytest.raises(ValueError, match=r"scores of shape \(1,\) for 2 responses"):
+        TokenReward(lambda prompts, responses: [1.0]).score(sequences, frozenset())
+
+
+def test_config_lists_every_problem_at_once():
+    with pytest.raises(ValueError) as error:
+        PPOConfig(gamma=1.5, lam=-1, minibatch_size=99, max_length=(4, 2), weight_decay=0.1, kl=KLConfig(target=0.0))
+    for words in ("gamma must lie", "lam must lie", "minibatch_size 99", "max_length", "adamw", "kl.target"):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"learning_rate": float("nan")},
+        {"temperature": 0},
+        {"clip_range": math.inf},
+        {"epochs": 0},
+        {"schedule": "linear"},
+        {"schedule_steps": 5},
+        {"kl": KLConfig(horizon=0.0)},
+        {"score": ScoreConfig(clip=-1.0)},
+        {"min_length": 9},
+    ],
+    ids=str,
+)
+def test_config_refuses(bad):
+    with pytest.raises(ValueError, match="PPOConfig"):
+        PPOConfig(**bad)
+
+
+def test_paper_settings_carry_over():
+    config = PPOConfig.from_paper("positive_generation")
+    assert config == PPOConfig()
+    assert (config.gamma, config.lam, config.learning_rate, config.epochs, config.minibatch_size) == (
+        1,
+        0.95,
+        1.41e-5,
+        4,
+        1,
+    )
+    assert (config.kl.init_coef, config.kl.target, config.kl.horizon, config.kl.kind) == (0.2, 6, 10_000, "k1")
+    assert (config.clip_range, config.value_clip_range, config.value_coef, config.ratio_threshold) == (
+        0.2,
+        0.2,
+        0.1,
+        10,
+    )
+    assert PPOConfig.from_paper("summarisation").rollout_batch_size == 4
+    dialogue = PPOConfig.from_paper("dialogue", seed=3)
+    assert (dialogue.epochs, dialogue.max_length, dialogue.seed) == (10, (256, 256), 3)
+    with pytest.raises(ValueError, match="the paper's 'cliprange' is our 'clip_range'"):
+        PPOConfig.from_paper("dialogue", cliprange=0.1)
+    with pytest.raises(Exception, match="chess"):
+        PPOConfig.from_paper("chess")  # type: ignore[arg-type]
+    assert json.dumps(asdict(config))
+
+
+def rates(config, steps):
+    optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))], config)
+    schedule = make_schedule(optimizer, config)
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return seen
+
+
+def test_learning_rate_schedules_by_hand():
+    assert rates(PPOConfig(learning_rate=1.0), 3) == [1, 1, 1]
+    linear = PPOConfig(learning_rate=1.0, schedule="linear", schedule_steps=4)
+    assert rates(linear, 5) == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    warm = PPOConfig(learning_rate=1.0, warmup_steps=3)
+    assert rates(warm, 5) == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+
+
+def test_nothing_to_train_is_an_error():
+    with pytest.raises(ValueError, match="nothing to train"):
+        make_optimizer([], PPOConfig())
+
+
+def test_json_lines_never_overwrite_and_never_write_nan(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = JSONLines(path)
+    lines.log(1, {"score": 0.5, "odd": float("nan")})
+    lines.close()
+    assert json.loads(path.read_text()) == {"step": 1, "score": 0.5, "odd": "nan"}
+    with pytest.raises(FileExistsError, match=r"metrics\.jsonl exists"):
+        JSONLines(path)

@@ -1,0 +1,180 @@
+"""The contract every registered redistributor inherits, and the five methods by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fakes import ragged_sequences, rollout_of, sequences_of
+
+from redistributors import REDISTRIBUTORS, DecoderAttention, RewardAttention, Sparse, Uniform
+from redistributors.attention import AttentionRow, AttentionRowMean
+from redistributors.credit import normalised
+from rlhf_core.evidence import Layout
+from rlhf_core.types import Redistributor, Sequences
+
+SCORES = (2.0, -3.0, 0.0, 0.5)
+
+
+def evidence_for(redistributor, mask, seed=1):
+    """Attention-like weights: non-negative, 0 on padding."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        request: torch.where(mask, torch.rand(mask.shape, generator=generator), 0)
+        for request in sorted(redistributor.needs, key=repr)
+    }
+
+
+def rollout_for(redistributor, sequences=None, scores=SCORES, seed=1):
+    sequences = sequences or ragged_sequences()
+    return rollout_of(sequences, scores, evidence_for(redistributor, sequences.response_mask, seed))
+
+
+@pytest.fixture(params=sorted(REDISTRIBUTORS))
+def redistributor(request):
+    return REDISTRIBUTORS[request.param]()
+
+
+def test_satisfies_the_protocol_and_compares_by_value(redistributor):
+    assert isinstance(redistributor, Redistributor)
+    assert redistributor == replace(redistributor)
+    assert len({redistributor, replace(redistributor)}) == 1
+    with pytest.raises(AttributeError):
+        redistributor.beta = 0.1
+
+
+def test_conserves_the_score_where_declared(redistributor):
+    rollout = rollout_for(redistributor)
+    if redistributor.conserving:
+        torch.testing.assert_close(redistributor(rollout).sum(1), rollout.scores, atol=1e-6, rtol=1e-6)
+
+
+def test_is_finite_zero_on_padding_and_without_gradient(redistributor):
+    rollout = rollout_for(redistributor)
+    rollout.scores.requires_grad_()
+    token_scores = redistributor(rollout)
+    assert token_scores.isfinite().all()
+    assert not token_scores.requires_grad
+    assert not token_scores[~rollout.sequences.response_mask].any()
+
+
+def test_rows_do_not_depend_on_each_other_nor_on_padding(redistributor):
+    rollout = rollout_for(redistributor)
+    together = redistributor(rollout)
+    for row in range(len(rollout.sequences)):
+        alone = rollout.sequences.select(torch.tensor([row]))
+        width = alone.response_ids.shape[1]
+        evidence = {request: x[row : row + 1, :width] for request, x in rollout.evidence.items()}
+        token_scores = redistributor(rollout_of(alone, rollout.scores[row : row + 1], evidence))
+        torch.testing.assert_close(token_scores[0], together[row, :width], atol=1e-7, rtol=1e-6)
+
+
+def test_one_token_gets_everything(redistributor):
+    rollout = rollout_for(redistributor, sequences_of([[1]], [[3]]), [1.75])
+    assert redistributor(rollout).tolist() == [[1.75]]
+
+
+def test_scales_with_the_score(redistributor):
+    small, large = (rollout_for(redistributor, scores=[s * k for s in SCORES]) for k in (1, 1000))
+    torch.testing.assert_close(redistributor(small) * 1000, redistributor(large))
+
+
+def test_declared_causality_holds_against_a_change_of_later_tokens(redistributor):
+    """The probe keeps the first two tokens of an equally long response and changes what comes after, and with it the
+    score and all evidence; a causal method must not notice on those two tokens."""
+    before = redistributor(rollout_for(redistributor, sequences_of([[1]], [[2, 3, 4, 5]]), [2.0], seed=1))
+    after = redistributor(rollout_for(redistributor, sequences_of([[1]], [[2, 3, 1, 1]]), [-1.0], seed=2))
+    unchanged = torch.equal(before[:, :2], after[:, :2])
+    assert unchanged == redistributor.causal
+
+
+def test_sparse_by_hand():
+    token_scores = Sparse()(rollout_for(Sparse()))
+    assert token_scores[0].tolist() == [0, 0, 0, 2, 0, 0]
+    assert token_scores[1].tolist() == [-3, 0, 0, 0, 0, 0]
+
+
+def test_uniform_by_hand():
+    rollout = rollout_for(Uniform())
+    assert Uniform()(rollout)[0].tolist() == [0.5, 0.5, 0.5, 0.5, 0, 0]
+    torch.testing.assert_close(Uniform(beta=0.8)(rollout)[0], torch.tensor([0.4, 0.4, 0.4, 0.8, 0, 0]))
+    assert torch.equal(Uniform(beta=0.0)(rollout), Sparse()(rollout))
+
+
+def attention_case(method, weights, score=1.0):
+    response = [1] * len(weights)
+    evidence = {method.request: torch.tensor([weights])}
+    return method(rollout_of(sequences_of([[1]], [response]), [score], evidence))[0].tolist()
+
+
+def test_abc_by_hand():
+    assert attention_case(RewardAttention(beta=1.0), [0.1, 0.3, 0.1], 2.0) == pytest.approx([0.4, 1.2, 0.4])
+    assert attention_case(RewardAttention(), [0.1, 0.3, 0.1], 2.0) == pytest.approx([0.32, 0.96, 0.32 + 0.4])
+
+
+def test_attention_that_misses_the_response_falls_back_to_the_last_token():
+    method = RewardAttention(beta=1.0)
+    assert attention_case(method, [0.0, 0.0, 0.0]) == [0, 0, 1]
+    rollout = rollout_of(sequences_of([[1], [1]], [[1, 1], [1, 1]]), [1, 1], {method.request: torch.eye(2) * 0.5})
+    assert method.metrics(rollout) == {"credit_fallback": 0.0}
+    nothing = rollout_of(sequences_of([[1], [1]], [[1, 1], [1, 1]]), [1, 1], {method.request: torch.zeros(2, 2)})
+    assert method.metrics(nothing) == {"credit_fallback": 1.0}
+
+
+def test_decoder_attention_with_and_without_the_published_shift():
+    weights = [0.2, 0.6, 0.0]  # no row sees the last token
+    assert attention_case(DecoderAttention(beta=1.0), weights) == pytest.approx([0.25, 0.75, 0])
+    assert attention_case(DecoderAttention(beta=1.0, shift=1), weights) == pytest.approx([0, 0.25, 0.75])
+
+
+def test_tiny_evidence_keeps_its_shape_and_negative_evidence_is_refused():
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    torch.testing.assert_close(normalised(torch.tensor([[1e-38, 3e-38]]), mask), torch.tensor([[0.25, 0.75]]))
+    with pytest.raises(ValueError, match="non-negative, got -1.0 at row 0, token 1"):
+        normalised(torch.tensor([[1.0, -1.0]]), mask)
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("make", [Uniform, RewardAttention, DecoderAttention])
+def test_beta_outside_its_range_is_refused(make, beta):
+    with pytest.raises(ValueError, match=f"beta.*{beta}"):
+        make(beta=beta)
+
+
+def test_other_settings_are_checked():
+    with pytest.raises(ValueError, match="shift must be 0 or 1, got 2"):
+        DecoderAttention(shift=2)
+
+
+def layout_for(sequences: Sequences) -> Layout:
+    """Prompts of one token, so response token t stands at column t + 1."""
+    mask = sequences.response_mask
+    positions = torch.where(mask, torch.arange(mask.shape[1]) + 1, 0)
+    return Layout(response_positions=positions, response_mask=mask, read_positions=mask.sum(1) - 1)
+
+
+def test_the_mean_over_rows_divides_by_the_rows_that_could_see_a_token():
+    """Prompt p, response a b c: rows p, a, b predict a, b, c; a is seen by rows a and b, b by row b, c by none."""
+    layout = layout_for(sequences_of([[1]], [[1, 1, 1]]))
+    tap = AttentionRowMean(source="policy")
+    rows = tap.rows(layout)
+    assert rows.tolist() == [[0, 1, 2]]
+    two_heads = torch.tensor([[[1, 0, 0, 0], [0.2, 0.8, 0, 0], [0.1, 0.3, 0.6, 0]], [[1, 0, 0, 0.0]] * 3])[None]
+    assert tap.reduce(two_heads, rows, layout).tolist()[0] == pytest.approx([(0.4 + 0.15) / 2, 0.3, 0])
+
+
+def test_the_mean_over_rows_may_be_computed_in_chunks():
+    sequences = ragged_sequences(prompt_lengths=(1, 1, 1, 1))
+    layout, tap = layout_for(sequences), AttentionRowMean(source="policy")
+    rows = tap.rows(layout)
+    weights = torch.rand(4, 2, rows.shape[1], 7) * (rows >= 0)[:, None, :, None]
+    whole = tap.reduce(weights, rows, layout)
+    chunks = [tap.reduce(weights[:, :, s : s + 2], rows[:, s : s + 2], layout) for s in range(0, rows.shape[1], 2)]
+    torch.testing.assert_close(sum(chunks), whole)
+
+
+def test_the_read_row_is_one_row_averaged_over_heads():
+    layout = layout_for(sequences_of([[1]], [[1, 1, 1]]))
+    tap = AttentionRow(source="reward")
+    assert tap.rows(layout).tolist() == [[2]]
+    weights = torch.tensor([[[0.1, 0.3, 0.6, 0]], [[0.5, 0.5, 0, 0.0]]])[None]
+    assert tap.reduce(weights, tap.rows(layout), layout).tolist()[0] == pytest.approx([0.4, 0.3, 0])

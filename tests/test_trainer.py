@@ -1,0 +1,378 @@
+"""The whole loop on a thirty-line policy: it learns, it is deterministic, it stops on wrong numbers."""
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from fakes import EOS, TablePolicy, ragged_sequences, rollout_of, sequences_of
+
+from redistributors import RewardAttention, Sparse, Uniform
+from rlhf_core import Experience, HealthError, KLConfig, PPOConfig, PPOTrainer, Rollout, RolloutBuffer, TokenReward
+from rlhf_core.metrics import credit_metrics, critic_metrics, rollout_metrics, within_position_variance
+from rlhf_core.update import ppo_update
+
+PROMPTS = [[1], [2, 3], [4, 5, 1], [5]]
+CONFIG = PPOConfig(
+    learning_rate=0.05, minibatch_size=8, min_length=2, max_length=(4, 8), kl=KLConfig(init_coef=0.01), epochs=2
+)
+
+
+def share_of_threes(prompts, responses):
+    return [row.count(3) / len(row) for row in responses]
+
+
+def trainer(redistributor=None, config=CONFIG, reward=None, policy=None):
+    reward = reward or TokenReward(share_of_threes)
+    return PPOTrainer(policy or TablePolicy(), reward, redistributor or Uniform(), config)
+
+
+def batch(n=16):
+    return [PROMPTS[i % len(PROMPTS)] for i in range(n)]
+
+
+@pytest.mark.parametrize("redistributor", [Sparse(), Uniform()])
+def test_it_learns(redistributor):
+    learner = trainer(redistributor)
+    for _ in range(40):
+        figures = learner.step(batch())
+    assert figures["score"] > 0.9
+
+
+def test_two_runs_are_bit_equal_and_the_stages_compose_to_a_step():
+    whole, by_hand = trainer(), trainer()
+    for _ in range(3):
+        figures = whole.step(batch())
+        rollout = by_hand.collect(batch())
+        token_scores = by_hand.redistribute(rollout)
+        experience = by_hand.estimate_returns(rollout, token_scores)
+        again = by_hand.measure(rollout, token_scores, experience) | by_hand.update(experience)
+        by_hand.conclude(rollout)
+        assert again.items() <= figures.items()
+    assert torch.equal(whole.policy.logits, by_hand.policy.logits)
+    assert whole.kl_controller.coef == by_hand.kl_controller.coef != CONFIG.kl.init_coef
+
+
+def test_methods_meet_the_same_limits_and_uniforms():
+    first, second = trainer(Sparse()).collect(batch()), trainer(Uniform()).collect(batch())
+    assert torch.equal(first.sequences.response_ids, second.sequences.response_ids)
+    other = trainer(config=replace(CONFIG, seed=1)).collect(batch())
+    assert first.sequences.responses() != other.sequences.responses()
+
+
+def test_limits_are_respected():
+    sequences = trainer().collect(batch(64)).sequences
+    lengths = sequences.response_lengths
+    assert set(sequences.max_lengths.tolist()) == {4, 5, 6, 7, 8}
+    assert bool((lengths <= sequences.max_lengths).all())
+    for response in sequences.responses():
+        assert EOS not in response[: CONFIG.min_length]
+    ended = torch.tensor([row[-1] == EOS for row in sequences.responses()])
+    assert torch.equal(ended, sequences.finished)
+
+
+@pytest.mark.parametrize("kind", ["k1", "abs", "k2", "k3"])
+def test_the_controller_is_fed_k1_whatever_penalises(kind):
+    learner = trainer(config=replace(CONFIG, kl=KLConfig(init_coef=0.01, kind=kind, target=1.0)))
+    fed = []
+    update = learner.kl_controller.update
+    learner.kl_controller.update = lambda kl, n: (fed.append((kl, n)), update(kl, n))
+    for _ in range(3):
+        figures = learner.step(batch())
+    rollout = learner.collect(batch())
+    learner.conclude(rollout)
+    k1 = float((rollout.logprobs - rollout.ref_logprobs).sum(1).mean())
+    assert fed[-1] == (pytest.approx(k1), 16)
+    assert (figures["kl"] == pytest.approx(figures["kl_penalty"])) == (kind == "k1")
+
+
+def test_penalty_and_credit_meet_in_the_rewards():
+    learner = trainer(Sparse(), replace(CONFIG, lam=1.0))
+    learner.step(batch())
+    rollout = learner.collect(batch())
+    experience = learner.estimate_returns(rollout, learner.redistribute(rollout))
+    expected = rollout.raw_scores - learner.kl_controller.coef * rollout.kl.sum(1)
+    torch.testing.assert_close(experience.returns[:, 0], expected)
+
+
+@pytest.mark.parametrize("budget", [1, 20, 50, 10_000])
+def test_micro_batching_never_changes_the_gradient(budget):
+    """Exact for sums in another order: fp32 tolerance on the parameters after one whole update."""
+    learners = [trainer(config=replace(CONFIG, micro_batch_tokens=b)) for b in (10_000, budget)]
+    figures = [learner.step(batch()) for learner in learners]
+    torch.testing.assert_close(learners[0].policy.logits, learners[1].policy.logits, atol=1e-5, rtol=1e-5)
+    for name in ("policy_loss", "value_loss", "value_loss_paper", "entropy", "clip_fraction", "approx_kl"):
+        assert figures[0][name] == pytest.approx(figures[1][name], abs=1e-5)
+
+
+def test_before_the_first_optimizer_step_every_ratio_is_one():
+    figures = trainer().step(batch())
+    assert figures["first_log_ratio_max"] < 1e-5
+    assert figures["kl"] == 0
+
+
+class Dropout(TablePolicy):
+    """Gives other log-probabilities with gradient than without: the bug the first check is for."""
+
+    def evaluate(self, sequences, needs):
+        evaluation = super().evaluate(sequences, needs)
+        noise = 0.01 * torch.is_grad_enabled()
+        return replace(evaluation, logprobs=torch.where(sequences.response_mask, evaluation.logprobs - noise, 0))
+
+
+class WrongReference(TablePolicy):
+    def reference_logprobs(self, sequences):
+        return super().reference_logprobs(sequences) * 1.01
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"), [(Dropout(), "before the first optimizer step"), (WrongReference(), "not the model that")]
+)
+def test_silent_bugs_are_errors_on_the_first_step(policy, words):
+    before = policy.logits.detach().clone()
+    with pytest.raises(HealthError, match=words):
+        trainer(policy=policy).step(batch())
+    assert torch.equal(policy.logits, before)
+    with pytest.warns(RuntimeWarning, match=words):
+        trainer(policy=policy, config=replace(CONFIG, first_step_checks="warn")).step(batch())
+
+
+@dataclass(frozen=True, eq=False)
+class Broken:
+    """A conserving uniform redistributor with one fault."""
+
+    fault: object
+    needs: frozenset = field(default_factory=frozenset)
+    causal: bool = False
+    conserving: bool = True
+
+    def __call__(self, rollout: Rollout) -> torch.Tensor:
+        return self.fault(Uniform()(rollout), rollout)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda x, r: x * 1.01, "declares conserving"),
+        (lambda x, r: x[:, :-1], "of shape"),
+        (lambda x, r: x / 0, "not finite"),
+        (lambda x, r: x + ~r.sequences.response_mask, "on padding"),
+        (lambda x, r: x.clone().requires_grad_(), "with a gradient"),
+    ],
+)
+def test_a_broken_redistributor_is_named(fault, words):
+    with pytest.raises(HealthError, match=words):
+        trainer(Broken(fault)).step(batch())
+
+
+def test_evidence_nobody_can_give_is_refused_at_construction():
+    with pytest.raises(ValueError, match=r"RewardAttention.*needs AttentionRow.*TokenReward cannot give"):
+        trainer(RewardAttention())
+    with pytest.raises(ValueError, match=r"TextReward cannot give"):
+        PPOTrainer(TablePolicy(), lambda prompts, responses: [0.0], RewardAttention(), CONFIG)
+
+
+def test_gamma_is_refused_where_conserved_credit_lands_early():
+    discounted = replace(CONFIG, gamma=0.99)
+    with pytest.raises(ValueError, match=r"Uniform.*before the last token: with gamma 0.99"):
+        trainer(Uniform(), discounted)
+    assert trainer(Sparse(), discounted).step(batch())
+    assert trainer(Uniform(beta=0.0), discounted).step(batch())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_not_finite_are_refused_with_the_text(bad):
+    learner = trainer(reward=TokenReward(lambda prompts, responses: [bad] * len(responses)))
+    with pytest.raises(FloatingPointError, match=r"raw_scores: 16 of 16 rows are not finite; row 0: (nan|inf) for '"):
+        learner.step(batch())
+
+
+class Exploding(TablePolicy):
+    """Its value gradient becomes NaN, its values do not."""
+
+    def evaluate(self, sequences, needs):
+        evaluation = super().evaluate(sequences, needs)
+        values = evaluation.values
+        if values.requires_grad:
+            values.register_hook(lambda gradient: gradient * math.nan)
+        return evaluation
+
+
+def test_a_gradient_that_is_not_finite_touches_neither_weights_nor_optimizer():
+    learner = trainer(policy=Exploding())
+    before = learner.policy.logits.detach().clone()
+    with pytest.raises(FloatingPointError, match="gradient norm nan must be finite"):
+        learner.step(batch())
+    assert torch.equal(learner.policy.logits, before)
+    assert not learner.optimizer.state
+
+
+def experience_with(logprobs_shift):
+    """Experience whose old log-probabilities are off by a shift, so the first ratio is exp(shift)."""
+    policy = TablePolicy()
+    sequences = ragged_sequences()
+    with torch.no_grad():
+        evaluation = policy.evaluate(sequences, frozenset())
+    mask = sequences.response_mask
+    old = torch.where(mask, evaluation.logprobs - logprobs_shift, 0)
+    random = torch.where(mask, torch.randn(mask.shape, generator=torch.Generator().manual_seed(0)), 0)
+    return policy, Experience(
+        sequences=sequences, logprobs=old, values=evaluation.values, advantages=random, returns=random
+    )
+
+
+def run_update(policy, experience, config):
+    buffer = RolloutBuffer()
+    buffer.add(experience)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.1)
+    return ppo_update(policy, optimizer, buffer, config, step=0, check_first=lambda largest, mean: None)
+
+
+def test_a_minibatch_above_the_ratio_threshold_is_skipped_without_a_step():
+    config = replace(CONFIG, minibatch_size=2, epochs=3, ratio_threshold=1.5)
+    policy, experience = experience_with(0.5)  # ratio 1.65
+    before = policy.logits.detach().clone()
+    figures = run_update(policy, experience, config)
+    assert figures["skipped_minibatches"] == 6
+    assert figures["value_loss_paper"] == 0
+    assert "policy_loss" not in figures
+    assert torch.equal(policy.logits, before)
+    assert run_update(*experience_with(0.3), config)["skipped_minibatches"] < 6
+
+
+def test_target_kl_stops_the_epochs_before_the_step():
+    policy, experience = experience_with(-0.5)  # mean(old - new) = 0.5
+    before = policy.logits.detach().clone()
+    figures = run_update(policy, experience, replace(CONFIG, target_kl=0.3))
+    assert figures["stopped_early"] == 1
+    assert torch.equal(policy.logits, before)
+    assert run_update(*experience_with(-0.5), replace(CONFIG, target_kl=0.34, epochs=1))["stopped_early"] == 0
+
+
+def test_entropy_bonus_raises_entropy():
+    plain, bonus = trainer(), trainer(config=replace(CONFIG, entropy_coef=1.0))
+    for _ in range(5):
+        plain_figures, bonus_figures = plain.step(batch()), bonus.step(batch())
+    assert bonus_figures["entropy"] > plain_figures["entropy"] + 0.05
+
+
+def test_temperature_comes_from_the_config():
+    learner = trainer(config=replace(CONFIG, temperature=0.25))
+    assert learner.policy.temperature == 0.25
+    assert learner.step(batch())["first_log_ratio_max"] < 1e-5
+
+
+def test_value_loss_of_single_response_minibatches_is_the_papers_quantity():
+    figures = trainer(config=replace(CONFIG, minibatch_size=1)).step(batch())
+    assert figures["value_loss_paper"] > 0
+    assert figures["value_loss_normalised"] == pytest.approx(
+        figures["value_loss"] / figures["return_variance_within_position"]
+    )
+
+
+def test_metrics_by_hand():
+    sequences = sequences_of([[1], [1]], [[1, 2, 3], [1]])
+    rollout = replace(
+        rollout_of(sequences, [1.0, 3.0]),
+        logprobs=torch.tensor([[-1.0, -1, -1], [-2, 0, 0]]),
+        ref_logprobs=torch.tensor([[-2.0, -1, -1], [-1.5, 0, 0]]),
+    )
+    figures = rollout_metrics(rollout)
+    assert figures["kl"] == pytest.approx((1.0 - 0.5) / 2)
+    assert (figures["score"], figures["length"], figures["length_q50"]) == (2, 2, 2)
+    assert figures["score_std"] == pytest.approx(2**0.5)
+    token_scores = torch.tensor([[0.5, 0.5, 0], [3, 0, 0]])
+    credit = credit_metrics(token_scores, rollout)
+    assert credit == {"credit_concentration": pytest.approx(1.5), "conservation_error": 0}
+
+
+def test_a_critic_that_knows_the_position_only_explains_nothing_over_it():
+    mask = torch.ones(8, 5, dtype=torch.bool)
+    noise = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    returns = torch.tensor([5.0, 4, 3, 2, 1]) * 3 + noise
+    sequences = sequences_of([[1]] * 8, [[1] * 5] * 8)
+
+    def figures(values):
+        return critic_metrics(
+            Experience(sequences=sequences, logprobs=noise, values=values, advantages=noise, returns=returns)
+        )
+
+    position_only = figures(returns.mean(0, keepdim=True).expand(8, 5))
+    assert position_only["explained_variance"] > 0.9
+    # in sample: the means were fitted to these very rows, (8 - 1) / 8 of the variance is left
+    assert position_only["explained_variance_over_position"] == pytest.approx(1 - 7 / 8, abs=1e-5)
+    assert figures(returns)["explained_variance_over_position"] == 1
+    variance = within_position_variance(returns, mask)
+    torch.testing.assert_close(variance, returns.var(0).mean())
+
+
+def test_what_is_undefined_is_left_out():
+    sequences = sequences_of([[1]], [[1, 2]])
+    assert within_position_variance(torch.ones(1, 2), sequences.response_mask) is None
+    assert "score_std" not in rollout_metrics(rollout_of(sequences, [1.0]))
+    assert "credit_concentration" not in credit_metrics(torch.zeros(1, 2), rollout_of(sequences, [0.0]))
+
+
+def test_fit_writes_metrics_samples_and_checkpoints(tmp_path):
+    learner = trainer()
+    learner.fit(PROMPTS, 5, out=tmp_path / "run", eval_prompts=[[1], [2]], eval_every=2, save_every=3)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [("eval_score" in row) for row in rows] == [False, True, False, True, True]
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in samples] == [0, 0, 2, 2, 4, 4, 5, 5]
+    assert {"prompt", "response", "score", "length", "finished"} <= samples[0].keys()
+    state = json.loads((tmp_path / "run/checkpoint-5/state.json").read_text())
+    assert (state["steps_done"], state["config"]["lam"]) == (5, 0.95)
+    assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-5"]
+    with pytest.raises(FileExistsError, match="is not empty"):
+        learner.fit(PROMPTS, 1, out=tmp_path / "run")
+
+
+def test_fit_takes_texts_and_any_callable(tmp_path):
+    learner = PPOTrainer(TablePolicy(), lambda prompts, texts: [t.count("3") for t in texts], Sparse(), CONFIG)
+    learner.fit(["1", "2 3"], 2, out=tmp_path / "run")
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_evaluations_differ_by_the_policy_alone():
+    learner = trainer()
+    first = learner.evaluate(batch(8))
+    assert learner.evaluate(batch(8)) == first
+    for _ in range(5):
+        learner.step(batch())
+    assert learner.evaluate(batch(8))["score"] > first["score"]
+
+
+@dataclass
+class Learner:
+    """A redistributor that counts what it has seen."""
+
+    seen: int = 0
+    needs: frozenset = field(default_factory=frozenset)
+    causal: bool = False
+    conserving: bool = True
+
+    def __call__(self, rollout: Rollout) -> torch.Tensor:
+        return Uniform()(rollout)
+
+    def observe(self, rollout: Rollout) -> None:
+        self.seen += len(rollout.sequences)
+
+    def metrics(self, rollout: Rollout) -> dict[str, float]:
+        return {"seen": float(self.seen)}
+
+
+def test_a_learning_redistributor_observes_after_the_update():
+    learner = trainer(Learner())
+    assert [learner.step(batch())["seen"] for _ in range(3)] == [0, 16, 32]
+
+
+def test_running_score_moments_are_counted_once_however_often_a_rollout_is_collected():
+    learner = trainer()
+    learner.collect(batch())
+    learner.step(batch())
+    assert learner.score_moments.count == 16
+    assert np.isfinite(learner.score_moments.std)
