@@ -4,9 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 install_import_hook(["rlhf_core", "redistributors", "models"], "typecheck.checker")
+
+# Several test processes share few cores; threads waiting for each other are slower than one thread by far.
+torch.set_num_threads(1)
 
 DATA = Path(os.environ.get("DENSE_RLHF_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

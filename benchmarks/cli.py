@@ -1,0 +1,155 @@
+"""What every script shares: one command line, a record of the run, and a folder that is never overwritten unasked."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+RECORD = "run.json"
+PRESETS = Path(__file__).parent / "presets"
+PACKAGES = ("rlhf_core", "redistributors", "models", "benchmarks")
+RECORDED_PACKAGES = ("torch", "transformers", "numpy", "scipy", "dense-rlhf")
+
+Settings = TypeVar("Settings")
+
+
+def command_line(settings: type, prog: str) -> ArgumentParser:
+    """A parser with a flag for every field of the dataclass ``settings``, and ``--config`` for a YAML file of them.
+
+    Later wins: ``--config FILE --steps 3`` overrides the file's steps. The class's docstring is the description, each
+    field's the help.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    summary = (settings.__doc__ or "").strip()
+    parser = ArgumentParser(prog=f"python -m {prog}", description=summary)
+    parser.add_argument("--config", action="config", help="a YAML file with any of the flags below, nested")
+    parser.add_class_arguments(settings)
+    return parser
+
+
+def parse(settings: type[Settings], prog: str, argv: list[str] | None = None) -> Settings:
+    """``settings`` filled from ``argv`` (default: the process's own); bad input ends the process with the reason."""
+    chosen = command_line(settings, prog).parse_args(argv)
+    return settings(**{field.name: chosen[field.name] for field in dataclasses.fields(settings)})  # type: ignore[arg-type]
+
+
+def jsonable(value: object) -> Any:
+    """Dataclasses, tuples, paths and sets as plain JSON values, so that what is compared is what is read back."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(jsonable(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"cannot record a {type(value).__name__}: {value!r}")
+
+
+def run_record(settings: object, datasets: Mapping[str, str]) -> dict[str, Any]:
+    """What is needed to repeat a run: settings, command, versions, git state, and a fingerprint per data set."""
+    return {
+        "settings": jsonable(settings),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
+        "git": git_state(Path(__file__).parents[1]),
+        "datasets": dict(datasets),
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Commit of the repository whose top is ``folder`` and whether the packages' files differ from it; else None."""
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        top = git("rev-parse", "--show-toplevel")
+    except FileNotFoundError:  # no git on this machine
+        return {"commit": None, "changed": None}
+    if top is None or Path(top).resolve() != folder.resolve():
+        return {"commit": None, "changed": None}
+    return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--", *PACKAGES))}
+
+
+def fingerprint(parts: Iterable[str | Path]) -> str:
+    """SHA-256 over texts and file contents, in order; each is length-prefixed, so that boundaries count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.read_bytes() if isinstance(part, Path) else part.encode()
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()
+
+
+def differences(old: object, new: object, name: str = "") -> list[str]:
+    """Every place where two JSON values differ, as "a.b: old -> new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key, "absent"), new.get(key, "absent"), f"{name}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [f"{name}: {json.dumps(old)} -> {json.dumps(new)}"]
+
+
+def claim_folder(folder: Path, record: Mapping[str, Any], *, overwrite: bool, may_change: Collection[str] = ()) -> None:
+    """Make ``folder`` this run's own and write its ``run.json``.
+
+    A folder that is new or empty is taken. One whose ``run.json`` holds the same data sets and settings is resumed:
+    nothing in it is deleted (the settings ``out``, ``overwrite`` and those in ``may_change`` are free to differ). With
+    ``overwrite``, a folder that holds a ``run.json`` is deleted first; nothing else is ever deleted.
+
+    Raises:
+        FileExistsError: the folder holds anything else, or another run's settings (every difference is named).
+    """
+    previous = folder / RECORD
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if occupied and not previous.is_file():
+        raise FileExistsError(f"{folder} is not empty and holds no {RECORD}, so it is not ours; choose another --out")
+    if occupied and overwrite:
+        shutil.rmtree(folder)
+    elif occupied:
+        earlier = json.loads(previous.read_text(encoding="utf-8"))
+        changed = differences(_identity(earlier, may_change), _identity(record, may_change))
+        if changed:
+            raise FileExistsError(
+                f"{folder} holds a run with other settings ({'; '.join(changed)}); "
+                "choose another --out, or pass --overwrite true to delete that run"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(previous, record)
+
+
+def _identity(record: Mapping[str, Any], may_change: Collection[str]) -> dict[str, Any]:
+    """The part of a record that two invocations must share to be the same run."""
+    free = {"out", "overwrite", *may_change}
+    settings = {name: value for name, value in record["settings"].items() if name not in free}
+    return {"settings": settings, "datasets": record["datasets"]}
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write through a temporary file beside it: after a crash the old or the new content is there, never half."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,164 @@
+"""What may be said about a handful of seeds: intervals, paired differences, and how many looks were taken.
+
+A *curve* is an array (seed, step); everything here reduces steps first and treats seeds as the sample. Below
+``FEWEST_SEEDS`` there is a mean and a range, never an interval or a p-value.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Array = NDArray[np.float64]
+Kind = Literal["95 % interval", "range"]
+
+FEWEST_SEEDS = 4
+LEVEL = 0.95
+RESAMPLES = 9_999
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """All runs of one experiment: per arm and metric, a curve (seed, step); NaN where a step did not define it.
+
+    Arms are paired: row i of every curve belongs to ``seeds[i]``, which fixed prompts, lengths and uniforms.
+    """
+
+    task: str
+    seeds: tuple[int, ...]
+    curves: Mapping[str, Mapping[str, Array]]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Labels, in the order asked for."""
+        return tuple(self.curves)
+
+    def per_seed(self, arm: str, metric: str, last: int | None = None) -> Array:
+        """Mean over all steps, or over the ``last`` ones, for each seed; NaN steps are left out."""
+        curve = self.curves[arm][metric]
+        return nan_mean(curve if last is None else curve[:, -last:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A mean over seeds with its Student-t interval, or the range where there are too few seeds for one."""
+
+    mean: float
+    low: float
+    high: float
+    kind: Kind
+
+    def overlaps(self, other: "Summary") -> bool:
+        """Whether the two intervals share a point."""
+        return self.low <= other.high and other.low <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Mean paired difference of an arm to the reference: percentile bootstrap interval over seeds, and the exact
+    sign-flip permutation p-value, two-sided, before and after Holm's correction. None below ``FEWEST_SEEDS``."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
+
+
+def nan_mean(curve: Array) -> Array:
+    """Mean over the last axis of the entries that are not NaN; NaN where there is none."""
+    known = ~np.isnan(curve)
+    counts = known.sum(-1)
+    sums = np.where(known, curve, 0.0).sum(-1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def summarise(values: Array) -> Summary:
+    """Mean and 95 % t-interval over seeds; below four seeds mean and range."""
+    mean, low, high, kind = band(values[:, None])
+    return Summary(mean=float(mean[0]), low=float(low[0]), high=float(high[0]), kind=kind)
+
+
+def band(curve: Array) -> tuple[Array, Array, Array, Kind]:
+    """Mean, lower and upper edge at every step of a curve (seed, step), and what the edges are.
+
+    The interval is mean ± t(0.975, n - 1)·s/√n with the unbiased s.
+    """
+    seeds = len(curve)
+    mean = curve.mean(0)
+    if seeds < FEWEST_SEEDS:
+        return mean, curve.min(0), curve.max(0), "range"
+    half = stats.t.ppf((1 + LEVEL) / 2, seeds - 1) * curve.std(0, ddof=1) / np.sqrt(seeds)
+    return mean, mean - half, mean + half, "95 % interval"
+
+
+def iqm(values: Array) -> float:
+    """Interquartile mean: the mean without the lowest and highest quarter (⌊n/4⌋ seeds each)."""
+    return float(stats.trim_mean(values, 0.25))
+
+
+def variance_across_seeds(curve: Array) -> float:
+    """Unbiased variance over seeds of a curve (seed, step) at each step, averaged over steps; NaN for one seed."""
+    return float(curve.var(0, ddof=1).mean()) if len(curve) > 1 else float("nan")
+
+
+def differences_to(reference: Array, others: Mapping[str, Array]) -> dict[str, Difference]:
+    """Each arm's per-seed values against the reference's, paired by seed, corrected for how many arms there are."""
+    raw = {name: _paired(values - reference) for name, values in others.items()}
+    tested = [name for name in raw if raw[name].p is not None]
+    corrected = dict(zip(tested, holm([raw[name].p or 0.0 for name in tested]), strict=True))
+    return {
+        name: Difference(mean=one.mean, low=one.low, high=one.high, p=one.p, p_holm=corrected.get(name))
+        for name, one in raw.items()
+    }
+
+
+def _paired(differences: Array) -> Difference:
+    mean = float(differences.mean())
+    if len(differences) < FEWEST_SEEDS or np.isnan(mean):
+        return Difference(mean=mean, low=None, high=None, p=None, p_holm=None)
+    interval = stats.bootstrap(
+        (differences,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",  # BCa is undefined where all differences are equal
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    test = stats.permutation_test(
+        (differences, np.zeros_like(differences)),
+        lambda a, b, axis: np.mean(a - b, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=RESAMPLES,  # every sign pattern, hence exact, up to 13 seeds
+        rng=np.random.default_rng(0),
+    )
+    return Difference(mean=mean, low=float(interval.low), high=float(interval.high), p=float(test.pvalue), p_holm=None)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: the i-th smallest of m is multiplied by m - i + 1, kept monotone, at most 1.
+
+    Controls the chance of any false rejection over the whole family (Holm 1979, Scand. J. Statistics 6:65).
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    stepped = np.minimum(np.maximum.accumulate(np.asarray(p_values, float)[order] * factors), 1.0)
+    corrected = np.empty(len(p_values))
+    corrected[order] = stepped
+    return [float(p) for p in corrected]
+
+
+def smallest_p(seeds: int) -> float:
+    """The least two-sided p-value the sign-flip test can give with so many paired seeds: 2 / 2ⁿ."""
+    return float(2.0 ** (1 - seeds))
+
+
+def rank_correlation(credit: Array, truth: Array) -> float:
+    """Spearman's ρ over the tokens of one response; NaN where either side is constant and ranks mean nothing."""
+    if len(credit) < 2 or np.ptp(credit) == 0 or np.ptp(truth) == 0:
+        return float("nan")
+    return float(stats.spearmanr(credit, truth).statistic)

@@ -1,0 +1,193 @@
+"""The embedded task: short reviews whose true per-token credit is known.
+
+Our own grammar writes product and film reviews of 8 to 40 tokens out of opinions and neutral filler. Every opinion is
+a *phrase*: negators and intensifiers, then a sentiment word, within one clause ("i do not think the plot was very
+good" is one phrase of three words). Its value is that of the word, doubled by every intensifier and with its sign
+flipped by every negator; the true score of a text is the sum over its phrases. A phrase's value is divided among its
+words in proportion to what deleting each of them alone would change, 4 : 2 : 1 for negator : word : intensifier. So
+contributions add up to the score, and each has the sign and, within a phrase, the ranks of its leave-one-out effect.
+A modifier without a sentiment word later in its clause, like any other word, contributes 0.
+
+Both functions are defined on any sequence of words, grammatical or not: a trained policy writes both.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from models.training import (
+    Labelled,
+    TrainingSettings,
+    model_input,
+    new_classifier,
+    new_language_model,
+    save,
+    train_classifier,
+    train_language_model,
+)
+
+END, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
+NEGATORS = ("not", "never", "hardly")
+INTENSIFIERS = ("very", "really", "truly")
+BOUNDARIES = (".", "and", "but", END)
+ADJECTIVES: Mapping[int, Sequence[str]] = {
+    2: ("great", "superb", "wonderful", "brilliant"),
+    1: ("good", "nice", "solid", "clever", "charming", "pleasant"),
+    -1: ("bad", "dull", "weak", "clumsy", "bland", "boring"),
+    -2: ("awful", "terrible", "dreadful", "horrible"),
+}
+VERBS: Mapping[int, Sequence[str]] = {
+    2: ("loved", "adored"),
+    1: ("liked", "enjoyed"),
+    -1: ("disliked", "regretted"),
+    -2: ("hated", "despised"),
+}
+VALUES = {word: value for table in (ADJECTIVES, VERBS) for value, words in table.items() for word in words}
+SHARES = {**dict.fromkeys(NEGATORS, 4), **dict.fromkeys(INTENSIFIERS, 1), **dict.fromkeys(VALUES, 2)}
+
+OPINIONS = (
+    "the {part} was {adjective}",
+    "the {part} was {adjective}",
+    "i think the {part} was {adjective}",
+    "it was {adjective} to me",
+    "i {verb} the {part}",
+)
+FAR_NEGATION = "i do {negator} think the {part} was {adjective}"
+SLOTS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "film": {
+        "part": ("plot", "acting", "story", "cast", "music", "ending", "dialogue", "script"),
+        "filler": (
+            "we watched it on {day}",
+            "it runs for {number} hours",
+            "my {person} saw it in {place}",
+            "the story opens in {place}",
+            "it has {number} songs",
+        ),
+    },
+    "product": {
+        "part": ("battery", "screen", "handle", "sound", "price", "fabric", "keyboard", "strap"),
+        "filler": (
+            "i bought it on {day}",
+            "it came in a {colour} box",
+            "my {person} uses it in {place}",
+            "it has {number} buttons",
+            "we ordered the {colour} one",
+        ),
+    },
+}
+COMMON: Mapping[str, Sequence[str]] = {
+    "day": ("monday", "friday", "sunday"),
+    "number": ("two", "three", "four"),
+    "person": ("friend", "sister", "father", "neighbour"),
+    "place": ("paris", "london", "school", "town"),
+    "colour": ("red", "blue", "grey", "green"),
+}
+
+
+def true_contributions(tokens: Sequence[str]) -> list[float]:
+    """What every word adds to the true score; sums to :func:`true_score` of the same words, up to rounding."""
+    contributions = [0.0] * len(tokens)
+    for positions, value in _phrases(tokens):
+        whole = sum(SHARES[tokens[i]] for i in positions)
+        for i in positions:
+            contributions[i] = value * SHARES[tokens[i]] / whole
+    return contributions
+
+
+def true_score(text: str) -> float:
+    """The sum of the values of all phrases of a text (words separated by white space); a whole number."""
+    return float(sum(value for _, value in _phrases(text.split())))
+
+
+def _phrases(tokens: Sequence[str]) -> Iterator[tuple[list[int], int]]:
+    """Positions of the words of each phrase, and its value."""
+    modifiers: list[int] = []
+    for position, token in enumerate(tokens):
+        if token in BOUNDARIES:
+            modifiers = []
+        elif token in VALUES:
+            flips = sum(tokens[i] in NEGATORS for i in modifiers)
+            doublings = len(modifiers) - flips
+            yield [*modifiers, position], VALUES[token] * (-1) ** flips * 2**doublings
+            modifiers = []
+        elif token in SHARES:
+            modifiers.append(position)
+
+
+def sample_review(generator: np.random.Generator) -> list[str]:
+    """One review of 8 to 40 tokens, ended by EOS, whose true score is not 0; positive and negative equally likely."""
+    while True:
+        domain = SLOTS[_choice(generator, tuple(SLOTS))]
+        mood = _choice(generator, (-1, 1))
+        words: list[str] = []
+        for _ in range(generator.integers(2, 6)):
+            words += [*_sentence(generator, domain, mood), "."]
+        words.append(END)
+        if 8 <= len(words) <= 40 and true_score(" ".join(words)) != 0:
+            return words
+
+
+def _sentence(generator: np.random.Generator, domain: Mapping[str, Sequence[str]], mood: int) -> list[str]:
+    """Filler, one opinion, or two joined; three opinions in four agree with the mood."""
+    kind = generator.random()
+    if kind < 0.35:
+        return _filled(generator, _choice(generator, domain["filler"]), domain)
+    words = _opinion(generator, domain, mood)
+    if kind > 0.8:
+        words += [_choice(generator, ("and", "but")), *_opinion(generator, domain, mood)]
+    return words
+
+
+def _opinion(generator: np.random.Generator, domain: Mapping[str, Sequence[str]], mood: int) -> list[str]:
+    """A clause; two in five are negated, so that words alone say little about the mood."""
+    sign = mood if generator.random() < 0.75 else -mood
+    negated, intensified = generator.random() < 0.4, generator.random() < 0.2
+    far = negated and generator.random() < 0.3
+    template = FAR_NEGATION if far else _choice(generator, OPINIONS)
+    word_sign = -sign if negated else sign
+    before = [_choice(generator, NEGATORS)] if negated and not far else []
+    before += [_choice(generator, INTENSIFIERS)] if intensified else []
+    words = []
+    for word in template.split():
+        if word in ("{adjective}", "{verb}"):
+            table = ADJECTIVES if word == "{adjective}" else VERBS
+            words += [*before, _choice(generator, table[word_sign * _choice(generator, (1, 1, 2))])]
+        else:
+            words += _filled(generator, word, domain)
+    return words
+
+
+def _filled(generator: np.random.Generator, template: str, domain: Mapping[str, Sequence[str]]) -> list[str]:
+    slots = {**COMMON, **domain, "negator": NEGATORS}
+    return [
+        _choice(generator, slots[word[1:-1]]) if word.startswith("{") else word for word in template.split()
+    ]
+
+
+def _choice(generator: np.random.Generator, options: Sequence[Any]) -> Any:
+    return options[int(generator.integers(len(options)))]
+
+
+def vocabulary() -> list[str]:
+    """Every token, the special ones first."""
+    templates = [*OPINIONS, FAR_NEGATION, *(filler for slots in SLOTS.values() for filler in slots["filler"])]
+    words = {word for template in templates for word in template.split() if not word.startswith("{")}
+    words |= {word for slots in SLOTS.values() for word in slots["part"]}
+    words |= {word for options in COMMON.values() for word in options}
+    words |= {*SHARES, *BOUNDARIES} - {END}
+    return [END, PAD, UNKNOWN, *sorted(words)]
+
+
+def toy_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; EOS is 0, padding 1, unknown 2."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token=UNKNOWN))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=END, pad_token=PAD, unk_token=UNKNOWN)

@@ -1,0 +1,129 @@
+"""LoRA adapters (Hu et al. 2021) on a language model, and the reference each way of starting implies."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils.hub import cached_file
+
+from models.loading import ModelSource, remove_randomness
+from models.qlora import import_bitsandbytes
+from models.reference import FROZEN, TRAINED, AdapterOff, FrozenAdapter, require_trained_adapter
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """A fresh low-rank adapter; the update of a weight is alpha / rank · B A. Dropout is always 0: it would make
+    training evaluate another policy than the one that was sampled.
+
+    Raises:
+        ValueError: a rank or alpha that is not positive.
+    """
+
+    rank: int = 32
+    """Rank of A and B (paper: 32)."""
+    alpha: int = 32
+    """Scale (paper: 32)."""
+    target_modules: tuple[str, ...] | None = None
+    """Names of the modules to adapt; None is PEFT's default for the architecture (the paper's choice)."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"LoraSettings: rank and alpha must be positive, got {self.rank} and {self.alpha}")
+
+
+def adapter_folder(source: ModelSource) -> str | None:
+    """Local folder of the adapter that ``source`` is, or None if it is a whole model.
+
+    Raises:
+        ValueError: an adapter without safetensors weights.
+    """
+    settings = {"revision": source.revision, "_raise_exceptions_for_missing_entries": False}
+    if cached_file(source.name_or_path, CONFIG, **settings) is None:
+        return None
+    weights = cached_file(source.name_or_path, WEIGHTS, **settings)
+    if weights is None:
+        raise ValueError(
+            f"{source.name_or_path} is an adapter without {WEIGHTS}; pickled adapter_model.bin files are not read. "
+            "Save it again with save_pretrained, where you trust it"
+        )
+    return str(Path(weights).parent)
+
+
+def base_source(adapter: str, source: ModelSource) -> ModelSource:
+    """The model under an adapter.
+
+    Raises:
+        ValueError: not a LoRA adapter, one that names no base, or one that trains biases of the base.
+    """
+    from peft import PeftConfig
+
+    config: Any = PeftConfig.from_pretrained(adapter)
+    if config.peft_type != "LORA" or config.base_model_name_or_path is None:
+        raise ValueError(
+            f"{source.name_or_path}: only LoRA adapters that name their base model are supported, got type "
+            f"{config.peft_type} on base {config.base_model_name_or_path}"
+        )
+    if config.bias != "none":
+        raise ValueError(
+            f"{source.name_or_path} trains biases of its base (bias={config.bias!r}), which its frozen "
+            "copy would share; train it with bias='none'"
+        )
+    return replace(source, name_or_path=config.base_model_name_or_path, revision=config.revision)
+
+
+def add_fresh_adapter(lm: PreTrainedModel, lora: LoraSettings, *, revision: str | None, seed: int) -> AdapterOff:
+    """Put an adapter on ``lm`` in place: A random from ``seed``, B zero, so that policy and reference start equal."""
+    import_bitsandbytes()
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=0.0,
+        target_modules=list(lora.target_modules) if lora.target_modules else None,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in lm.modules()),
+        revision=revision,
+    )
+    with torch.random.fork_rng(devices=[]), _peft_on_new_transformers():
+        torch.manual_seed(seed)
+        adapters = get_peft_model(lm, config, adapter_name=TRAINED)
+    require_trained_adapter(adapters)
+    return AdapterOff(lm=lm, adapters=adapters)
+
+
+def add_trained_adapter(lm: PreTrainedModel, folder: str) -> FrozenAdapter:
+    """Put the adapter in ``folder`` on ``lm`` twice: one copy to train and one, frozen, as the reference."""
+    import_bitsandbytes()
+    from peft import PeftModel
+
+    device = str(lm.device)
+    with _peft_on_new_transformers():
+        adapters = PeftModel.from_pretrained(lm, folder, adapter_name=TRAINED, is_trainable=True, torch_device=device)
+        adapters.load_adapter(folder, adapter_name=FROZEN, is_trainable=False, torch_device=device)
+    adapters.set_adapter(TRAINED)
+    remove_randomness(adapters)
+    require_trained_adapter(adapters)
+    return FrozenAdapter(lm=lm, adapters=adapters)
+
+
+def save_adapter(adapters: Any, folder: str) -> None:
+    """Write the trained adapter where PeftModel.from_pretrained looks for it."""
+    adapters.save_pretrained(folder, selected_adapters=[TRAINED], save_embedding_layers=False)
+
+
+@contextmanager
+def _peft_on_new_transformers() -> Iterator[None]:
+    """PEFT 0.21 reads an attribute that transformers 5.23 renamed and warns about; users can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield

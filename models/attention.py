@@ -1,0 +1,188 @@
+"""Reading attention rows off the forward pass a model makes anyway, without its (token, token) maps."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from models.attention_check import compare_with_eager, quiet, run_backbone
+from models.attention_taps import (
+    TAPS,
+    LayerAttention,
+    Map,
+    Tap,
+    UnsupportedAttention,
+    attached,
+    implementations,
+    restore,
+)
+from rlhf_core.evidence import AttentionTap, Layout
+
+__all__ = ["AttentionReader", "UnsupportedAttention"]
+
+# Largest (batch, head, row, key) block computed at a time: 64 MiB in float32.
+CHUNK_CELLS = 2**24
+
+
+@final
+class AttentionReader:
+    """The attention layers of one model, in the order they run, and how to read single rows of them.
+
+    ``layer`` counts attention layers only. Building one switches the model for good to SDPA with a tap (a dictionary
+    look-up a layer while nothing is captured), or to eager attention where its architecture allows nothing else;
+    call ``check`` before trusting it. Not saved with the model, and safe with a configuration shared between models.
+
+    Raises:
+        UnsupportedAttention: no tap fits this architecture; the message names it and what was tried. The model is
+            left as it was.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = transformers_model(model)
+        self.architecture = type(self._model).__name__
+        self._tap, self._layers = _find(self._model, self.architecture)
+
+    @property
+    def n_layers(self) -> int:
+        """Attention layers."""
+        return len(self._layers)
+
+    def capture(
+        self, requests: Iterable[AttentionTap], layout: Layout
+    ) -> AbstractContextManager[dict[AttentionTap, Tensor]]:
+        """Answer ``requests`` from the one forward pass made inside the context.
+
+        ``layout`` names columns of that pass's input. The dictionary fills as the layers run: float32
+        (batch, response) without gradient, 0 on padding.
+
+        Raises:
+            ValueError: a layer the model does not have.
+            RuntimeError: on leaving, a requested layer never ran; or the model ran twice, or with a KV cache.
+        """
+        wanted: defaultdict[int, list[AttentionTap]] = defaultdict(list)
+        for request in requests:
+            if not -self.n_layers <= request.layer < self.n_layers:
+                raise ValueError(f"{request}: {self.architecture} has attention layers 0 to {self.n_layers - 1}")
+            wanted[request.layer % self.n_layers].append(request)
+        return self._capture(dict(wanted), layout)
+
+    @contextmanager
+    def _capture(self, wanted: dict[int, list[AttentionTap]], layout: Layout) -> Iterator[dict[AttentionTap, Tensor]]:
+        answers: dict[AttentionTap, Tensor] = {}
+        requests_of = {self._layers[layer]: requests for layer, requests in wanted.items()}
+
+        def answer(module: nn.Module, attention: LayerAttention) -> None:
+            _, _, queries, keys = attention.shape
+            if queries != keys:
+                raise RuntimeError(f"{self.architecture}: {queries} queries meet {keys} keys; capture without KV cache")
+            for request in requests_of[module]:
+                if request in answers:
+                    raise RuntimeError(f"{self.architecture} ran twice inside one capture; open one for each pass")
+                answers[request] = _measure(attention, request, layout)
+
+        with attached(self._tap, list(requests_of), answer):
+            yield answers
+        silent = sorted(layer for layer, requests in wanted.items() if requests[0] not in answers)
+        if silent:
+            raise RuntimeError(
+                f"{self.architecture}: attention of layer {silent} never ran inside the capture, "
+                f"or not through the {self._tap.name}"
+            )
+
+    def check(self, vocab_size: int) -> None:
+        """Compare the tapped model with its own eager attention on small random batches, one of them left-padded.
+
+        Raises:
+            UnsupportedAttention: last hidden states or the weights of a layer differ by more than 1e-4 (float32;
+                5e-2 in half precision or quantised, where rounding alone reaches 1e-2) of the largest; or a layer
+                never ran.
+        """
+        compare_with_eager(self._model, self._tap, self._layers, vocab_size)
+
+
+def transformers_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside ``model``, which may be wrapped (PEFT).
+
+    Raises:
+        UnsupportedAttention: there is none.
+    """
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            return part
+    raise UnsupportedAttention(f"{type(model).__name__} holds no transformers model")
+
+
+@torch.no_grad()
+def _measure(attention: LayerAttention, request: AttentionTap, layout: Layout) -> Float[Tensor, "batch response"]:
+    """``request`` answered in chunks of rows, in float32 whatever autocast says."""
+    rows = request.rows(layout)
+    batch, heads, _, keys = attention.shape
+    total = torch.zeros(layout.response_mask.shape, device=rows.device)
+    with torch.autocast(rows.device.type, enabled=False):
+        for chunk in torch.split(rows, max(1, CHUNK_CELLS // (batch * heads * keys)), dim=1):
+            weights = attention.weights(chunk.clamp(min=0))
+            weights = torch.where((chunk >= 0)[:, None, :, None], weights, 0.0)
+            total = total + request.reduce(weights, chunk, layout)
+    return torch.where(layout.response_mask, total, 0.0)
+
+
+def _find(model: PreTrainedModel, architecture: str) -> tuple[Tap, list[nn.Module]]:
+    """The first tap through which a trial run reports attention weights, and the modules that report."""
+    saved, reasons = implementations(model), []
+    for tap in TAPS:
+        try:
+            tap.prepare(model)
+            return tap, _trial(model, tap)
+        except UnsupportedAttention as reason:
+            restore(saved)
+            reasons.append(f"{tap.name}: {reason}")
+        except BaseException:
+            restore(saved)
+            raise
+    raise UnsupportedAttention(
+        f"{architecture}: no way to read its attention weights ({'; '.join(reasons)}). "
+        "Use a redistributor that needs no attention, or another model"
+    )
+
+
+def _trial(model: PreTrainedModel, tap: Tap) -> list[nn.Module]:
+    """Modules that report in the order they run, each map once, from the innermost module that shows it."""
+    fired: list[tuple[nn.Module, LayerAttention]] = []
+
+    def listen(module: nn.Module, attention: LayerAttention) -> None:
+        shown = isinstance(attention, Map) and any(
+            isinstance(other, Map) and other.map.data_ptr() == attention.map.data_ptr() for _, other in fired
+        )
+        if not shown:
+            fired.append((module, attention))
+
+    if model.config.is_encoder_decoder:
+        raise UnsupportedAttention("it is an encoder-decoder; only decoders and encoders are supported")
+    ids = torch.arange(10, device=model.device).reshape(2, 5)
+    with quiet(model), attached(tap, list(model.modules()), listen):
+        run_backbone(model, ids, torch.ones_like(ids))
+    layers = [module for module, _ in fired]
+    if not layers:
+        raise UnsupportedAttention("no layer of it shows attention weights in a trial run")
+    if len(set(layers)) < len(layers):
+        raise UnsupportedAttention("several of its layers share one attention module")
+    _require_distributions([attention for _, attention in fired], torch.arange(5, device=model.device).expand(2, 5))
+    return layers
+
+
+def _require_distributions(attentions: list[LayerAttention], columns: Int[Tensor, "batch row"]) -> None:
+    """Weights that do not sum to 1 over the tokens leave part of the attention on something that is no token."""
+    for layer, attention in enumerate(attentions):
+        if attention.shape[0] != 2 or attention.shape[2:] != (5, 5):
+            raise UnsupportedAttention(f"layer {layer} shows weights of shape {attention.shape} for 2 rows of 5 tokens")
+        totals = attention.weights(columns).sum(-1)
+        if not torch.allclose(totals, torch.ones_like(totals), atol=2e-2):
+            raise UnsupportedAttention(
+                f"weights of layer {layer} sum to {float(totals.min()):.3f} over the tokens instead of 1: "
+                "part of the attention goes to a sink that is no token"
+            )

@@ -1,0 +1,114 @@
+"""Load-time check of an attention tap: the tapped model against its own eager attention."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from models.attention_taps import (
+    LayerAttention,
+    Tap,
+    UnsupportedAttention,
+    attached,
+    implementations,
+    restore,
+    switch,
+)
+
+TOLERANCE = 1e-4
+ROUNDING_TOLERANCE = 5e-2
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradient; every module's mode is put back."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def run_backbone(
+    model: PreTrainedModel, input_ids: Int[Tensor, "batch position"], attention_mask: Tensor, **options: bool
+) -> tuple[Float[Tensor, "batch position hidden"], tuple[Tensor, ...]]:
+    """Last hidden states, and the attention maps where ``options`` ask for them."""
+    output = model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False, return_dict=True, **options
+    )
+    return output.last_hidden_state, getattr(output, "attentions", None) or ()
+
+
+def compare_with_eager(model: PreTrainedModel, tap: Tap, layers: list[nn.Module], vocab_size: int) -> None:
+    """Ragged left-padded rows, then full rows (which get no mask at all), both ways.
+
+    Raises:
+        UnsupportedAttention: naming the architecture and what differs by how much.
+    """
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.arange(9)
+    for lengths in ((9, 4, 7), (9, 9, 9)):
+        ids = torch.randint(vocab_size, (3, 9), generator=generator).to(model.device)
+        real = (columns >= 9 - torch.tensor(lengths)[:, None]).to(model.device)
+        with quiet(model):
+            _compare(model, tap, layers, ids, real)
+
+
+def _compare(
+    model: PreTrainedModel,
+    tap: Tap,
+    layers: list[nn.Module],
+    ids: Int[Tensor, "batch position"],
+    real: Bool[Tensor, "batch position"],
+) -> None:
+    name = f"{type(model).__name__} read through its {tap.name}"
+    hidden, weights = _tapped(model, tap, layers, ids, real)
+    own_hidden, own_weights = _eager(model, ids, real)
+    silent = [layer for layer, module in enumerate(layers) if module not in weights]
+    if silent or len(own_weights) != len(layers):
+        raise UnsupportedAttention(
+            f"{name}: layers {silent} of {len(layers)} never ran; its eager attention shows {len(own_weights)} layers"
+        )
+    pairs = {"last hidden states": (hidden[real], own_hidden[real])}
+    for layer, module in enumerate(layers):
+        # query columns first, so that only those of real tokens are compared
+        rows, own = weights[module].transpose(1, 2), own_weights[layer].transpose(1, 2)
+        pairs[f"attention weights of layer {layer}"] = (rows[real], own[real])
+    exact = hidden.dtype == torch.float32 and not getattr(model, "is_quantized", False)
+    tolerance = TOLERANCE if exact else ROUNDING_TOLERANCE
+    for what, (tapped, own) in pairs.items():
+        difference = float((tapped.float() - own.float()).abs().max() / own.float().abs().max())
+        if not difference <= tolerance:
+            raise UnsupportedAttention(
+                f"{name}: {what} differ from its own eager attention by {difference:.1e} of the largest "
+                f"(allowed: {tolerance:.0e}); its attention weights cannot be trusted"
+            )
+
+
+def _tapped(
+    model: PreTrainedModel, tap: Tap, layers: list[nn.Module], ids: Tensor, real: Tensor
+) -> tuple[Tensor, dict[nn.Module, Tensor]]:
+    weights: dict[nn.Module, Tensor] = {}
+    columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+
+    def keep(module: nn.Module, attention: LayerAttention) -> None:
+        weights[module] = attention.weights(columns)
+
+    with attached(tap, layers, keep):
+        hidden, _ = run_backbone(model, ids, real)
+    return hidden, weights
+
+
+def _eager(model: PreTrainedModel, ids: Tensor, real: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    saved = implementations(model)
+    switch(model, "eager")
+    try:
+        return run_backbone(model, ids, real, output_attentions=True)
+    finally:
+        restore(saved)

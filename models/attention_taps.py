@@ -1,0 +1,238 @@
+"""Three places where a transformers model can be tapped for the attention weights of a layer.
+
+``DISPATCH``: models that look their attention function up in transformers' ``AttentionInterface`` get one of ours,
+SDPA plus a sink that sees queries, keys and mask. ``INSTANCE``: GPT-J and its kin compute attention in a method
+``_attn(query, key, value, attention_mask)``, shadowed on the instance while a sink listens. ``MAPS``: whatever returns
+its weights under eager attention is hooked; one layer's map at a time exists then, as the model made it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+# "sdpa" in the name makes transformers refuse it for every architecture that declares SDPA wrong for itself.
+NAME = "sdpa_with_row_tap"
+
+
+class UnsupportedAttention(ValueError):
+    """The attention weights of this architecture cannot be read; the message names it and says why."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Projections:
+    """Queries and keys as the attention function got them, position encoding applied.
+
+    ``mask``: boolean (True = may attend) or additive, broadcastable to (batch, head, query, key), or None, and then
+    ``causal`` decides. Fewer key heads than query heads are shared by consecutive query heads.
+    """
+
+    query: Float[Tensor, "batch head query channel"]
+    key: Float[Tensor, "batch key_head key channel"]
+    scaling: float
+    mask: Tensor | None
+    causal: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Sizes of the full map, which is never made."""
+        return (*self.query.shape[:3], self.key.shape[2])
+
+    def weights(self, rows: Int[Tensor, "batch row"]) -> Float[Tensor, "batch head row key"]:
+        """softmax(scaling · q kᵀ + mask) of the given query columns, in float32."""
+        batch, heads, _, keys = self.shape
+        query = _query_rows(self.query, rows).float()
+        grouped = query.reshape(batch, self.key.shape[1], -1, query.shape[-1])
+        logits = (grouped @ self.key.float().transpose(2, 3)).reshape(batch, heads, rows.shape[1], keys)
+        logits = logits * self.scaling
+        lowest = torch.finfo(logits.dtype).min
+        if self.mask is None:
+            if self.causal:
+                future = torch.arange(keys, device=rows.device) > rows[:, None, :, None]
+                logits = logits.masked_fill(future, lowest)
+        else:
+            mask = _query_rows(self.mask.expand(batch, -1, self.query.shape[2], -1), rows)
+            logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else logits + mask
+        return logits.softmax(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """A layer's whole map, where the model insists on making it."""
+
+    map: Float[Tensor, "batch head query key"]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Sizes of the map."""
+        batch, head, query, key = self.map.shape
+        return batch, head, query, key
+
+    def weights(self, rows: Int[Tensor, "batch row"]) -> Float[Tensor, "batch head row key"]:
+        """The given query columns of the map."""
+        return _query_rows(self.map, rows).float()
+
+
+LayerAttention = Projections | Map
+Sink = Callable[[nn.Module, LayerAttention], None]
+Detach = Callable[[], None]
+
+
+def _query_rows(tensor: Tensor, rows: Int[Tensor, "batch row"]) -> Tensor:
+    """Pick query columns of a (batch, head, query, anything) tensor."""
+    batch = torch.arange(rows.shape[0], device=rows.device)[:, None]
+    return tensor[batch, :, rows].transpose(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tap:
+    """A way in. ``prepare`` puts the model into the state the tap needs and raises UnsupportedAttention where it
+    cannot; ``attach`` makes a module report to a sink until the returned function is called."""
+
+    name: str
+    prepare: Callable[[PreTrainedModel], None]
+    attach: Callable[[nn.Module, Sink], Detach]
+
+
+@contextmanager
+def attached(tap: Tap, modules: list[nn.Module], sink: Sink) -> Iterator[None]:
+    """Let ``modules`` report to ``sink`` for a while."""
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(tap.attach(module, sink))
+        yield
+
+
+def implementations(model: PreTrainedModel) -> list[tuple[Any, Any]]:
+    """Every configuration inside ``model`` with the name of its attention implementation."""
+    configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
+    return [(config, config._attn_implementation) for config in configs.values()]
+
+
+def switch(model: PreTrainedModel, implementation: str) -> None:
+    """Set the attention implementation of every part of ``model``.
+
+    Directly on the configurations: ``set_attn_implementation`` only logs a warning for Falcon, which reads its own
+    configuration at every forward pass all the same."""
+    for config, _ in implementations(model):
+        config._attn_implementation = implementation
+
+
+def restore(saved: list[tuple[Any, Any]]) -> None:
+    """Undo ``switch``."""
+    for config, implementation in saved:
+        config._attn_implementation = implementation
+
+
+# Keyed by module, so that models in one process, even with a shared configuration, do not see each other's sinks.
+_SINKS: WeakKeyDictionary[nn.Module, Sink] = WeakKeyDictionary()
+
+
+def _tapped_sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """transformers' SDPA attention function; where a sink listens to ``module``, it is told queries and keys first."""
+    sink = _SINKS.get(module)
+    if sink is not None:
+        causal = options.get("is_causal")
+        scaling = options.get("scaling")
+        attention = Projections(
+            query=query.detach(),
+            key=key.detach(),
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            mask=attention_mask,
+            causal=getattr(module, "is_causal", True) if causal is None else causal,
+        )
+        sink(module, attention)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+AttentionInterface.register(NAME, _tapped_sdpa)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def _prepare_dispatch(model: PreTrainedModel) -> None:
+    # transformers' own statements on the architecture: its source asks the interface, and SDPA computes the same.
+    if not model._can_set_attn_implementation():
+        raise UnsupportedAttention("does not look its attention function up in transformers' AttentionInterface")
+    if not model._supports_sdpa:
+        raise UnsupportedAttention("declares that SDPA does not compute its attention")
+    switch(model, NAME)
+
+
+def _attach_dispatch(module: nn.Module, sink: Sink) -> Detach:
+    _require_free(module in _SINKS, module)
+    _SINKS[module] = sink
+    return lambda: _SINKS.__delitem__(module)
+
+
+def _prepare_instance(model: PreTrainedModel) -> None:
+    if not any(callable(getattr(module, "_attn", None)) for module in model.modules()):
+        raise UnsupportedAttention("has no module with a method _attn(query, key, value, attention_mask)")
+
+
+def _attach_instance(module: nn.Module, sink: Sink) -> Detach:
+    original = getattr(module, "_attn", None)
+    if not callable(original):
+        return lambda: None
+    _require_free("_attn" in vars(module), module)
+
+    def shadow(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> Any:
+        sink(module, _instance_projections(module, query.detach(), key.detach(), attention_mask))
+        return original(query, key, value, attention_mask)
+
+    module._attn = shadow  # type: ignore[assignment]  # a function on an instance, not a submodule
+    return lambda: delattr(module, "_attn")
+
+
+def _instance_projections(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None) -> Projections:
+    """GPT-J divides by ``scale_attn``; GPT-Neo does not scale and keeps causality and window in a boolean ``bias``."""
+    allowed = getattr(module, "bias", None)
+    if isinstance(allowed, Tensor) and allowed.ndim == 4:
+        window = allowed[:, :, : query.shape[2], : key.shape[2]].bool()
+        lowest = torch.finfo(torch.float32).min
+        additive = torch.zeros_like(window, dtype=torch.float32).masked_fill(~window, lowest)
+        mask = additive if mask is None else torch.where(window, mask, additive)
+    scaling = 1 / float(getattr(module, "scale_attn", 1.0))
+    return Projections(query=query, key=key, scaling=scaling, mask=mask, causal=True)
+
+
+def _prepare_maps(model: PreTrainedModel) -> None:
+    switch(model, "eager")
+
+
+def _attach_maps(module: nn.Module, sink: Sink) -> Detach:
+    def hook(_: nn.Module, __: object, output: object) -> None:
+        found = _map_in(output)
+        if found is not None:
+            sink(module, Map(found.detach()))
+
+    return module.register_forward_hook(hook).remove
+
+
+def _map_in(output: object) -> Tensor | None:
+    """The one square (batch, head, query, key) tensor behind a module's first output, if there is one."""
+    if not isinstance(output, tuple):
+        return None
+    maps = (item for item in output[1:] if isinstance(item, Tensor) and item.ndim == 4)
+    square = [item for item in maps if item.shape[2] == item.shape[3]]
+    return square[0] if len(square) == 1 else None
+
+
+def _require_free(taken: bool, module: nn.Module) -> None:
+    if taken:
+        raise RuntimeError(f"{type(module).__name__} is being captured already: captures of one model do not nest")
+
+
+DISPATCH = Tap(name="attention interface", prepare=_prepare_dispatch, attach=_attach_dispatch)
+INSTANCE = Tap(name="_attn of the instance", prepare=_prepare_instance, attach=_attach_instance)
+MAPS = Tap(name="eager attention", prepare=_prepare_maps, attach=_attach_maps)
+TAPS = (DISPATCH, INSTANCE, MAPS)

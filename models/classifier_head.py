@@ -1,0 +1,99 @@
+"""Reading a sequence classifier at an explicit position, with its own head.
+
+transformers pools by looking for the pad id, ignores the attention mask, and reads the token before EOS where pad and
+EOS share an id. Here the backbone runs, one hidden state a row is picked by index, and the head is applied to it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+HEAD_NAMES = ("score", "classifier", "pooler")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Head:
+    """A classification head: the token it reads (decoders the last, EOS included; encoders the first, [CLS]), and the
+    logits it makes of that token's last hidden state."""
+
+    reads: Literal["last", "first"]
+    apply: Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch label"]]
+
+    def positions(self, attention_mask: Bool[Tensor, "batch position"]) -> Int[Tensor, " batch"]:
+        """Column each right-padded row is read at."""
+        last = attention_mask.sum(1) - 1
+        return last if self.reads == "last" else torch.zeros_like(last)
+
+
+def find_head(model: PreTrainedModel) -> Head:
+    """The head of a transformers ``...ForSequenceClassification`` model.
+
+    Raises:
+        ValueError: none of the known forms; the message names the class and what is supported.
+    """
+    score, classifier = getattr(model, "score", None), getattr(model, "classifier", None)
+    pooler = getattr(model.base_model, "pooler", None)
+    if isinstance(score, nn.Module):
+        return Head(reads="last", apply=score)
+    # ALBERT's pooler is a bare layer whose activation stands elsewhere
+    if isinstance(classifier, nn.Linear) and isinstance(pooler, nn.Module) and not isinstance(pooler, nn.Linear):
+        return Head(reads="first", apply=lambda hidden: classifier(pooler(hidden[:, None])))
+    if isinstance(classifier, nn.Module) and not isinstance(classifier, nn.Linear):
+        return Head(reads="first", apply=lambda hidden: classifier(hidden[:, None]))
+    raise ValueError(
+        f"{type(model).__name__}: cannot find its classification head. Supported: a `score` layer on the last token "
+        "(GPT-2, Llama and most decoders), a `pooler` and `classifier` (BERT) or a `classifier` module (RoBERTa) on "
+        "the first"
+    )
+
+
+def read_logits(
+    model: PreTrainedModel,
+    head: Head,
+    input_ids: Int[Tensor, "batch position"],
+    attention_mask: Bool[Tensor, "batch position"],
+) -> Float[Tensor, "batch label"]:
+    """Logits of right-padded rows, with gradient where enabled; what stands on padding has no meaning."""
+    output = model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False, return_dict=True
+    )
+    rows = torch.arange(len(input_ids), device=input_ids.device)
+    logits: Tensor = head.apply(output.last_hidden_state[rows, head.positions(attention_mask)])
+    return logits
+
+
+@torch.no_grad()
+def require_own_logits(model: PreTrainedModel, head: Head, tolerance: float) -> None:
+    """On one row without padding, where its pooling is right, transformers must give the same logits.
+
+    Raises:
+        ValueError: it does not, so the head is applied wrongly; by how much (relative to the largest logit).
+    """
+    # ids that differ, none of them one that the model may take for padding
+    text = model.config.get_text_config()
+    tokens = [token for token in range(min(8, text.vocab_size)) if token != text.pad_token_id]
+    ids = torch.tensor([tokens], device=model.device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    ours = read_logits(model, head, ids, mask).float()
+    theirs = model(input_ids=ids, attention_mask=mask.long()).logits.float()
+    same_shape = ours.shape == theirs.shape
+    difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)) if same_shape else float("inf")
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{type(model).__name__}: its head, applied to the {head.reads} token's hidden state, differs from its own "
+            f"forward pass by {difference:.1e} of the largest logit; it is not supported as a reward model"
+        )
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Longest row the model was built for, in tokens; None where its config names no limit."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    # RoBERTa counts positions from padding_idx + 1, so its table is larger than its context
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    offset = getattr(table, "padding_idx", None)
+    return limit if limit is None or offset is None else limit - offset - 1

@@ -1,0 +1,126 @@
+"""``load_policy``: one function for full fine-tuning, LoRA and QLoRA, from a folder or a hub name."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from models.adapters import (
+    LoraSettings,
+    adapter_folder,
+    add_fresh_adapter,
+    add_trained_adapter,
+    base_source,
+    save_adapter,
+)
+from models.loading import (
+    DTYPES,
+    DType,
+    ModelSource,
+    check_language_model,
+    collect_eos_ids,
+    frozen_copy,
+    load_language_model,
+    load_tokenizer,
+    vocabulary,
+)
+from models.policy import CausalPolicy, Network
+from models.reference import AdapterOff, FrozenAdapter, FrozenCopy
+from models.value_head import FILE, ValueHead
+
+
+def load_policy(
+    name_or_path: str,
+    *,
+    lora: LoraSettings | None = None,
+    four_bit: bool = False,
+    dtype: DType = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+    eos_ids: Sequence[int] | None = None,
+    temperature: float = 1.0,
+) -> CausalPolicy:
+    """A policy from any causal language model of transformers: a folder or a hub name, safetensors only.
+
+    What is trained, and what the reference is:
+
+    - a whole model: all weights (float32 only); the reference is a frozen copy;
+    - a whole model with ``lora``: a fresh adapter; the reference is the model with the adapter off;
+    - a folder or name that *is* a LoRA adapter (say, of supervised fine-tuning): a copy of that adapter; the reference
+      is the adapter itself, frozen.
+
+    ``dtype`` is that of the weights and activations; adapters and value head are float32 always. ``four_bit`` holds
+    the frozen weights in NF4 with double quantisation and computes in ``dtype``. The value head starts at zero, or
+    as ``value_head.safetensors`` in a local folder says. ``eos_ids`` replaces the union of what tokenizer, config and
+    generation config name; no other generation setting of the folder is ever read. A model whose sampling pass,
+    teacher-forced pass and plain forward pass disagree is refused.
+
+    Raises:
+        ValueError: combinations that cannot be trained, unsafe or incomplete files, an unsuitable architecture.
+        ModuleNotFoundError: ``four_bit`` without bitsandbytes.
+    """
+    source = ModelSource(
+        name_or_path=name_or_path,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        four_bit=four_bit,
+        device=device,
+    )
+    adapter = adapter_folder(source)
+    _require_trainable(source, lora, adapter)
+    base = source if adapter is None else base_source(adapter, source)
+    lm = load_language_model(base)
+    tokenizer = load_tokenizer([source] if adapter is None else [source, base])
+    reference: FrozenCopy | AdapterOff | FrozenAdapter
+    if adapter is not None:
+        reference = add_trained_adapter(lm, adapter)
+    elif lora is not None:
+        reference = add_fresh_adapter(lm, lora, revision=revision, seed=seed)
+    else:
+        reference = FrozenCopy(lm=frozen_copy(lm))
+    vocab_size = vocabulary(lm)
+    value_head = ValueHead(check_language_model(lm, vocab_size)).to(lm.device)
+    if Path(name_or_path, FILE).is_file():
+        value_head.restore(name_or_path)
+    network = Network(
+        lm=lm,
+        value_head=value_head,
+        reference=reference,
+        write=_writer(lm, reference),
+        tokenizer=tokenizer,
+        eos_ids=_checked(eos_ids if eos_ids is not None else collect_eos_ids(lm, tokenizer), vocab_size),
+        compute_dtype=DTYPES[dtype],
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    return CausalPolicy(network, temperature=temperature)
+
+
+def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: str | None) -> None:
+    name = source.name_or_path
+    if adapter is not None and lora is not None:
+        raise ValueError(f"{name} is an adapter, and training goes on with a copy of it: leave out {lora}")
+    if adapter is not None or lora is not None:
+        return
+    if source.four_bit:
+        raise ValueError(f"{name}: 4-bit weights cannot be trained; give lora=LoraSettings()")
+    if source.dtype != "float32":
+        raise ValueError(
+            f"{name}: full fine-tuning in {source.dtype} loses every update below 1/256 of a weight; "
+            "use dtype='float32', or lora=LoraSettings(), whose adapters are float32"
+        )
+
+
+def _writer(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdapter) -> Callable[[str], None]:
+    return lm.save_pretrained if isinstance(reference, FrozenCopy) else partial(save_adapter, reference.adapters)
+
+
+def _checked(eos_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    outside = [token for token in eos_ids if not 0 <= token < vocab_size]
+    if outside:
+        raise ValueError(f"EOS ids {outside} lie outside the vocabulary of {vocab_size}; give eos_ids=(...)")
+    return tuple(sorted(set(eos_ids)))

@@ -1,0 +1,222 @@
+"""Language models and tokenizers from a folder or the hub: safetensors only, complete, without dropout, and checked."""
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from models.forward import response_predictions
+from models.qlora import four_bit_config
+from models.rows import Rows
+from models.sampling import CachedDecoder, left_padded
+
+DType = Literal["float32", "bfloat16"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+RANDOMNESS = re.compile("drop|jitter")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where weights come from and how they are held.
+
+    Raises:
+        ValueError: remote code without a pinned commit, an unknown dtype, or a folder without safetensors.
+    """
+
+    name_or_path: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: DType = "float32"
+    four_bit: bool = False
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                f"trust_remote_code runs code that comes with {self.name_or_path!r}: pin it with revision=<the 40 hex "
+                f"digits of a commit you have read>, got revision={self.revision!r}"
+            )
+        folder = Path(self.name_or_path)
+        if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+            raise ValueError(
+                f"{folder} holds only .bin weights, which are pickles and can run code when read. Convert them where "
+                "you trust them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+            )
+
+    @property
+    def code(self) -> dict[str, Any]:
+        """Keyword arguments of every ``from_pretrained``."""
+        pinned = {"code_revision": self.revision} if self.trust_remote_code else {}
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code, **pinned}
+
+
+def load_language_model(source: ModelSource) -> PreTrainedModel:
+    """The causal language model, with every dropout at zero, in eval mode.
+
+    Raises:
+        ValueError: weights missing from the files (transformers would draw them at random).
+        ModuleNotFoundError: 4-bit without bitsandbytes.
+    """
+    dtype = DTYPES[source.dtype]
+    quantised = {"quantization_config": four_bit_config(dtype), "device_map": {"": source.device}}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source.name_or_path,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        **(quantised if source.four_bit else {}),
+        **source.code,
+    )
+    lm, loading = loaded
+    if loading["missing_keys"]:
+        raise ValueError(
+            f"{source.name_or_path} is no complete {type(lm).__name__}: {sorted(loading['missing_keys'])[:5]} are not "
+            "in its files and would be random; fine-tune and save it as a causal language model first"
+        )
+    if not source.four_bit:
+        lm.to(source.device)
+    remove_randomness(lm)
+    lm.eval()
+    return lm  # type: ignore[no-any-return]
+
+
+def load_tokenizer(sources: Sequence[ModelSource]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the first source that has one: an adapter's, else its base model's.
+
+    Raises:
+        ValueError: none has one, or it ends every text with EOS, after which nothing can be generated.
+    """
+    reasons = []
+    for source in sources:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source.name_or_path, **source.code)
+        except (OSError, ValueError) as reason:
+            reasons.append(f"{source.name_or_path}: {reason}")
+            continue
+        ids = tokenizer("a")["input_ids"]
+        if tokenizer.eos_token_id is not None and ids and ids[-1] == tokenizer.eos_token_id:
+            raise ValueError(
+                f"the tokenizer of {source.name_or_path} ends every text with EOS, after which a policy has nothing "
+                "to say; set add_eos_token to false in its tokenizer_config.json"
+            )
+        return tokenizer
+    raise ValueError("no tokenizer could be loaded: " + "; ".join(reasons))
+
+
+def remove_randomness(model: nn.Module) -> None:
+    """Set every dropout (modules, functional ones read from attributes or the config, layer drop, router jitter) to 0,
+    so that train and eval mode compute the same."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for owner in (module, getattr(module, "config", None)):
+            for name, value in vars(owner).items() if owner is not None else ():
+                if RANDOMNESS.search(name) and isinstance(value, float | int) and not isinstance(value, bool):
+                    setattr(owner, name, 0.0)
+
+
+def vocabulary(lm: PreTrainedModel) -> int:
+    """Ids the model has an embedding for; may exceed the tokenizer's where the embedding is padded."""
+    embedding: Any = lm.get_input_embeddings()
+    return int(embedding.weight.shape[0])
+
+
+def collect_eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends a response: the tokenizer's, the config's and the generation config's (Llama 3 has three)."""
+    found: set[int] = set()
+    for owner in (tokenizer, lm.config, lm.generation_config):
+        ids = getattr(owner, "eos_token_id", None)
+        found |= {ids} if isinstance(ids, int) else set(ids or ())
+    return tuple(sorted(found))
+
+
+def context_length(lm: PreTrainedModel) -> int | None:
+    """Positions the model was built for; None where its config names no limit."""
+    config = lm.config.get_text_config(decoder=True)
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    limits = [value for name in names if isinstance(value := getattr(config, name, None), int) and value > 0]
+    return min(limits, default=None)
+
+
+def frozen_copy(lm: PreTrainedModel) -> PreTrainedModel:
+    """An independent copy in eval mode that no optimizer reaches."""
+    frozen = copy.deepcopy(lm).requires_grad_(False)
+    frozen.eval()  # type: ignore[no-untyped-call]
+    return frozen
+
+
+@torch.no_grad()
+def check_language_model(lm: PreTrainedModel, vocab_size: int) -> int:
+    """Run a ragged batch through every kind of pass a policy makes and compare with the model's plain forward on each
+    row alone; the size of the head's input.
+
+    Catches architectures that see the future, ignore position ids under left padding, keep their cache elsewhere,
+    compute logits from something else than their output embedding, or still drop out in train mode.
+
+    Raises:
+        ValueError: naming the architecture, the pass, and the mean difference of log-probabilities in nats.
+    """
+    ids = [[(7 * i + 3 * row + 1) % vocab_size for i in range(length)] for row, length in enumerate((6, 4))]
+    lm.train(False)
+    plain = [lm(input_ids=torch.tensor([row], device=lm.device), use_cache=False).logits[0] for row in ids]
+    wanted = torch.cat([logits[:-1] for logits in plain])
+    evaluated, hidden = _evaluated(lm, ids)
+    lm.train()
+    trained, _ = _evaluated(lm, ids)
+    lm.train(False)
+    tolerance = 1e-4 if lm.dtype == torch.float32 and not getattr(lm, "is_quantized", False) else 0.1
+    _compare(lm, "teacher-forced pass (right padding, head on response tokens)", evaluated, wanted, tolerance)
+    _compare(lm, "pass in train mode (dropout at 0)", trained, evaluated, 1e-5)
+    ends = torch.cat([logits[-2:] for logits in plain])
+    _compare(lm, "sampling pass (left padding, cache)", _sampled(lm, ids), ends, tolerance)
+    return hidden
+
+
+def _evaluated(lm: PreTrainedModel, ids: list[list[int]]) -> tuple[Tensor, int]:
+    """Logits that predict every token but the first of each row."""
+    lengths = torch.tensor([len(row) for row in ids], device=lm.device)
+    width = int(lengths.max())
+    columns = torch.arange(width, device=lm.device)
+    rows = Rows(
+        input_ids=torch.tensor([row + [0] * (width - len(row)) for row in ids], device=lm.device),
+        attention_mask=columns < lengths[:, None],
+        response_positions=columns[1:].expand(len(ids), -1),
+    )
+    predictions = response_predictions(lm, rows, rows.attention_mask[:, 1:])
+    return predictions.logits, predictions.hidden.shape[-1]
+
+
+def _sampled(lm: PreTrainedModel, ids: list[list[int]]) -> Tensor:
+    """Logits at the last two columns of each row, from a prefill and one cached step, rows swapped in between."""
+    decoder = CachedDecoder(lm)
+    prompts, mask = left_padded([row[:-1] for row in ids], lm.device)
+    first = decoder.start(prompts, mask)
+    decoder.keep(torch.tensor([1, 0], device=lm.device))
+    second = decoder.advance(torch.tensor([ids[1][-1], ids[0][-1]], device=lm.device)).flip(0)
+    return torch.stack([first, second], dim=1).flatten(0, 1)
+
+
+def _compare(
+    lm: PreTrainedModel,
+    what: str,
+    found: Float[Tensor, "token vocab"],
+    wanted: Float[Tensor, "token vocab"],
+    tol: float,
+) -> None:
+    if found.shape != wanted.shape:
+        raise ValueError(f"{type(lm).__name__} cannot be a policy: its {what} gives logits {tuple(found.shape)}")
+    gap = float((found.float().log_softmax(-1) - wanted.float().log_softmax(-1)).abs().mean())
+    if not gap <= tol:
+        raise ValueError(
+            f"{type(lm).__name__} cannot be a policy: its {what} differs from its plain forward pass by {gap:.2g} nats "
+            f"(mean over the vocabulary; allowed: {tol:.0e})"
+        )

@@ -1,0 +1,94 @@
+"""What a policy is held against: the same network as it was at the start, and frozen.
+
+Adapters are never merged: merging into 4-bit weights and back moves them by several nats.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from transformers import PreTrainedModel
+
+TRAINED, FROZEN = "default", "reference"
+
+
+@runtime_checkable
+class Reference(Protocol):
+    """A frozen language model that may share weights with the policy."""
+
+    @property
+    def lm(self) -> PreTrainedModel:
+        """The model that runs; the policy's own where only adapters differ."""
+        ...
+
+    def active(self) -> AbstractContextManager[None]:
+        """Inside, ``lm`` computes the reference; outside, whatever the policy trains."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FrozenCopy:
+    """A second copy of the weights, for full fine-tuning."""
+
+    lm: PreTrainedModel
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Nothing to switch."""
+        yield
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AdapterOff:
+    """The base model under a fresh adapter."""
+
+    lm: PreTrainedModel
+    adapters: Any
+    """The PeftModel around ``lm``."""
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Adapter off inside, on and trainable outside."""
+        require_trained_adapter(self.adapters)
+        try:
+            with self.adapters.disable_adapter():
+                yield
+        finally:
+            require_trained_adapter(self.adapters)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FrozenAdapter:
+    """The adapter a policy started from, of which it trains a copy."""
+
+    lm: PreTrainedModel
+    adapters: Any
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The frozen original inside, the trained copy outside."""
+        require_trained_adapter(self.adapters)
+        try:
+            self.adapters.set_adapter(FROZEN, inference_mode=True)  # trainable otherwise
+            yield
+        finally:
+            self.adapters.set_adapter(TRAINED)
+            require_trained_adapter(self.adapters)
+
+
+def require_trained_adapter(adapters: Any) -> None:
+    """The trained adapter, and only it, is on, unmerged and trainable.
+
+    Raises:
+        RuntimeError: it is not; something switched adapters behind the policy's back.
+    """
+    status = adapters.get_model_status()
+    if not (
+        status.active_adapters == [TRAINED]
+        and status.enabled is True
+        and status.merged_adapters == []
+        and status.requires_grad[TRAINED] is True
+        and not status.requires_grad.get(FROZEN, False)
+    ):
+        raise RuntimeError(f"the policy's adapter {TRAINED!r} must be the one active, unmerged and trainable: {status}")

@@ -1,0 +1,267 @@
+"""Reward models: sequence classifiers whose score and attention evidence come from one forward pass."""
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from models.attention import AttentionReader, UnsupportedAttention
+from models.classifier_head import HEAD_NAMES, context_length, find_head, read_logits, require_own_logits
+from models.qlora import four_bit_config
+from models.rows import Rows, right_padded
+from rlhf_core.batching import micro_batches
+from rlhf_core.evidence import AttentionTap, EvidenceRequest, Layout
+from rlhf_core.types import Scored, Sequences
+
+ScoreKind = Literal["single_logit", "logit_difference"]
+Precision = Literal["float32", "bfloat16", "float16"]
+LABELS = {"single_logit": 1, "logit_difference": 2}
+
+
+@final
+class ClassifierReward:
+    """A sequence classifier as a reward model: eval mode, no gradient, read by explicit index.
+
+    ``score``: "single_logit" of a one-label head, or "logit_difference", logit of label 1 (positive) minus label 0
+    (negative) of a two-label head. A row is the prompt followed by the response, token ids as given: whatever the
+    classifier was trained to see at either end (EOS, [CLS]) must be among them.
+
+    Raises:
+        ValueError: the number of labels does not fit ``score``, or the head is of an unsupported form.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        score: ScoreKind,
+        micro_batch_tokens: int = 4096,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        nn.Module.eval(model)
+        self.name = type(model).__name__
+        labels = model.config.num_labels
+        if LABELS.get(score) != labels:
+            fitting = next((kind for kind, n in LABELS.items() if n == labels), None)
+            raise ValueError(
+                f"{self.name} has {labels} label(s); score={score!r} needs {LABELS.get(score, 'another name')}. "
+                + (f"Use score={fitting!r}" if fitting else f"A reward is one of {', '.join(LABELS)}")
+            )
+        if micro_batch_tokens < 1:
+            raise ValueError(f"micro_batch_tokens must be at least 1, got {micro_batch_tokens}")
+        self.kind, self.micro_batch_tokens = score, micro_batch_tokens
+        self.head = find_head(model)
+        if self.head.reads == "first" and tokenizer.cls_token_id is None:
+            raise ValueError(f"{self.name} reads its score at [CLS], but its tokenizer has no cls token")
+        rounds = model.dtype != torch.float32 or getattr(model, "is_quantized", False)
+        require_own_logits(model, self.head, tolerance=5e-2 if rounds else 1e-4)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table: every token id must be below."""
+        return int(cast(nn.Embedding, self.model.get_input_embeddings()).weight.shape[0])
+
+    def provides(self, request: EvidenceRequest) -> bool:
+        """Whether ``score`` can answer ``request``."""
+        return not self.why_not(request)
+
+    def why_not(self, request: EvidenceRequest) -> str:
+        """Why ``request`` cannot be answered, in words; empty where it can."""
+        if request.source != "reward":
+            return f"{request} is asked of the {request.source}, not of a reward model"
+        if not isinstance(request, AttentionTap):
+            return f"a classifier answers AttentionTap requests only, not {type(request).__name__}"
+        if isinstance(self._attention, str):
+            return self._attention
+        layers = self._attention.n_layers
+        if not -layers <= request.layer < layers:
+            return f"{self.name} has attention layers 0 to {layers - 1}, not {request.layer}"
+        return ""
+
+    @cached_property
+    def _attention(self) -> AttentionReader | str:
+        """The checked reader, or why there is none. Built on first use: who asks for no evidence pays nothing."""
+        try:
+            reader = AttentionReader(self.model)
+            reader.check(self.vocab_size)
+        except UnsupportedAttention as reason:
+            return str(reason)
+        return reader
+
+    @torch.no_grad()
+    def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
+        """Score every row, and answer ``needs``, in one pass a micro-batch.
+
+        Raises:
+            ValueError: a row exceeds the context or holds an id outside the vocabulary; a need this model cannot
+                answer, with the reason.
+        """
+        for request in needs:
+            if reason := self.why_not(request):
+                raise ValueError(f"{request} cannot be measured: {reason}")
+        home, device = sequences.response_ids.device, self.model.device
+        self._require_readable(sequences)
+        scores = torch.zeros(len(sequences), device=home)
+        evidence = {request: torch.zeros(sequences.response_ids.shape, device=home) for request in needs}
+        for chosen in micro_batches(sequences, self.micro_batch_tokens):
+            part = sequences.select(chosen)
+            rows, mask = right_padded(part), part.response_mask.to(device)
+            ids, real = rows.input_ids.to(device), rows.attention_mask.to(device)
+            layout = Layout(
+                response_positions=rows.response_positions.to(device),
+                response_mask=mask,
+                read_positions=self.head.positions(real),
+            )
+            batch_scores, answers = self._forward(ids, real, cast(frozenset[AttentionTap], needs), layout)
+            scores[chosen] = batch_scores.to(home)
+            for request, answer in answers.items():
+                evidence[request][chosen, : answer.shape[1]] = answer.to(home)
+        return Scored(scores=scores, evidence=evidence)
+
+    def score_ids(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, " row"]:
+        """Score whole token sequences, each at least two tokens long, exactly as ``score`` does.
+
+        Raises:
+            ValueError: as ``score``; or a row of fewer than two tokens.
+        """
+        if not rows:
+            return torch.zeros(0)
+        for index, row in enumerate(rows):
+            if len(row) < 2:
+                raise ValueError(f"row {index} has {len(row)} tokens; a prompt and a response need at least two")
+        return self.score(_last_token_as_response(rows), frozenset()).scores
+
+    def _forward(
+        self, input_ids: Tensor, attention_mask: Tensor, needs: frozenset[AttentionTap], layout: Layout
+    ) -> tuple[Tensor, dict[AttentionTap, Tensor]]:
+        if not needs:
+            return self._scalar(read_logits(self.model, self.head, input_ids, attention_mask)), {}
+        with cast(AttentionReader, self._attention).capture(needs, layout) as answers:
+            logits = read_logits(self.model, self.head, input_ids, attention_mask)
+        return self._scalar(logits), answers
+
+    def _scalar(self, logits: Float[Tensor, "batch label"]) -> Float[Tensor, " batch"]:
+        logits = logits.float()
+        return logits[:, 0] if self.kind == "single_logit" else logits[:, 1] - logits[:, 0]
+
+    def _require_readable(self, sequences: Sequences) -> None:
+        """Refuse rows that the model would crash on, or score without a word although it cannot read them."""
+        rows = right_padded(sequences)
+        lengths, limit = rows.attention_mask.sum(1), context_length(self.model)
+        if limit is not None and bool((lengths > limit).any()):
+            row = int((lengths > limit).nonzero()[0])
+            raise ValueError(
+                f"row {row} has {int(lengths[row])} tokens, prompt and response; {self.name} reads at most {limit}"
+            )
+        self._require_known(rows)
+        if self.head.reads == "first" and bool((rows.input_ids[:, 0] != self.tokenizer.cls_token_id).any()):
+            row = int((rows.input_ids[:, 0] != self.tokenizer.cls_token_id).nonzero()[0])
+            raise ValueError(
+                f"row {row} starts with token {int(rows.input_ids[row, 0])}; {self.name} reads its score at the first "
+                f"token, which must be {self.tokenizer.cls_token!r} ({self.tokenizer.cls_token_id})"
+            )
+
+    def _require_known(self, rows: Rows) -> None:
+        unknown = (rows.input_ids < 0) | (rows.input_ids >= self.vocab_size)
+        if bool(unknown.any()):
+            row, column = unknown.nonzero()[0].tolist()
+            raise ValueError(
+                f"row {row} holds token id {int(rows.input_ids[row, column])} at position {column}; "
+                f"{self.name} knows ids 0 to {self.vocab_size - 1}"
+            )
+
+
+def load_reward_model(
+    name_or_path: str,
+    *,
+    score: ScoreKind,
+    four_bit: bool = False,
+    dtype: Precision = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    micro_batch_tokens: int = 4096,
+) -> ClassifierReward:
+    """Load a sequence classifier and its tokenizer from a folder or by hub name.
+
+    ``four_bit``: linear layers of the trunk in NF4 with bfloat16 products (Dettmers et al. 2023); everything else,
+    the head included, in ``dtype``. ``score`` as in :class:`ClassifierReward`.
+
+    Raises:
+        ValueError: no safetensors weights; weights missing from the folder (a model without a head would score at
+            random) or left over for trunk or head; labels that do not fit ``score``; ``trust_remote_code`` without
+            a commit hash as ``revision``.
+    """
+    if trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise ValueError(
+            f"trust_remote_code runs code from {name_or_path}: pin it with revision=<40-digit commit hash>, "
+            f"got revision={revision!r}"
+        )
+    _require_safetensors(name_or_path)
+    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+    if four_bit:
+        quantization = four_bit_config(torch.bfloat16)
+        quantization.llm_int8_skip_modules = list(HEAD_NAMES)
+        options.update(quantization_config=quantization, device_map={"": device})
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        name_or_path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
+    )
+    _require_complete(name_or_path, model, info)
+    if not four_bit:
+        model.to(device)
+    return ClassifierReward(model, tokenizer, score=score, micro_batch_tokens=micro_batch_tokens)
+
+
+def _last_token_as_response(rows: Sequence[Sequence[int]]) -> Sequences:
+    """Sequences whose prompt and response, side by side, are ``rows``."""
+    width = max(len(row) for row in rows) - 1
+    lengths = torch.tensor([len(row) - 1 for row in rows])
+    ones = torch.ones(len(rows), dtype=torch.long)
+    return Sequences(
+        prompt_ids=torch.tensor([[0] * (width - len(row) + 1) + list(row[:-1]) for row in rows]),
+        prompt_mask=torch.arange(width) >= (width - lengths)[:, None],
+        response_ids=torch.tensor([[row[-1]] for row in rows]),
+        response_mask=torch.ones(len(rows), 1, dtype=torch.bool),
+        min_lengths=ones,
+        max_lengths=ones,
+        finished=torch.ones(len(rows), dtype=torch.bool),
+    )
+
+
+def _require_safetensors(name_or_path: str) -> None:
+    """A folder with pickled weights only is refused before anything of it is read; for hub names transformers does."""
+    folder = Path(name_or_path)
+    if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{name_or_path} holds pickled weights (*.bin) only, which can run code when loaded. If you trust it, "
+            "convert it once: AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+
+
+def _require_complete(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Every weight that takes part in the score came from the folder, and none of the folder's was dropped."""
+    missing = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
+    if missing:
+        raise ValueError(
+            f"{name}: {type(model).__name__} has no weights for {_some(missing)} there and would score with random "
+            "ones. Point to a folder saved from a trained sequence classifier"
+        )
+    parts = (model.base_model_prefix, *HEAD_NAMES)
+    dropped = sorted(key for key in info["unexpected_keys"] if key.split(".")[0] in parts)
+    if dropped:
+        raise ValueError(
+            f"{name}: the folder holds {_some(dropped)}, for which {type(model).__name__} has no place; its scores "
+            "would not be those of the model that was saved"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,158 @@
+"""One-line mutations (a sign, an index, a mask), each with the test that must fall.
+
+``tests/test_mutations.py`` applies each to a copy of the code and runs the named test there.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Replace ``original``, which stands exactly once in ``file``, by ``mutated``; ``test`` must fail."""
+
+    file: str
+    original: str
+    mutated: str
+    test: str
+
+
+MUTATIONS = (
+    Mutation(
+        "rlhf_core/returns.py",
+        "errors = rewards + gamma * next_values - values",
+        "errors = rewards + gamma * values - next_values",
+        "tests/test_returns.py::test_hand_computed_table",
+    ),
+    Mutation(
+        "rlhf_core/returns.py",
+        "return _discounted_sum(errors, gamma * lam)",
+        "return _discounted_sum(errors, lam)",
+        "tests/test_returns.py::test_hand_computed_table",
+    ),
+    Mutation(
+        "rlhf_core/returns.py",
+        "for t in reversed(range(x.shape[1])):",
+        "for t in range(x.shape[1]):",
+        "tests/test_returns.py::test_lambda_one_is_reward_to_go_minus_value",
+    ),
+    Mutation(
+        "rlhf_core/returns.py",
+        "return torch.where(mask, _discounted_sum(torch.where(mask, rewards, 0), gamma), 0)",
+        "return torch.where(mask, _discounted_sum(rewards.roll(1, 1), gamma), 0)",
+        "tests/test_returns.py::test_hand_computed_table",
+    ),
+    Mutation(
+        "rlhf_core/masking.py",
+        "return mean, squares / (count - 1).clamp(min=1)",
+        "return mean, squares / count",
+        "tests/test_masking.py::test_hand_computed_moments_ignore_what_is_masked",
+    ),
+    Mutation(
+        "rlhf_core/masking.py",
+        "return torch.where(mask, x, 0).sum() / mask.sum()",
+        "return torch.where(mask, x, 0).mean()",
+        "tests/test_masking.py::test_hand_computed_moments_ignore_what_is_masked",
+    ),
+    Mutation(
+        "rlhf_core/losses.py",
+        "unclipped = -advantages * ratio",
+        "unclipped = advantages * ratio",
+        "tests/test_losses.py::test_policy_loss_by_hand",
+    ),
+    Mutation(
+        "rlhf_core/losses.py",
+        "loss = masked_mean(torch.maximum(unclipped, clipped), mask)",
+        "loss = masked_mean(torch.minimum(unclipped, clipped), mask)",
+        "tests/test_losses.py::test_policy_loss_takes_the_pessimistic_side",
+    ),
+    Mutation(
+        "rlhf_core/losses.py",
+        "token_loss = 0.5 * torch.maximum(plain_error, clipped_error)",
+        "token_loss = 0.5 * torch.minimum(plain_error, clipped_error)",
+        "tests/test_losses.py::test_value_loss_by_hand",
+    ),
+    Mutation(
+        "rlhf_core/losses.py",
+        "plain_error = torch.where(mask, new_values - returns, 0).square()",
+        "plain_error = (new_values - returns).square()",
+        "tests/test_losses.py::test_masked_nan_reaches_neither_loss_nor_gradient",
+    ),
+    Mutation(
+        "rlhf_core/kl.py",
+        "torch.expm1(-log_ratio) + log_ratio",
+        "torch.expm1(log_ratio) - log_ratio",
+        "tests/test_kl.py::test_hand_computed_estimates",
+    ),
+    Mutation(
+        "rlhf_core/kl.py",
+        "error = mean_response_kl / self.target - 1",
+        "error = 1 - mean_response_kl / self.target",
+        "tests/test_kl.py::test_adaptive_controller_by_hand",
+    ),
+    Mutation(
+        "rlhf_core/rewards.py",
+        "return token_scores - kl_coef * kl",
+        "return token_scores + kl_coef * kl",
+        "tests/test_trainer.py::test_penalty_and_credit_meet_in_the_rewards",
+    ),
+    Mutation(
+        "rlhf_core/metrics.py",
+        "return float((rollout.logprobs - rollout.ref_logprobs).sum(1).mean())",
+        "return float((rollout.logprobs - rollout.ref_logprobs).mean())",
+        "tests/test_trainer.py::test_metrics_by_hand",
+    ),
+    Mutation(
+        "rlhf_core/trainer.py",
+        "self.kl_controller.update(mean_response_kl(rollout), len(rollout.sequences))",
+        "self.kl_controller.update(float(rollout.kl.sum(1).mean()), len(rollout.sequences))",
+        "tests/test_trainer.py::test_the_controller_is_fed_k1_whatever_penalises",
+    ),
+    Mutation(
+        "rlhf_core/trainer.py",
+        "returns=advantages + rollout.values,",
+        "returns=advantages,",
+        "tests/test_end_to_end.py::test_returns_are_the_lambda_returns",
+    ),
+    Mutation(
+        "rlhf_core/buffer.py",
+        "advantages=masked_whiten(held.advantages, held.sequences.response_mask),",
+        "advantages=held.advantages,",
+        "tests/test_engine.py::test_buffer_whitens_once_over_everything_and_keeps_rows_together",
+    ),
+    Mutation(
+        "rlhf_core/update.py",
+        "(loss * token_share).backward()",
+        "loss.backward()",
+        "tests/test_trainer.py::test_micro_batching_never_changes_the_gradient",
+    ),
+    Mutation(
+        "rlhf_core/update.py",
+        'if measured["ratio"] > config.ratio_threshold:',
+        'if measured["ratio"] < config.ratio_threshold:',
+        "tests/test_trainer.py::test_a_minibatch_above_the_ratio_threshold_is_skipped_without_a_step",
+    ),
+    Mutation(
+        "rlhf_core/batching.py",
+        "rows = max(1, token_budget // int(lengths[order[start]]))",
+        "rows = 1 + token_budget // int(lengths[order[start]])",
+        "tests/test_engine.py::test_micro_batches_hold_every_row_once_within_the_budget",
+    ),
+    Mutation(
+        "redistributors/credit.py",
+        "weights = beta * credit + (1 - beta) * last_token(mask)",
+        "weights = beta * credit + last_token(mask)",
+        "tests/test_redistributors.py::test_conserves_the_score_where_declared",
+    ),
+    Mutation(
+        "redistributors/attention.py",
+        "seen_by = layout.response_mask.sum(1, keepdim=True) - 1 - steps",
+        "seen_by = layout.response_mask.sum(1, keepdim=True) - steps",
+        "tests/test_redistributors.py::test_the_mean_over_rows_divides_by_the_rows_that_could_see_a_token",
+    ),
+    Mutation(
+        "redistributors/attention.py",
+        "return torch.where(layout.response_mask, layout.response_positions - 1, -1)",
+        "return torch.where(layout.response_mask, layout.response_positions, -1)",
+        "tests/test_redistributors.py::test_the_mean_over_rows_divides_by_the_rows_that_could_see_a_token",
+    ),
+)

@@ -1,0 +1,419 @@
+"""Tapped attention rows against each architecture's own eager attention."""
+
+import copy
+import gc
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from models import attention, attention_taps
+from models.attention import AttentionReader, UnsupportedAttention
+from rlhf_core.evidence import AttentionTap, Layout
+
+VOCAB, COLUMNS, HEADS = 40, 12, 4
+LENGTHS = (12, 5, 9, 1)  # real tokens of each left-padded row
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": HEADS}
+LLAMA = SIZE | {"intermediate_size": 48}
+GQA = LLAMA | {"num_key_value_heads": 2}
+IDS = {"bos_token_id": 1, "eos_token_id": 1}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": HEADS} | IDS,
+    "llama": LLAMA,
+    "llama-gqa": GQA,
+    "qwen2": GQA,
+    "qwen3": GQA | {"head_dim": 8},
+    "mistral": GQA | {"sliding_window": 4},
+    "gpt_neox": LLAMA | {"bos_token_id": 1, "eos_token_id": 1},
+    "opt": SIZE | {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "phi": LLAMA,
+    "gemma": LLAMA | {"num_key_value_heads": 1, "head_dim": 8},
+    "bert": LLAMA,
+    "roberta": LLAMA,
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": HEADS, "rotary_dim": 4} | IDS,
+    "gpt_neo": {"hidden_size": 32, "num_layers": 2, "num_heads": HEADS, "window_size": 4}
+    | {"attention_types": [[["global", "local"], 1]]}
+    | IDS,
+    "falcon": SIZE | {"bos_token_id": 1, "eos_token_id": 1},
+    "falcon-alibi": SIZE | {"alibi": True, "bos_token_id": 1, "eos_token_id": 1},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": HEADS},
+    "gemma2": GQA | {"head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 2.0},
+}
+REFUSED: dict[str, dict[str, Any]] = {
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "gpt_oss": GQA | {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "pad_token_id": 0},
+    "albert": LLAMA,
+    "t5": {"d_model": 32, "d_kv": 8, "num_layers": 2, "num_heads": HEADS, "d_ff": 48},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadRow(AttentionTap):
+    """The row at the read position, mean over heads."""
+
+    source: str = "reward"
+
+    def rows(self, layout: Layout) -> Tensor:
+        return layout.read_positions[:, None]
+
+    def reduce(self, weights: Tensor, rows: Tensor, layout: Layout) -> Tensor:
+        return weights.sum(2).mean(1).gather(1, layout.response_positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingRows(AttentionTap):
+    """Sum over every row that predicts a response token, mean over heads."""
+
+    source: str = "policy"
+
+    def rows(self, layout: Layout) -> Tensor:
+        return torch.where(layout.response_mask, layout.response_positions - 1, -1)
+
+    def reduce(self, weights: Tensor, rows: Tensor, layout: Layout) -> Tensor:
+        return weights.sum(2).mean(1).gather(1, layout.response_positions)
+
+
+def build(family: str, auto: Any = AutoModel, **changes: Any) -> Any:
+    settings = (FAMILIES | REFUSED)[family] | {"vocab_size": VOCAB, "pad_token_id": 0} | changes
+    config = AutoConfig.for_model(family.split("-", maxsplit=1)[0], **settings)
+    model = auto.from_config(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = 0.3 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise + (parameter if parameter.ndim == 1 else 0))
+    return model.eval()
+
+
+def batch() -> tuple[Tensor, Tensor, Layout]:
+    """Left-padded rows; the last tokens of each are its response (row 3 has one token and no earlier column)."""
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(2, VOCAB, (len(LENGTHS), COLUMNS), generator=generator)
+    mask = torch.arange(COLUMNS) >= COLUMNS - torch.tensor(LENGTHS)[:, None]
+    responses = (6, 4, 1, 1)
+    width = max(responses)
+    response_mask = torch.arange(width) < torch.tensor(responses)[:, None]
+    first = COLUMNS - torch.tensor(responses)
+    positions = torch.where(response_mask, first[:, None] + torch.arange(width), 0)
+    layout = Layout(response_positions=positions, response_mask=response_mask, read_positions=torch.full((4,), 11))
+    return ids, mask, layout
+
+
+@torch.no_grad()
+def own_attention(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    """The maps of an untouched copy under eager attention."""
+    other = copy.deepcopy(model)
+    other.config._attn_implementation = "eager"
+    return tuple(other.base_model(input_ids=ids, attention_mask=mask.long(), output_attentions=True).attentions)
+
+
+def expected_read_row(maps: Tensor, layout: Layout) -> Tensor:
+    out = torch.zeros(layout.response_mask.shape)
+    for i, t in layout.response_mask.nonzero().tolist():
+        out[i, t] = maps[i, :, layout.read_positions[i], layout.response_positions[i, t]].mean()
+    return out
+
+
+def expected_reading_rows(maps: Tensor, layout: Layout) -> Tensor:
+    out = torch.zeros(layout.response_mask.shape)
+    for i, t in layout.response_mask.nonzero().tolist():
+        for s in range(int(layout.response_mask[i].sum())):
+            out[i, t] += maps[i, :, layout.response_positions[i, s] - 1, layout.response_positions[i, t]].mean()
+    return out
+
+
+def run(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.base_model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
+
+
+@pytest.mark.parametrize("padded", ["ragged", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_are_those_of_eager_attention(family: str, padded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(family)
+    ids, mask, layout = batch()
+    if padded == "full":
+        mask = torch.ones_like(mask)
+    maps = own_attention(model, ids, mask)
+    reader = AttentionReader(model)
+    reader.check(VOCAB)
+    assert reader.n_layers == 2
+    # several chunks of rows, so that adding them up is tested too
+    monkeypatch.setattr(attention, "CHUNK_CELLS", len(LENGTHS) * HEADS * COLUMNS * 2)
+    requests = [cls(layer=layer) for cls in (ReadRow, ReadingRows) for layer in (0, -1)]
+    with reader.capture(requests, layout) as evidence:
+        run(model, ids, mask)
+    for request in requests:
+        expected = expected_read_row if isinstance(request, ReadRow) else expected_reading_rows
+        wanted = expected(maps[request.layer], layout)
+        rows = (
+            layout.response_mask if isinstance(request, ReadRow) else layout.response_mask & (mask.sum(1) > 1)[:, None]
+        )
+        assert (evidence[request] - wanted)[rows].abs().max() < 1e-5
+        assert evidence[request].dtype == torch.float32
+        assert not evidence[request].requires_grad
+        assert (evidence[request][~layout.response_mask] == 0).all()
+    assert maps[0].std() > 0.02, "attention of this test model is too flat to tell rows apart"
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_what_fits_no_tap_is_refused_by_name_and_left_as_it_was(family: str) -> None:
+    model = build(family)
+    before = model.config._attn_implementation
+    with pytest.raises(UnsupportedAttention, match=type(model).__name__):
+        AttentionReader(model)
+    assert model.config._attn_implementation == before
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_gpt_oss_is_refused_for_its_sinks() -> None:
+    with pytest.raises(UnsupportedAttention, match="sink that is no token"):
+        AttentionReader(build("gpt_oss"))
+
+
+@pytest.mark.parametrize("change", ["scaling", "mask", "key"])
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt_neo"])
+def test_check_refuses_a_tap_that_is_off(family: str, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = AttentionReader(build(family))
+    honest = attention_taps.Projections
+
+    def lying(**fields: Any) -> Any:
+        fields[change] = {
+            "scaling": fields["scaling"] * 1.01,
+            "mask": None,
+            "key": fields["key"].flip(1),
+        }[change]
+        return honest(**fields)
+
+    monkeypatch.setattr(attention_taps, "Projections", lying)
+    with pytest.raises(UnsupportedAttention, match=r"(Llama|GPTNeo)Model.*attention weights of layer \d differ"):
+        reader.check(VOCAB)
+
+
+def test_check_refuses_a_model_that_the_tap_changes() -> None:
+    model = build("gemma2", attn_logit_softcapping=None)
+    model._supports_sdpa = True
+    AttentionReader(model).check(VOCAB)
+    capped = build("gpt_oss")
+    capped._supports_sdpa = True  # sdpa then drops the sinks without a word
+    with pytest.raises(UnsupportedAttention, match="GptOssModel read through its attention interface"):
+        AttentionReader(capped).check(VOCAB)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "falcon"])
+def test_check_leaves_modes_and_implementation_alone(family: str) -> None:
+    model = build(family).train()
+    model.base_model.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    state = torch.random.get_rng_state()
+    reader = AttentionReader(model)
+    implementation = model.config._attn_implementation
+    reader.check(VOCAB)
+    assert [module.training for module in model.modules()] == modes
+    assert model.config._attn_implementation == implementation
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "falcon"])
+def test_nothing_is_left_after_the_context(family: str) -> None:
+    model = build(family)
+    ids, mask, layout = batch()
+    reader = AttentionReader(model)
+    attributes = [set(vars(module)) for module in model.modules()]
+    plain = run(model, ids, mask)
+    with reader.capture([ReadRow()], layout) as evidence:
+        tapped = run(model, ids, mask)
+    kept = evidence[ReadRow()].clone()
+    with pytest.raises(KeyError, match="mine"), reader.capture([ReadRow()], layout):
+        raise KeyError("mine")
+    assert torch.equal(plain, tapped)
+    assert [set(vars(module)) for module in model.modules()] == attributes
+    assert not any(module._forward_hooks for module in model.modules())
+    assert len(attention_taps._SINKS) == 0
+    run(model, ids.flip(1), mask)
+    assert torch.equal(evidence[ReadRow()], kept)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "falcon"])
+def test_two_models_do_not_disturb_each_other(family: str) -> None:
+    first = build(family)
+    second = type(first)(first.config).eval()  # even on one configuration object
+    readers = [AttentionReader(model) for model in (first, second)]
+    ids, mask, layout = batch()
+    alone = []
+    for model, reader in zip((first, second), readers, strict=True):
+        with reader.capture([ReadRow()], layout) as evidence:
+            run(model, ids, mask)
+        alone.append(evidence[ReadRow()])
+    with readers[0].capture([ReadRow()], layout) as outer:
+        with readers[1].capture([ReadRow()], layout) as inner:
+            run(second, ids, mask)
+            run(first, ids, mask)
+        run(second, ids, mask)
+    assert torch.equal(outer[ReadRow()], alone[0])
+    assert torch.equal(inner[ReadRow()], alone[1])
+    assert not torch.equal(alone[0], alone[1])
+
+
+def test_a_layer_that_never_ran_is_an_error() -> None:
+    model = build("gpt2")
+    _, _, layout = batch()
+    with (
+        pytest.raises(RuntimeError, match=r"GPT2Model: attention of layer \[1\] never ran"),
+        AttentionReader(model).capture([ReadRow()], layout),
+    ):
+        pass
+
+
+def test_wrong_use_is_refused() -> None:
+    model = build("gpt2")
+    ids, mask, layout = batch()
+    reader = AttentionReader(model)
+    with pytest.raises(ValueError, match="attention layers 0 to 1"):
+        reader.capture([ReadRow(layer=2)], layout)
+    with reader.capture([ReadRow()], layout):
+        run(model, ids, mask)
+        with pytest.raises(RuntimeError, match="ran twice"):
+            run(model, ids, mask)
+    with (
+        pytest.raises(RuntimeError, match="do not nest"),
+        reader.capture([ReadRow()], layout),
+        reader.capture([ReadRow()], layout),
+    ):
+        pass
+    cache = model(input_ids=ids[:, :6], use_cache=True).past_key_values
+    with pytest.raises(RuntimeError, match="KV cache"), reader.capture([ReadRow()], layout):
+        model(input_ids=ids[:, 6:], past_key_values=cache)
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for item in result if isinstance(result, tuple) else (result,):
+            self.numel = max(self.numel, item.numel() if isinstance(item, Tensor) else 0)
+        return result
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama-gqa", "gptj"])
+def test_no_map_is_made(family: str) -> None:
+    """For GPT-J the model makes its own map; the tap must add nothing of that size."""
+    model = build(family, hidden_size=8 * HEADS, vocab_size=VOCAB)
+    columns = 100
+    ids = torch.full((2, columns), 3)
+    mask = torch.ones_like(ids)
+    layout = Layout(
+        response_positions=torch.arange(columns - 5, columns).expand(2, 5),
+        response_mask=torch.ones(2, 5, dtype=torch.bool),
+        read_positions=torch.full((2,), columns - 1),
+    )
+    reader = AttentionReader(model)
+    projections = attention_taps.Projections(
+        query=torch.randn(2, HEADS, columns, 8), key=torch.randn(2, 2, columns, 8), scaling=1.0, mask=None, causal=True
+    )
+    with Largest() as tap_alone:
+        attention._measure(projections, ReadRow(), layout)
+    assert tap_alone.numel < 2 * HEADS * columns * columns / 10
+    if family == "gptj":
+        return
+    mask[0, :3] = 0  # padding, so that the mask is a tensor
+    with Largest() as largest, reader.capture([ReadRow(layer=0), ReadRow()], layout):
+        run(model, ids, mask)
+    assert largest.numel < 2 * HEADS * columns * columns
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # of PEFT's making
+@pytest.mark.parametrize("family", ["gpt2", "llama-gqa", "gptj"])
+def test_through_peft(family: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = build(family, AutoModelForCausalLM)
+    targets = ["c_attn"] if family == "gpt2" else ["q_proj", "k_proj"]
+    wrapped = get_peft_model(
+        model, LoraConfig(target_modules=targets, init_lora_weights=False, fan_in_fan_out=family == "gpt2")
+    )
+    wrapped.eval()
+    ids, mask, layout = batch()
+    maps = wrapped(input_ids=ids, attention_mask=mask.long())  # before: plain, no tap
+    reader = AttentionReader(wrapped)
+    reader.check(VOCAB)
+    with reader.capture([ReadRow()], layout) as evidence:
+        after = wrapped(input_ids=ids, attention_mask=mask.long())
+    assert torch.equal(maps.logits, after.logits)
+    eager = copy.deepcopy(wrapped)
+    eager.get_base_model().config._attn_implementation = "eager"
+    own = eager(input_ids=ids, attention_mask=mask.long(), output_attentions=True).attentions[-1]
+    assert (evidence[ReadRow()] - expected_read_row(own, layout)).abs().max() < 1e-5
+    assert after.logits.requires_grad
+    assert not evidence[ReadRow()].requires_grad
+
+
+@pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModelForSequenceClassification])
+@pytest.mark.parametrize("family", ["gpt2", "llama-gqa", "gptj", "gpt_neo", "bloom"])
+def test_language_models_and_classifiers_pass_the_check(family: str, auto: Any) -> None:
+    reader = AttentionReader(build(family, auto, num_labels=1))
+    reader.check(VOCAB)
+    assert reader.n_layers == 2
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama-gqa", "gptj", "falcon"])
+def test_half_precision_passes_the_check(family: str) -> None:
+    AttentionReader(build(family).to(torch.bfloat16)).check(VOCAB)
+
+
+def test_the_tap_is_not_saved_with_the_model() -> None:
+    model = build("gpt2")
+    AttentionReader(model)
+    assert attention_taps.NAME not in model.config.to_json_string()
+
+
+def test_sinks_do_not_keep_a_model_alive() -> None:
+    model = build("gpt2")
+    reader = AttentionReader(model)
+    del reader, model
+    gc.collect()
+    assert len(attention_taps._SINKS) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+@pytest.mark.parametrize("family", ["gpt2", "llama-gqa"])
+def test_recomputation_by_gradient_checkpointing_does_not_fire_again(family: str) -> None:
+    model = build(family).train()
+    model.gradient_checkpointing_enable()
+    ids, mask, layout = batch()
+    reader = AttentionReader(model)
+    calls: list[None] = []
+    reader._layers[-1].register_forward_hook(lambda *_: calls.append(None))
+    with reader.capture([ReadRow()], layout) as evidence:
+        hidden = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
+    kept = evidence[ReadRow()].clone()
+    hidden[mask].square().sum().backward()
+    assert len(calls) == 2
+    assert torch.equal(evidence[ReadRow()], kept)
+
+
+def test_unused_rows_have_no_weight() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Total(AttentionTap):
+        source: str = "policy"
+
+        def rows(self, layout: Layout) -> Tensor:
+            return torch.tensor([[0, -1], [11, 10], [-1, -1], [3, -1]])
+
+        def reduce(self, weights: Tensor, rows: Tensor, layout: Layout) -> Tensor:
+            return weights.mean(1).sum((1, 2))[:, None].expand(layout.response_mask.shape)
+
+    model = build("gpt2")
+    ids, mask, layout = batch()
+    with AttentionReader(model).capture([Total()], layout) as evidence:
+        run(model, ids, torch.ones_like(mask))
+    assert evidence[Total()][:, 0].tolist() == pytest.approx([1, 2, 0, 1])

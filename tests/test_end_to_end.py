@@ -1,0 +1,126 @@
+"""The engine on transformers models: master checks over a whole step, and a real pretrained model that learns."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fakes import TablePolicy
+
+from models.load import load_policy
+from models.reward import load_reward_model
+from models.tiny import save_tiny
+from redistributors import REDISTRIBUTORS, Sparse, Uniform
+from rlhf_core import KLConfig, PPOConfig, PPOTrainer, TokenReward, lambda_returns
+from rlhf_core.rewards import penalised
+
+CONFIG = PPOConfig(
+    learning_rate=1e-3,
+    minibatch_size=4,
+    rollout_batch_size=8,
+    min_length=2,
+    max_length=(4, 10),
+    epochs=2,
+    micro_batch_tokens=40,
+    kl=KLConfig(init_coef=0.05),
+)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def folders(request, tmp_path_factory):
+    """A policy and a two-logit classifier of one family, every dropout at 0.1."""
+    root = tmp_path_factory.mktemp(request.param)
+    (root / "policy").mkdir()
+    (root / "reward").mkdir()
+    save_tiny(str(root / "policy"), family=request.param, dropout=0.1, std=0.3, seed=1)
+    save_tiny(str(root / "reward"), family=request.param, head="classifier", num_labels=2, std=0.3, seed=2)
+    return root
+
+
+def prompts_for(policy, n=8):
+    generator = np.random.default_rng(0)
+    size = len(policy.tokenizer)
+    return [generator.integers(4, size, generator.integers(1, 6)).tolist() for _ in range(n)]
+
+
+@pytest.mark.parametrize("name", sorted(REDISTRIBUTORS))
+@pytest.mark.parametrize("kind", ["k1", "full"])
+def test_a_step_of_every_method_on_real_architectures(folders, name, kind):
+    policy = load_policy(str(folders / "policy"))
+    reward = load_reward_model(str(folders / "reward"), score="logit_difference")
+    config = replace(CONFIG, kl=replace(CONFIG.kl, kind=kind))
+    learner = PPOTrainer(policy, reward, REDISTRIBUTORS[name](), config)
+    prompts = prompts_for(policy)
+    first = learner.step(prompts)
+    assert first["first_log_ratio_max"] < 1e-5
+    assert abs(first["kl"]) < 1e-5
+    assert abs(first["kl_penalty"]) < 1e-5
+    assert first["conservation_error"] < 1e-5
+    second = learner.step(prompts)
+    assert second["first_log_ratio_max"] < 1e-5
+    assert second["kl"] != 0
+    assert np.isfinite(list(second.values())).all()
+
+
+def test_one_rollout_can_be_handed_to_all_methods(folders):
+    policy = load_policy(str(folders / "policy"))
+    reward = load_reward_model(str(folders / "reward"), score="logit_difference")
+    methods = {name: make() for name, make in REDISTRIBUTORS.items()}
+
+    class Everything(Sparse):
+        needs = frozenset().union(*(method.needs for method in methods.values()))
+
+    rollout = PPOTrainer(policy, reward, Everything(), CONFIG).collect(prompts_for(policy))
+    for method in methods.values():
+        torch.testing.assert_close(method(rollout).sum(1), rollout.scores, atol=1e-5, rtol=1e-5)
+
+
+def test_returns_are_the_lambda_returns():
+    learner = PPOTrainer(TablePolicy(), TokenReward(lambda p, r: [len(x) for x in r]), Uniform(), CONFIG)
+    with torch.no_grad():
+        learner.policy.value += torch.randn(6, generator=torch.Generator().manual_seed(0))
+    rollout = learner.collect([[1], [2, 3]])
+    token_scores = learner.redistribute(rollout)
+    experience = learner.estimate_returns(rollout, token_scores)
+    rewards = penalised(token_scores, rollout.kl, learner.kl_controller.coef)
+    expected = lambda_returns(rewards, rollout.values, rollout.sequences.response_mask, gamma=1.0, lam=0.95)
+    torch.testing.assert_close(experience.returns, expected)
+
+
+STORIES = ["Once upon a time", "One day", "Lily and Tom", "There was a"] * 4
+
+
+def share_of_e(prompts, texts):
+    """A text property any callable can score: ten times the share of the letter e."""
+    return [10 * text.count("e") / max(len(text), 1) for text in texts]
+
+
+def learning_curves(folder, reward_of_seed):
+    config = PPOConfig(
+        learning_rate=5e-4, minibatch_size=16, max_length=(24, 24), kl=KLConfig(init_coef=0.05), epochs=2
+    )
+    curves = []
+    for seed in range(3):
+        policy = load_policy(str(folder), seed=seed)
+        learner = PPOTrainer(policy, reward_of_seed(seed), Uniform(), replace(config, seed=seed))
+        curves.append([learner.step(STORIES)["score"] for _ in range(30)])
+    return np.array(curves)
+
+
+def standard_errors_gained(curves):
+    """Last ten steps minus first ten, in standard errors."""
+    first, last = curves[:, :10].ravel(), curves[:, -10:].ravel()
+    return (last.mean() - first.mean()) / np.sqrt(first.var(ddof=1) / first.size + last.var(ddof=1) / last.size)
+
+
+def test_a_real_pretrained_model_learns_a_text_property_and_not_from_shuffled_rewards(data_folder):
+    folder = data_folder / "stories260K"
+    if not folder.is_dir():
+        pytest.skip(f"no pretrained model at {folder}")
+    assert standard_errors_gained(learning_curves(folder, lambda seed: share_of_e)) > 3
+
+    def shuffled(seed):
+        generator = np.random.default_rng(seed)
+        return lambda prompts, texts: generator.permutation(share_of_e(prompts, texts)).tolist()
+
+    assert abs(standard_errors_gained(learning_curves(folder, shuffled))) < 3
