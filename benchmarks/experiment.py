@@ -11,11 +11,11 @@ import json
 import multiprocessing
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,17 +24,70 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from benchmarks.cli import RECORD, differences, jsonable, run_record, write_json
-from benchmarks.statistics import Results, rank_correlation
-from benchmarks.tasks import Loaded, Task
+from benchmarks.statistics import Array, Results, nan_mean, rank_correlation
+from benchmarks.viewer import Example
 from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
-from rlhf_core.rewards import ScoreMoments, as_reward_model
+from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.trainer import PPOTrainer
-from rlhf_core.types import Redistributor, Rollout
+from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout, Sequences
 
 FINAL = "final"
+EVALUATION = ("eval_every", "eval_prompts")
 ARM = re.compile(r"(?P<method>[\w-]+)(\((?P<settings>[^()]*)\))?(?P<changes>(@[\w.]+=[^@]+)*)")
+
+
+class Loaded(Protocol):
+    """A task's models, fresh for one run, and its prompts as token ids."""
+
+    @property
+    def policy(self) -> Policy:
+        """Untrained by PPO, its own reference."""
+        ...
+
+    @property
+    def reward(self) -> RewardModel | TextScorer:
+        """What PPO is scored by."""
+        ...
+
+    @property
+    def train_prompts(self) -> Sequence[Sequence[int]]:
+        """Prompts PPO samples from."""
+        ...
+
+    @property
+    def held_out_prompts(self) -> Sequence[Sequence[int]]:
+        """Prompts for evaluation and heat map."""
+        ...
+
+    @property
+    def gold(self) -> Callable[[Sequences], Sequence[float]] | None:
+        """The true score of every response, where it is known."""
+        ...
+
+    @property
+    def contributions(self) -> Callable[[Sequences], Sequence[Sequence[float]]] | None:
+        """What every response token truly adds to it, where that is known."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of prompts and models, so that runs on other data are not taken for the same."""
+        ...
+
+
+class Task(Protocol):
+    """A task by its settings only: a frozen dataclass, small enough to send to another process."""
+
+    @property
+    def ppo(self) -> Mapping[str, Any]:
+        """What it changes in ``PPOConfig``'s defaults."""
+        ...
+
+    def load(self) -> Loaded:
+        """Read the models."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +119,12 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What decides this run's numbers; a finished run counts only if it is the same."""
         named = {"task": self.task, "redistributor": repr(self.arm.redistributor()), "ppo": self.config}
-        return {**jsonable(named), "steps": self.steps, "eval_every": self.eval_every, "eval_prompts": self.eval_prompts}
+        return {
+            **jsonable(named),
+            "steps": self.steps,
+            "eval_every": self.eval_every,
+            "eval_prompts": self.eval_prompts,
+        }
 
 
 def parse_arms(given: str | Sequence[str]) -> tuple[Arm, ...]:
@@ -150,7 +208,7 @@ def run_all(runs: Sequence[Run], processes: int) -> None:
     with tqdm(total=sum(run.steps for run in runs), unit="step", dynamic_ncols=True, desc="runs") as bar:
         if due:
             _run_due(due, processes, bar, sum(run.steps for run in runs) - sum(run.steps for run in due))
-        bar.update(bar.total - bar.n)
+        bar.update(sum(run.steps for run in runs) - bar.n)
 
 
 def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) -> None:
@@ -209,12 +267,99 @@ def execute(run: Run) -> None:
         loaded = run.task.load()
         held_out = loaded.held_out_prompts[: run.eval_prompts]
         redistributor = run.arm.redistributor()
-        final = {"credit_truth": credit_truth(loaded, frozen_rollout(loaded, [redistributor], run.config, held_out), redistributor)}
         trainer = PPOTrainer(loaded.policy, loaded.reward, redistributor, run.config)
-        trainer.fit(
-            loaded.train_prompts, run.steps, out=run.folder, eval_prompts=held_out, eval_every=run.eval_every
-        )
-        final |= held_out_figures(loaded, frozen_rollout(loaded, [], run.config, held_out))
+        before = frozen_rollout(loaded, [redistributor], run.config, held_out)
+        figures = credit_figures(loaded, before, redistributor)
+        trainer.fit(loaded.train_prompts, run.steps, out=run.folder, eval_prompts=held_out, eval_every=run.eval_every)
+        figures |= held_out_figures(loaded, frozen_rollout(loaded, [], run.config, held_out))
     record = run_record(run.settings(), {"prompts": loaded.fingerprint})
-    defined = {name: value for name, value in final.items() if not np.isnan(value)}
-    write_json(run.folder / RECORD, {**record, FINAL: defined})
+    write_json(run.folder / RECORD, {**record, FINAL: figures})
+
+
+def frozen_rollout(
+    loaded: Loaded, redistributors: Sequence[Redistributor], config: PPOConfig, prompts: Sequence[Sequence[int]]
+) -> Rollout:
+    """Responses of the policy as it is, with all evidence the redistributors need: the same ones for every method,
+    and the same uniforms as in ``PPOTrainer.evaluate``."""
+    needs = frozenset(request for redistributor in redistributors for request in redistributor.needs)
+    reward = as_reward_model(loaded.reward, loaded.policy)
+    loaded.policy.temperature = config.temperature
+    sequences = sample(loaded.policy, prompts, config, Draw(seed=config.seed, name="evaluation", step=0))
+    return measure(loaded.policy, reward, sequences, needs, config=config, moments=ScoreMoments())
+
+
+def held_out_figures(loaded: Loaded, rollout: Rollout) -> dict[str, float]:
+    """The reward model's mean score, and the true one where the task knows it."""
+    figures = {"held_out_score": float(rollout.raw_scores.mean())}
+    if loaded.gold is not None:
+        figures["held_out_gold"] = float(np.mean(loaded.gold(rollout.sequences)))
+    return figures
+
+
+def credit_figures(loaded: Loaded, rollout: Rollout, redistributor: Redistributor) -> dict[str, float]:
+    """Spearman's ρ of token scores with true contributions, mean over responses where both vary; {} where none do."""
+    if loaded.contributions is None:
+        return {}
+    token_scores = redistributor(rollout).numpy(force=True).astype(float)
+    truths = loaded.contributions(rollout.sequences)
+    rhos = [
+        rank_correlation(row[: len(truth)], np.asarray(truth)) for row, truth in zip(token_scores, truths, strict=True)
+    ]
+    mean = float(nan_mean(np.array(rhos)))
+    return {} if np.isnan(mean) else {"credit_truth": mean}
+
+
+def examples(loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: Sequence[Sequence[int]]) -> list[Example]:
+    """The same responses of the initial policy under every arm, a row per different redistributor."""
+    methods: dict[str, Redistributor] = {}
+    for arm in arms:
+        if repr(arm.redistributor()) not in map(repr, methods.values()):  # λ changes nothing about credit
+            methods[arm.label] = arm.redistributor()
+    rollout = frozen_rollout(loaded, list(methods.values()), config, prompts)
+    token_scores = {label: method(rollout).tolist() for label, method in methods.items()}
+    truths = loaded.contributions(rollout.sequences) if loaded.contributions is not None else None
+    shown = []
+    for row, (prompt, response) in enumerate(
+        zip(rollout.sequences.prompts(), rollout.sequences.responses(), strict=True)
+    ):
+        shown.append(
+            Example(
+                prompt=loaded.policy.decode([prompt])[0],
+                tokens=tuple(loaded.policy.decode([[token] for token in response])),
+                score=float(rollout.scores[row]),
+                rows={label: tuple(scores[row][: len(response)]) for label, scores in token_scores.items()},
+                reference_rows={} if truths is None else {"true contribution": tuple(truths[row])},
+            )
+        )
+    return shown
+
+
+def load_results(task: str, arms: Sequence[str], runs: Sequence[Run]) -> Results:
+    """The curves of finished runs. A figure that a step left undefined, or wrote as "nan", is NaN.
+
+    Raises:
+        ValueError: runs of one arm have different numbers of steps.
+    """
+    curves: dict[str, dict[str, Array]] = {}
+    seeds = tuple(dict.fromkeys(run.config.seed for run in runs))
+    for arm in arms:
+        own = [run for run in runs if run.arm.label == arm]
+        lines = [_metrics(run) for run in own]
+        names = {name for run_lines in lines for line in run_lines for name in line}
+        curves[arm] = {
+            name: np.array([[float(line.get(name, "nan")) for line in run_lines] for run_lines in lines])
+            for name in sorted(names - {"step"})
+        }
+        finals = [json.loads((run.folder / RECORD).read_text(encoding="utf-8"))[FINAL] for run in own]
+        for name in sorted({name for final in finals for name in final}):
+            curves[arm][name] = np.array([[float(final.get(name, "nan"))] for final in finals])
+    return Results(task=task, seeds=seeds, curves=curves)
+
+
+def _metrics(run: Run) -> list[dict[str, Any]]:
+    """The run's steps; raises ValueError where the file is not what a finished run leaves behind."""
+    path = run.folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if len(lines) != run.steps:
+        raise ValueError(f"{path} has {len(lines)} steps, not the {run.steps} of a finished run; delete {run.folder}")
+    return lines

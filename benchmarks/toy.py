@@ -35,7 +35,7 @@ from models.training import (
 )
 
 END, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
-NEGATORS = ("not", "never", "hardly")
+NEGATORS = ("not", "never", "hardly", "nobody")
 INTENSIFIERS = ("very", "really", "truly")
 BOUNDARIES = (".", "and", "but", END)
 ADJECTIVES: Mapping[int, Sequence[str]] = {
@@ -53,14 +53,8 @@ VERBS: Mapping[int, Sequence[str]] = {
 VALUES = {word: value for table in (ADJECTIVES, VERBS) for value, words in table.items() for word in words}
 SHARES = {**dict.fromkeys(NEGATORS, 4), **dict.fromkeys(INTENSIFIERS, 1), **dict.fromkeys(VALUES, 2)}
 
-OPINIONS = (
-    "the {part} was {adjective}",
-    "the {part} was {adjective}",
-    "i think the {part} was {adjective}",
-    "it was {adjective} to me",
-    "i {verb} the {part}",
-)
-FAR_NEGATION = "i do {negator} think the {part} was {adjective}"
+OPINIONS = ("{part} was {adjective}", "{adjective} {part}", "it was {adjective}", "i {verb} it")
+FAR_NEGATION = "nobody called the {part} {adjective}"
 SLOTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "film": {
         "part": ("plot", "acting", "story", "cast", "music", "ending", "dialogue", "script"),
@@ -138,7 +132,7 @@ def sample_review(generator: np.random.Generator) -> list[str]:
 def _sentence(generator: np.random.Generator, domain: Mapping[str, Sequence[str]], mood: int) -> list[str]:
     """Filler, one opinion, or two joined; three opinions in four agree with the mood."""
     kind = generator.random()
-    if kind < 0.35:
+    if kind < 0.15:
         return _filled(generator, _choice(generator, domain["filler"]), domain)
     words = _opinion(generator, domain, mood)
     if kind > 0.8:
@@ -147,29 +141,23 @@ def _sentence(generator: np.random.Generator, domain: Mapping[str, Sequence[str]
 
 
 def _opinion(generator: np.random.Generator, domain: Mapping[str, Sequence[str]], mood: int) -> list[str]:
-    """A clause; two in five are negated, so that words alone say little about the mood."""
+    """A clause; half are negated, so that words alone say little about the mood."""
     sign = mood if generator.random() < 0.75 else -mood
-    negated, intensified = generator.random() < 0.4, generator.random() < 0.2
-    far = negated and generator.random() < 0.3
+    negated, intensified = generator.random() < 0.5, generator.random() < 0.5
+    far = negated and generator.random() < 0.25
     template = FAR_NEGATION if far else _choice(generator, OPINIONS)
-    word_sign = -sign if negated else sign
-    before = [_choice(generator, NEGATORS)] if negated and not far else []
-    before += [_choice(generator, INTENSIFIERS)] if intensified else []
-    words = []
-    for word in template.split():
-        if word in ("{adjective}", "{verb}"):
-            table = ADJECTIVES if word == "{adjective}" else VERBS
-            words += [*before, _choice(generator, table[word_sign * _choice(generator, (1, 1, 2))])]
-        else:
-            words += _filled(generator, word, domain)
-    return words
+    phrase = [_choice(generator, ("never", "hardly") if "{verb}" in template else NEGATORS[:3])] if negated and not far else []
+    phrase += [_choice(generator, ("really", "truly") if "{verb}" in template else INTENSIFIERS)] if intensified else []
+    table = VERBS if "{verb}" in template else ADJECTIVES
+    phrase += [_choice(generator, table[(-sign if negated else sign) * _choice(generator, (1, 2))])]
+    at = template.split().index("{verb}" if "{verb}" in template else "{adjective}")
+    words = template.split()
+    return _filled(generator, " ".join([*words[:at], *phrase, *words[at + 1 :]]), domain)
 
 
 def _filled(generator: np.random.Generator, template: str, domain: Mapping[str, Sequence[str]]) -> list[str]:
-    slots = {**COMMON, **domain, "negator": NEGATORS}
-    return [
-        _choice(generator, slots[word[1:-1]]) if word.startswith("{") else word for word in template.split()
-    ]
+    slots = {**COMMON, **domain}
+    return [_choice(generator, slots[word[1:-1]]) if word.startswith("{") else word for word in template.split()]
 
 
 def _choice(generator: np.random.Generator, options: Sequence[Any]) -> Any:

@@ -51,7 +51,7 @@ def shade(value: float, largest: float) -> Shade:
     depth = math.sqrt(min(abs(value) / largest, 1.0)) if largest > 0 else 0.0
     end = NEGATIVE if value < 0 else POSITIVE
     mixed = (round(255 + depth * (channel - 255)) for channel in end)
-    return Shade(background="#{:02x}{:02x}{:02x}".format(*mixed), text="#ffffff" if depth > 0.7 else "#1a1a1a")
+    return Shade(background="#{:02x}{:02x}{:02x}".format(*mixed), text="#ffffff" if depth > 0.78 else "#1a1a1a")
 
 
 def shades(example: Example) -> dict[str, list[Shade]]:

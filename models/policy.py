@@ -77,6 +77,18 @@ class CausalPolicy:
         """The tokenizer, to compare with a reward model's."""
         return self._network.tokenizer
 
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Which token each id stands for."""
+        tokens: dict[str, int] = self._network.tokenizer.get_vocab()
+        return tokens
+
+    def why_not(self, request: EvidenceRequest) -> str:
+        """Why ``provides`` says no, for an error message."""
+        if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
+            return self.attention_problem or f"there is no layer {request.layer}"
+        return f"a policy measures attention and full KL, not {type(request).__name__} of the {request.source}"
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids, with the special tokens the tokenizer puts in front."""
         ids: list[list[int]] = self._network.tokenizer(list(texts))["input_ids"]

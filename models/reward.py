@@ -1,7 +1,7 @@
 """Reward models: sequence classifiers whose score and attention evidence come from one forward pass."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, final
@@ -67,6 +67,12 @@ class ClassifierReward:
     def vocab_size(self) -> int:
         """Rows of the embedding table: every token id must be below."""
         return int(cast(nn.Embedding, self.model.get_input_embeddings()).weight.shape[0])
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Which token each id stands for."""
+        tokens: dict[str, int] = self.tokenizer.get_vocab()
+        return tokens
 
     def provides(self, request: EvidenceRequest) -> bool:
         """Whether ``score`` can answer ``request``."""

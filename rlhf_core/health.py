@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
-from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout, Sequences
+from rlhf_core.types import HasVocabulary, Policy, Redistributor, RewardModel, Rollout, Sequences
 
 LOG_RATIO_MAX = {torch.float32: 1e-4}
 LOG_RATIO_MAX_LOW_PRECISION = 0.1
@@ -128,6 +128,24 @@ def check_needs(redistributor: Redistributor, policy: Policy, reward: RewardMode
 
 def _no_reason(request: EvidenceRequest) -> str:
     return "it does not measure such evidence"
+
+
+def check_vocabulary(policy: Policy, reward: RewardModel) -> None:
+    """Refuse a policy and a reward model that read different tokens in the same ids; skipped where either is unknown.
+
+    Raises:
+        ValueError: the vocabularies differ; names the first tokens that do.
+    """
+    if not (isinstance(policy, HasVocabulary) and isinstance(reward, HasVocabulary)):
+        return
+    ours, theirs = policy.vocabulary, reward.vocabulary
+    differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    if differing:
+        shown = ", ".join(f"{token!r} is {ours.get(token)} and {theirs.get(token)}" for token in differing[:3])
+        raise ValueError(
+            f"policy and reward model must share a tokenizer, but {len(differing)} of their {len(ours)} and "
+            f"{len(theirs)} tokens differ ({shown}); load a reward model trained with the policy's tokenizer"
+        )
 
 
 def check_gamma(redistributor: Redistributor, gamma: float) -> None:

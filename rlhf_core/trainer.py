@@ -18,6 +18,7 @@ from rlhf_core.health import (
     check_log_ratio,
     check_needs,
     check_reference,
+    check_vocabulary,
     report,
     require_token_scores,
 )
@@ -44,7 +45,8 @@ class PPOTrainer:
 
     Raises:
         TypeError: ``redistributor`` or ``reward`` is something else.
-        ValueError: the redistributor needs evidence that the models cannot give, or cannot be discounted by gamma.
+        ValueError: the models have different tokenizers; the redistributor needs evidence that they cannot give, or
+            cannot be discounted by gamma.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class PPOTrainer:
         self.redistributor = redistributor
         self.config = config
         self.loggers = tuple(loggers)
+        check_vocabulary(policy, self.reward)
         check_needs(redistributor, policy, self.reward)
         check_gamma(redistributor, config.gamma)
         policy.temperature = config.temperature

@@ -209,6 +209,14 @@ class Learns(Protocol):
 
 
 @runtime_checkable
+class HasVocabulary(Protocol):
+    """A policy or reward model that can say which token each id stands for."""
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]: ...
+
+
+@runtime_checkable
 class Policy(Protocol):
     """A language model with a value head and a frozen reference.
 

@@ -45,4 +45,4 @@ def test_the_named_test_falls(mutation: Mutation, copy: Path):
     finally:
         file.write_text(source)
     assert result.returncode == 1, result.stdout[-2000:]
-    assert " failed" in result.stdout
+    assert "= FAILURES =" in result.stdout

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -172,6 +173,22 @@ def test_evidence_nobody_can_give_is_refused_at_construction():
         trainer(RewardAttention())
     with pytest.raises(ValueError, match=r"TextReward cannot give"):
         PPOTrainer(TablePolicy(), lambda prompts, responses: [0.0], RewardAttention(), CONFIG)
+
+
+class Speaking(TablePolicy):
+    vocabulary: ClassVar = {"<eos>": 0, "good": 1, "bad": 2}
+
+
+@dataclass(frozen=True)
+class SpeakingReward(TokenReward):
+    vocabulary: dict = field(default_factory=dict)
+
+
+def test_different_tokenizers_are_refused_at_construction():
+    other = SpeakingReward(share_of_threes, {"<eos>": 0, "bad": 1, "good": 2, "new": 3})
+    with pytest.raises(ValueError, match=r"must share a tokenizer, but 3 of their 3 and 4 .*'bad' is 2 and 1"):
+        trainer(policy=Speaking(), reward=other)
+    assert trainer(policy=Speaking(), reward=SpeakingReward(share_of_threes, Speaking.vocabulary))
 
 
 def test_gamma_is_refused_where_conserved_credit_lands_early():
