@@ -40,7 +40,8 @@ def command_line(settings: type, prog: str) -> ArgumentParser:
 
 def parse(settings: type[Settings], prog: str, argv: list[str] | None = None) -> Settings:
     """``settings`` filled from ``argv`` (default: the process's own); bad input ends the process with the reason."""
-    chosen = command_line(settings, prog).parse_args(argv)
+    parser = command_line(settings, prog)
+    chosen = parser.instantiate(parser.parse_args(argv))
     return settings(**{field.name: chosen[field.name] for field in dataclasses.fields(settings)})  # type: ignore[arg-type]
 
 

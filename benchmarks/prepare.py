@@ -70,7 +70,7 @@ SIZES: Mapping[str, Recipe] = {
         width=128,
         heads=4,
         language=TrainingSettings(steps=1500, learning_rate=2e-3),
-        reward=TrainingSettings(steps=1800, learning_rate=2e-3),
+        reward=TrainingSettings(steps=2000, learning_rate=1e-3),
     ),
     "small": Recipe(
         layers=8,

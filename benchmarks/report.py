@@ -105,7 +105,8 @@ def number(value: float) -> str:
     """Three significant digits, sign of a minus kept, "–" where undefined."""
     if math.isnan(value):
         return "–"
-    digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+    rounded = float(f"{value:.3g}")  # first, or 0.9999 would be given a digit more than 1
+    digits = 0 if rounded == 0 else max(0, 2 - math.floor(math.log10(abs(rounded))))
     return f"{value:.{min(digits, 4)}f}" if abs(value) < 1e5 else f"{value:.3g}"
 
 

@@ -129,8 +129,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_class_arguments(PPOConfig, "ppo", skip={"seed"})
     given = namespace_to_dict(parser.parse_args(argv, defaults=False))
     chosen = parser.parse_args(argv)
-    settings = Comparison(**{name: chosen[name] for name in Comparison.__dataclass_fields__})
-    compare(settings, _task(settings), given.get("ppo", {}), Console())
+    try:
+        settings = Comparison(**{name: chosen[name] for name in Comparison.__dataclass_fields__})
+        settings.arms()
+        task = make_task(settings.task, models=settings.models, cache=settings.cache)
+        with_settings(with_settings(PPOConfig(), task.ppo), given.get("ppo", {}))
+    except ValueError as error:
+        parser.error(str(error))
+    compare(settings, task, given.get("ppo", {}), Console())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 
 from models.loading import ModelSource, remove_randomness
-from models.qlora import import_bitsandbytes
 from models.reference import FROZEN, TRAINED, AdapterOff, FrozenAdapter, require_trained_adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -82,7 +81,6 @@ def base_source(adapter: str, source: ModelSource) -> ModelSource:
 
 def add_fresh_adapter(lm: PreTrainedModel, lora: LoraSettings, *, revision: str | None, seed: int) -> AdapterOff:
     """Put an adapter on ``lm`` in place: A random from ``seed``, B zero, so that policy and reference start equal."""
-    import_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -103,7 +101,6 @@ def add_fresh_adapter(lm: PreTrainedModel, lora: LoraSettings, *, revision: str 
 
 def add_trained_adapter(lm: PreTrainedModel, folder: str) -> FrozenAdapter:
     """Put the adapter in ``folder`` on ``lm`` twice: one copy to train and one, frozen, as the reference."""
-    import_bitsandbytes()
     from peft import PeftModel
 
     device = str(lm.device)

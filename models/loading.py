@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from models.forward import response_predictions
-from models.qlora import four_bit_config
+from models.qlora import four_bit_config, keep_unpacked
 from models.rows import Rows
 from models.sampling import CachedDecoder, left_padded
 
@@ -85,6 +85,7 @@ def load_language_model(source: ModelSource) -> PreTrainedModel:
     if not source.four_bit:
         lm.to(source.device)
     remove_randomness(lm)
+    keep_unpacked(lm)
     lm.eval()
     return lm  # type: ignore[no-any-return]
 

@@ -197,12 +197,12 @@ class CausalPolicy:
         checkpointing = torch.is_grad_enabled() and self._network.gradient_checkpointing
         self._lm.train(torch.is_grad_enabled())
         if checkpointing:
-            self._lm.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+            gradient_checkpointing(self._lm, on=True)
         try:
             yield
         finally:
             if checkpointing:
-                self._lm.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
+                XX
             for module, training in before:
                 module.training = training
 

@@ -7,6 +7,7 @@ import sys
 from types import ModuleType
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 _ABSENT = ModuleType("absent")
@@ -22,7 +23,6 @@ def four_bit_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
         raise ModuleNotFoundError(
             "4-bit loading needs bitsandbytes, which is not installed: pip install dense-rlhf[quantization]"
         )
-    import_bitsandbytes()
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -31,12 +31,24 @@ def four_bit_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
+def keep_unpacked(model: nn.Module) -> None:
+    """Switch off the CPU inference format of 4-bit layers; to be called before their first forward pass.
+
+    On CPUs with AVX512-BF16, bitsandbytes rewrites a layer's weights in place (scales rounded to bfloat16) the first
+    time it runs in eval mode, and computes with them outside autograd from then on: the frozen reference moves, and
+    gradients stop at the layer without a word.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 def import_bitsandbytes() -> None:
-    """Import bitsandbytes, where installed, without letting it fetch code.
+    """Import bitsandbytes, where installed, without letting it fetch code. Runs when this module is imported.
 
     On CPUs with AVX512-BF16 its import downloads a compiled kernel from the hub if the package ``kernels`` is there,
-    and logs advice to install that if not; either way it then has its own. PEFT imports bitsandbytes for any LoRA
-    layer. So ``kernels`` is hidden and the advice silenced meanwhile.
+    and logs advice to install that if not; either way it then has its own. PEFT imports it
+    wherever it can, and transformers' Trainer imports PEFT. So ``kernels`` is hidden and the advice silenced meanwhile.
     """
     if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
         return
@@ -52,3 +64,6 @@ def import_bitsandbytes() -> None:
             del sys.modules["kernels"]
         else:
             sys.modules["kernels"] = hidden
+
+
+import_bitsandbytes()  # before anything else imports PEFT

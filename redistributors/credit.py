@@ -40,7 +40,7 @@ def spread(
 ) -> Float[Tensor, "batch response"]:
     """beta · credit_t · score + (1 − beta) · [t = T] · score (paper, eq. 8); sums to the score for every beta."""
     weights = beta * credit + (1 - beta) * last_token(mask)
-    return torch.where(mask, weights * scores[:, None], 0).detach()
+    return torch.where(mask & (weights != 0), weights * scores[:, None], 0).detach()
 
 
 def fallback_fraction(evidence: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"]) -> float:

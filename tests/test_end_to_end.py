@@ -62,6 +62,18 @@ def test_a_step_of_every_method_on_real_architectures(folders, name, kind):
     assert np.isfinite(list(second.values())).all()
 
 
+@pytest.mark.parametrize("redistributor", [Sparse(), Uniform()])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_it_learns_to_write_one_token(family, redistributor, tmp_path):
+    policy = load_policy(save_tiny(str(tmp_path / "policy"), family=family, std=0.1, dropout=0.1, seed=1))
+    config = replace(CONFIG, rollout_batch_size=16, minibatch_size=16, learning_rate=1e-2, micro_batch_tokens=4096)
+    reward = TokenReward(lambda prompts, responses: [10 * row.count(5) / len(row) for row in responses])
+    learner = PPOTrainer(policy, reward, redistributor, config)
+    scores = [learner.step(prompts_for(policy, 16))["score"] for _ in range(30)]
+    assert scores[0] < 2
+    assert sum(scores[-5:]) / 5 > 9
+
+
 def test_one_rollout_can_be_handed_to_all_methods(folders):
     policy = load_policy(str(folders / "policy"))
     reward = load_reward_model(str(folders / "reward"), score="logit_difference")
