@@ -7,13 +7,10 @@ writes DIR/policy and DIR/reward (transformers folders sharing one tokenizer), D
 """
 
 import json
-import os
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from benchmarks.atomic import temporary_sibling
 from benchmarks.cli import RECORD, fingerprint, parse, run_record, write_json
 from benchmarks.reviews import Reviews, held_out, read_reviews, review_prompts
 from models.training import (
@@ -143,16 +141,20 @@ def prepare_positive_generation(settings: PositiveGeneration) -> dict[str, Any]:
     reviews = read_reviews(settings.data)
     _require_both_labels(reviews)
     print(reviews.summary(), flush=True)
-    with replacing(out) as folder:
+    with temporary_sibling(out) as folder:
         report = _build(settings, reviews, folder)
         record = run_record(settings, {Path(file).name: fingerprint([Path(file)]) for file in settings.data})
         write_json(folder / "report.json", report)
         write_json(folder / RECORD, record)
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
     return report
 
 
 def _build(settings: PositiveGeneration, reviews: Reviews, folder: Path) -> dict[str, Any]:
-    assert settings.language is not None and settings.reward is not None  # resolved
+    assert settings.language is not None
+    assert settings.reward is not None  # both resolved
     kept = [review for review in reviews.labelled if not held_out(review.text)]
     tested = [review for review in reviews.labelled if held_out(review.text)]
     texts = [review.text for review in kept] + list(reviews.unlabelled)
@@ -213,6 +215,7 @@ def _starting_point(
         width=recipe.width,
         heads=recipe.heads,
         context=settings.max_tokens,  # positions beyond it would never be trained
+        init_std=recipe.width**-0.5,
         seed=settings.seed,
     )
     return model, tokenizer
@@ -321,20 +324,6 @@ def _require_free(out: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{out} is not empty and holds no {RECORD}, so it is not ours; choose another --out")
     if not overwrite:
         raise FileExistsError(f"{out} holds an earlier preparation; choose another --out, or pass --overwrite true")
-
-
-@contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that takes its place once complete, and is removed if that never happens."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield folder
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 PREPARATIONS: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {

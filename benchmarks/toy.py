@@ -8,35 +8,21 @@ words in proportion to what deleting each of them alone would change, 4 : 2 : 1 
 contributions add up to the score, and each has the sign and, within a phrase, the ranks of its leave-one-out effect.
 A modifier without a sentiment word later in its clause, like any other word, contributes 0.
 
-Both functions are defined on any sequence of words, grammatical or not: a trained policy writes both.
+Everything is defined on any sequence of words, grammatical or not: a trained policy writes both.
 """
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from hashlib import sha256
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-from models.training import (
-    Labelled,
-    TrainingSettings,
-    model_input,
-    new_classifier,
-    new_language_model,
-    save,
-    train_classifier,
-    train_language_model,
-)
+from transformers import PreTrainedTokenizerFast
 
 END, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
 NEGATORS = ("not", "never", "hardly", "nobody")
 INTENSIFIERS = ("very", "really", "truly")
+NEAR_NEGATORS = {"{adjective}": ("not", "never", "hardly"), "{verb}": ("never", "hardly")}
+FITTING_INTENSIFIERS = {"{adjective}": INTENSIFIERS, "{verb}": ("really", "truly")}
 BOUNDARIES = (".", "and", "but", END)
 ADJECTIVES: Mapping[int, Sequence[str]] = {
     2: ("great", "superb", "wonderful", "brilliant"),
@@ -101,6 +87,14 @@ def true_score(text: str) -> float:
     return float(sum(value for _, value in _phrases(text.split())))
 
 
+def prefix_scores(tokens: Sequence[str]) -> list[float]:
+    """True score of every beginning: entry j is that of the first j + 1 words."""
+    steps = [0] * len(tokens)
+    for positions, value in _phrases(tokens):
+        steps[positions[-1]] = value
+    return np.cumsum(steps).astype(float).tolist()
+
+
 def _phrases(tokens: Sequence[str]) -> Iterator[tuple[list[int], int]]:
     """Positions of the words of each phrase, and its value."""
     modifiers: list[int] = []
@@ -114,6 +108,12 @@ def _phrases(tokens: Sequence[str]) -> Iterator[tuple[list[int], int]]:
             modifiers = []
         elif token in SHARES:
             modifiers.append(position)
+
+
+def sample_reviews(number: int, *, seed: int) -> list[list[str]]:
+    """Reviews drawn one after the other, so that a smaller number gives the beginning of a larger one."""
+    generator = np.random.default_rng(seed)
+    return [sample_review(generator) for _ in range(number)]
 
 
 def sample_review(generator: np.random.Generator) -> list[str]:
@@ -146,13 +146,11 @@ def _opinion(generator: np.random.Generator, domain: Mapping[str, Sequence[str]]
     negated, intensified = generator.random() < 0.5, generator.random() < 0.5
     far = negated and generator.random() < 0.25
     template = FAR_NEGATION if far else _choice(generator, OPINIONS)
-    phrase = [_choice(generator, ("never", "hardly") if "{verb}" in template else NEGATORS[:3])] if negated and not far else []
-    phrase += [_choice(generator, ("really", "truly") if "{verb}" in template else INTENSIFIERS)] if intensified else []
-    table = VERBS if "{verb}" in template else ADJECTIVES
+    slot, table = ("{verb}", VERBS) if "{verb}" in template else ("{adjective}", ADJECTIVES)
+    phrase = [_choice(generator, NEAR_NEGATORS[slot])] if negated and not far else []
+    phrase += [_choice(generator, FITTING_INTENSIFIERS[slot])] if intensified else []
     phrase += [_choice(generator, table[(-sign if negated else sign) * _choice(generator, (1, 2))])]
-    at = template.split().index("{verb}" if "{verb}" in template else "{adjective}")
-    words = template.split()
-    return _filled(generator, " ".join([*words[:at], *phrase, *words[at + 1 :]]), domain)
+    return _filled(generator, template.replace(slot, " ".join(phrase)), domain)
 
 
 def _filled(generator: np.random.Generator, template: str, domain: Mapping[str, Sequence[str]]) -> list[str]:

@@ -25,6 +25,7 @@ from models.loading import (
     load_tokenizer,
     vocabulary,
 )
+from models.modes import checkpointed_modules
 from models.policy import CausalPolicy, Network
 from models.reference import AdapterOff, FrozenAdapter, FrozenCopy
 from models.value_head import FILE, ValueHead
@@ -95,7 +96,7 @@ def load_policy(
         tokenizer=tokenizer,
         eos_ids=_checked(eos_ids if eos_ids is not None else collect_eos_ids(lm, tokenizer), vocab_size),
         compute_dtype=DTYPES[dtype],
-        gradient_checkpointing=gradient_checkpointing,
+        checkpointed=checkpointed_modules(lm) if gradient_checkpointing else (),
     )
     return CausalPolicy(network, temperature=temperature)
 

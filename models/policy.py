@@ -1,7 +1,7 @@
 """The policy: a causal language model with a value head and a frozen reference, in one distribution."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import final
 
@@ -14,6 +14,7 @@ from models.attention import AttentionReader, UnsupportedAttention
 from models.distribution import entropy, full_kl, token_distribution
 from models.forward import response_predictions
 from models.loading import context_length, vocabulary
+from models.modes import pass_mode
 from models.reference import Reference
 from models.rows import Rows, policy_layout, right_padded
 from models.sampling import CachedDecoder, sample_responses
@@ -38,7 +39,8 @@ class Network:
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     compute_dtype: torch.dtype
-    gradient_checkpointing: bool
+    checkpointed: tuple[nn.Module, ...]
+    """Modules that recompute their activations in the backward pass; empty where that is off."""
 
 
 @final
@@ -190,21 +192,8 @@ class CausalPolicy:
         self._network.value_head.save(folder)
         self._network.tokenizer.save_pretrained(folder)
 
-    @contextmanager
-    def _mode(self) -> Iterator[None]:
-        """Train mode and checkpointing where gradients flow, eval mode without elsewhere; all as found afterwards."""
-        before = [(module, module.training) for module in self._lm.modules()]
-        checkpointing = torch.is_grad_enabled() and self._network.gradient_checkpointing
-        self._lm.train(torch.is_grad_enabled())
-        if checkpointing:
-            gradient_checkpointing(self._lm, on=True)
-        try:
-            yield
-        finally:
-            if checkpointing:
-                XX
-            for module, training in before:
-                module.training = training
+    def _mode(self) -> AbstractContextManager[None]:
+        return pass_mode(self._lm, self._network.checkpointed)
 
     @torch.no_grad()
     def _reference_pass(

@@ -47,8 +47,8 @@ def import_bitsandbytes() -> None:
     """Import bitsandbytes, where installed, without letting it fetch code. Runs when this module is imported.
 
     On CPUs with AVX512-BF16 its import downloads a compiled kernel from the hub if the package ``kernels`` is there,
-    and logs advice to install that if not; either way it then has its own. PEFT imports it
-    wherever it can, and transformers' Trainer imports PEFT. So ``kernels`` is hidden and the advice silenced meanwhile.
+    and logs advice to install that if not; either way it has its own. PEFT imports it wherever it can, and
+    transformers' Trainer imports PEFT. So ``kernels`` is hidden and the advice silenced meanwhile.
     """
     if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
         return

@@ -54,6 +54,8 @@ class TrainingSettings:
     warmup: float = 0.05
     """Share of the steps over which the learning rate rises."""
     weight_decay: float = 0.01
+    beta2: float = 0.999
+    """AdamW's memory of squared gradients; short runs from scratch want less of it (0.98)."""
     seed: int = 0
     """Seed of the order of the rows and of dropout."""
     progress: bool = False
@@ -61,30 +63,30 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(
-                f"TrainingSettings: give exactly one of steps ({self.steps}) and epochs ({self.epochs})"
-            )
+            raise ValueError(f"TrainingSettings: give exactly one of steps ({self.steps}) and epochs ({self.epochs})")
         for name in ("steps", "epochs", "batch_size", "learning_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"TrainingSettings: {name} must be above 0, got {value}")
-        if not 0 <= self.warmup < 1 or self.weight_decay < 0:
+        if not (0 <= self.warmup < 1 and 0 <= self.beta2 < 1 and self.weight_decay >= 0):
             raise ValueError(
-                f"TrainingSettings: warmup {self.warmup} must lie in [0, 1), weight_decay {self.weight_decay} above 0"
+                f"TrainingSettings: warmup {self.warmup} and beta2 {self.beta2} must lie in [0, 1), "
+                f"weight_decay {self.weight_decay} must be 0 or more"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """One text as the model reads it, and the labels (1 positive, 0 negative) of its last ``len(labels)`` beginnings.
+    """One text as the model reads it, and the labels of its last ``len(labels)`` beginnings.
 
-    ``labels[-1]`` belongs to the whole, ``labels[-2]`` to all but the last token, and so on. A causal model reads every
-    beginning of a text in one pass, and a response is a beginning: small models learn within hundreds of steps from
-    all of them what the last token alone does not teach them in thousands. Tests look at ``labels[-1]`` only.
+    A label is 1 (positive), 0 (negative), or the probability of 1. ``labels[-1]`` belongs to the whole, ``labels[-2]``
+    to all but the last token, and so on. A causal model reads every beginning of a text in one pass, and a response is
+    a beginning: small models learn within hundreds of steps from all of them what the last token alone does not teach
+    them in thousands. Tests look at ``labels[-1]`` only.
     """
 
     ids: Sequence[int]
-    labels: Sequence[int]
+    labels: Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +106,13 @@ def model_input(ids: Sequence[int], *, eos_id: int, max_tokens: int) -> list[int
 
 
 def new_language_model(
-    tokenizer: PreTrainedTokenizerBase, *, layers: int, width: int, heads: int, context: int, seed: int
+    tokenizer: PreTrainedTokenizerBase, *, layers: int, width: int, heads: int, context: int, init_std: float, seed: int
 ) -> GPT2LMHeadModel:
-    """A GPT-2 with random weights and without dropout, for a tokenizer that has EOS and padding tokens."""
+    """A GPT-2 with random weights and without dropout, for a tokenizer that has EOS and padding tokens.
+
+    ``init_std`` is that of the weights; GPT-2's own 0.02 suits a width of 768, and narrow models hardly start to learn
+    from it: take about width ** -0.5.
+    """
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=context,
@@ -116,7 +122,7 @@ def new_language_model(
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        initializer_range=width**-0.5,  # GPT-2's 0.02 suits 768 and more; narrow models hardly start to learn from it
+        initializer_range=init_std,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -173,23 +179,25 @@ def train_classifier(
         ``train_loss`` (nats), the held-out ``accuracy`` and ``loss``.
 
     Raises:
-        ValueError: no rows, a row without labels or with more labels than tokens, or a label other than 0 and 1.
+        ValueError: no rows, a row without labels or with more labels than tokens, or a label outside [0, 1].
     """
     for name, some in (("rows", rows), ("held_out", held_out)):
         wrong = [
-            i for i, row in enumerate(some) if not 1 <= len(row.labels) <= len(row.ids) or not all(0 <= label <= 1 for label in row.labels)
+            i
+            for i, row in enumerate(some)
+            if not (1 <= len(row.labels) <= len(row.ids) and all(0 <= label <= 1 for label in row.labels))
         ]
         if not some or wrong:
             raise ValueError(
-                f"train_classifier: {name} must hold rows with 1 to len(ids) labels, each 0 or 1; wrong: {wrong[:3]}"
+                f"train_classifier: {name} must hold rows with 1 to len(ids) labels in [0, 1]; wrong: {wrong[:3]}"
             )
     train_loss = _train(model, list(rows), _label_batch, _label_loss, settings)
     scores = last_token_scores(model, [row.ids for row in held_out])
-    labels = torch.tensor([row.labels[-1] for row in held_out])
+    labels = torch.tensor([float(row.labels[-1]) for row in held_out])
     return {
         "train_loss": train_loss,
-        "loss": functional.binary_cross_entropy_with_logits(scores, labels.float()).item(),
-        "accuracy": ((scores > 0) == labels.bool()).float().mean().item(),
+        "loss": functional.binary_cross_entropy_with_logits(scores, labels).item(),
+        "accuracy": ((scores > 0) == (labels > 0.5)).float().mean().item(),
     }
 
 
@@ -349,7 +357,9 @@ def _train(
         result = trainer.train()
     model.eval()
     if not math.isfinite(result.training_loss):
-        raise ValueError(f"training diverged (loss {result.training_loss}); lower learning_rate {settings.learning_rate}")
+        raise ValueError(
+            f"training diverged (loss {result.training_loss}); lower learning_rate {settings.learning_rate}"
+        )
     return result.training_loss
 
 
@@ -364,6 +374,7 @@ def _arguments(settings: TrainingSettings, folder: str) -> TrainingArguments:
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup,  # below 1: a share of the steps
         weight_decay=settings.weight_decay,
+        adam_beta2=settings.beta2,
         seed=settings.seed,
         use_cpu=not gpu,
         dataloader_pin_memory=gpu,

@@ -10,6 +10,7 @@ from scipy import stats
 
 from benchmarks.statistics import (
     Results,
+    Summary,
     band,
     differences_to,
     holm,
@@ -154,3 +155,12 @@ def test_rank_correlation_sees_order_only_and_is_undefined_for_constants():
     assert rank_correlation(array(0, 0, 1), array(1, 2, 3)) == pytest.approx(1.5 / np.sqrt(3))
     assert np.isnan(rank_correlation(array(1, 1, 1), array(1, 2, 3)))
     assert np.isnan(rank_correlation(array(1), array(2)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meet"),
+    [((0, 1), (2, 3), False), ((0, 2), (1, 3), True), ((0, 9), (4, 5), True), ((0, 1), (1, 2), True)],
+)
+def test_overlap_is_symmetric(one, other, meet):
+    first, second = (Summary(mean=0.0, low=low, high=high, kind="range") for low, high in (one, other))
+    assert first.overlaps(second) is second.overlaps(first) is meet
