@@ -325,13 +325,20 @@ def examples(loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: Se
         shown.append(
             Example(
                 prompt=loaded.policy.decode([prompt])[0],
-                tokens=tuple(loaded.policy.decode([[token] for token in response])),
+                tokens=_token_texts(loaded.policy, response, bool(rollout.sequences.finished[row])),
                 score=float(rollout.scores[row]),
                 rows={label: tuple(scores[row][: len(response)]) for label, scores in token_scores.items()},
                 reference_rows={} if truths is None else {"true contribution": tuple(truths[row])},
             )
         )
     return shown
+
+
+def _token_texts(policy: Policy, response: Sequence[int], ended: bool) -> tuple[str, ...]:
+    """Each token by itself; special tokens, which decode to nothing, by name or id."""
+    texts = policy.decode([[token] for token in response])
+    names = [text or f"⟨{token}⟩" for text, token in zip(texts, response, strict=True)]
+    return (*names[:-1], "⟨eos⟩") if ended else tuple(names)
 
 
 def load_results(task: str, arms: Sequence[str], runs: Sequence[Run]) -> Results:

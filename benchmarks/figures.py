@@ -94,6 +94,9 @@ def panel(axes: Axes, results: Results, metric: str) -> None:
         # A critic that has learnt nothing yet can be arbitrarily bad; the part worth reading is around [0, 1].
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -1.0), top=1.0)
     if metric in ("value_loss", "value_loss_normalised"):
+        means = [results.curves[arm][metric].mean(0) for arm in results.arms if metric in results.curves[arm]]
+        # A symmetric interval may reach 0, which no log axis can show: the lines decide what is shown.
+        axes.set_ylim(0.5 * np.nanmin(means), 2 * np.nanmax(means))
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -19,7 +19,8 @@ from rlhf_core.types import Sequences
 Prompts = tuple[tuple[int, ...], ...]
 
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2048, 256
-SMALL_PPO: Mapping[str, Any] = {
+# Models trained from scratch in minutes: the paper's learning rate would not move them in a few dozen steps.
+TOY_PPO: Mapping[str, Any] = {
     "learning_rate": 3e-4,
     "rollout_batch_size": 16,
     "minibatch_size": 4,
@@ -27,7 +28,7 @@ SMALL_PPO: Mapping[str, Any] = {
     "max_length": [16, 24],
     "kl": {"init_coef": 0.05},
 }
-"""For models trained from scratch in minutes: the paper's learning rate would not move them in a few dozen steps."""
+SMALL_REVIEWS_PPO: Mapping[str, Any] = {**TOY_PPO, "learning_rate": 1e-4, "kl": {"init_coef": 0.1}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Toy:
     @property
     def ppo(self) -> Mapping[str, Any]:
         """What it changes in ``PPOConfig``'s defaults."""
-        return SMALL_PPO
+        return TOY_PPO
 
     def load(self) -> Loaded:
         """Train the models or read them from the cache."""
@@ -114,7 +115,7 @@ class PositiveGeneration:
         if record is None or not record.is_file():
             return {}
         size = json.loads(record.read_text(encoding="utf-8"))["settings"]["size"]
-        return SMALL_PPO if size in ("micro", "tiny") else {}
+        return SMALL_REVIEWS_PPO if size in ("micro", "tiny") else {}
 
     def load(self) -> Loaded:
         """Read models and prompts; from the hub only where ``models`` is None.

@@ -108,16 +108,12 @@ def _build(folder: Path, recipe: ToyRecipe) -> dict[str, Any]:
 def with_gaps(reviews: Sequence[list[str]], *, share: float, seed: int) -> list[list[str]]:
     """The reviews, every second one without some of its words (its EOS stays)."""
     generator = np.random.default_rng([seed, 1])
-    return [
-        review
-        if i % 2
-        else [
-            word
-            for word, kept in zip(review, generator.random(len(review)) >= share, strict=True)
-            if kept or word == toy.END
-        ]
-        for i, review in enumerate(reviews)
-    ]
+
+    def thinned(review: list[str]) -> list[str]:
+        kept = generator.random(len(review)) >= share
+        return [word for word, keep in zip(review, kept, strict=True) if keep or word == toy.END]
+
+    return [thinned(review) if i % 2 else review for i, review in enumerate(reviews)]
 
 
 def _readers(review: Sequence[str], recipe: ToyRecipe) -> list[float]:

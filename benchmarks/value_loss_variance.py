@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import namespace_to_dict
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks import figures, report, viewer
 from benchmarks.cli import claim_folder, command_line, jsonable, run_record
 from benchmarks.experiment import Arm, Run, Task, examples, load_results, parse_arms, run_all, with_settings
+from benchmarks.tasks import make_task
 from rlhf_core.config import PPOConfig
 
 EXAMPLES = 6
@@ -127,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = command_line(Comparison, "benchmarks.value_loss_variance")
     parser.add_class_arguments(PPOConfig, "ppo", skip={"seed"})
-    given = namespace_to_dict(parser.parse_args(argv, defaults=False))
+    given = parser.parse_args(argv, defaults=False).as_dict()
     chosen = parser.parse_args(argv)
     try:
         settings = Comparison(**{name: chosen[name] for name in Comparison.__dataclass_fields__})
@@ -136,7 +137,11 @@ def main(argv: list[str] | None = None) -> None:
         with_settings(with_settings(PPOConfig(), task.ppo), given.get("ppo", {}))
     except ValueError as error:
         parser.error(str(error))
-    compare(settings, task, given.get("ppo", {}), Console())
+    disable_progress_bar()  # of every model file that is read
+    try:
+        compare(settings, task, given.get("ppo", {}), Console())
+    except FileExistsError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

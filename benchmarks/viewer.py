@@ -161,6 +161,7 @@ def terminal(examples: Sequence[Example]) -> Group:
         for label, values in rows.items():
             line = Text(f"{visible(label):>{width}} ", style="bold" if label in example.rows else "italic")
             for token, tone in zip(example.tokens, coloured[label], strict=True):
+                line.append("" if token[:1].isspace() else " ", style="not bold not italic")
                 line.append(visible(token), style=f"not bold not italic {tone.text} on {tone.background}")
             line.append(f"  Σ {math.fsum(values):+.3f}", style="not bold dim")
             lines.append(line)

@@ -146,7 +146,7 @@ def new_classifier(language_model: PreTrainedModel, *, seed: int, **changes: obj
         setattr(config, name, value)
     config.id2label, config.label2id = {0: "negative", 1: "positive"}, {"negative": 0, "positive": 1}
     with _seeded(seed):
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     model.base_model.load_state_dict(language_model.base_model.state_dict())
     return model
 
@@ -265,7 +265,8 @@ def _scores(model: nn.Module, batch: Batch) -> Float[Tensor, "batch read"]:
     The head is applied here because transformers' own pooling looks for the pad id, and so reads the wrong token
     where padding and EOS share one.
     """
-    core: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # through a PEFT wrapper
+    through_peft: Any = getattr(model, "get_base_model", lambda: model)
+    core = through_peft()
     if not isinstance(getattr(core, "score", None), nn.Module):
         raise TypeError(
             f"{type(core).__name__} has no `score` head to read at the last token; use a causal model's "
@@ -275,7 +276,7 @@ def _scores(model: nn.Module, batch: Batch) -> Float[Tensor, "batch read"]:
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
     ).last_hidden_state
     read = batch["read"].clamp(min=0)[:, :, None].expand(-1, -1, hidden.shape[2])
-    logits = core.score(hidden.gather(1, read))
+    logits: Tensor = core.score(hidden.gather(1, read))
     if logits.shape[2] not in (1, 2):
         raise ValueError(f"{type(core).__name__} has {logits.shape[2]} labels; a reward is read from one or two logits")
     return logits[..., 0] if logits.shape[2] == 1 else logits[..., 1] - logits[..., 0]
@@ -350,7 +351,7 @@ def _train(
         trainer = Trainer(
             model=_Objective(model, loss),
             args=_arguments(settings, folder),
-            train_dataset=rows,  # type: ignore[arg-type]  # a list is all Trainer asks of a dataset
+            train_dataset=rows,
             data_collator=lambda some: {"batch": collate(some)},
         )
         trainer.remove_callback(PrinterCallback)

@@ -239,14 +239,16 @@ def test_credit_is_compared_with_the_truth():
 def test_examples_show_the_same_responses_once_per_method():
     config = with_settings(PPOConfig(), PPO)
     arms = parse_arms("sparse,uniform,sparse@lam=1")
-    shown = examples(TableLoaded(), arms, config, [[1], [2, 3]])
-    assert [list(example.rows) for example in shown] == [["sparse", "uniform"]] * 2
+    shown = examples(TableLoaded(), arms, config, [[i % 5 + 1] for i in range(12)])
+    assert [list(example.rows) for example in shown] == [["sparse", "uniform"]] * 12
     for example in shown:
         for row in example.rows.values():
             assert sum(row) == pytest.approx(example.score)
             assert len(row) == len(example.tokens)
         truth = example.reference_rows["true contribution"]
         assert truth == tuple(float(token == "3") for token in example.tokens)
+        assert "⟨eos⟩" not in example.tokens[:-1]
+    assert any(example.tokens[-1] == "⟨eos⟩" for example in shown)
 
 
 @pytest.mark.parametrize(
