@@ -120,29 +120,43 @@ def claim_folder(folder: Path, record: Mapping[str, Any], *, overwrite: bool, ma
     Raises:
         FileExistsError: the folder holds anything else, or another run's settings (every difference is named).
     """
+    require_claimable(folder, record["settings"], overwrite=overwrite, may_change=may_change)
     previous = folder / RECORD
-    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if occupied and not previous.is_file():
-        raise FileExistsError(f"{folder} is not empty and holds no {RECORD}, so it is not ours; choose another --out")
-    if occupied and overwrite:
+    if previous.is_file() and overwrite:
         shutil.rmtree(folder)
-    elif occupied:
-        earlier = json.loads(previous.read_text(encoding="utf-8"))
-        changed = differences(_identity(earlier, may_change), _identity(record, may_change))
-        if changed:
-            raise FileExistsError(
-                f"{folder} holds a run with other settings ({'; '.join(changed)}); "
-                "choose another --out, or pass --overwrite true to delete that run"
-            )
+    elif previous.is_file():
+        _require_same(folder, "datasets", record["datasets"], may_change)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(previous, record)
 
 
-def _identity(record: Mapping[str, Any], may_change: Collection[str]) -> dict[str, Any]:
-    """The part of a record that two invocations must share to be the same run."""
+def require_claimable(
+    folder: Path, settings: Mapping[str, Any], *, overwrite: bool, may_change: Collection[str] = ()
+) -> None:
+    """What :func:`claim_folder` will refuse whatever the data are, checked before anything is loaded or trained.
+
+    Raises:
+        FileExistsError: as there.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / RECORD).is_file():
+        raise FileExistsError(f"{folder} is not empty and holds no {RECORD}, so it is not ours; choose another --out")
+    if not overwrite:
+        _require_same(folder, "settings", settings, may_change)
+
+
+def _require_same(folder: Path, part: str, value: Mapping[str, Any], may_change: Collection[str]) -> None:
+    """Raise FileExistsError, naming every difference, unless the folder's record holds the same in ``part``."""
+    earlier = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     free = {"out", "overwrite", *may_change}
-    settings = {name: value for name, value in record["settings"].items() if name not in free}
-    return {"settings": settings, "datasets": record["datasets"]}
+    old, new = ({name: item for name, item in some.items() if name not in free} for some in (earlier[part], value))
+    changed = differences(old, new, part)
+    if changed:
+        raise FileExistsError(
+            f"{folder} holds a run with other {part} ({'; '.join(changed)}); "
+            "choose another --out, or pass --overwrite true to delete that run"
+        )
 
 
 def write_json(path: Path, value: object) -> None:

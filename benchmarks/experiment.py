@@ -106,9 +106,11 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One arm under one seed (``config.seed``), in its own folder."""
+    """One arm under one seed (``config.seed``), in its own folder; ``fingerprint`` is that of the task as loaded when
+    the experiment began."""
 
     task: Task
+    fingerprint: str
     arm: Arm
     config: PPOConfig
     steps: int
@@ -260,11 +262,16 @@ def execute(run: Run) -> None:
     """Train, then measure the final policy on held-out prompts; ``run.json`` comes last and marks the run finished.
 
     What the run prints goes to ``seed-N.log`` beside its folder.
+
+    Raises:
+        RuntimeError: the task's models or prompts are not the ones the other runs have.
     """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     log = run.folder.with_name(run.folder.name + ".log")
     with log.open("w", encoding="utf-8") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
         loaded = run.task.load()
+        if loaded.fingerprint != run.fingerprint:
+            raise RuntimeError("models or prompts of the task changed after the experiment began; start it again")
         held_out = loaded.held_out_prompts[: run.eval_prompts]
         redistributor = run.arm.redistributor()
         trainer = PPOTrainer(loaded.policy, loaded.reward, redistributor, run.config)
@@ -272,7 +279,7 @@ def execute(run: Run) -> None:
         figures = credit_figures(loaded, before, redistributor)
         trainer.fit(loaded.train_prompts, run.steps, out=run.folder, eval_prompts=held_out, eval_every=run.eval_every)
         figures |= held_out_figures(loaded, frozen_rollout(loaded, [], run.config, held_out))
-    record = run_record(run.settings(), {"prompts": loaded.fingerprint})
+    record = run_record(run.settings(), {"prompts and models": loaded.fingerprint})
     write_json(run.folder / RECORD, {**record, FINAL: figures})
 
 

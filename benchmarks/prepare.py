@@ -1,6 +1,6 @@
 """Language model, reward model and prompts of a task, made from data files.
 
-``python -m benchmarks.prepare positive_generation --data FILE [--data FILE] --out DIR [--size NAME | --base MODEL]``
+``python -m benchmarks.prepare positive_generation --data FILES --out DIR [--size NAME | --base MODEL]``
 
 writes DIR/policy and DIR/reward (transformers folders sharing one tokenizer), DIR/prompts.jsonl, DIR/report.json
 (perplexity, held-out accuracy, samples) and DIR/run.json.
@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.atomic import temporary_sibling
 from benchmarks.cli import RECORD, fingerprint, parse, run_record, write_json
@@ -86,9 +87,9 @@ BASE_REWARD = TrainingSettings(epochs=1, learning_rate=2e-5)
 class PositiveGeneration:
     """Continue the beginning of a film review so that a sentiment classifier likes it."""
 
-    data: list[str]
-    """Review files (.jsonl, .jsonl.gz, .csv, .parquet) with columns text and label (1 positive, 0 negative); files
-    without labels serve the language model only."""
+    data: str | list[str]
+    """One review file or a list, '[FILE,FILE]' (.jsonl, .jsonl.gz, .csv, .parquet), with columns text and label (1
+    positive, 0 negative); files without labels serve the language model only."""
     out: str
     """Folder to write; must be new or empty."""
     size: Literal["micro", "tiny", "small"] | None = None
@@ -109,14 +110,19 @@ class PositiveGeneration:
     """Delete what an earlier preparation left in the out folder."""
 
     def __post_init__(self) -> None:
-        if not self.data:
+        if not self.files():
             raise ValueError("prepare: --data names no file")
         if self.size is not None and self.base is not None:
             raise ValueError(f"prepare: give --size ({self.size}) or --base ({self.base}), not both")
-        if not 1 <= self.min_tokens <= self.max_tokens or self.max_tokens < 2:
+        if not 1 <= self.min_tokens <= self.max_tokens or self.max_tokens < 16:
             raise ValueError(
-                f"prepare: 1 <= min_tokens {self.min_tokens} <= max_tokens {self.max_tokens} >= 2 does not hold"
+                f"prepare: min_tokens {self.min_tokens} must lie between 1 and max_tokens {self.max_tokens}, and "
+                "max_tokens be 16 or more: a prompt takes up to 7 of them"
             )
+
+    def files(self) -> list[str]:
+        """The files, as a list."""
+        return [self.data] if isinstance(self.data, str) else list(self.data)
 
     def resolved(self) -> "PositiveGeneration":
         """The same with every default that depends on the size or base written out."""
@@ -138,12 +144,12 @@ def prepare_positive_generation(settings: PositiveGeneration) -> dict[str, Any]:
     settings = settings.resolved()
     out = Path(settings.out)
     _require_free(out, settings.overwrite)
-    reviews = read_reviews(settings.data)
+    reviews = read_reviews(settings.files())
     _require_both_labels(reviews)
     print(reviews.summary(), flush=True)
     with temporary_sibling(out) as folder:
         report = _build(settings, reviews, folder)
-        record = run_record(settings, {Path(file).name: fingerprint([Path(file)]) for file in settings.data})
+        record = run_record(settings, {Path(file).name: fingerprint([Path(file)]) for file in settings.files()})
         write_json(folder / "report.json", report)
         write_json(folder / RECORD, record)
         if out.exists():
@@ -196,7 +202,7 @@ def _build(settings: PositiveGeneration, reviews: Reviews, folder: Path) -> dict
         "hold_out": "labelled reviews whose cleaned text has a SHA-256 divisible by 10",
         "prompts": {split: len(prompts) for split, prompts in splits.items()},
     }
-    report["samples"] = _samples(language_model, tokenizer, splits["held_out"][:8], seed=settings.seed)
+    report["samples"] = _samples(language_model, tokenizer, splits["held_out"][:8], settings)
     return report
 
 
@@ -280,12 +286,15 @@ def _snippets(
 
 
 def _samples(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], *, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: PositiveGeneration,
 ) -> list[str]:
-    """Continuations of 32 tokens drawn from the whole distribution, to be read."""
+    """Continuations of up to 32 tokens drawn from the whole distribution, to be read."""
     texts = []
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(settings.seed)
         for ids in prompts:
             drawn = model.generate(  # every sampling setting stated: unset ones come from the model's folder
                 torch.tensor([ids]),
@@ -294,7 +303,7 @@ def _samples(
                 temperature=1.0,
                 top_k=0,
                 top_p=1.0,
-                max_new_tokens=32,
+                max_new_tokens=min(32, settings.max_tokens - len(ids)),
                 pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             )
             texts.append(f"{tokenizer.decode(ids)} | {tokenizer.decode(drawn[0, len(ids) :])}")
@@ -337,7 +346,12 @@ def main(argv: Sequence[str]) -> None:
         given = argv[0] if argv else "nothing"
         raise SystemExit(f"usage: python -m benchmarks.prepare TASK ...; TASK one of {list(PREPARATIONS)}, got {given}")
     settings_class, prepare = PREPARATIONS[argv[0]]
-    report = prepare(parse(settings_class, f"benchmarks.prepare {argv[0]}", list(argv[1:])))
+    settings = parse(settings_class, f"benchmarks.prepare {argv[0]}", list(argv[1:]))
+    disable_progress_bar()  # of every model file that is written
+    try:
+        report = prepare(settings)
+    except (FileExistsError, FileNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error
     print("\n".join(report["samples"]))
 
 

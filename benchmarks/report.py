@@ -180,7 +180,8 @@ def notes(results: Results) -> tuple[str, ...]:
             f"p: exact sign-flip test, two-sided, at least {smallest_p(seeds):.2g} before correction."
         )
     return (
-        f"{results.task}, {_steps(results)} steps; averages run over all steps unless stated.",
+        f"{results.task}, {_steps(results)} steps; averages run over all steps unless stated; – is undefined (equal "
+        "credit has no ranks, sparse no difference to itself).",
         brackets,
         "Raw value loss and plain explained variance are not comparable between methods: spreading a score changes "
         "the targets themselves. The lines that divide by, or start from, the position are.",

@@ -1,12 +1,13 @@
 """The embedded task: short reviews whose true per-token credit is known.
 
 Our own grammar writes product and film reviews of 8 to 40 tokens out of opinions and neutral filler. Every opinion is
-a *phrase*: negators and intensifiers, then a sentiment word, within one clause ("i do not think the plot was very
-good" is one phrase of three words). Its value is that of the word, doubled by every intensifier and with its sign
-flipped by every negator; the true score of a text is the sum over its phrases. A phrase's value is divided among its
-words in proportion to what deleting each of them alone would change, 4 : 2 : 1 for negator : word : intensifier. So
-contributions add up to the score, and each has the sign and, within a phrase, the ranks of its leave-one-out effect.
-A modifier without a sentiment word later in its clause, like any other word, contributes 0.
+a *phrase*: negators and intensifiers, then a sentiment word, within one clause ("nobody called the plot very good" is
+one phrase of three words). Its value is that of the word, once more for every intensifier, with its sign flipped by
+every negator; the true score of a text is the sum over its phrases. A phrase's value is divided among its words in
+proportion to what deleting each of them alone would change: with n intensifiers, 2(n + 1) for a negator, n + 1 for the
+sentiment word, 1 for an intensifier. So contributions add up to the score, and each has the sign and, within a phrase,
+the ranks of its leave-one-out effect. A modifier without a sentiment word later in its clause, like any other word,
+contributes 0.
 
 Everything is defined on any sequence of words, grammatical or not: a trained policy writes both.
 """
@@ -37,7 +38,7 @@ VERBS: Mapping[int, Sequence[str]] = {
     -2: ("hated", "despised"),
 }
 VALUES = {word: value for table in (ADJECTIVES, VERBS) for value, words in table.items() for word in words}
-SHARES = {**dict.fromkeys(NEGATORS, 4), **dict.fromkeys(INTENSIFIERS, 1), **dict.fromkeys(VALUES, 2)}
+MODIFIERS = (*NEGATORS, *INTENSIFIERS)
 
 OPINIONS = ("{part} was {adjective}", "{adjective} {part}", "it was {adjective}", "i {verb} it")
 FAR_NEGATION = "nobody called the {part} {adjective}"
@@ -76,9 +77,11 @@ def true_contributions(tokens: Sequence[str]) -> list[float]:
     """What every word adds to the true score; sums to :func:`true_score` of the same words, up to rounding."""
     contributions = [0.0] * len(tokens)
     for positions, value in _phrases(tokens):
-        whole = sum(SHARES[tokens[i]] for i in positions)
-        for i in positions:
-            contributions[i] = value * SHARES[tokens[i]] / whole
+        intensifiers = sum(tokens[i] in INTENSIFIERS for i in positions)
+        shares = {**dict.fromkeys(NEGATORS, 2 * (intensifiers + 1)), **dict.fromkeys(INTENSIFIERS, 1)}
+        weights = [shares.get(tokens[i], intensifiers + 1) for i in positions]
+        for i, weight in zip(positions, weights, strict=True):
+            contributions[i] = value * weight / sum(weights)
     return contributions
 
 
@@ -103,10 +106,9 @@ def _phrases(tokens: Sequence[str]) -> Iterator[tuple[list[int], int]]:
             modifiers = []
         elif token in VALUES:
             flips = sum(tokens[i] in NEGATORS for i in modifiers)
-            doublings = len(modifiers) - flips
-            yield [*modifiers, position], VALUES[token] * (-1) ** flips * 2**doublings
+            yield [*modifiers, position], VALUES[token] * (-1) ** flips * (1 + len(modifiers) - flips)
             modifiers = []
-        elif token in SHARES:
+        elif token in MODIFIERS:
             modifiers.append(position)
 
 
@@ -141,9 +143,9 @@ def _sentence(generator: np.random.Generator, domain: Mapping[str, Sequence[str]
 
 
 def _opinion(generator: np.random.Generator, domain: Mapping[str, Sequence[str]], mood: int) -> list[str]:
-    """A clause; half are negated, so that words alone say little about the mood."""
+    """A clause; two in five are negated, so that words alone say little about the mood."""
     sign = mood if generator.random() < 0.75 else -mood
-    negated, intensified = generator.random() < 0.5, generator.random() < 0.5
+    negated, intensified = generator.random() < 0.4, generator.random() < 0.5
     far = negated and generator.random() < 0.25
     template = FAR_NEGATION if far else _choice(generator, OPINIONS)
     slot, table = ("{verb}", VERBS) if "{verb}" in template else ("{adjective}", ADJECTIVES)
@@ -168,7 +170,7 @@ def vocabulary() -> list[str]:
     words = {word for template in templates for word in template.split() if not word.startswith("{")}
     words |= {word for slots in SLOTS.values() for word in slots["part"]}
     words |= {word for options in COMMON.values() for word in options}
-    words |= {*SHARES, *BOUNDARIES} - {END}
+    words |= {*MODIFIERS, *VALUES, *BOUNDARIES} - {END}
     return [END, PAD, UNKNOWN, *sorted(words)]
 
 

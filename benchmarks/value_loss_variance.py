@@ -10,16 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks import figures, report, viewer
-from benchmarks.cli import claim_folder, command_line, jsonable, run_record
+from benchmarks.cli import claim_folder, command_line, jsonable, require_claimable, run_record
 from benchmarks.experiment import Arm, Run, Task, examples, load_results, parse_arms, run_all, with_settings
 from benchmarks.tasks import make_task
 from rlhf_core.config import PPOConfig
 
 EXAMPLES = 6
+MAY_CHANGE = ("redistributors", "controls", "seeds", "processes")
+"""What a later call may ask for differently: it adds runs, and changes none that are there."""
+MAY_CHANGE = ("redistributors", "controls", "seeds", "processes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +87,14 @@ def compare(settings: Comparison, task: Task, ppo: Mapping[str, Any], console: C
     if len(arms) == 0:
         raise ValueError("no arms: name at least one redistributor")
     config = with_settings(with_settings(PPOConfig(), task.ppo), ppo)
-    runs = [_run(settings, task, arm, config, seed) for arm in arms for seed in settings.seed_list()]
+    recorded = {**jsonable(settings), "task_settings": jsonable(task), "ppo": jsonable(config)}
+    require_claimable(out, recorded, overwrite=settings.overwrite, may_change=MAY_CHANGE)
+    resolved = {**jsonable(settings), "task_settings": jsonable(task), "ppo": jsonable(config)}
+    require_claimable(out, resolved, overwrite=settings.overwrite, may_change=MAY_CHANGE)
     loaded = task.load()
-    record = run_record(
-        {**jsonable(settings), "task_settings": jsonable(task), "ppo": jsonable(config)},
-        {"prompts and models": loaded.fingerprint},
-    )
-    claim_folder(
-        out, record, overwrite=settings.overwrite, may_change=("redistributors", "controls", "seeds", "processes")
-    )
+    runs = plan(settings, task, loaded.fingerprint, config)
+    record = run_record(resolved, {"prompts and models": loaded.fingerprint})
+    claim_folder(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
     run_all(runs, settings.processes)
     results = load_results(settings.task, [arm.label for arm in arms], runs)
     shown = examples(loaded, arms, replace(config, seed=settings.seed_list()[0]), loaded.held_out_prompts[:EXAMPLES])
@@ -103,16 +106,22 @@ def compare(settings: Comparison, task: Task, ppo: Mapping[str, Any], console: C
     return summary
 
 
-def _run(settings: Comparison, task: Task, arm: Arm, config: PPOConfig, seed: int) -> Run:
-    return Run(
-        task=task,
-        arm=arm,
-        config=replace(with_settings(config, arm.changes), seed=seed),
-        steps=settings.steps,
-        eval_every=settings.eval_every,
-        eval_prompts=settings.eval_prompts,
-        folder=Path(settings.out) / "runs" / arm.label / f"seed-{seed}",
-    )
+def plan(settings: Comparison, task: Task, fingerprint: str, config: PPOConfig) -> list[Run]:
+    """A run for every arm and seed; ``config`` is what all arms start from."""
+    return [
+        Run(
+            task=task,
+            fingerprint=fingerprint,
+            arm=arm,
+            config=replace(with_settings(config, arm.changes), seed=seed),
+            steps=settings.steps,
+            eval_every=settings.eval_every,
+            eval_prompts=settings.eval_prompts,
+            folder=Path(settings.out) / "runs" / arm.label / f"seed-{seed}",
+        )
+        for arm in settings.arms()
+        for seed in settings.seed_list()
+    ]
 
 
 def _print(summary: report.Report, shown: Sequence[viewer.Example], out: Path, console: Console) -> None:
@@ -124,10 +133,16 @@ def _print(summary: report.Report, shown: Sequence[viewer.Example], out: Path, c
     console.print(f"written to {out}: table.md, results.json, figures/, heatmap.html", markup=False, highlight=False)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line."""
+def make_parser() -> ArgumentParser:
+    """Flags of the comparison, and every PPO setting but the seed as --ppo.NAME."""
     parser = command_line(Comparison, "benchmarks.value_loss_variance")
     parser.add_class_arguments(PPOConfig, "ppo", skip={"seed"})
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    parser = make_parser()
     given = parser.parse_args(argv, defaults=False).as_dict()
     chosen = parser.parse_args(argv)
     try:
@@ -140,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     disable_progress_bar()  # of every model file that is read
     try:
         compare(settings, task, given.get("ppo", {}), Console())
-    except FileExistsError as error:
+    except (FileExistsError, FileNotFoundError) as error:
         parser.error(str(error))
 
 

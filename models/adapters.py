@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
@@ -79,8 +78,8 @@ def base_source(adapter: str, source: ModelSource) -> ModelSource:
     return replace(source, name_or_path=config.base_model_name_or_path, revision=config.revision)
 
 
-def add_fresh_adapter(lm: PreTrainedModel, lora: LoraSettings, *, revision: str | None, seed: int) -> AdapterOff:
-    """Put an adapter on ``lm`` in place: A random from ``seed``, B zero, so that policy and reference start equal."""
+def add_fresh_adapter(lm: PreTrainedModel, lora: LoraSettings, *, revision: str | None) -> AdapterOff:
+    """Put an adapter on ``lm`` in place: A from torch's generator, B zero, so that policy and reference start equal."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -92,8 +91,7 @@ def add_fresh_adapter(lm: PreTrainedModel, lora: LoraSettings, *, revision: str 
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in lm.modules()),
         revision=revision,
     )
-    with torch.random.fork_rng(devices=[]), _peft_on_new_transformers():
-        torch.manual_seed(seed)
+    with _peft_on_new_transformers():
         adapters = get_peft_model(lm, config, adapter_name=TRAINED)
     require_trained_adapter(adapters)
     return AdapterOff(lm=lm, adapters=adapters)

@@ -1,9 +1,11 @@
 """``load_policy``: one function for full fine-tuning, LoRA and QLoRA, from a folder or a hub name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from models.adapters import (
@@ -72,6 +74,14 @@ def load_policy(
         four_bit=four_bit,
         device=device,
     )
+    with _seeded(seed, device):
+        network = _network(source, lora, eos_ids, gradient_checkpointing)
+    return CausalPolicy(network, temperature=temperature)
+
+
+def _network(
+    source: ModelSource, lora: LoraSettings | None, eos_ids: Sequence[int] | None, gradient_checkpointing: bool
+) -> Network:
     adapter = adapter_folder(source)
     _require_trainable(source, lora, adapter)
     base = source if adapter is None else base_source(adapter, source)
@@ -81,24 +91,31 @@ def load_policy(
     if adapter is not None:
         reference = add_trained_adapter(lm, adapter)
     elif lora is not None:
-        reference = add_fresh_adapter(lm, lora, revision=revision, seed=seed)
+        reference = add_fresh_adapter(lm, lora, revision=source.revision)
     else:
         reference = FrozenCopy(lm=frozen_copy(lm))
-    vocab_size = vocabulary(lm)
-    value_head = ValueHead(check_language_model(lm, vocab_size)).to(lm.device)
-    if Path(name_or_path, FILE).is_file():
-        value_head.restore(name_or_path)
-    network = Network(
+    value_head = ValueHead(check_language_model(lm, vocabulary(lm))).to(lm.device)
+    if Path(source.name_or_path, FILE).is_file():
+        value_head.restore(source.name_or_path)
+    return Network(
         lm=lm,
         value_head=value_head,
         reference=reference,
         write=_writer(lm, reference),
         tokenizer=tokenizer,
-        eos_ids=_checked(eos_ids if eos_ids is not None else collect_eos_ids(lm, tokenizer), vocab_size),
-        compute_dtype=DTYPES[dtype],
+        eos_ids=_checked(eos_ids if eos_ids is not None else collect_eos_ids(lm, tokenizer), vocabulary(lm)),
+        compute_dtype=DTYPES[source.dtype],
         checkpointed=checkpointed_modules(lm) if gradient_checkpointing else (),
     )
-    return CausalPolicy(network, temperature=temperature)
+
+
+@contextmanager
+def _seeded(seed: int, device: str) -> Iterator[None]:
+    """Initial weights depend on ``seed`` alone, and torch's global generators are left as they were."""
+    kind = torch.device(device).type
+    with torch.random.fork_rng(devices=[] if kind == "cpu" else [torch.device(device)], device_type=kind):
+        torch.manual_seed(seed)
+        yield
 
 
 def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: str | None) -> None:

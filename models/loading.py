@@ -103,6 +103,9 @@ def load_tokenizer(sources: Sequence[ModelSource]) -> PreTrainedTokenizerBase:
         except (OSError, ValueError) as reason:
             reasons.append(f"{source.name_or_path}: {reason}")
             continue
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            reasons.append(f"{source.name_or_path} has no tokenizer files")
+            continue
         ids = tokenizer("a")["input_ids"]
         if tokenizer.eos_token_id is not None and ids and ids[-1] == tokenizer.eos_token_id:
             raise ValueError(
@@ -177,7 +180,7 @@ def check_language_model(lm: PreTrainedModel, vocab_size: int) -> int:
     tolerance = 1e-4 if lm.dtype == torch.float32 and not getattr(lm, "is_quantized", False) else 0.1
     _compare(lm, "teacher-forced pass (right padding, head on response tokens)", evaluated, wanted, tolerance)
     _compare(lm, "pass in train mode (dropout at 0)", trained, evaluated, 1e-5)
-    ends = torch.cat([logits[-2:] for logits in plain])
+    ends = torch.stack([plain[0][-2], plain[1][-2], plain[1][-1]])
     _compare(lm, "sampling pass (left padding, cache)", _sampled(lm, ids), ends, tolerance)
     return hidden
 
@@ -197,13 +200,11 @@ def _evaluated(lm: PreTrainedModel, ids: list[list[int]]) -> tuple[Tensor, int]:
 
 
 def _sampled(lm: PreTrainedModel, ids: list[list[int]]) -> Tensor:
-    """Logits at the last two columns of each row, from a prefill and one cached step, rows swapped in between."""
+    """Logits at the last column but one of both rows, and, from a cached step without the first, the second's last."""
     decoder = CachedDecoder(lm)
-    prompts, mask = left_padded([row[:-1] for row in ids], lm.device)
-    first = decoder.start(prompts, mask)
-    decoder.keep(torch.tensor([1, 0], device=lm.device))
-    second = decoder.advance(torch.tensor([ids[1][-1], ids[0][-1]], device=lm.device)).flip(0)
-    return torch.stack([first, second], dim=1).flatten(0, 1)
+    first = decoder.start(*left_padded([row[:-1] for row in ids], lm.device))
+    decoder.keep(torch.tensor([1], device=lm.device))
+    return torch.cat([first, decoder.advance(torch.tensor([ids[1][-1]], device=lm.device))])
 
 
 def _compare(

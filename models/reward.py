@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from models.attention import AttentionReader, UnsupportedAttention
 from models.classifier_head import HEAD_NAMES, context_length, find_head, read_logits, require_own_logits
-from models.qlora import four_bit_config
+from models.qlora import four_bit_config, keep_unpacked
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, Layout
@@ -221,7 +221,9 @@ def load_reward_model(
         name_or_path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
     )
     _require_complete(name_or_path, model, info)
-    if not four_bit:
+    if four_bit:
+        keep_unpacked(model)
+    else:
         model.to(device)
     return ClassifierReward(model, tokenizer, score=score, micro_batch_tokens=micro_batch_tokens)
 

@@ -43,7 +43,8 @@ class CachedDecoder:
         self._lm = lm
         arguments = inspect.signature(lm.forward).parameters
         self._takes_positions = "position_ids" in arguments
-        self._cache_name = "cache_params" if "cache_params" in arguments else "past_key_values"
+        self._recurrent = "cache_params" in arguments
+        self._cache_name = "cache_params" if self._recurrent else "past_key_values"
 
     def start(self, ids: Int[Tensor, "row prompt"], mask: Bool[Tensor, "row prompt"]) -> Float[Tensor, "row vocab"]:
         """Prefill."""
@@ -60,17 +61,19 @@ class CachedDecoder:
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Select rows of mask and cache."""
         self._mask = self._mask[rows]
-        self._cache.batch_select_indices(rows)
+        self._cache.reorder_cache(rows)
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        inputs = {"input_ids": ids, "attention_mask": self._mask, "use_cache": True}
-        if self._takes_positions:
-            inputs["position_ids"] = positions
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": True}
+        if self._cache is None or not self._recurrent:  # a recurrent model would read column 0 as the new token's
+            inputs["attention_mask"] = self._mask
         if self._cache is not None:
             inputs[self._cache_name] = self._cache
+        if self._takes_positions:
+            inputs["position_ids"] = positions
         output = language_model_pass(self._lm, inputs, lambda hidden: hidden[:, -1:])
         self._cache = getattr(output.raw, self._cache_name, None)
-        if not hasattr(self._cache, "batch_select_indices"):
+        if not hasattr(self._cache, "reorder_cache"):
             raise ValueError(
                 f"{type(self._lm).__name__} returns no cache whose rows can be selected ({self._cache_name} is "
                 f"{type(self._cache).__name__}), so it cannot be sampled from; use an architecture with a DynamicCache"

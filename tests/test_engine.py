@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from fakes import TablePolicy, ragged_sequences, sequences_of
 
 from rlhf_core import KLConfig, PPOConfig, RolloutBuffer, ScoreConfig, Sequences, TokenReward
 from rlhf_core.batching import micro_batches
-from rlhf_core.logging import JSONLines
+from rlhf_core.logging import JSONLines, TensorBoard, WeightsAndBiases
 from rlhf_core.optimization import make_optimizer, make_schedule
 from rlhf_core.prompts import encoded, shuffled_batch
 from rlhf_core.rewards import ScoreMoments, as_reward_model, normalise_scores, penalised
@@ -235,3 +237,46 @@ def test_json_lines_never_overwrite_and_never_write_nan(tmp_path):
     assert json.loads(path.read_text()) == {"step": 1, "score": 0.5, "odd": "nan"}
     with pytest.raises(FileExistsError, match=r"metrics\.jsonl exists"):
         JSONLines(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_gets_every_metric(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = TensorBoard(str(tmp_path))
+    logger.log(1, {"score": 0.5})
+    logger.log(2, {"score": 1.5, "kl": 0.25})
+    logger.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("score")] == [(1, 0.5), (2, 1.5)]
+    assert [event.value for event in events.Scalars("kl")] == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("module", "make", "extra"),
+    [
+        ("torch.utils.tensorboard", lambda: TensorBoard("unused"), "tensorboard"),
+        ("wandb", lambda: WeightsAndBiases("unused"), "wandb"),
+    ],
+)
+def test_a_missing_extra_is_named(module, make, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"dense-rlhf\[{extra}\]"):
+        make()
+
+
+def test_weights_and_biases_gets_every_metric(monkeypatch):
+    logged = []
+
+    class Run:
+        def log(self, metrics, step):
+            logged.append((step, metrics))
+
+        def finish(self):
+            logged.append("finished")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda project, name: Run()))
+    logger = WeightsAndBiases("project")
+    logger.log(3, {"score": 0.5})
+    logger.close()
+    assert logged == [(3, {"score": 0.5}), "finished"]

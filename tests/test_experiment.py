@@ -11,6 +11,7 @@ from fakes import TablePolicy
 from rich.console import Console
 
 from benchmarks import experiment, value_loss_variance
+from benchmarks.cli import PRESETS
 from benchmarks.experiment import (
     credit_figures,
     examples,
@@ -22,7 +23,7 @@ from benchmarks.experiment import (
     run_all,
     with_settings,
 )
-from benchmarks.value_loss_variance import Comparison, compare
+from benchmarks.value_loss_variance import Comparison, compare, make_parser, plan
 from redistributors import Sparse, Uniform
 from rlhf_core.config import PPOConfig
 
@@ -81,9 +82,10 @@ def run_compare(chosen, task=None, ppo=None):
     return report, text.getvalue()
 
 
-def one_run(tmp_path, arm="sparse", seed=0, **changes):
-    config = with_settings(PPOConfig(), PPO)
-    return value_loss_variance._run(settings(tmp_path, **changes), TableTask(), parse_arms(arm)[0], config, seed)
+def one_run(tmp_path, arm="sparse", seed=0):
+    chosen = settings(tmp_path, redistributors=[arm], seeds=[seed])
+    (run,) = plan(chosen, TableTask(), "table", with_settings(PPOConfig(), PPO))
+    return run
 
 
 @pytest.fixture
@@ -196,6 +198,11 @@ def test_a_run_by_itself(tmp_path):
     assert results.curves["sparse-lam1"]["held_out_gold"].shape == (1, 1)
 
 
+def test_a_run_on_other_models_than_its_siblings_is_refused(tmp_path):
+    with pytest.raises(RuntimeError, match="changed after the experiment began"):
+        execute(replace(one_run(tmp_path), fingerprint="another"))
+
+
 def test_a_finished_run_with_lines_missing_is_not_averaged(tmp_path):
     run = one_run(tmp_path)
     execute(run)
@@ -263,3 +270,29 @@ def test_controls_join_unless_already_there():
     assert [arm.label for arm in Comparison().arms()] == ["sparse", "uniform", "abc", "sparse-lam1"]
     twice = Comparison(redistributors=["sparse@lam=1"])
     assert [arm.label for arm in twice.arms()] == ["sparse-lam1"]
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_can_be_run(preset):
+    given = make_parser().parse_args(["--config", str(preset)], defaults=False).as_dict()
+    chosen = Comparison(**{name: value for name, value in given.items() if name not in ("config", "ppo")})
+    runs = plan(chosen, TableTask(), "table", with_settings(PPOConfig(), given.get("ppo", {})))
+    assert len(runs) == len(chosen.arms()) * len(chosen.seed_list())
+
+
+def test_the_papers_preset_holds_the_papers_settings():
+    given = make_parser().parse_args(["--config", str(PRESETS / "paper_positive_generation.yaml")], defaults=False)
+    assert with_settings(PPOConfig(), given.as_dict()["ppo"]) == PPOConfig.from_paper("positive_generation")
+
+
+def test_the_command_line_says_what_is_wrong(capsys, tmp_path):
+    for argv, said in (
+        (["--redistributors", "magic"], "no redistributor 'magic'"),
+        (["--ppo.lam", "3"], "lam must lie"),
+        (["--ppo.seed", "3"], "ppo.seed"),
+        (["--task", "chess"], "chess"),
+    ):
+        with pytest.raises(SystemExit):
+            value_loss_variance.main([*argv, "--out", str(tmp_path / "out")])
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

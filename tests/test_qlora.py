@@ -25,7 +25,9 @@ def quantised_bytes(policy) -> dict[str, bytes]:
         if isinstance(module, bnb.nn.Linear4bit):
             state = module.weight.quant_state
             parts = (module.weight.data, state.absmax, state.offset, state.state2.absmax)
-            found[name] = b"".join(part.detach().contiguous().view(torch.uint8).numpy().tobytes() for part in parts)
+            found[name] = b"".join(
+                part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for part in parts
+            )
     return found
 
 
