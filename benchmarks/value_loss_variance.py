@@ -23,7 +23,6 @@ from rlhf_core.config import PPOConfig
 EXAMPLES = 6
 MAY_CHANGE = ("redistributors", "controls", "seeds", "processes")
 """What a later call may ask for differently: it adds runs, and changes none that are there."""
-MAY_CHANGE = ("redistributors", "controls", "seeds", "processes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +88,9 @@ def compare(settings: Comparison, task: Task, ppo: Mapping[str, Any], console: C
     config = with_settings(with_settings(PPOConfig(), task.ppo), ppo)
     recorded = {**jsonable(settings), "task_settings": jsonable(task), "ppo": jsonable(config)}
     require_claimable(out, recorded, overwrite=settings.overwrite, may_change=MAY_CHANGE)
-    resolved = {**jsonable(settings), "task_settings": jsonable(task), "ppo": jsonable(config)}
-    require_claimable(out, resolved, overwrite=settings.overwrite, may_change=MAY_CHANGE)
     loaded = task.load()
     runs = plan(settings, task, loaded.fingerprint, config)
-    record = run_record(resolved, {"prompts and models": loaded.fingerprint})
+    record = run_record(recorded, {"prompts and models": loaded.fingerprint})
     claim_folder(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
     run_all(runs, settings.processes)
     results = load_results(settings.task, [arm.label for arm in arms], runs)

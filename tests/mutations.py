@@ -299,4 +299,28 @@ MUTATIONS = (
         "toy.true_contributions(words([*response]))",
         "tests/test_tasks.py::test_toy_truth_counts_the_prompt_but_credits_the_response",
     ),
+    Mutation(
+        "benchmarks/statistics.py",
+        "factors = len(p_values) - np.arange(len(p_values))",
+        "factors = np.arange(len(p_values)) + 1",
+        "tests/test_statistics.py::test_holm_by_hand",
+    ),
+    Mutation(
+        "benchmarks/statistics.py",
+        "return self.low <= other.high and other.low <= self.high",
+        "return self.low <= other.high and other.high <= self.high",
+        "tests/test_statistics.py::test_overlap_is_symmetric",
+    ),
+    Mutation(
+        "benchmarks/viewer.py",
+        "return html.escape(visible(text), quote=True)",
+        "return visible(text)",
+        "tests/test_viewer.py::test_hostile_text_stays_text",
+    ),
+    Mutation(
+        "benchmarks/value_loss_variance.py",
+        "config=replace(with_settings(config, arm.changes), seed=seed)",
+        "config=with_settings(config, arm.changes)",
+        "tests/test_experiment.py::test_a_run_by_itself",
+    ),
 )

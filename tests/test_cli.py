@@ -133,9 +133,9 @@ def test_the_same_run_resumes_and_keeps_its_files(tmp_path):
 
 def test_other_settings_or_data_are_refused_by_name(tmp_path):
     claim_folder(tmp_path, record(), overwrite=False)
-    with pytest.raises(FileExistsError, match=r"settings\.steps: 3 -> 4.*--overwrite"):
+    with pytest.raises(FileExistsError, match=r"steps: 3 -> 4\).*--overwrite"):
         claim_folder(tmp_path, record(steps=4), overwrite=False)
-    with pytest.raises(FileExistsError, match=r"datasets\.data"):
+    with pytest.raises(FileExistsError, match=r"data: \"abc\" -> \"other\""):
         claim_folder(tmp_path, {**record(), "datasets": {"data": "other"}}, overwrite=False)
     assert json.loads((tmp_path / "run.json").read_text())["settings"]["steps"] == 3
 
