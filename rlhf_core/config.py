@@ -1,6 +1,6 @@
 """The settings of a PPO run: one frozen dataclass, checked when built, the same on the command line and in the docs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
@@ -148,81 +148,74 @@ RENAMED: Mapping[str, str] = {
 
 def _problems(config: PPOConfig) -> list[str]:
     """Every setting out of range, in words."""
-    low, high = config.max_length
-    schedule_given = config.schedule_steps is not None
-    finite_above_zero = "{name} must be a finite number above 0, got {value}"
-    problems = [
-        finite_above_zero.format(name=name, value=value)
-        for name, value in (
-            ("clip_range", config.clip_range),
-            ("value_clip_range", config.value_clip_range),
-            ("learning_rate", config.learning_rate),
-            ("ratio_threshold", config.ratio_threshold),
-            ("temperature", config.temperature),
-            ("kl.target", config.kl.target),
-            ("kl.horizon", config.kl.horizon),
-            ("max_grad_norm", config.max_grad_norm),
-            ("target_kl", config.target_kl),
-            ("score.clip", config.score.clip),
-        )
-        if value is not None and not 0 < value < float("inf")
-    ]
-    checks = (
-        (0 <= config.gamma <= 1, f"gamma must lie in [0, 1], got {config.gamma}"),
-        (0 <= config.lam <= 1, f"lam must lie in [0, 1], got {config.lam}"),
-        *(
-            (0 <= value < float("inf"), f"{name} must be a finite number, 0 or more, got {value}")
-            for name, value in (
-                ("value_coef", config.value_coef),
-                ("entropy_coef", config.entropy_coef),
-                ("weight_decay", config.weight_decay),
-                ("kl.init_coef", config.kl.init_coef),
-            )
-        ),
-        *(
-            (value >= 1, f"{name} must be at least 1, got {value}")
-            for name, value in (
-                ("epochs", config.epochs),
-                ("rollout_batch_size", config.rollout_batch_size),
-                ("minibatch_size", config.minibatch_size),
-                ("micro_batch_tokens", config.micro_batch_tokens),
-            )
-        ),
+    return [*_out_of_range(config), *_unknown_words(config), *_contradictions(config)]
+
+
+def _out_of_range(config: PPOConfig) -> Iterator[str]:
+    """Single numbers; a setting of a nested part is named with a dot."""
+    settings = {
+        **{f.name: getattr(config, f.name) for f in fields(config)},
+        **{f"kl.{f.name}": getattr(config.kl, f.name) for f in fields(config.kl)},
+        **{f"score.{f.name}": getattr(config.score, f.name) for f in fields(config.score)},
+    }
+    for names, holds, words in RANGES:
+        for name in names:
+            value = settings[name]
+            if value is not None and not holds(value):
+                yield f"{name} must be {words}, got {value}"
+
+
+RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("gamma", "lam"), lambda x: 0 <= x <= 1, "in [0, 1]"),
+    (
         (
-            config.minibatch_size <= config.rollout_batch_size,
-            f"minibatch_size {config.minibatch_size} exceeds rollout_batch_size {config.rollout_batch_size}",
+            *("clip_range", "value_clip_range", "learning_rate", "ratio_threshold", "temperature", "max_grad_norm"),
+            *("target_kl", "kl.target", "kl.horizon", "score.clip"),
         ),
-        (config.warmup_steps >= 0, f"warmup_steps must be 0 or more, got {config.warmup_steps}"),
-        (config.seed >= 0, f"seed must be 0 or more, got {config.seed}"),
-        (config.min_length >= 0, f"min_length must be 0 or more, got {config.min_length}"),
-        (
-            1 <= low <= high and config.min_length <= low,
-            f"max_length must be (low, high) with 1 <= low <= high and min_length {config.min_length} <= low, "
-            f"got {config.max_length}",
-        ),
-        (
-            schedule_given == (config.schedule == "linear"),
-            f"schedule {config.schedule!r} with schedule_steps {config.schedule_steps}: "
-            "a linear schedule needs them, a constant one has none",
-        ),
-        (
-            config.schedule_steps is None or config.schedule_steps > config.warmup_steps,
-            f"schedule_steps {config.schedule_steps} must exceed warmup_steps {config.warmup_steps}",
-        ),
-        (
-            config.weight_decay == 0 or config.optimizer == "adamw",
-            f"weight_decay {config.weight_decay} needs optimizer 'adamw', got {config.optimizer!r}",
-        ),
-        *(
-            (value in allowed, f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-            for name, value, allowed in (
-                ("kl.kind", config.kl.kind, get_args(KLKind)),
-                ("score.centring", config.score.centring, ("none", "running_mean")),
-                ("score.scaling", config.score.scaling, ("none", "running_std")),
-                ("schedule", config.schedule, ("constant", "linear")),
-                ("optimizer", config.optimizer, ("adam", "adamw")),
-                ("first_step_checks", config.first_step_checks, ("error", "warn")),
-            )
-        ),
+        lambda x: 0 < x < float("inf"),
+        "a finite number above 0",
+    ),
+    (
+        ("value_coef", "entropy_coef", "weight_decay", "kl.init_coef"),
+        lambda x: 0 <= x < float("inf"),
+        "a finite number, 0 or more",
+    ),
+    (("epochs", "rollout_batch_size", "minibatch_size", "micro_batch_tokens"), lambda x: x >= 1, "at least 1"),
+    (("warmup_steps", "seed", "min_length"), lambda x: x >= 0, "0 or more"),
+)
+
+
+def _unknown_words(config: PPOConfig) -> Iterator[str]:
+    """Choices that type checkers see and Python does not."""
+    choices = (
+        ("kl.kind", config.kl.kind, get_args(KLKind)),
+        ("score.centring", config.score.centring, ("none", "running_mean")),
+        ("score.scaling", config.score.scaling, ("none", "running_std")),
+        ("schedule", config.schedule, ("constant", "linear")),
+        ("optimizer", config.optimizer, ("adam", "adamw")),
+        ("first_step_checks", config.first_step_checks, ("error", "warn")),
     )
-    return problems + [message for holds, message in checks if not holds]
+    for name, value, allowed in choices:
+        if value not in allowed:
+            yield f"{name} must be one of {', '.join(allowed)}, got {value!r}"
+
+
+def _contradictions(config: PPOConfig) -> Iterator[str]:
+    """Settings that are fine alone and not together."""
+    low, high = config.max_length
+    if config.minibatch_size > config.rollout_batch_size:
+        yield f"minibatch_size {config.minibatch_size} exceeds rollout_batch_size {config.rollout_batch_size}"
+    if not (1 <= low <= high and config.min_length <= low):
+        yield (
+            f"max_length must be (low, high) with 1 <= low <= high and min_length {config.min_length} <= low, "
+            f"got {config.max_length}"
+        )
+    if (config.schedule_steps is not None) != (config.schedule == "linear"):
+        yield (
+            f"schedule {config.schedule!r} with schedule_steps {config.schedule_steps}: "
+            "a linear schedule needs them, a constant one has none"
+        )
+    if config.schedule_steps is not None and config.schedule_steps <= config.warmup_steps:
+        yield f"schedule_steps {config.schedule_steps} must exceed warmup_steps {config.warmup_steps}"
+    if config.weight_decay > 0 and config.optimizer != "adamw":
+        yield f"weight_decay {config.weight_decay} needs optimizer 'adamw', got {config.optimizer!r}"

@@ -154,7 +154,7 @@ def test_callables_become_reward_models():
 def test_config_lists_every_problem_at_once():
     with pytest.raises(ValueError) as error:
         PPOConfig(gamma=1.5, lam=-1, minibatch_size=99, max_length=(4, 2), weight_decay=0.1, kl=KLConfig(target=0.0))
-    for words in ("gamma must lie", "lam must lie", "minibatch_size 99", "max_length", "adamw", "kl.target"):
+    for words in ("gamma must be in", "lam must be in", "minibatch_size 99", "max_length", "adamw", "kl.target"):
         assert words in str(error.value)
 
 

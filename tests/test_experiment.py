@@ -134,7 +134,7 @@ def test_ppo_settings_are_converted_and_checked():
     config = with_settings(PPOConfig(learning_rate=1e-3), {"lam": 1, "kl.init_coef": 0, "kl": {"kind": "k3"}})
     assert (config.lam, config.kl.init_coef, config.kl.kind, config.learning_rate) == (1.0, 0.0, "k3", 1e-3)
     assert isinstance(config.lam, float)
-    for changes, said in (({"lamda": 1}, "lamda"), ({"lam": "x"}, "lam"), ({"lam": 3}, "lam must lie")):
+    for changes, said in (({"lamda": 1}, "lamda"), ({"lam": "x"}, "lam"), ({"lam": 3}, "lam must be in")):
         with pytest.raises(ValueError, match=said):
             with_settings(PPOConfig(), changes)
 
@@ -288,7 +288,7 @@ def test_the_papers_preset_holds_the_papers_settings():
 def test_the_command_line_says_what_is_wrong(capsys, tmp_path):
     for argv, said in (
         (["--redistributors", "magic"], "no redistributor 'magic'"),
-        (["--ppo.lam", "3"], "lam must lie"),
+        (["--ppo.lam", "3"], "lam must be in"),
         (["--ppo.seed", "3"], "ppo.seed"),
         (["--task", "chess"], "chess"),
     ):
