@@ -62,6 +62,18 @@ def test_a_step_of_every_method_on_real_architectures(folders, name, kind):
     assert np.isfinite(list(second.values())).all()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", sorted(REDISTRIBUTORS))
+def test_steps_on_a_gpu(folders, name):
+    policy = load_policy(str(folders / "policy"), device="cuda")
+    reward = load_reward_model(str(folders / "reward"), score="logit_difference", device="cuda")
+    learner = PPOTrainer(policy, reward, REDISTRIBUTORS[name](), CONFIG)
+    figures = [learner.step(prompts_for(policy)) for _ in range(2)]
+    assert figures[0]["first_log_ratio_max"] < 1e-4
+    assert np.isfinite(list(figures[1].values())).all()
+
+
 @pytest.mark.parametrize("redistributor", [Sparse(), Uniform()])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_it_learns_to_write_one_token(family, redistributor, tmp_path):
