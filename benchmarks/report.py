@@ -102,12 +102,14 @@ class Report:
 
 
 def number(value: float) -> str:
-    """Three significant digits, sign of a minus kept, "–" where undefined."""
+    """Three significant digits, at most four decimals from 0.001 on; "–" where undefined."""
     if math.isnan(value):
         return "–"
     rounded = float(f"{value:.3g}")  # first, or 0.9999 would be given a digit more than 1
-    digits = 0 if rounded == 0 else max(0, 2 - math.floor(math.log10(abs(rounded))))
-    return f"{value:.{min(digits, 4)}f}" if abs(value) < 1e5 else f"{value:.3g}"
+    if rounded == 0 or 1e-3 <= abs(rounded) < 1e5:
+        digits = 0 if rounded == 0 else max(0, 2 - math.floor(math.log10(abs(rounded))))
+        return f"{value:.{min(digits, 4)}f}"
+    return f"{value:.3g}"
 
 
 def build(results: Results) -> Report:
@@ -176,8 +178,9 @@ def notes(results: Results) -> tuple[str, ...]:
         brackets = f"Brackets: range over {seeds} seed(s); below {FEWEST_SEEDS} seeds there are no intervals."
     else:
         brackets = (
-            f"Brackets: 95 % t-interval over {seeds} seeds; for the difference a percentile bootstrap over seeds. "
-            f"p: exact sign-flip test, two-sided, at least {smallest_p(seeds):.2g} before correction."
+            f"Brackets: 95 % t-interval over {seeds} seeds; for the difference a percentile bootstrap over seeds, "
+            "nominally 95 %, which covers less with few seeds (80 to 85 % at 4 or 5): read its p instead. "
+            f"p: sign-flip test, two-sided, at least {smallest_p(seeds):.2g} before correction."
         )
     return (
         f"{results.task}, {_steps(results)} steps; averages run over all steps unless stated; – is undefined (equal "
@@ -274,7 +277,7 @@ def write(report: Report, folder: Path) -> None:
 def _numbers(value: Value) -> list[object]:
     if isinstance(value, float):
         return [_finite(value), None, None, ""]
-    kind = value.kind if isinstance(value, Summary) else "95 % paired bootstrap"
+    kind = value.kind if isinstance(value, Summary) else "nominal 95 % paired bootstrap"
     return [_finite(value.mean), _finite(value.low), _finite(value.high), kind]
 
 

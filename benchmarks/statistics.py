@@ -153,8 +153,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def smallest_p(seeds: int) -> float:
-    """The least two-sided p-value the sign-flip test can give with so many paired seeds: 2 / 2ⁿ."""
-    return float(2.0 ** (1 - seeds))
+    """The least two-sided p-value the sign-flip test can give with so many paired seeds: 2 / 2ⁿ while every pattern of
+    signs is tried, then 2 over the number of random ones."""
+    return max(float(2.0 ** (1 - seeds)), 2 / (RESAMPLES + 1))
 
 
 def rank_correlation(credit: Array, truth: Array) -> float:

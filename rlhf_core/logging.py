@@ -16,7 +16,7 @@ class Logger(Protocol):
         ...
 
     def close(self) -> None:
-        """Called once, after the last step."""
+        """Called by whoever made it, after the last step."""
         ...
 
 

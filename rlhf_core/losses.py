@@ -36,7 +36,7 @@ def policy_loss(
             "logprob_drop": masked_mean(-log_ratio, mask),
             "ratio": masked_mean(ratio, mask),
             "log_ratio": masked_mean(log_ratio.abs(), mask),
-            "ratio_max": ratio.max(),
+            "ratio_max": torch.where(mask, ratio, 0).max(),
             "log_ratio_max": log_ratio.abs().max(),
         }
     return loss, stats

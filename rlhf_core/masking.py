@@ -53,5 +53,7 @@ def _moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     if int(count) == 0:
         raise ValueError(f"masked_var, masked_whiten: the mask of shape {tuple(mask.shape)} selects nothing")
     mean = global_sum(torch.where(mask, x, 0).sum()) / count
+    # A mean lies among its elements; rounding may put it outside, and whitening equal elements would magnify that.
+    mean = mean.clamp(x[mask].min(), x[mask].max())
     squares = global_sum(torch.where(mask, x - mean, 0).square().sum())
     return mean, squares / (count - 1).clamp(min=1)

@@ -1,7 +1,8 @@
 """Collecting a rollout: sample, evaluate, compare with the reference, score. No gradient, no update."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from rlhf_core.streams import Stream, stream, uniforms
 from rlhf_core.types import Evaluation, Limits, Policy, RewardModel, Rollout, Sequences
 
 Prompts = Sequence[Sequence[int]]
+LENGTHS: Mapping[str, Stream] = {"sampling": "lengths", "evaluation": "evaluation_lengths"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Draw:
     """Which random numbers a rollout uses; equal draws of one seed give equal limits and uniforms."""
 
     seed: int
-    name: Stream
+    name: Literal["sampling", "evaluation"]
     step: int
 
 
@@ -87,8 +89,7 @@ def measure(
 
 def _limits(config: PPOConfig, rows: int, draw: Draw) -> Limits:
     low, high = config.max_length
-    name: Stream = "lengths" if draw.name == "sampling" else draw.name
-    generator = stream(draw.seed, name, draw.step)
+    generator = stream(draw.seed, LENGTHS[draw.name], draw.step)
     longest = torch.from_numpy(generator.integers(low, high + 1, size=rows))
     return Limits(min_lengths=torch.full((rows,), config.min_length), max_lengths=longest)
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Stream = Literal["prompts", "lengths", "sampling", "minibatches", "evaluation"]
+Stream = Literal["prompts", "lengths", "sampling", "minibatches", "evaluation_lengths", "evaluation"]
 
 
 def stream(seed: int, name: Stream, *indices: int) -> np.random.Generator:

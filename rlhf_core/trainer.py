@@ -173,6 +173,7 @@ class PPOTrainer:
         ``metrics.jsonl``: one object per step. ``samples.jsonl``: the responses to the first held-out prompts (of
         ``prompts`` where there are none) before the first step, every ``eval_every`` steps and at the end.
         ``checkpoint-N``: the policy after N steps, at the end and every ``save_every`` steps (0: at the end only).
+        The trainer's own loggers are the caller's to close, so that ``fit`` can be called again.
 
         Raises:
             FileExistsError: ``out`` exists and is not empty.
@@ -206,8 +207,7 @@ class PPOTrainer:
                         save_checkpoint(folder / f"checkpoint-{self.steps_done}", self.policy, self.state())
         finally:
             samples.close()
-            for logger in loggers:
-                logger.close()
+            metrics.close()
 
     def state(self) -> dict[str, object]:
         """What the trainer itself has learned, as JSON: step count, KL coefficient, score moments; and its config."""

@@ -26,6 +26,7 @@ class UpdateStatistics:
     taken: list[dict[str, float]] = field(default_factory=list)
     skipped: int = 0
     stopped_early: bool = False
+    ratio_max: float = 0.0
     response_losses: list[float] = field(default_factory=list)
     first: dict[str, float] = field(default_factory=dict)
 
@@ -38,10 +39,10 @@ class UpdateStatistics:
             if tokens
         }
         if self.taken:
-            means["ratio_max"] = max(minibatch["ratio_max"] for minibatch in self.taken)
             means["gradient_norm"] = sum(minibatch["gradient_norm"] for minibatch in self.taken) / len(self.taken)
         return {
             **means,
+            "ratio_max": self.ratio_max,
             "value_loss_paper": sum(self.response_losses) / len(self.response_losses),
             "skipped_minibatches": float(self.skipped),
             "stopped_early": float(self.stopped_early),
@@ -76,6 +77,7 @@ def ppo_update(
         for minibatch in buffer.minibatches(config.minibatch_size, generator):
             optimizer.zero_grad(set_to_none=True)
             measured = _accumulate(policy, minibatch, config)
+            statistics.ratio_max = max(statistics.ratio_max, measured["ratio_max"])
             if not statistics.first:
                 statistics.first = measured
                 check_first(measured["log_ratio_max"], measured["log_ratio"])

@@ -17,6 +17,7 @@ from rlhf_core.logging import JSONLines, TensorBoard, WeightsAndBiases
 from rlhf_core.optimization import make_optimizer, make_schedule
 from rlhf_core.prompts import encoded, shuffled_batch
 from rlhf_core.rewards import ScoreMoments, as_reward_model, normalise_scores, penalised
+from rlhf_core.rollout import LENGTHS
 from rlhf_core.streams import stream, uniforms
 from rlhf_core.types import Experience
 
@@ -90,6 +91,13 @@ def test_streams_are_named_and_stateless():
         stream(*key).random() for key in ((1, "prompts", 2), (1, "lengths", 2), (2, "prompts", 2), (1, "prompts", 3))
     }
     assert len(draws) == 4
+
+
+def test_length_limits_and_uniforms_never_share_a_generator():
+    """numpy takes (seed, name, 0) and (seed, name, 0, 0) for one key."""
+    for limits, draws in (("lengths", "sampling"), ("evaluation_lengths", "evaluation")):
+        assert LENGTHS[draws] == limits
+        assert stream(1, limits, 0).random() != stream(1, draws, 0, 0).random()
 
 
 def test_a_longer_limit_only_appends_uniforms():

@@ -48,6 +48,12 @@ def test_value_loss_by_hand():
     assert float(stats["response_loss"]) == pytest.approx(0.5 * ((1.8**2 + 0.9**2) / 2 + 0.25) / 2)
 
 
+def test_the_largest_ratio_is_that_of_a_token_not_of_padding():
+    new = torch.full((2, 3), math.log(0.5))
+    _, stats = policy_loss(new, torch.zeros(2, 3), torch.ones(2, 3), MASK, clip_range=0.2)
+    assert float(stats["ratio_max"]) == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("function", [policy_loss, value_loss])
 def test_masked_nan_reaches_neither_loss_nor_gradient(function):
     generator = torch.Generator().manual_seed(0)

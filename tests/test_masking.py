@@ -24,7 +24,7 @@ def test_whitened_has_mean_zero_variance_one_and_zero_outside():
     torch.testing.assert_close(white[0, :2], torch.tensor([-4 / 3 * scale, -1 / 3 * scale]))
 
 
-@pytest.mark.parametrize("x", [torch.tensor([[3.0]]), torch.full((2, 4), 5.0)])
+@pytest.mark.parametrize("x", [torch.tensor([[3.0]]), torch.full((2, 4), 5.0), torch.full((97, 1), 1000.1)])
 def test_no_spread_whitens_to_zero(x):
     assert torch.equal(masked_whiten(x, torch.ones_like(x, dtype=torch.bool)), torch.zeros_like(x))
 

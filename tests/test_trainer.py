@@ -11,7 +11,17 @@ import torch
 from fakes import EOS, TablePolicy, ragged_sequences, rollout_of, sequences_of
 
 from redistributors import RewardAttention, Sparse, Uniform
-from rlhf_core import Experience, HealthError, KLConfig, PPOConfig, PPOTrainer, Rollout, RolloutBuffer, TokenReward
+from rlhf_core import (
+    Experience,
+    HealthError,
+    JSONLines,
+    KLConfig,
+    PPOConfig,
+    PPOTrainer,
+    Rollout,
+    RolloutBuffer,
+    TokenReward,
+)
 from rlhf_core.metrics import credit_metrics, critic_metrics, rollout_metrics, within_position_variance
 from rlhf_core.update import ppo_update
 
@@ -254,6 +264,7 @@ def test_a_minibatch_above_the_ratio_threshold_is_skipped_without_a_step():
     figures = run_update(policy, experience, config)
     assert figures["skipped_minibatches"] == 6
     assert figures["value_loss_paper"] == 0
+    assert figures["ratio_max"] == pytest.approx(math.exp(0.5))
     assert "policy_loss" not in figures
     assert torch.equal(policy.logits, before)
     assert run_update(*experience_with(0.3), config)["skipped_minibatches"] < 6
@@ -346,6 +357,15 @@ def test_fit_writes_metrics_samples_and_checkpoints(tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-5"]
     with pytest.raises(FileExistsError, match="is not empty"):
         learner.fit(PROMPTS, 1, out=tmp_path / "run")
+
+
+def test_fit_goes_on_where_it_stopped_with_the_loggers_of_the_caller(tmp_path):
+    lines = JSONLines(tmp_path / "all.jsonl")
+    learner = PPOTrainer(TablePolicy(), TokenReward(share_of_threes), Uniform(), CONFIG, loggers=[lines])
+    learner.fit(PROMPTS, 2, out=tmp_path / "first")
+    learner.fit(PROMPTS, 1, out=tmp_path / "second")
+    lines.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "all.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
 def test_fit_takes_texts_and_any_callable(tmp_path):
