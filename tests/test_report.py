@@ -135,7 +135,7 @@ def test_files_say_the_same(tmp_path):
         (0.0, "0"),
         (123.4, "123"),
         (1e7, "1e+07"),
-        (1e-9, "0.0000"),
+        (1e-9, "1e-09"),
     ],
 )
 def test_numbers(value, shown):
