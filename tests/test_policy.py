@@ -549,6 +549,7 @@ def test_a_generation_config_that_transformers_would_not_save_does_not_stop_savi
     Path(folder, "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "top_p": 0.33}))
     (tmp_path / "out").mkdir()
     load_policy(folder).save(str(tmp_path / "out"))
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_unsafe_or_untrainable_requests_are_refused_with_the_way_out(tmp_path, folders):
