@@ -8,9 +8,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_import_contracts_are_kept():
-    result = subprocess.run(
-        ["lint-imports", "--config", "setup.cfg", "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    # beside this interpreter: the environment need not be active, so PATH need not have it
+    command = [Path(sys.executable).with_name("lint-imports"), "--config", "setup.cfg", "--no-cache"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
