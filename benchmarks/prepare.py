@@ -29,7 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.atomic import temporary_sibling
 from benchmarks.cli import RECORD, fingerprint, parse, run_record, write_json
-from benchmarks.reviews import Reviews, held_out, read_reviews, review_prompts
+from benchmarks.reviews import Review, Reviews, half, held_out, read_reviews, review_prompts
 from models.training import (
     Labelled,
     TrainingSettings,
@@ -104,6 +104,9 @@ class PositiveGeneration:
     """Tokens of a review that are read, from its beginning, as prompts and responses are beginnings."""
     min_tokens: int = 12
     """Shortest beginning of a review that the reward model learns from and is tested on."""
+    gold: bool = False
+    """Train the reward model on one half of the labelled reviews, and on the other half a second one that PPO never
+    sees, OUT/gold: what over-optimisation is measured against."""
     seed: int = 0
     """Seed of initial weights, tested lengths and prompt lengths."""
     overwrite: bool = False
@@ -180,14 +183,15 @@ def _build(settings: PositiveGeneration, reviews: Reviews, folder: Path) -> dict
     print(f"language model: {report['language_model']}", flush=True)
     save(language_model, tokenizer, folder / "policy")
 
-    started = time.perf_counter()
-    reward_model = new_classifier(language_model, seed=settings.seed)
     rows = [_beginnings(tokenizer, row, review.label, settings) for row, review in zip(ids, kept, strict=False)]
     test_rows = _snippets(tokenizer, test_ids, [review.label for review in tested], settings)
-    measured = train_classifier(reward_model, rows, test_rows, settings.reward)
-    report["reward_model"] = {**measured, "seconds": time.perf_counter() - started}
-    print(f"reward model: {report['reward_model']}", flush=True)
-    save(reward_model, tokenizer, folder / "reward")
+    for index, (name, some) in enumerate(_reward_rows(settings, kept, rows).items()):
+        started = time.perf_counter()
+        classifier = new_classifier(language_model, seed=settings.seed + index)
+        measured = train_classifier(classifier, some, test_rows, settings.reward)
+        report[f"{name}_model"] = {**measured, "reviews": len(some), "seconds": time.perf_counter() - started}
+        print(f"{name} model: {report[f'{name}_model']}", flush=True)
+        save(classifier, tokenizer, folder / name)
 
     splits = {
         "train": review_prompts((review.text for review in kept), ids[: len(kept)], seed=settings.seed),
@@ -204,6 +208,19 @@ def _build(settings: PositiveGeneration, reviews: Reviews, folder: Path) -> dict
     }
     report["samples"] = _samples(language_model, tokenizer, splits["held_out"][:8], settings)
     return report
+
+
+def _reward_rows(
+    settings: PositiveGeneration, kept: Sequence[Review], rows: Sequence[Labelled]
+) -> dict[str, list[Labelled]]:
+    """What each reward model learns from: all rows, or with a gold model two halves that share no review."""
+    if not settings.gold:
+        return {"reward": list(rows)}
+    halves = [half(review.text) for review in kept]
+    return {
+        name: [row for row, own in zip(rows, halves, strict=True) if own == index]
+        for index, name in enumerate(("reward", "gold"))
+    }
 
 
 def _starting_point(

@@ -55,6 +55,11 @@ def held_out(text: str) -> bool:
     return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10 == 0
 
 
+def half(text: str) -> int:
+    """0 or 1: which fixed half a text belongs to, independent of the hold-out."""
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16) // 10 % 2
+
+
 def read_reviews(files: Sequence[str | Path]) -> Reviews:
     """Read ``.jsonl``, ``.jsonl.gz``, ``.csv`` and ``.parquet`` files with the columns ``text`` and, where the first
     row has one, ``label``.
