@@ -30,8 +30,8 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.atomic import temporary_sibling
 from benchmarks.cli import RECORD, fingerprint, parse, run_record, write_json
 from benchmarks.reviews import Review, Reviews, half, held_out, read_reviews, review_prompts
+from models.objectives import Labelled
 from models.training import (
-    Labelled,
     TrainingSettings,
     model_input,
     new_classifier,

@@ -1,22 +1,18 @@
 """Review files: reading, cleaning, refusing bad rows aloud, a fixed hold-out, and prompts."""
 
-import gzip
 import hashlib
-import json
 import re
-import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.rows import Rejected, RowFault, Sieve, read_rows, rejected_lines, source_name
+
 LONGEST = 50_000
 """Characters beyond which a row is taken for a mistake."""
-SHOWN = 3
-
-Rejected = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +33,8 @@ class Reviews:
 
     def summary(self) -> str:
         """Counts, and the first rows left out for each reason."""
-        lines = [f"{len(self.labelled)} labelled and {len(self.unlabelled)} unlabelled reviews"]
-        for reason, rows in self.rejected.items():
-            lines += [f"left out, {reason}: {len(rows)}", *(f"    {row}" for row in rows[:SHOWN])]
-        return "\n".join(lines)
+        counts = f"{len(self.labelled)} labelled and {len(self.unlabelled)} unlabelled reviews"
+        return "\n".join([counts, *rejected_lines(self.rejected)])
 
 
 def clean(text: str) -> str:
@@ -61,39 +55,31 @@ def half(text: str) -> int:
 
 
 def read_reviews(files: Sequence[str | Path]) -> Reviews:
-    """Read ``.jsonl``, ``.jsonl.gz``, ``.csv`` and ``.parquet`` files with the columns ``text`` and, where the first
-    row has one, ``label``.
+    """Read sources (see :mod:`benchmarks.rows`) with the columns ``text`` and, where the first row has one, ``label``.
 
-    Labelled files are read first, so that a text known with its label is not also taken without it.
+    Labelled sources are read first, so that a text known with its label is not also taken without it.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, an unknown ending, or a file without a single usable row.
+        FileNotFoundError, ValueError: no such file, an unknown ending, or a source without a single usable row.
     """
     seen: set[str] = set()
-    labelled: list[Review] = []
-    unlabelled: list[str] = []
-    rejected: dict[str, list[str]] = {}
-    tables = [(Path(file), list(_rows(Path(file)))) for file in files]
+    sieve: Sieve[Review | str] = Sieve()
+    tables = [(source_name(file), read_rows(file)) for file in files]
     tables.sort(key=lambda table: not _has_labels(table[1]))  # stable: labelled files first
-    for file, rows in tables:
-        wants_label, before = _has_labels(rows), len(seen)
-        for number, row in enumerate(rows):
-            reason = _fault(row, wants_label, seen)
-            if reason:
-                rejected.setdefault(reason, []).append(f"{file.name}:{number + 1}: {str(row)[:80]}")
-                continue
-            text = clean(row["text"])  # type: ignore[index,arg-type]  # a mapping with a text, or it had a fault
+    for name, rows in tables:
+        wants_label = _has_labels(rows)
+
+        def use(row: object, wants_label: bool = wants_label) -> Review | str:
+            text = _checked(row, wants_label, seen)
             seen.add(text)
-            if wants_label:
-                labelled.append(Review(text=text, label=int(row["label"])))  # type: ignore[index,call-overload]
-            else:
-                unlabelled.append(text)
-        if len(seen) == before:
-            reasons = ", ".join(f"{reason} ({some[0]})" for reason, some in rejected.items())
-            raise ValueError(
-                f"{file}: not one usable row of {len(rows)}; left out: {reasons or 'nothing, it is empty'}"
-            )
-    return Reviews(labelled=labelled, unlabelled=unlabelled, rejected=rejected)
+            return Review(text=text, label=int(row["label"])) if wants_label else text  # type: ignore[index]
+
+        sieve.sift(name, rows, use)
+    return Reviews(
+        labelled=[row for row in sieve.kept if isinstance(row, Review)],
+        unlabelled=[row for row in sieve.kept if isinstance(row, str)],
+        rejected=sieve.rejected,
+    )
 
 
 def review_prompts(
@@ -116,10 +102,10 @@ def _has_labels(rows: Sequence[object]) -> bool:
     return bool(rows) and isinstance(rows[0], dict) and "label" in rows[0]
 
 
-def _fault(row: object, wants_label: bool, seen: set[str]) -> str | None:
-    """Why a row cannot be used, or None."""
+def _checked(row: object, wants_label: bool, seen: set[str]) -> str:
+    """The cleaned text of a row; raises RowFault where the row cannot be used."""
     if not isinstance(row, dict):
-        return "not a JSON object"
+        raise RowFault("not a JSON object")
     text, label = row.get("text"), row.get("label")
     cleaned = clean(text) if isinstance(text, str) else ""
     checks = (
@@ -131,27 +117,7 @@ def _fault(row: object, wants_label: bool, seen: set[str]) -> str | None:
         (wants_label and (isinstance(label, bool) or label not in (0, 1)), "'label' is neither 0 nor 1"),
         (cleaned in seen, "text seen before"),
     )
-    return next((reason for holds, reason in checks if holds), None)
-
-
-def _rows(file: Path) -> Iterator[object]:
-    """The rows of one file, as they are."""
-    if not file.is_file():
-        raise FileNotFoundError(f"no file {file}")
-    if file.name.endswith((".jsonl", ".jsonl.gz")):
-        # read here and not by `datasets`, which gives up on a whole file for one row of another type
-        opener = gzip.open if file.suffix == ".gz" else open
-        with opener(file, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    yield line
-    elif file.suffix in (".csv", ".parquet"):
-        import datasets
-
-        read = datasets.Dataset.from_csv if file.suffix == ".csv" else datasets.Dataset.from_parquet
-        with tempfile.TemporaryDirectory() as cache:
-            yield from read(str(file), cache_dir=cache, keep_in_memory=True)
-    else:
-        raise ValueError(f"{file}: unknown ending; .jsonl, .jsonl.gz, .csv and .parquet are read")
+    for holds, reason in checks:
+        if holds:
+            raise RowFault(reason)
+    return cleaned

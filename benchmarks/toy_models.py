@@ -14,8 +14,8 @@ import numpy as np
 from benchmarks import toy
 from benchmarks.atomic import temporary_sibling
 from benchmarks.cli import fingerprint, jsonable, write_json
+from models.objectives import Labelled
 from models.training import (
-    Labelled,
     TrainingSettings,
     new_classifier,
     new_language_model,
@@ -62,7 +62,7 @@ def toy_models(cache: str | Path | None = None, recipe: ToyRecipe | None = None)
     """
     recipe = recipe if recipe is not None else ToyRecipe()
     above = Path(cache) if cache is not None else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dense-rlhf"
-    code = [Path(inspect.getfile(part)) for part in (toy_models, toy.sample_review, train_classifier)]
+    code = [Path(inspect.getfile(part)) for part in (toy_models, toy.sample_review, train_classifier, Labelled)]
     folder = above.expanduser() / f"toy-{fingerprint([json.dumps(jsonable(recipe), sort_keys=True), *code])[:12]}"
     if folder.is_dir():
         return folder

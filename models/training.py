@@ -1,15 +1,13 @@
 """Supervised fine-tuning and reward models, on transformers' Trainer.
 
 Token ids in, metrics out: :func:`model_input` is the one place that says what a model reads, here and in PPO, where a
-prompt and its response stand side by side and EOS is there exactly when the policy ended. Classifiers are read at the
-last real token by explicit index; a head with two logits and one with a single logit are the same thing, a log-odds
-(logit of label 1 minus logit of label 0), so one loss serves both.
+prompt and its response stand side by side and EOS is there exactly when the policy ended.
 """
 
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +28,22 @@ from transformers import (
     TrainingArguments,
 )
 
-IGNORED = -100  # transformers' label of a token that carries no loss
-
-Batch = Mapping[str, Tensor]
+from models.objectives import (
+    IGNORED,
+    Batch,
+    Completion,
+    Labelled,
+    Objective,
+    Pair,
+    completion_batch,
+    label_batch,
+    label_loss,
+    language_loss,
+    log_odds,
+    padded,
+    pair_batch,
+    pair_loss,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +60,9 @@ class TrainingSettings:
     """Passes over the rows."""
     batch_size: int = 16
     """Rows (for preferences: pairs) of one optimizer step."""
+    micro_batch_size: int | None = None
+    """Rows of one forward pass, which must divide ``batch_size``; null is all of them. A smaller one saves memory; the
+    step then averages the means of its micro-batches, which weighs tokens of short rows a little more."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     warmup: float = 0.05
@@ -68,33 +82,15 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"TrainingSettings: {name} must be above 0, got {value}")
+        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
+            raise ValueError(
+                f"TrainingSettings: micro_batch_size {self.micro_batch_size} must divide batch_size {self.batch_size}"
+            )
         if not (0 <= self.warmup < 1 and 0 <= self.beta2 < 1 and self.weight_decay >= 0):
             raise ValueError(
                 f"TrainingSettings: warmup {self.warmup} and beta2 {self.beta2} must lie in [0, 1), "
                 f"weight_decay {self.weight_decay} must be 0 or more"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """One text as the model reads it, and the labels of its last ``len(labels)`` beginnings.
-
-    A label is 1 (positive), 0 (negative), or the probability of 1. ``labels[-1]`` belongs to the whole, ``labels[-2]``
-    to all but the last token, and so on. A causal model reads every beginning of a text in one pass, and a response is
-    a beginning: small models learn within hundreds of steps from all of them what the last token alone does not teach
-    them in thousands. Tests look at ``labels[-1]`` only.
-    """
-
-    ids: Sequence[int]
-    labels: Sequence[float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """Two responses to one prompt, prompt included, as the model reads them."""
-
-    chosen: Sequence[int]
-    rejected: Sequence[int]
 
 
 def model_input(ids: Sequence[int], *, eos_id: int, max_tokens: int) -> list[int]:
@@ -162,12 +158,29 @@ def train_language_model(
     Raises:
         ValueError: no rows, or a row of fewer than two tokens, from which there is nothing to predict.
     """
+    return train_completions(model, _whole(rows), _whole(held_out), settings)
+
+
+def train_completions(
+    model: nn.Module, rows: Sequence[Completion], held_out: Sequence[Completion], settings: TrainingSettings
+) -> dict[str, float]:
+    """Fine-tune a causal language model on responses to prompts, in place; only tokens of a response carry loss.
+
+    Returns:
+        ``train_loss`` (nats a token, mean over the run) and the held-out ``perplexity`` of the responses.
+
+    Raises:
+        ValueError: no rows, or one without a token to predict.
+    """
     for name, some in (("rows", rows), ("held_out", held_out)):
-        short = [i for i, ids in enumerate(some) if len(ids) < 2]
+        short = [i for i, row in enumerate(some) if len(row.ids) <= max(row.prompt_tokens, 1)]
         if not some or short:
-            raise ValueError(f"train_language_model: {name} must hold rows of 2 tokens or more; too short: {short[:3]}")
-    loss = _train(model, list(rows), _language_batch, _language_loss, settings)
-    return {"train_loss": loss, "perplexity": perplexity(model, held_out)}
+            raise ValueError(
+                f"train_language_model, train_completions: {name} must hold rows with a token to predict after the "
+                f"first (and after the prompt); too short: {short[:3]}"
+            )
+    loss = _train(model, list(rows), completion_batch, language_loss, settings)
+    return {"train_loss": loss, "perplexity": _perplexity(model, held_out)}
 
 
 def train_classifier(
@@ -191,7 +204,7 @@ def train_classifier(
             raise ValueError(
                 f"train_classifier: {name} must hold rows with 1 to len(ids) labels in [0, 1]; wrong: {wrong[:3]}"
             )
-    train_loss = _train(model, list(rows), _label_batch, _label_loss, settings)
+    train_loss = _train(model, list(rows), label_batch, label_loss, settings)
     scores = last_token_scores(model, [row.ids for row in held_out])
     labels = torch.tensor([float(row.labels[-1]) for row in held_out])
     return {
@@ -216,7 +229,7 @@ def train_preference_model(
         wrong = [i for i, row in enumerate(some) if not row.chosen or not row.rejected]
         if not some or wrong:
             raise ValueError(f"train_preference_model: {name} must hold pairs without empty sides; wrong: {wrong[:3]}")
-    train_loss = _train(model, list(rows), _pair_batch, _pair_loss, settings)
+    train_loss = _train(model, list(rows), pair_batch, pair_loss, settings)
     chosen = last_token_scores(model, [row.chosen for row in held_out])
     rejected = last_token_scores(model, [row.rejected for row in held_out])
     return {
@@ -226,30 +239,39 @@ def train_preference_model(
     }
 
 
-@torch.no_grad()
-def perplexity(model: nn.Module, rows: Sequence[Sequence[int]], *, batch_size: int = 64) -> float:
+def perplexity(model: nn.Module, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> float:
     """exp of the mean nats per predicted token, every token of every row weighing the same."""
+    return _perplexity(model, _whole(rows), batch_size=batch_size)
+
+
+def _whole(rows: Sequence[Sequence[int]]) -> list[Completion]:
+    """Texts of which every token is learned."""
+    return [Completion(ids=ids, prompt_tokens=0) for ids in rows]
+
+
+@torch.no_grad()
+def _perplexity(model: nn.Module, rows: Sequence[Completion], *, batch_size: int = 16) -> float:
     nats, tokens = 0.0, 0
     with _evaluating(model):
         for start in range(0, len(rows), batch_size):
-            batch = _language_batch(rows[start : start + batch_size])
+            batch = completion_batch(rows[start : start + batch_size])
             count = int((batch["labels"][:, 1:] != IGNORED).sum())
-            nats += _language_loss(model, _on(model, batch)).item() * count
+            nats += language_loss(model, _on(model, batch)).item() * count
             tokens += count
     return math.exp(nats / tokens)
 
 
 @torch.no_grad()
 def last_token_scores(
-    model: nn.Module, rows: Sequence[Sequence[int]], *, batch_size: int = 64
+    model: nn.Module, rows: Sequence[Sequence[int]], *, batch_size: int = 16
 ) -> Float[Tensor, " row"]:
     """Log-odds of every row, read at its last token, on the CPU."""
     parts = []
     with _evaluating(model):
         for start in range(0, len(rows), batch_size):
             some = rows[start : start + batch_size]
-            batch = _on(model, {**_padded(some), "read": torch.tensor([[len(ids) - 1] for ids in some])})
-            parts.append(_scores(model, batch).squeeze(1).float().cpu())
+            batch = _on(model, {**padded(some), "read": torch.tensor([[len(ids) - 1] for ids in some])})
+            parts.append(log_odds(model, batch).squeeze(1).float().cpu())
     return torch.cat(parts)
 
 
@@ -257,86 +279,6 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
     """Write the model (safetensors) and its tokenizer as a transformers folder."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _scores(model: nn.Module, batch: Batch) -> Float[Tensor, "batch read"]:
-    """Log-odds at the columns ``read`` (-1: none, whatever stands there has no meaning) of right-padded rows.
-
-    The head is applied here because transformers' own pooling looks for the pad id, and so reads the wrong token
-    where padding and EOS share one.
-    """
-    through_peft: Any = getattr(model, "get_base_model", lambda: model)
-    core = through_peft()
-    if not isinstance(getattr(core, "score", None), nn.Module):
-        raise TypeError(
-            f"{type(core).__name__} has no `score` head to read at the last token; use a causal model's "
-            "ForSequenceClassification class (GPT-2, Llama, Qwen, ...)"
-        )
-    hidden = core.base_model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    ).last_hidden_state
-    read = batch["read"].clamp(min=0)[:, :, None].expand(-1, -1, hidden.shape[2])
-    logits: Tensor = core.score(hidden.gather(1, read))
-    if logits.shape[2] not in (1, 2):
-        raise ValueError(f"{type(core).__name__} has {logits.shape[2]} labels; a reward is read from one or two logits")
-    return logits[..., 0] if logits.shape[2] == 1 else logits[..., 1] - logits[..., 0]
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Rows side by side, padded on the right; which id stands on padding has no meaning."""
-    lengths = torch.tensor([len(ids) for ids in rows])
-    tensors = [torch.tensor(ids) for ids in rows]
-    return {
-        "input_ids": nn.utils.rnn.pad_sequence(tensors, batch_first=True),
-        "attention_mask": torch.arange(int(lengths.max())) < lengths[:, None],
-    }
-
-
-def _language_batch(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    batch = _padded(rows)
-    return {**batch, "labels": torch.where(batch["attention_mask"], batch["input_ids"], IGNORED)}
-
-
-def _label_batch(rows: Sequence[Labelled]) -> dict[str, Tensor]:
-    reads = [torch.arange(len(row.ids) - len(row.labels), len(row.ids)) for row in rows]
-    labels = [torch.tensor(row.labels, dtype=torch.float32) for row in rows]
-    return {
-        **_padded([row.ids for row in rows]),
-        "read": nn.utils.rnn.pad_sequence(reads, batch_first=True, padding_value=-1),
-        "labels": nn.utils.rnn.pad_sequence(labels, batch_first=True),
-    }
-
-
-def _pair_batch(rows: Sequence[Pair]) -> dict[str, Tensor]:
-    """Chosen and rejected on alternate rows."""
-    both = [ids for row in rows for ids in (row.chosen, row.rejected)]
-    return {**_padded(both), "read": torch.tensor([[len(ids) - 1] for ids in both])}
-
-
-def _language_loss(model: nn.Module, batch: Batch) -> Tensor:
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten())
-
-
-def _label_loss(model: nn.Module, batch: Batch) -> Tensor:
-    read = batch["read"] >= 0
-    return functional.binary_cross_entropy_with_logits(_scores(model, batch)[read], batch["labels"][read])
-
-
-def _pair_loss(model: nn.Module, batch: Batch) -> Tensor:
-    chosen, rejected = _scores(model, batch).view(-1, 2).unbind(1)
-    return -functional.logsigmoid(chosen - rejected).mean()
-
-
-class _Objective(nn.Module):
-    """A model and its loss, in the shape Trainer wants."""
-
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor]) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return {"loss": self.loss(self.model, batch)}
 
 
 def _train(
@@ -349,7 +291,7 @@ def _train(
     """Run Trainer; the mean loss. Nothing is written: its checkpoints are pickles, which this project never writes."""
     with tempfile.TemporaryDirectory() as folder, _generators_restored():
         trainer = Trainer(
-            model=_Objective(model, loss),
+            model=Objective(model, loss),
             args=_arguments(settings, folder),
             train_dataset=rows,
             data_collator=lambda some: {"batch": collate(some)},
@@ -370,7 +312,8 @@ def _arguments(settings: TrainingSettings, folder: str) -> TrainingArguments:
         output_dir=folder,
         max_steps=settings.steps or -1,
         num_train_epochs=settings.epochs or 1.0,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.micro_batch_size or settings.batch_size,
+        gradient_accumulation_steps=settings.batch_size // (settings.micro_batch_size or settings.batch_size),
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup,  # below 1: a share of the steps

@@ -276,13 +276,13 @@ MUTATIONS = (
         "tests/test_policy.py::test_kl_is_exactly_zero_at_the_start_and_the_reference_never_moves",
     ),
     Mutation(
-        "models/training.py",
+        "models/objectives.py",
         "torch.arange(len(row.ids) - len(row.labels), len(row.ids))",
         "torch.arange(len(row.labels))",
         "tests/test_training.py::test_labels_belong_to_the_last_beginnings",
     ),
     Mutation(
-        "models/training.py",
+        "models/objectives.py",
         "else logits[..., 1] - logits[..., 0]",
         "else logits[..., 0] - logits[..., 1]",
         "tests/test_training.py::test_training_and_ppo_score_the_same_folder_alike",

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from models.objectives import Completion, Labelled, Pair
 from models.reward import load_reward_model
 from models.tiny import tiny_gpt2, tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
 from models.training import (
-    Labelled,
-    Pair,
     TrainingSettings,
     last_token_scores,
     model_input,
@@ -19,6 +18,7 @@ from models.training import (
     perplexity,
     save,
     train_classifier,
+    train_completions,
     train_language_model,
     train_preference_model,
 )
@@ -231,7 +231,7 @@ def test_wrong_labels_are_named(row):
 
 
 def test_rows_without_anything_to_learn_are_named():
-    with pytest.raises(ValueError, match=r"2 tokens or more; too short: \[1\]"):
+    with pytest.raises(ValueError, match=r"a token to predict .* too short: \[1\]"):
         train_language_model(small(), [[3, 4], [3]], [[3, 4]], fast())
     with pytest.raises(ValueError, match="held_out"):
         train_language_model(small(), [[3, 4]], [], fast())
@@ -244,3 +244,32 @@ def test_heads_that_cannot_be_read_are_refused():
         last_token_scores(small(), [[3]])
     with pytest.raises(ValueError, match="3 labels"):
         last_token_scores(tiny_gpt2_classifier(num_labels=3), [[3]])
+
+
+def test_only_responses_are_learned():
+    """A response follows its prompt's last token; the prompts themselves are noise that must not be imitated."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for _ in range(64):
+        prompt = generator.integers(8, 30, 5).tolist()
+        rows.append(Completion(ids=[*prompt, GOOD, BAD, EOS], prompt_tokens=5))
+    model = small()
+    prompts = [row.ids[:5] for row in rows]
+    before = perplexity(model, prompts)
+    measured = train_completions(model, rows, rows[:8], fast())
+    assert measured["perplexity"] < 1.05
+    assert perplexity(model, prompts) > 0.9 * before
+    with pytest.raises(ValueError, match=r"too short: \[0\]"):
+        train_completions(model, [Completion(ids=[1, 2], prompt_tokens=2)], rows, fast())
+
+
+def test_micro_batches_of_equal_rows_train_alike():
+    rows = [[2 + (i + j) % 20 for j in range(6)] for i in range(16)]
+    weights = []
+    for micro_batch_size in (None, 2):
+        model = small()
+        train_language_model(model, rows, rows, fast(steps=5, micro_batch_size=micro_batch_size))
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*weights, atol=1e-4, rtol=1e-3)
+    with pytest.raises(ValueError, match="micro_batch_size 3 must divide batch_size 8"):
+        fast(micro_batch_size=3)
