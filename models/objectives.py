@@ -82,6 +82,7 @@ def padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 
 
 def completion_batch(rows: Sequence[Completion]) -> dict[str, Tensor]:
+    """Rows whose labels are their own ids, ``IGNORED`` on prompts and padding."""
     batch = padded([row.ids for row in rows])
     starts = torch.tensor([row.prompt_tokens for row in rows])
     columns = torch.arange(batch["input_ids"].shape[1])
@@ -90,6 +91,7 @@ def completion_batch(rows: Sequence[Completion]) -> dict[str, Tensor]:
 
 
 def label_batch(rows: Sequence[Labelled]) -> dict[str, Tensor]:
+    """Rows, the columns their labels belong to (-1: none), and the labels."""
     reads = [torch.arange(len(row.ids) - len(row.labels), len(row.ids)) for row in rows]
     labels = [torch.tensor(row.labels, dtype=torch.float32) for row in rows]
     return {
@@ -106,16 +108,19 @@ def pair_batch(rows: Sequence[Pair]) -> dict[str, Tensor]:
 
 
 def language_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy of the next token, nats, mean over the labelled ones."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
     return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten())
 
 
 def label_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy of the labels under the log-odds, nats, mean over labels."""
     read = batch["read"] >= 0
     return functional.binary_cross_entropy_with_logits(log_odds(model, batch)[read], batch["labels"][read])
 
 
 def pair_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Bradley-Terry: mean over pairs of -log σ(score(chosen) - score(rejected)), nats."""
     chosen, rejected = log_odds(model, batch).view(-1, 2).unbind(1)
     return -functional.logsigmoid(chosen - rejected).mean()
 
@@ -128,4 +133,5 @@ class Objective(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss under the name that Trainer looks for."""
         return {"loss": self.loss(self.model, batch)}
