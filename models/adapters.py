@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -80,21 +80,30 @@ def base_source(adapter: str, source: ModelSource) -> ModelSource:
 
 def add_fresh_adapter(lm: PreTrainedModel, lora: LoraSettings, *, revision: str | None) -> AdapterOff:
     """Put an adapter on ``lm`` in place: A from torch's generator, B zero, so that policy and reference start equal."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
+    config = fresh_adapter_config(lm, lora, task="CAUSAL_LM", revision=revision)
+    with peft_on_new_transformers():
+        adapters = get_peft_model(lm, config, adapter_name=TRAINED)
+    require_trained_adapter(adapters)
+    return AdapterOff(lm=lm, adapters=adapters)
+
+
+def fresh_adapter_config(
+    model: PreTrainedModel, lora: LoraSettings, *, task: Literal["CAUSAL_LM", "SEQ_CLS"], revision: str | None
+) -> Any:
+    """PEFT's configuration of an adapter on ``model``."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type=task,
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=0.0,
         target_modules=list(lora.target_modules) if lora.target_modules else None,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in lm.modules()),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         revision=revision,
     )
-    with _peft_on_new_transformers():
-        adapters = get_peft_model(lm, config, adapter_name=TRAINED)
-    require_trained_adapter(adapters)
-    return AdapterOff(lm=lm, adapters=adapters)
 
 
 def add_trained_adapter(lm: PreTrainedModel, folder: str) -> FrozenAdapter:
@@ -102,7 +111,7 @@ def add_trained_adapter(lm: PreTrainedModel, folder: str) -> FrozenAdapter:
     from peft import PeftModel
 
     device = str(lm.device)
-    with _peft_on_new_transformers():
+    with peft_on_new_transformers():
         adapters = PeftModel.from_pretrained(lm, folder, adapter_name=TRAINED, is_trainable=True, torch_device=device)
         adapters.load_adapter(folder, adapter_name=FROZEN, is_trainable=False, torch_device=device)
     adapters.set_adapter(TRAINED)
@@ -117,7 +126,7 @@ def save_adapter(adapters: Any, folder: str) -> None:
 
 
 @contextmanager
-def _peft_on_new_transformers() -> Iterator[None]:
+def peft_on_new_transformers() -> Iterator[None]:
     """PEFT 0.21 reads an attribute that transformers 5.23 renamed and warns about; users can do nothing about it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

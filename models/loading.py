@@ -48,8 +48,8 @@ class ModelSource:
         folder = Path(self.name_or_path)
         if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
             raise ValueError(
-                f"{folder} holds only .bin weights, which are pickles and can run code when read. Convert them where "
-                "you trust them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+                f"{folder} holds only pickled weights (*.bin), which can run code when read. Convert them where you "
+                "trust them: load the folder with its transformers class and save_pretrained(new_folder)"
             )
 
     @property

@@ -17,14 +17,19 @@ def checkpointed_modules(lm: PreTrainedModel) -> tuple[nn.Module, ...]:
     Raises:
         ValueError: from transformers, naming an architecture that has none.
     """
+    recompute_activations(lm)
+    modules = tuple(module for module in lm.modules() if getattr(module, "gradient_checkpointing", False))
+    _switch(modules, False)
+    return modules
+
+
+def recompute_activations(lm: PreTrainedModel) -> None:
+    """Switch checkpointing on, which then works in train mode only."""
     model: Any = lm
     # renamed in transformers 5.23, where the old name warns
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     model.disable_input_require_grads()  # a hook that only reentrant checkpointing needs
-    modules = tuple(module for module in lm.modules() if getattr(module, "gradient_checkpointing", False))
-    _switch(modules, False)
-    return modules
 
 
 @contextmanager

@@ -1,18 +1,22 @@
 """Reward models: sequence classifiers whose score and attention evidence come from one forward pass."""
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, final
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from models.adapters import WEIGHTS, adapter_folder, base_source, peft_on_new_transformers
 from models.attention import AttentionReader, UnsupportedAttention
 from models.classifier_head import HEAD_NAMES, context_length, find_head, read_logits, require_own_logits
+from models.finetuning import load_trunk
+from models.loading import DType, ModelSource, load_tokenizer
 from models.qlora import four_bit_config, keep_unpacked
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches
@@ -195,7 +199,8 @@ def load_reward_model(
     trust_remote_code: bool = False,
     micro_batch_tokens: int = 4096,
 ) -> ClassifierReward:
-    """Load a sequence classifier and its tokenizer from a folder or by hub name.
+    """Load a sequence classifier and its tokenizer from a folder or by hub name; a LoRA adapter that brings its own
+    ``score`` head is loaded onto its base model.
 
     ``four_bit``: linear layers of the trunk in NF4 with bfloat16 products (Dettmers et al. 2023); everything else,
     the head included, in ``dtype``. ``score`` as in :class:`ClassifierReward`.
@@ -205,12 +210,11 @@ def load_reward_model(
             random) or left over for trunk or head; labels that do not fit ``score``; ``trust_remote_code`` without
             a commit hash as ``revision``.
     """
-    if trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
-        raise ValueError(
-            f"trust_remote_code runs code from {name_or_path}: pin it with revision=<40-digit commit hash>, "
-            f"got revision={revision!r}"
-        )
-    _require_safetensors(name_or_path)
+    given = ModelSource(name_or_path=name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    adapter = adapter_folder(given)
+    if adapter is not None:
+        source = replace(given, dtype=cast(DType, dtype), four_bit=four_bit, device=device)
+        return _with_adapter(adapter, source, score=score, micro_batch_tokens=micro_batch_tokens)
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
     if four_bit:
@@ -228,6 +232,25 @@ def load_reward_model(
     return ClassifierReward(model, tokenizer, score=score, micro_batch_tokens=micro_batch_tokens)
 
 
+def _with_adapter(adapter: str, source: ModelSource, *, score: ScoreKind, micro_batch_tokens: int) -> ClassifierReward:
+    """A trunk under a LoRA adapter that brings its own head (see :mod:`models.finetuning`)."""
+    from peft import PeftModel
+
+    with safe_open(Path(adapter, WEIGHTS), framework="pt") as weights:
+        heads = [name for name in weights.keys() if name.endswith("score.weight")]  # noqa: SIM118
+        if not heads:
+            raise ValueError(
+                f"{source.name_or_path} is an adapter without a `score` head and would score with a random one; train "
+                "it with modules_to_save=['score'], as benchmarks.prepare does"
+            )
+        labels = weights.get_slice(heads[0]).get_shape()[0]
+    base = base_source(adapter, source)
+    model = load_trunk(base, labels=labels)
+    with peft_on_new_transformers():
+        PeftModel.from_pretrained(model, adapter, torch_device=str(model.device))  # in place, in eval mode
+    return ClassifierReward(model, load_tokenizer([source, base]), score=score, micro_batch_tokens=micro_batch_tokens)
+
+
 def _last_token_as_response(rows: Sequence[Sequence[int]]) -> Sequences:
     """Sequences whose prompt and response, side by side, are ``rows``."""
     width = max(len(row) for row in rows) - 1
@@ -242,16 +265,6 @@ def _last_token_as_response(rows: Sequence[Sequence[int]]) -> Sequences:
         max_lengths=ones,
         finished=torch.ones(len(rows), dtype=torch.bool),
     )
-
-
-def _require_safetensors(name_or_path: str) -> None:
-    """A folder with pickled weights only is refused before anything of it is read; for hub names transformers does."""
-    folder = Path(name_or_path)
-    if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"{name_or_path} holds pickled weights (*.bin) only, which can run code when loaded. If you trust it, "
-            "convert it once: AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(new_folder)"
-        )
 
 
 def _require_complete(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:

@@ -352,7 +352,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("revision", [None, "main", "abc123"])
 def test_remote_code_needs_a_commit(revision: str | None, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="40-digit commit hash"):
+    with pytest.raises(ValueError, match="40 hex digits of a commit"):
         load_reward_model(str(tmp_path), score="single_logit", trust_remote_code=True, revision=revision)
 
 

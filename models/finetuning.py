@@ -1,0 +1,96 @@
+"""Fine-tuning a base model that is too large to train whole: low-rank adapters on (4-bit) weights that stay frozen.
+
+What comes out are adapter folders that :func:`models.load_policy` and :func:`models.load_reward_model` read; nothing
+is ever merged.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from models.adapters import LoraSettings, add_fresh_adapter, fresh_adapter_config, peft_on_new_transformers
+from models.classifier_head import HEAD_NAMES
+from models.loading import DTYPES, ModelSource, load_language_model, load_tokenizer, remove_randomness
+from models.modes import recompute_activations
+from models.qlora import four_bit_config, keep_unpacked
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Adapted:
+    """A model with a fresh adapter, ready for :mod:`models.training`."""
+
+    adapters: Any
+    """The PeftModel, which is what is trained."""
+    tokenizer: PreTrainedTokenizerBase
+
+    def save(self, folder: str) -> None:
+        """Write the adapter (safetensors; with its head, for a reward model) and the tokenizer."""
+        self.adapters.save_pretrained(folder, save_embedding_layers=False)
+        self.tokenizer.save_pretrained(folder)
+
+
+def adapted_language_model(source: ModelSource, lora: LoraSettings, *, seed: int, checkpointing: bool) -> Adapted:
+    """The causal language model at ``source`` with a fresh adapter; raises as :func:`models.load_policy` does."""
+    with _seeded(seed):
+        lm = load_language_model(source)
+        adapters = add_fresh_adapter(lm, lora, revision=source.revision).adapters
+    if checkpointing:
+        recompute_activations(lm)
+    return Adapted(adapters=adapters, tokenizer=load_tokenizer([source]))
+
+
+def adapted_reward_model(source: ModelSource, lora: LoraSettings, *, seed: int, checkpointing: bool) -> Adapted:
+    """The trunk at ``source`` with a fresh adapter and a fresh head of one logit, which is trained whole."""
+    from peft import get_peft_model
+
+    with _seeded(seed):
+        model = load_trunk(source, labels=1)
+        config = fresh_adapter_config(model, lora, task="SEQ_CLS", revision=source.revision)
+        config.modules_to_save = ["score"]
+        with peft_on_new_transformers():
+            adapters = get_peft_model(model, config)
+    if checkpointing:
+        recompute_activations(model)
+    return Adapted(adapters=adapters, tokenizer=load_tokenizer([source]))
+
+
+def load_trunk(source: ModelSource, *, labels: int) -> PreTrainedModel:
+    """A sequence classifier whose trunk comes from ``source``, without dropout, and whose head is random.
+
+    Raises:
+        ValueError: weights of the trunk are missing, or the architecture has no ``score`` head on the last token.
+    """
+    dtype = DTYPES[source.dtype]
+    options: dict[str, Any] = dict(source.code)
+    if source.four_bit:
+        quantisation = four_bit_config(dtype)
+        quantisation.llm_int8_skip_modules = list(HEAD_NAMES)
+        options |= {"quantization_config": quantisation, "device_map": {"": source.device}}
+    loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+        source.name_or_path, num_labels=labels, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+    )
+    model, loading = loaded
+    missing = [key for key in loading["missing_keys"] if key.split(".")[0] not in HEAD_NAMES]
+    if missing or not isinstance(getattr(model, "score", None), nn.Module):
+        raise ValueError(
+            f"{source.name_or_path}: no trunk of a reward model that reads its last token "
+            f"({type(model).__name__}; weights missing from the files: {missing[:3]})"
+        )
+    if not source.four_bit:
+        model.to(source.device)
+    model.config.pad_token_id = None  # its own pooling, which looks for padding, is never used
+    remove_randomness(model)
+    keep_unpacked(model)
+    return model  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,128 @@
+"""Adapters as what fine-tuning makes and PPO starts from; and a reward model with its own prompts."""
+
+import pytest
+import torch
+from test_reward import ROWS, ReadRow, sequences
+
+from models import LoraSettings, load_policy, load_reward_model
+from models.finetuning import adapted_language_model, adapted_reward_model
+from models.loading import ModelSource
+from models.objectives import Completion, Pair
+from models.prompted_reward import PromptedReward
+from models.tiny import EOS_ID, save_tiny
+from models.training import TrainingSettings, last_token_scores, train_completions, train_preference_model
+from redistributors import RewardAttention
+from rlhf_core import PPOConfig, PPOTrainer
+
+QUICK = TrainingSettings(steps=30, batch_size=4, micro_batch_size=2, learning_rate=1e-2)
+LORA = LoraSettings(rank=4, alpha=8)
+DEMONSTRATIONS = [Completion(ids=[2 + i, 5, 7, 8, EOS_ID], prompt_tokens=2) for i in range(8)]
+PAIRS = [Pair(chosen=[2 + i, 5, 7, 8, EOS_ID], rejected=[2 + i, 5, 9, 10, EOS_ID]) for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("base"), "llama", hidden_size=64, dropout=0.1, std=0.15)
+
+
+def source(base, four_bit):
+    dtype = "bfloat16" if four_bit else "float32"
+    return ModelSource(name_or_path=base, four_bit=four_bit, dtype=dtype)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["float32", "4-bit"])
+def made(request, base, tmp_path_factory):
+    """An SFT adapter and a reward adapter, trained a little and saved."""
+    if request.param:
+        pytest.importorskip("bitsandbytes")
+    root = tmp_path_factory.mktemp("made")
+    policy = adapted_language_model(source(base, request.param), LORA, seed=0, checkpointing=True)
+    measured = train_completions(policy.adapters, DEMONSTRATIONS, DEMONSTRATIONS, QUICK)
+    policy.save(str(root / "policy"))
+    reward = adapted_reward_model(source(base, request.param), LORA, seed=0, checkpointing=True)
+    ranked = train_preference_model(reward.adapters, PAIRS, PAIRS, QUICK)
+    scores = last_token_scores(reward.adapters, [pair.chosen for pair in PAIRS])
+    reward.save(str(root / "reward"))
+    return root, request.param, measured, ranked, scores
+
+
+def loaded_reward(made):
+    root, four_bit, *_ = made
+    dtype = "bfloat16" if four_bit else "float32"
+    return load_reward_model(str(root / "reward"), score="single_logit", four_bit=four_bit, dtype=dtype)
+
+
+def test_adapters_learn(made):
+    _, _, measured, ranked, _ = made
+    assert measured["perplexity"] < 4  # 32 tokens to choose from
+    assert ranked["accuracy"] == 1
+
+
+def test_only_the_adapter_is_saved(made):
+    root = made[0]
+    for part in ("policy", "reward"):
+        assert (root / part / "adapter_model.safetensors").stat().st_size < 200_000
+        assert not (root / part / "model.safetensors").exists()
+        assert not list((root / part).glob("*.bin"))
+
+
+def test_a_reward_adapter_scores_as_it_did_in_training(made):
+    reward, scores = loaded_reward(made), made[4]
+    found = reward.score_ids([pair.chosen for pair in PAIRS])
+    tolerance = 0.05 if made[1] else 1e-4
+    torch.testing.assert_close(found, scores, atol=tolerance * float(scores.abs().max()), rtol=0)
+    assert not any(parameter.requires_grad for parameter in reward.model.parameters())
+    torch.testing.assert_close(reward.score_ids([PAIRS[0].chosen]), found[:1], atol=0.05, rtol=0.05)
+
+
+def test_ppo_starts_from_both_adapters(made):
+    root, four_bit, *_ = made
+    policy = load_policy(str(root / "policy"), four_bit=four_bit, dtype="bfloat16" if four_bit else "float32")
+    config = PPOConfig(rollout_batch_size=4, minibatch_size=2, epochs=1, min_length=2, max_length=(4, 6))
+    prompts = [[2 + i, 5] for i in range(4)]
+    renderings = {tuple(prompt): [3, *prompt, 4] for prompt in prompts}
+    reward = PromptedReward(reward=loaded_reward(made), renderings=renderings)
+    learner = PPOTrainer(policy, reward, RewardAttention(), config)
+    figures = [learner.step(prompts) for _ in range(2)]
+    assert abs(figures[0]["kl"]) < (0.1 if four_bit else 1e-4)
+    assert figures[1]["kl"] != 0
+    assert figures[0]["conservation_error"] < 1e-4
+
+
+def test_an_adapter_without_a_head_is_no_reward_model(made):
+    with pytest.raises(ValueError, match="without a `score` head"):
+        load_reward_model(str(made[0] / "policy"), score="single_logit")
+
+
+def test_a_trunk_without_a_score_head_is_refused(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    from models.finetuning import load_trunk
+
+    config = BertConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no trunk of a reward model that reads its last token"):
+        load_trunk(ModelSource(name_or_path=str(tmp_path)), labels=1)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_reward_model_reads_its_own_prompts_and_credits_the_same_tokens(family, tmp_path):
+    """Scores and attention are those of the other prompt with the same response, in a batch and alone."""
+    folder = save_tiny(tmp_path, family, head="classifier", std=0.3)
+    plain = load_reward_model(folder, score="single_logit")
+    renderings = {(5, 6, 7): [20, 5, 6, 7, 21], (10,): [20, 10, 21], (12, 13): [22], (3, 4, 3, 4): [9, 9]}
+    prompted = PromptedReward(reward=plain, renderings=renderings)
+    request = ReadRow()
+    found = prompted.score(sequences(ROWS, pad=2, extra=1), frozenset({request}))
+    for row, (prompt, response) in enumerate(ROWS):
+        alone = plain.score(sequences([(renderings[tuple(prompt)], response)]), frozenset({request}))
+        torch.testing.assert_close(found.scores[row : row + 1], alone.scores, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            found.evidence[request][row, : len(response)], alone.evidence[request][0], atol=1e-5, rtol=1e-5
+        )
+        assert (found.evidence[request][row, len(response) :] == 0).all()
+    assert prompted.vocabulary == plain.vocabulary
+    assert prompted.provides(request)
+    assert prompted.why_not(ReadRow(layer=9)) == plain.why_not(ReadRow(layer=9))
+    with pytest.raises(ValueError, match=r"no rendering of the prompt in row 0 \(1 tokens, beginning with \[31\]\)"):
+        prompted.score(sequences([([31], [5])]), frozenset())
