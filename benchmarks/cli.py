@@ -38,11 +38,21 @@ def command_line(settings: type, prog: str) -> ArgumentParser:
     return parser
 
 
-def parse(settings: type[Settings], prog: str, argv: list[str] | None = None) -> Settings:
-    """``settings`` filled from ``argv`` (default: the process's own); bad input ends the process with the reason."""
+def parse(
+    settings: type[Settings], prog: str, argv: list[str] | None = None, *, defaults: Mapping[str, Any] | None = None
+) -> Settings:
+    """``settings`` filled from ``argv`` (default: the process's own); bad input ends the process with the reason.
+
+    ``defaults`` stand in for those of the class.
+    """
     parser = command_line(settings, prog)
+    parser.set_defaults(dict(defaults or {}))
     chosen = parser.instantiate(parser.parse_args(argv))
-    return settings(**{field.name: chosen[field.name] for field in dataclasses.fields(settings)})  # type: ignore[arg-type]
+    values = {field.name: chosen[field.name] for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    try:
+        return settings(**values)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def jsonable(value: object) -> Any:
@@ -62,9 +72,13 @@ def jsonable(value: object) -> Any:
     raise TypeError(f"cannot record a {type(value).__name__}: {value!r}")
 
 
-def run_record(settings: object, datasets: Mapping[str, str]) -> dict[str, Any]:
-    """What is needed to repeat a run: settings, command, versions, git state, and a fingerprint per data set."""
+def run_record(settings: object, datasets: Mapping[str, str], *, made_by: str) -> dict[str, Any]:
+    """What is needed to repeat a run: settings, command, versions, git state, and a fingerprint per data set.
+
+    ``made_by`` names the kind of folder the record will stand in: only the same kind of script ever deletes it.
+    """
     return {
+        "made_by": made_by,
         "settings": jsonable(settings),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_PACKAGES}},
@@ -115,12 +129,12 @@ def claim_folder(folder: Path, record: Mapping[str, Any], *, overwrite: bool, ma
 
     A folder that is new or empty is taken. One whose ``run.json`` holds the same data sets and settings is resumed:
     nothing in it is deleted (the settings ``out``, ``overwrite`` and those in ``may_change`` are free to differ). With
-    ``overwrite``, a folder that holds a ``run.json`` is deleted first; nothing else is ever deleted.
+    ``overwrite``, a folder made by the same kind of script is deleted first; nothing else is ever deleted.
 
     Raises:
         FileExistsError: the folder holds anything else, or another run's settings (every difference is named).
     """
-    require_claimable(folder, record["settings"], overwrite=overwrite, may_change=may_change)
+    require_claimable(folder, record, overwrite=overwrite, may_change=may_change)
     previous = folder / RECORD
     if previous.is_file() and overwrite:
         shutil.rmtree(folder)
@@ -131,24 +145,47 @@ def claim_folder(folder: Path, record: Mapping[str, Any], *, overwrite: bool, ma
 
 
 def require_claimable(
-    folder: Path, settings: Mapping[str, Any], *, overwrite: bool, may_change: Collection[str] = ()
+    folder: Path, record: Mapping[str, Any], *, overwrite: bool, may_change: Collection[str] = ()
 ) -> None:
     """What :func:`claim_folder` will refuse whatever the data are, checked before anything is loaded or trained.
 
     Raises:
         FileExistsError: as there.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if is_free(folder):
         return
+    require_made_by(folder, record["made_by"])
+    if not overwrite:
+        _require_same(folder, "settings", record["settings"], may_change)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether there is nothing at ``folder`` that could be lost."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def require_made_by(folder: Path, made_by: str) -> None:
+    """Raise FileExistsError unless ``folder`` was made by this kind of script, and so may be resumed or replaced."""
     if not (folder / RECORD).is_file():
         raise FileExistsError(f"{folder} is not empty and holds no {RECORD}, so it is not ours; choose another --out")
-    if not overwrite:
-        _require_same(folder, "settings", settings, may_change)
+    maker = read_record(folder).get("made_by", "another version or script")
+    if maker != made_by:
+        raise FileExistsError(f"{folder} was made by {maker}, not by {made_by}; choose another --out")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The folder's ``run.json``; raises ValueError naming the file where it is damaged."""
+    path = folder / RECORD
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); move it, or its folder, away") from error
+    return record
 
 
 def _require_same(folder: Path, part: str, value: Mapping[str, Any], may_change: Collection[str]) -> None:
     """Raise FileExistsError, naming every difference, unless the folder's record holds the same in ``part``."""
-    earlier = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    earlier = read_record(folder)
     free = {"out", "overwrite", *may_change}
     old, new = ({name: item for name, item in some.items() if name not in free} for some in (earlier[part], value))
     changed = differences(old, new, part)

@@ -55,7 +55,7 @@ def half(text: str) -> int:
 
 
 def read_reviews(files: Sequence[str | Path]) -> Reviews:
-    """Read sources (see :mod:`benchmarks.rows`) with the columns ``text`` and, where the first row has one, ``label``.
+    """Read sources (see :mod:`benchmarks.rows`) with the columns ``text`` and, where any row has one, ``label``.
 
     Labelled sources are read first, so that a text known with its label is not also taken without it.
 
@@ -99,7 +99,7 @@ def review_prompts(
 
 
 def _has_labels(rows: Sequence[object]) -> bool:
-    return bool(rows) and isinstance(rows[0], dict) and "label" in rows[0]
+    return any(isinstance(row, dict) and "label" in row for row in rows)
 
 
 def _checked(row: object, wants_label: bool, seen: set[str]) -> str:
@@ -112,6 +112,7 @@ def _checked(row: object, wants_label: bool, seen: set[str]) -> str:
         ("text" not in row, "no column 'text'"),
         (not isinstance(text, str), "'text' is not a string"),
         (not cleaned, "'text' is empty"),
+        (not cleaned.isprintable() and _unwritable(cleaned), "'text' is not valid Unicode"),
         (len(cleaned) > LONGEST, f"'text' has more than {LONGEST} characters"),
         (wants_label and "label" not in row, "no column 'label'"),
         (wants_label and (isinstance(label, bool) or label not in (0, 1)), "'label' is neither 0 nor 1"),
@@ -121,3 +122,8 @@ def _checked(row: object, wants_label: bool, seen: set[str]) -> str:
         if holds:
             raise RowFault(reason)
     return cleaned
+
+
+def _unwritable(text: str) -> bool:
+    """Whether it holds half a surrogate pair, which no file can."""
+    return any(0xD800 <= ord(character) <= 0xDFFF for character in text)

@@ -90,10 +90,18 @@ def source_name(source: str | Path) -> str:
     return str(source) if HUB.fullmatch(str(source)) else Path(source).name
 
 
-def source_fingerprint(source: str | Path, rows: Sequence[object]) -> str:
-    """SHA-256 of a file, or of the rows where they came from the hub."""
+def fingerprints(sources: Sequence[str | Path]) -> dict[str, str]:
+    """SHA-256 of every source by its name, numbered where two files share one; a hub data set enters by its rows."""
+    names = [source_name(source) for source in sources]
+    return {
+        name if names.count(name) == 1 else f"{name} ({number})": _fingerprint(source)
+        for number, (name, source) in enumerate(zip(names, sources, strict=True), 1)
+    }
+
+
+def _fingerprint(source: str | Path) -> str:
     if HUB.fullmatch(str(source)):
-        return fingerprint(json.dumps(row, sort_keys=True, default=str) for row in rows)
+        return fingerprint(json.dumps(row, sort_keys=True, default=str) for row in read_rows(source))
     return fingerprint([Path(source)])
 
 
@@ -126,7 +134,7 @@ def _from_file(file: Path) -> Iterator[object]:
 def _json_lines(file: Path) -> Iterator[object]:
     """Read here and not by ``datasets``, which gives up on a whole file for one row of another type."""
     opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8") as lines:
+    with opener(file, "rt", encoding="utf-8-sig") as lines:
         for line in lines:
             try:
                 yield json.loads(line)

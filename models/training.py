@@ -128,9 +128,9 @@ def new_language_model(
 
 
 def new_classifier(language_model: PreTrainedModel, *, seed: int, **changes: object) -> PreTrainedModel:
-    """A two-label classifier on a copy of the language model's trunk, with a fresh head.
+    """A classifier of two labels on a copy of the language model's trunk, with a fresh head.
 
-    ``changes`` are set in the copied configuration (dropout, for one).
+    ``changes`` are set in the copied configuration (dropout, or ``num_labels=1`` for a head of one logit).
 
     Raises:
         ValueError: a change the configuration has no field for.
@@ -140,7 +140,8 @@ def new_classifier(language_model: PreTrainedModel, *, seed: int, **changes: obj
         if not hasattr(config, name):
             raise ValueError(f"new_classifier: {type(config).__name__} has no {name!r} to set to {value!r}")
         setattr(config, name, value)
-    config.id2label, config.label2id = {0: "negative", 1: "positive"}, {"negative": 0, "positive": 1}
+    if config.num_labels == 2:
+        config.id2label, config.label2id = {0: "negative", 1: "positive"}, {"negative": 0, "positive": 1}
     with _seeded(seed):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     model.base_model.load_state_dict(language_model.base_model.state_dict())

@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.prepare import PositiveGeneration, main, prepare_positive_generation
+from benchmarks.prepare import main
+from benchmarks.prepare_reviews import PositiveGeneration, prepare_positive_generation
 from benchmarks.reviews import clean, held_out, read_reviews, review_prompts
 from benchmarks.tasks import read_prompts
 from models.reward import load_reward_model
@@ -112,7 +113,7 @@ def test_overwriting_replaces_only_once_the_new_one_is_complete(prepared, tmp_pa
     prepare_positive_generation(settings)
     after = (out / "prompts.jsonl").stat().st_mtime_ns
     assert after != before
-    monkeypatch.setattr("benchmarks.prepare.train_classifier", None)
+    monkeypatch.setattr("benchmarks.prepare_reviews.train_classifier", None)
     with pytest.raises(TypeError, match="NoneType"):
         prepare_positive_generation(settings)
     assert (out / "prompts.jsonl").stat().st_mtime_ns == after
@@ -134,7 +135,7 @@ def test_defaults_that_depend_on_size_or_base_are_written_out():
 
 def test_command_line_names_its_tasks():
     with pytest.raises(SystemExit, match="positive_generation"):
-        main(["summarisation"])
+        main(["chess"])
 
 
 def test_cleaning():
