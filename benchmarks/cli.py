@@ -24,15 +24,14 @@ RECORDED_PACKAGES = ("torch", "transformers", "numpy", "scipy", "dense-rlhf")
 Settings = TypeVar("Settings")
 
 
-def command_line(settings: type, prog: str) -> ArgumentParser:
+def command_line(settings: type, prog: str, *, summary: str | None = None) -> ArgumentParser:
     """A parser with a flag for every field of the dataclass ``settings``, and ``--config`` for a YAML file of them.
 
-    Later wins: ``--config FILE --steps 3`` overrides the file's steps. The class's docstring is the description, each
-    field's the help.
+    Later wins: ``--config FILE --steps 3`` overrides the file's steps. The description is ``summary``, or the class's
+    docstring; each field's docstring is its help.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    summary = (settings.__doc__ or "").strip()
-    parser = ArgumentParser(prog=f"python -m {prog}", description=summary)
+    parser = ArgumentParser(prog=f"python -m {prog}", description=summary or (settings.__doc__ or "").strip())
     parser.add_argument("--config", action="config", help="a YAML file with any of the flags below, nested")
     parser.add_class_arguments(settings)
     return parser
@@ -47,10 +46,9 @@ def parse(
     """
     parser = command_line(settings, prog)
     parser.set_defaults(dict(defaults or {}))
-    chosen = parser.instantiate(parser.parse_args(argv))
-    values = {field.name: chosen[field.name] for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
     try:
-        return settings(**values)
+        chosen = parser.instantiate(parser.parse_args(argv))
+        return settings(**{field.name: chosen[field.name] for field in dataclasses.fields(settings)})  # type: ignore[arg-type]
     except ValueError as error:
         parser.error(str(error))
 

@@ -23,14 +23,16 @@ import yaml
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from benchmarks.cli import RECORD, differences, jsonable, run_record, write_json
+from benchmarks.cli import RECORD, differences, jsonable, read_record, run_record, write_json
+from benchmarks.loading import Loading
+from benchmarks.samplers import SAMPLERS
 from benchmarks.statistics import Array, Results, nan_mean, rank_correlation
 from benchmarks.viewer import Example
 from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
 from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model
 from rlhf_core.rollout import Draw, measure, sample
-from rlhf_core.trainer import PPOTrainer
+from rlhf_core.trainer import Instrument, PPOTrainer
 from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout, Sequences
 
 FINAL = "final"
@@ -81,6 +83,11 @@ class Task(Protocol):
     """A task by its settings only: a frozen dataclass, small enough to send to another process."""
 
     @property
+    def loading(self) -> Loading:
+        """How its models are held."""
+        ...
+
+    @property
     def ppo(self) -> Mapping[str, Any]:
         """What it changes in ``PPOConfig``'s defaults."""
         ...
@@ -117,6 +124,8 @@ class Run:
     eval_every: int
     eval_prompts: int
     folder: Path
+    sampler: str = "matched"
+    """How responses are drawn: a name of ``benchmarks.samplers``."""
 
     def settings(self) -> dict[str, Any]:
         """What decides this run's numbers; a finished run counts only if it is the same."""
@@ -126,6 +135,7 @@ class Run:
             "steps": self.steps,
             "eval_every": self.eval_every,
             "eval_prompts": self.eval_prompts,
+            "sampler": self.sampler,
         }
 
 
@@ -138,7 +148,7 @@ def parse_arms(given: str | Sequence[str]) -> tuple[Arm, ...]:
     Raises:
         ValueError: an unreadable arm, an unknown method, settings it refuses, or two arms of one label.
     """
-    texts = re.split(r",(?![^()]*\))", given) if isinstance(given, str) else given
+    texts = re.split(r",(?![^()]*\))(?![^\[\]]*\])", given) if isinstance(given, str) else given
     arms = tuple(_arm(text.strip()) for text in texts if text.strip())
     labels = [arm.label for arm in arms]
     for label in labels:
@@ -156,6 +166,8 @@ def _arm(text: str) -> Arm:
         raise ValueError(f"no redistributor {method!r}; one of {', '.join(REDISTRIBUTORS)}")
     settings = _assignments((match["settings"] or "").split(","), text)
     changes = _assignments(match["changes"].split("@"), text)
+    if "seed" in changes:
+        raise ValueError(f"arm {text!r}: every arm runs under every seed of --seeds, so it cannot set its own")
     parts = [f"{name.rpartition('.')[2]}{value}" for name, value in {**settings, **changes}.items()]
     label = re.sub(r"[^\w.+-]", "", "-".join([method, *parts]))
     arm = Arm(label=label, method=method, settings=settings, changes=changes)
@@ -171,7 +183,10 @@ def _assignments(texts: Sequence[str], arm: str) -> dict[str, Any]:
     for name, equals, value in pairs:
         if not (name.strip() and equals and value.strip()):
             raise ValueError(f"arm {arm!r}: expected setting=value, got {name + equals + value!r}")
-    return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+    try:
+        return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+    except yaml.YAMLError as error:
+        raise ValueError(f"arm {arm!r}: a value cannot be read ({str(error).splitlines()[0]})") from error
 
 
 def with_settings(base: PPOConfig, changes: Mapping[str, Any]) -> PPOConfig:
@@ -249,7 +264,7 @@ def finished(run: Run) -> bool:
     record = run.folder / RECORD
     if not record.exists():
         return False
-    changed = differences(json.loads(record.read_text(encoding="utf-8"))["settings"], run.settings())
+    changed = differences(read_record(run.folder)["settings"], run.settings())
     if changed:
         raise FileExistsError(
             f"{run.folder} holds a finished run with other settings ({'; '.join(changed)}); "
@@ -274,13 +289,53 @@ def execute(run: Run) -> None:
             raise RuntimeError("models or prompts of the task changed after the experiment began; start it again")
         held_out = loaded.held_out_prompts[: run.eval_prompts]
         redistributor = run.arm.redistributor()
-        trainer = PPOTrainer(loaded.policy, loaded.reward, redistributor, run.config)
+        policy = SAMPLERS[run.sampler](loaded.policy)
+        trainer = PPOTrainer(
+            policy,
+            loaded.reward,
+            redistributor,
+            run.config,
+            instruments=gold_instruments(loaded),
+            optimizer=run.task.loading.make_optimizer,
+        )
         before = frozen_rollout(loaded, [redistributor], run.config, held_out)
         figures = credit_figures(loaded, before, redistributor)
         trainer.fit(loaded.train_prompts, run.steps, out=run.folder, eval_prompts=held_out, eval_every=run.eval_every)
         figures |= held_out_figures(loaded, frozen_rollout(loaded, [], run.config, held_out))
-    record = run_record(run.settings(), {"prompts and models": loaded.fingerprint})
+    record = run_record(run.settings(), {"prompts and models": loaded.fingerprint}, made_by="a run")
     write_json(run.folder / RECORD, {**record, FINAL: figures})
+
+
+def gold_instruments(loaded: Loaded) -> list[Instrument]:
+    """Mean and standard deviation of the true score of every rollout, where the task knows it."""
+    gold = loaded.gold
+    if gold is None:
+        return []
+
+    def instrument(rollout: Rollout) -> dict[str, float]:
+        scores = np.array(gold(rollout.sequences))
+        return {"gold_score": float(scores.mean()), "gold_std": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0}
+
+    return [instrument]
+
+
+def require_runnable(loaded: Loaded, run: Run) -> None:
+    """What a run would refuse once it is started, refused before any run is.
+
+    Raises:
+        ValueError: evidence that the models do not give, a gamma the method cannot take, prompts that leave no room
+            for the longest response, or fewer held-out prompts than are to be evaluated on.
+    """
+    who = f"{run.arm.label}: "
+    held_out = len(loaded.held_out_prompts)
+    if run.eval_prompts > held_out:
+        raise ValueError(f"eval_prompts {run.eval_prompts} exceed the task's {held_out} held-out prompts")
+    try:
+        PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
+        prompts = [list(prompt) for prompt in (*loaded.train_prompts, *loaded.held_out_prompts)]
+        loaded.policy.validate(prompts, run.config.max_length[1])
+    except ValueError as error:
+        raise ValueError(f"{who}{error}") from error
 
 
 def frozen_rollout(
@@ -364,7 +419,7 @@ def load_results(task: str, arms: Sequence[str], runs: Sequence[Run]) -> Results
             name: np.array([[float(line.get(name, "nan")) for line in run_lines] for run_lines in lines])
             for name in sorted(names - {"step"})
         }
-        finals = [json.loads((run.folder / RECORD).read_text(encoding="utf-8"))[FINAL] for run in own]
+        finals = [read_record(run.folder)[FINAL] for run in own]
         for name in sorted({name for final in finals for name in final}):
             curves[arm][name] = np.array([[float(final.get(name, "nan"))] for final in finals])
     return Results(task=task, seeds=seeds, curves=curves)

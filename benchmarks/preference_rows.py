@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.formats import Comparison, Demonstration, Prompt, comparison, demonstration, key
+from benchmarks.reviews import held_out
 from benchmarks.rows import Faults, RowFault, Sieve, read_rows, source_name
 from benchmarks.templates import fitted, render, response_ids
 
@@ -57,6 +58,15 @@ class TokenisedPair:
 def reading(row: TokenisedPair, response: Ids) -> list[int]:
     """A response after the reward model's own prompt: what it reads in training, and in PPO."""
     return [*row.reward_prompt, *response]
+
+
+def split_prompts(rows: Sequence[Tokenised | TokenisedPair]) -> dict[str, list[dict[str, Any]]]:
+    """Every prompt once, as both models read it, by split: held out where the hash of its text says so."""
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
+    for row in {row.key: row for row in rows}.values():
+        entry = {"ids": list(row.prompt), "reward_ids": list(row.reward_prompt), "text": row.text}
+        splits["held_out" if held_out(row.key) else "train"].append(entry)
+    return splits
 
 
 def read_demonstrations(sources: Sequence[str]) -> Sieve[Demonstration]:

@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.preference_rows import Tokenised, TokenisedPair, Tokens, read_comparisons, read_demonstrations, reading
+from benchmarks.preference_rows import (
+    Tokenised,
+    TokenisedPair,
+    Tokens,
+    read_comparisons,
+    read_demonstrations,
+    reading,
+    split_prompts,
+)
 from benchmarks.preparation import (
     base_tokenizer,
     continuations,
@@ -264,10 +272,6 @@ class Data:
 
 def _split(responses: Sequence[Tokenised], pairs: Sequence[TokenisedPair]) -> Data:
     """By the hash of each prompt; raises ValueError where a split of anything is empty."""
-    prompts: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
-    for row in {row.key: row for row in [*responses, *pairs]}.values():
-        entry = {"ids": list(row.prompt), "reward_ids": list(row.reward_prompt), "text": row.text}
-        prompts["held_out" if held_out(row.key) else "train"].append(entry)
     parts = {"train": False, "held_out": True}
     shown = {part: [row for row in responses if held_out(row.key) == held] for part, held in parts.items()}
     compared = {part: [row for row in pairs if held_out(row.key) == held] for part, held in parts.items()}
@@ -275,7 +279,7 @@ def _split(responses: Sequence[Tokenised], pairs: Sequence[TokenisedPair]) -> Da
         require_prompts(
             some, f"among the {what}; the hold-out is a tenth of the prompts, by their hash: give more rows"
         )
-    return Data(shown=shown, compared=compared, prompts=prompts)
+    return Data(shown=shown, compared=compared, prompts=split_prompts([*responses, *pairs]))
 
 
 def _build(settings: Preferences, start: Start, data: Data, folder: Path) -> dict[str, Any]:

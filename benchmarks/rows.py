@@ -1,7 +1,8 @@
 """Rows of data sets: read from files or the hub, checked one by one, and refused aloud.
 
-A source is a file (.jsonl, .jsonl.gz, .json with a list, .csv, .parquet) or ``hub:NAME[@CONFIG][:SPLIT]``, for example
-``hub:openai/summarize_from_feedback@comparisons:train``; the split is "train" unless named.
+A source is a file (.jsonl, .jsonl.gz, .json with a list, .csv, .parquet) or ``hub:NAME[@CONFIG][#FOLDER][:SPLIT]``, for
+example ``hub:openai/summarize_from_feedback@comparisons:train`` or ``hub:Anthropic/hh-rlhf#helpful-base``; the split is
+"train" unless named.
 """
 
 import gzip
@@ -16,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 from benchmarks.cli import fingerprint
 
 SHOWN = 3
-HUB = re.compile(r"hub:(?P<name>[\w./-]+?)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
+HUB = re.compile(r"hub:(?P<name>[\w./-]+?)(@(?P<config>[\w.-]+))?(#(?P<folder>[\w./-]+))?(:(?P<split>[\w.-]+))?")
 
 Faults = Literal["drop", "error", "truncate"]
 Rejected = Mapping[str, Sequence[str]]
@@ -108,12 +109,12 @@ def _fingerprint(source: str | Path) -> str:
 def _from_hub(hub: re.Match[str]) -> Iterator[object]:
     import datasets
 
-    yield from datasets.load_dataset(hub["name"], hub["config"], split=hub["split"] or "train")
+    yield from datasets.load_dataset(hub["name"], hub["config"], data_dir=hub["folder"], split=hub["split"] or "train")
 
 
 def _from_file(file: Path) -> Iterator[object]:
     if not file.is_file():
-        raise FileNotFoundError(f"no file {file} (a data set on the hub is written hub:NAME[@CONFIG][:SPLIT])")
+        raise FileNotFoundError(f"no file {file} (a data set on the hub is written hub:NAME[@CONFIG][#FOLDER][:SPLIT])")
     if file.name.endswith((".jsonl", ".jsonl.gz")):
         yield from _json_lines(file)
     elif file.suffix == ".json":

@@ -1,19 +1,26 @@
 """The tasks: settings small enough to send to a worker process, and what they load there."""
 
 import hashlib
+import inspect
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import toy
-from benchmarks.cli import RECORD, fingerprint
-from benchmarks.reviews import held_out, review_prompts
+from benchmarks.cli import RECORD, fingerprint, read_record
+from benchmarks.loading import Loading
+from benchmarks.preference_rows import Tokens, read_demonstrations, split_prompts
+from benchmarks.preparation import MADE_BY
+from benchmarks.reviews import held_out, read_reviews, review_prompts
 from benchmarks.toy_models import ToyRecipe, toy_models
-from models.load import load_policy
 from models.policy import CausalPolicy
-from models.reward import ClassifierReward, load_reward_model
+from models.prompted_reward import PromptedReward
+from models.reward import ClassifierReward
+from rlhf_core.config import PAPER, PaperTask
 from rlhf_core.types import Sequences
 
 Prompts = tuple[tuple[int, ...], ...]
@@ -29,6 +36,10 @@ TOY_PPO: Mapping[str, Any] = {
     "kl": {"init_coef": 0.05},
 }
 SMALL_REVIEWS_PPO: Mapping[str, Any] = {**TOY_PPO, "learning_rate": 1e-4, "kl": {"init_coef": 0.1}}
+SMALL_PREFERENCE_PPO: Mapping[str, Mapping[str, Any]] = {
+    "summarisation": {**TOY_PPO, "rollout_batch_size": 8, "max_length": [32, 32]},
+    "dialogue": {**TOY_PPO, "max_length": [48, 48]},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +51,7 @@ class Loaded:
     """
 
     policy: CausalPolicy
-    reward: ClassifierReward
+    reward: ClassifierReward | PromptedReward
     train_prompts: Prompts
     held_out_prompts: Prompts
     gold: Callable[[Sequences], list[float]] | None
@@ -55,6 +66,8 @@ class Toy:
     cache: str | None = None
     """Folder that keeps the models (default: the user's cache folder)."""
     recipe: ToyRecipe = field(default_factory=ToyRecipe)
+    loading: Loading = field(default_factory=Loading)
+    """How the models are held."""
 
     @property
     def ppo(self) -> Mapping[str, Any]:
@@ -69,7 +82,7 @@ class Toy:
         reviews = toy.sample_reviews(TRAIN_PROMPTS + HELD_OUT_PROMPTS, seed=self.recipe.seed + 1_000_003)
         ids = [tokenizer.convert_tokens_to_ids(review) for review in reviews]
         texts = [f"{i} {' '.join(review)}" for i, review in enumerate(reviews)]  # short reviews may repeat
-        prompts = _frozen(review_prompts(texts, ids, seed=self.recipe.seed, min_characters=0))
+        prompts = frozen(review_prompts(texts, ids, seed=self.recipe.seed, min_characters=0))
         words = tokenizer.convert_ids_to_tokens
 
         def contributions(sequences: Sequences) -> list[list[float]]:
@@ -85,13 +98,13 @@ class Toy:
             ]
 
         return Loaded(
-            policy=load_policy(str(folder / "policy")),
-            reward=load_reward_model(str(folder / "reward"), score="logit_difference"),
+            policy=self.loading.policy(str(folder / "policy")),
+            reward=self.loading.reward(str(folder / "reward"), "logit_difference"),
             train_prompts=prompts[:TRAIN_PROMPTS],
             held_out_prompts=prompts[TRAIN_PROMPTS:],
             gold=gold,
             contributions=contributions,
-            fingerprint=_fingerprint([str(folder / "policy"), str(folder / "reward")], prompts),
+            fingerprint=task_fingerprint([str(folder / "policy"), str(folder / "reward")], prompts),
         )
 
 
@@ -100,22 +113,21 @@ class PositiveGeneration:
     """Continue the beginning of a film review so that a sentiment classifier likes it (the paper's first task)."""
 
     models: str | None = None
-    """Folder made by ``benchmarks.prepare``: policy/, reward/ and prompts.jsonl. None: the three names below."""
+    """Folder made by ``benchmarks.prepare``: policy/, reward/, prompts.jsonl and perhaps gold/. None: the three names
+    below."""
     policy: str = "lvwerra/gpt2-imdb"
     """Causal language model, folder or hub name."""
     reward: str = "XanderJC/gpt2-rm-imdb"
     """Two-label classifier with the same tokenizer, folder or hub name."""
-    data: str = "imdb"
-    """Data set on the hub whose training split prompts are taken from."""
+    data: str = "hub:imdb"
+    """Reviews that prompts are taken from (column text): a file, or a data set on the hub."""
+    loading: Loading = field(default_factory=Loading)
+    """How the models are held."""
 
     @property
     def ppo(self) -> Mapping[str, Any]:
         """The paper's settings, unless ``models`` were made from scratch in a small size."""
-        record = Path(self.models, RECORD) if self.models is not None else None
-        if record is None or not record.is_file():
-            return {}
-        size = json.loads(record.read_text(encoding="utf-8"))["settings"]["size"]
-        return SMALL_REVIEWS_PPO if size in ("micro", "tiny") else {}
+        return SMALL_REVIEWS_PPO if made_small(self.models) else {}
 
     def load(self) -> Loaded:
         """Read models and prompts; from the hub only where ``models`` is None.
@@ -125,26 +137,133 @@ class PositiveGeneration:
             ValueError: models that cannot be used, or no prompts.
         """
         if self.models is not None:
-            policy_name, reward_name = str(_part(self.models, "policy")), str(_part(self.models, "reward"))
-            policy = load_policy(policy_name)
-            splits = read_prompts(_part(self.models, "prompts.jsonl"))
+            policy_name, reward_name = str(part(self.models, "policy")), str(part(self.models, "reward"))
+            policy = self.loading.policy(policy_name)
+            splits = {split: [row["ids"] for row in rows] for split, rows in read_prompts(self.models).items()}
         else:
-            policy_name, reward_name, policy = self.policy, self.reward, load_policy(self.policy)
-            splits = _hub_prompts(self.data, policy)
-        train, test = _frozen(splits["train"]), _frozen(splits["held_out"])
+            policy_name, reward_name, policy = self.policy, self.reward, self.loading.policy(self.policy)
+            splits = _review_prompts(self.data, policy)
+        train, test = frozen(splits["train"]), frozen(splits["held_out"])
         return Loaded(
             policy=policy,
-            reward=load_reward_model(reward_name, score="logit_difference"),
+            reward=self.loading.reward(reward_name, "logit_difference"),
+            train_prompts=train,
+            held_out_prompts=test,
+            gold=self._gold(),
+            contributions=None,
+            fingerprint=task_fingerprint([policy_name, reward_name], train + test),
+        )
+
+    def _gold(self) -> Callable[[Sequences], list[float]] | None:
+        """The second reward model, trained on other reviews, where ``prepare --gold true`` made one."""
+        if self.models is None or not Path(self.models, "gold").is_dir():
+            return None
+        judge = self.loading.reward(str(Path(self.models, "gold")), "logit_difference")
+
+        def gold(sequences: Sequences) -> list[float]:
+            scores: list[float] = judge.score(sequences, frozenset()).scores.tolist()
+            return scores
+
+        return gold
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceTask:
+    """Respond to prompts so that a Bradley-Terry reward model, which may read its own prompt template, likes it: the
+    paper's summarisation and single-turn dialogue."""
+
+    paper: PaperTask
+    """Whose PPO settings (Tables 3 and 4) are the defaults."""
+    models: str | None = None
+    """Folder made by ``benchmarks.prepare``: policy/, reward/, prompts.jsonl. None: the names below."""
+    policy: str
+    """Causal language model or adapter, folder or hub name."""
+    reward: str
+    """Classifier with one logit and the same tokenizer, folder or hub name."""
+    data: str
+    """Source of prompts where ``models`` is None: a file, or a data set on the hub (see benchmarks/rows.py)."""
+    template: str
+    """Prompt template of the policy (see benchmarks/templates.py), where ``models`` is None."""
+    reward_template: str
+    """Prompt template of the reward model, where ``models`` is None."""
+    max_prompt_tokens: int
+    """Longer prompts are left out, where ``models`` is None."""
+    loading: Loading = field(default_factory=Loading)
+    """How the models are held."""
+
+    @property
+    def ppo(self) -> Mapping[str, Any]:
+        """The paper's settings, unless ``models`` were made from scratch in a small size."""
+        return SMALL_PREFERENCE_PPO[self.paper] if made_small(self.models) else PAPER[self.paper]
+
+    def load(self) -> Loaded:
+        """Read models and prompts; from the hub only where ``models`` is None.
+
+        Raises:
+            FileNotFoundError: ``models`` lacks one of its three parts.
+            ValueError: models that cannot be used, or no prompts.
+        """
+        if self.models is not None:
+            policy_name, reward_name = str(part(self.models, "policy")), str(part(self.models, "reward"))
+            policy, splits = self.loading.policy(policy_name), read_prompts(self.models)
+        else:
+            policy_name, reward_name, policy = self.policy, self.reward, self.loading.policy(self.policy)
+            splits = self._rendered(policy)
+        rows = [row for some in splits.values() for row in some]
+        train, test = (frozen(row["ids"] for row in splits[split]) for split in ("train", "held_out"))
+        renderings = {tuple(row["ids"]): tuple(row["reward_ids"]) for row in rows}
+        return Loaded(
+            policy=policy,
+            reward=PromptedReward(reward=self.loading.reward(reward_name, "single_logit"), renderings=renderings),
             train_prompts=train,
             held_out_prompts=test,
             gold=None,
             contributions=None,
-            fingerprint=_fingerprint([policy_name, reward_name], train + test),
+            fingerprint=task_fingerprint([policy_name, reward_name], (*train, *test, *renderings.values())),
         )
 
+    def _rendered(self, policy: CausalPolicy) -> dict[str, list[dict[str, Any]]]:
+        """Every prompt of the data that fits, in both templates, split by its hash."""
+        tokens = Tokens(
+            tokenizer=policy.tokenizer,
+            template=self.template,
+            reads=self.reward_template,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_response_tokens=sys.maxsize,
+            faults="drop",
+        )
+        found = tokens.demonstrations(read_demonstrations([self.data]))
+        print(found.summary("prompts"), flush=True)
+        return split_prompts(found.kept)
 
-Task = Toy | PositiveGeneration
-TASKS: Mapping[str, Callable[..., Task]] = {"toy": Toy, "positive_generation": PositiveGeneration}
+
+SUMMARISATION = partial(
+    PreferenceTask,
+    paper="summarisation",
+    policy="XanderJC/gptj-sft-tldr-merged",
+    reward="Holarissun/trl_rm_tldr_gptj",
+    data="hub:openai/summarize_from_feedback@comparisons",
+    template="summary",
+    reward_template="summary",
+    max_prompt_tokens=450,
+)
+DIALOGUE = partial(
+    PreferenceTask,
+    paper="dialogue",
+    policy="VMware/open-llama-7b-open-instruct",
+    reward="weqweasdas/hh_rlhf_rm_open_llama_3b",
+    data="hub:Anthropic/hh-rlhf#helpful-base",
+    template="instruction",
+    reward_template="human_assistant",
+    max_prompt_tokens=256,
+)
+Task = Toy | PositiveGeneration | PreferenceTask
+TASKS: Mapping[str, Callable[..., Task]] = {
+    "toy": Toy,
+    "positive_generation": PositiveGeneration,
+    "summarisation": SUMMARISATION,
+    "dialogue": DIALOGUE,
+}
 
 
 def make_task(name: str, **settings: Any) -> Task:
@@ -156,33 +275,47 @@ def make_task(name: str, **settings: Any) -> Task:
     if name not in TASKS:
         raise ValueError(f"no task {name!r}; one of {', '.join(TASKS)}")
     given = {setting: value for setting, value in settings.items() if value is not None}
-    unknown = sorted(given.keys() - TASKS[name].__dataclass_fields__.keys())  # type: ignore[attr-defined]
+    unknown = sorted(given.keys() - inspect.signature(TASKS[name]).parameters.keys())
     if unknown:
         raise ValueError(f"task {name!r} has no setting {', '.join(unknown)}")
     return TASKS[name](**given)
 
 
-def read_prompts(file: Path) -> dict[str, list[list[int]]]:
-    """Token ids by split ("train", "held_out") from what ``benchmarks.prepare`` wrote.
+def made_small(models: str | None) -> bool:
+    """Whether ``benchmarks.prepare`` made these models from scratch in a size that the paper's settings hardly move."""
+    if models is None or not Path(models, RECORD).is_file():
+        return False
+    record = read_record(Path(models))
+    if record.get("made_by", MADE_BY) != MADE_BY:
+        raise ValueError(f"--models {models} was made by {record['made_by']}; give a folder made by {MADE_BY}")
+    return record["settings"].get("size") in ("micro", "tiny")
+
+
+def read_prompts(models: str) -> dict[str, list[dict[str, Any]]]:
+    """Rows by split ("train", "held_out") of the prompts.jsonl that ``benchmarks.prepare`` wrote.
 
     Raises:
-        ValueError: a split without prompts.
+        FileNotFoundError: there is none.
+        ValueError: a line that is no such row, or a split without prompts.
     """
-    splits: dict[str, list[list[int]]] = {"train": [], "held_out": []}
+    file = part(models, "prompts.jsonl")
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
     with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            splits[row["split"]].append(row["ids"])
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                splits[row["split"]].append({**row, "ids": [int(token) for token in row["ids"]]})
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{file}:{number} is no prompt ({error!r}): {line[:80]!r}") from error
     empty = [split for split, prompts in splits.items() if not prompts]
     if empty:
         raise ValueError(f"{file} has no prompts for {', '.join(empty)}")
     return splits
 
 
-def _hub_prompts(data: str, policy: CausalPolicy) -> dict[str, list[list[int]]]:
-    import datasets
-
-    texts = list(dict.fromkeys(datasets.load_dataset(data, split="train")["text"]))
+def _review_prompts(data: str, policy: CausalPolicy) -> dict[str, list[list[int]]]:
+    reviews = read_reviews([data])
+    texts = [review.text for review in reviews.labelled] + list(reviews.unlabelled)
     parts = {
         "train": [text for text in texts if not held_out(text)],
         "held_out": [text for text in texts if held_out(text)],
@@ -190,21 +323,22 @@ def _hub_prompts(data: str, policy: CausalPolicy) -> dict[str, list[list[int]]]:
     return {split: review_prompts(some, policy.encode(some)) for split, some in parts.items()}
 
 
-def _part(folder: str, name: str) -> Path:
+def part(folder: str, name: str) -> Path:
+    """A part of a prepared folder; raises FileNotFoundError, with the way to make it, where it is missing."""
     path = Path(folder, name)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} is missing; make the folder with: python -m benchmarks.prepare positive_generation "
-            f"--data FILE --out {folder}"
+            f"{path} is missing; make the folder with: python -m benchmarks.prepare TASK --out {folder}"
         )
     return path
 
 
-def _frozen(prompts: Iterable[Sequence[int]]) -> Prompts:
+def frozen(prompts: Iterable[Sequence[int]]) -> Prompts:
+    """Prompts as tuples."""
     return tuple(tuple(prompt) for prompt in prompts)
 
 
-def _fingerprint(models: Sequence[str], prompts: Prompts) -> str:
+def task_fingerprint(models: Sequence[str], prompts: Prompts) -> str:
     """SHA-256 of the prompts and of local weights; hub models enter by name."""
     parts: list[str | Path] = [hashlib.sha256(json.dumps(prompts).encode()).hexdigest()]
     for name in models:

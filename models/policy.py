@@ -75,6 +75,16 @@ class CausalPolicy:
         return self._lm.device
 
     @property
+    def language_model(self) -> PreTrainedModel:
+        """The network that is trained, for instruments; nothing else should reach into it."""
+        return self._lm
+
+    @property
+    def value_head(self) -> ValueHead:
+        """The critic on top of it."""
+        return self._network.value_head
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, to compare with a reward model's."""
         return self._network.tokenizer

@@ -4,11 +4,14 @@ import importlib
 import importlib.util
 import logging
 import sys
+from collections.abc import Iterable
 from types import ModuleType
 
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
+
+from rlhf_core.config import PPOConfig
 
 _ABSENT = ModuleType("absent")
 
@@ -19,10 +22,7 @@ def four_bit_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     Raises:
         ModuleNotFoundError: bitsandbytes is not installed.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModuleNotFoundError(
-            "4-bit loading needs bitsandbytes, which is not installed: pip install dense-rlhf[quantization]"
-        )
+    _require_bitsandbytes("4-bit loading")
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -41,6 +41,33 @@ def keep_unpacked(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def paged_adamw_8bit(parameters: Iterable[nn.Parameter], config: PPOConfig) -> torch.optim.Optimizer:
+    """AdamW with 8-bit states in memory that the GPU pages out under pressure (Dettmers et al. 2022), with the config's
+    learning rate and weight decay; ``PPOTrainer(..., optimizer=paged_adamw_8bit)``.
+
+    Raises:
+        ModuleNotFoundError: bitsandbytes is not installed.
+        ValueError: a parameter is not on a CUDA device, the only place where its pages can go.
+    """
+    _require_bitsandbytes("the paged 8-bit optimizer")
+    trained = list(parameters)
+    elsewhere = {str(parameter.device) for parameter in trained if parameter.device.type != "cuda"}
+    if elsewhere:
+        raise ValueError(f"paged_adamw_8bit needs its parameters on a CUDA device, got {', '.join(sorted(elsewhere))}")
+    optimizers = importlib.import_module("bitsandbytes.optim")
+    made: torch.optim.Optimizer = optimizers.PagedAdamW8bit(
+        trained, lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    return made
+
+
+def _require_bitsandbytes(what: str) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModuleNotFoundError(
+            f"{what} needs bitsandbytes, which is not installed: pip install dense-rlhf[quantization]"
+        )
 
 
 def import_bitsandbytes() -> None:

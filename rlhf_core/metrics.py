@@ -61,6 +61,7 @@ def critic_metrics(experience: Experience) -> dict[str, float]:
     errors = returns - values
     total, within = masked_var(returns, mask), within_position_variance(returns, mask)
     figures = {
+        "return_mean": float(masked_mean(returns, mask)),
         "return_variance": float(total),
         "advantage_variance": float(masked_var(experience.advantages, mask)),
     }

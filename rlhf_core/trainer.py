@@ -1,10 +1,11 @@
 """The flow on one screen: collect, redistribute, penalise, estimate returns, update."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -34,6 +35,8 @@ from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMe
 from rlhf_core.update import ppo_update
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
+Instrument = Callable[[Rollout], Mapping[str, float]]
+MakeOptimizer = Callable[[Iterable[torch.nn.Parameter], PPOConfig], torch.optim.Optimizer]
 SAMPLE_TEXTS = 4
 
 
@@ -42,6 +45,8 @@ class PPOTrainer:
 
     ``step`` is the whole algorithm; each stage is public, so that one can be called, replaced or studied alone. The
     reward is a reward model, or any callable on (prompts, responses) as texts; ``TokenReward(fn)`` gets token ids.
+    ``instruments`` are asked for further figures of every rollout, logged with the rest; ``optimizer`` makes another
+    optimizer than the config's (``models.qlora.paged_adamw_8bit``, say) from the trainable parameters and the config.
 
     Raises:
         TypeError: ``redistributor`` or ``reward`` is something else.
@@ -56,17 +61,20 @@ class PPOTrainer:
         redistributor: Redistributor,
         config: PPOConfig,
         loggers: Sequence[Logger] = (),
+        *,
+        instruments: Sequence[Instrument] = (),
+        optimizer: MakeOptimizer = make_optimizer,
     ) -> None:
         self.policy = policy
         self.reward = as_reward_model(reward, policy)
         self.redistributor = redistributor
         self.config = config
-        self.loggers = tuple(loggers)
+        self.loggers, self.instruments = tuple(loggers), tuple(instruments)
         check_vocabulary(policy, self.reward)
         check_needs(redistributor, policy, self.reward)
         check_gamma(redistributor, config.gamma)
         policy.temperature = config.temperature
-        self.optimizer = make_optimizer(policy.parameters(), config)
+        self.optimizer = optimizer(policy.parameters(), config)
         self.schedule = make_schedule(self.optimizer, config)
         self.kl_controller = _kl_controller(config)
         self.score_moments = ScoreMoments()
@@ -151,6 +159,8 @@ class PPOTrainer:
         figures |= rollout_metrics(rollout) | credit_metrics(token_scores, rollout) | critic_metrics(experience)
         if isinstance(self.redistributor, ReportsMetrics):
             figures |= self.redistributor.metrics(rollout)
+        for instrument in self.instruments:
+            figures |= instrument(rollout)
         return figures
 
     def evaluate(self, prompts: Prompts) -> dict[str, float]:

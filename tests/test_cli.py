@@ -43,7 +43,9 @@ class Settings:
 
 
 def record(**changes):
-    return run_record({"steps": 3, "seeds": 5, "out": "a", "overwrite": False} | changes, {"data": "abc"})
+    return run_record(
+        {"steps": 3, "seeds": 5, "out": "a", "overwrite": False} | changes, {"data": "abc"}, made_by="test"
+    )
 
 
 def test_flags_beat_the_file_and_the_file_beats_the_defaults(tmp_path):
@@ -68,7 +70,7 @@ def test_bad_input_ends_the_process_with_a_reason(argv, capsys):
 
 
 def test_a_record_holds_what_is_needed_to_repeat():
-    made = run_record(Settings(), {"reviews": "ff"})
+    made = run_record(Settings(), {"reviews": "ff"}, made_by="test")
     assert made["settings"] == {"steps": 3, "out": "runs", "span": [1, 2], "inner": {"rate": 0.1}}
     assert {"python", "torch", "transformers", "numpy", "dense-rlhf"} <= made["versions"].keys()
     assert made["datasets"] == {"reviews": "ff"}

@@ -10,8 +10,9 @@ import pytest
 from fakes import TablePolicy
 from rich.console import Console
 
-from benchmarks import experiment, value_loss_variance
+from benchmarks import experiment
 from benchmarks.cli import PRESETS
+from benchmarks.comparison import Comparison, Panel, plan
 from benchmarks.experiment import (
     credit_figures,
     examples,
@@ -23,7 +24,9 @@ from benchmarks.experiment import (
     run_all,
     with_settings,
 )
-from benchmarks.value_loss_variance import Comparison, compare, make_parser, plan
+from benchmarks.loading import Loading
+from benchmarks.report import build
+from benchmarks.value_loss_variance import SCRIPT
 from redistributors import Sparse, Uniform
 from rlhf_core.config import PPOConfig
 
@@ -56,6 +59,7 @@ class TableLoaded:
 class TableTask:
     name: str = "table"
     ppo = PPO
+    loading = Loading()
 
     def load(self):
         return TableLoaded()
@@ -64,6 +68,7 @@ class TableTask:
 @dataclass(frozen=True, kw_only=True)
 class BrokenTask:
     ppo = PPO
+    loading = Loading()
 
     def load(self):
         raise OSError("the disk is gone")
@@ -71,21 +76,27 @@ class BrokenTask:
 
 def settings(tmp_path, **changes):
     base = Comparison(
-        out=str(tmp_path / "out"), redistributors="sparse,uniform", controls="", seeds=2, steps=2, eval_every=1
+        out=str(tmp_path / "out"),
+        redistributors="sparse,uniform",
+        controls="",
+        seeds=2,
+        steps=2,
+        eval_every=1,
+        eval_prompts=3,
     )
     return replace(base, **changes)
 
 
 def run_compare(chosen, task=None, ppo=None):
     text = io.StringIO()
-    report = compare(chosen, task or TableTask(), ppo or {}, Console(file=text, width=120))
-    return report, text.getvalue()
+    study = SCRIPT.run(chosen, task or TableTask(), ppo or {}, Console(file=text, width=120))
+    return build(study.only), text.getvalue()
 
 
 def one_run(tmp_path, arm="sparse", seed=0):
     chosen = settings(tmp_path, redistributors=[arm], seeds=[seed])
-    (run,) = plan(chosen, TableTask(), "table", with_settings(PPOConfig(), PPO))
-    return run
+    (run,) = plan(chosen, TableTask(), Panel(), with_settings(PPOConfig(), PPO))
+    return replace(run, fingerprint="table")
 
 
 @pytest.fixture
@@ -274,14 +285,14 @@ def test_controls_join_unless_already_there():
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_presets_can_be_run(preset):
-    given = make_parser().parse_args(["--config", str(preset)], defaults=False).as_dict()
-    chosen = Comparison(**{name: value for name, value in given.items() if name not in ("config", "ppo")})
-    runs = plan(chosen, TableTask(), "table", with_settings(PPOConfig(), given.get("ppo", {})))
+    given = SCRIPT.parser().parse_args(["--config", str(preset)], defaults=False).as_dict()
+    chosen = Comparison(**{name: value for name, value in given.items() if name not in ("config", "ppo", "loading")})
+    runs = plan(chosen, TableTask(), Panel(), with_settings(PPOConfig(), given.get("ppo", {})))
     assert len(runs) == len(chosen.arms()) * len(chosen.seed_list())
 
 
 def test_the_papers_preset_holds_the_papers_settings():
-    given = make_parser().parse_args(["--config", str(PRESETS / "paper_positive_generation.yaml")], defaults=False)
+    given = SCRIPT.parser().parse_args(["--config", str(PRESETS / "paper_positive_generation.yaml")], defaults=False)
     assert with_settings(PPOConfig(), given.as_dict()["ppo"]) == PPOConfig.from_paper("positive_generation")
 
 
@@ -293,6 +304,6 @@ def test_the_command_line_says_what_is_wrong(capsys, tmp_path):
         (["--task", "chess"], "chess"),
     ):
         with pytest.raises(SystemExit):
-            value_loss_variance.main([*argv, "--out", str(tmp_path / "out")])
+            SCRIPT.main([*argv, "--out", str(tmp_path / "out")])
         assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
