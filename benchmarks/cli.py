@@ -50,7 +50,7 @@ def parse(
         chosen = parser.instantiate(parser.parse_args(argv))
         return settings(**{field.name: chosen[field.name] for field in dataclasses.fields(settings)})  # type: ignore[arg-type]
     except ValueError as error:
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
 def jsonable(value: object) -> Any:

@@ -14,26 +14,20 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from benchmarks.arms import Arm, parse_arms, with_settings
 from benchmarks.cli import claim_folder, command_line, jsonable, require_claimable, run_record
-from benchmarks.experiment import (
-    Arm,
-    Run,
-    Task,
-    load_results,
-    parse_arms,
-    require_runnable,
-    run_all,
-    with_settings,
-)
+from benchmarks.curves import load_results
+from benchmarks.experiment import PLACES, Run, Task, require_runnable
 from benchmarks.loading import Loading
+from benchmarks.runner import Interrupted, locked, run_all
 from benchmarks.statistics import Results
 from benchmarks.tasks import make_task
 from rlhf_core.config import PPOConfig
 
 MADE_BY = "a comparison"
-MAY_CHANGE = ("redistributors", "controls", "seeds", "processes", "options", "paper_curves")
+MAY_CHANGE = ("redistributors", "controls", "seeds", "processes", "options", "paper_curves", *PLACES)
 """What a later call may ask for differently: it adds runs or pictures, and changes no run that is there."""
 TASK_SETTINGS = ("models", "cache", "policy", "reward", "data", "template", "reward_template", "loading")
 
@@ -171,8 +165,9 @@ def study(
     fingerprint = _checked(task, [run for some in runs_of.values() for run in some])
     runs_of = {name: [replace(run, fingerprint=fingerprint) for run in some] for name, some in runs_of.items()}
     datasets = {"prompts and models": fingerprint}
-    claim_folder(out, {**record, "datasets": datasets}, overwrite=settings.overwrite, may_change=MAY_CHANGE)
-    run_all([run for some in runs_of.values() for run in some], settings.processes)
+    with locked(out):
+        claim_folder(out, {**record, "datasets": datasets}, overwrite=settings.overwrite, may_change=MAY_CHANGE)
+        run_all([run for some in runs_of.values() for run in some], settings.processes)
     results = {
         name: load_results(settings.task, list(dict.fromkeys(run.arm.label for run in some)), some)
         for name, some in runs_of.items()
@@ -274,9 +269,12 @@ class Script:
             for panel in self.panels(settings, own):
                 plan(settings, task, panel, with_settings(with_settings(PPOConfig(), task.ppo), ppo))
         except (ValueError, OSError) as error:
-            parser.error(str(error))
+            parser.exit(2, f"{parser.prog}: error: {error}\n")
         disable_progress_bar()  # of every model file that is read
+        set_verbosity_error()
         try:
             self.run(settings, task, ppo, Console(), own)
+        except Interrupted as stopped:
+            parser.exit(130, f"\n{stopped}\n")
         except (ValueError, OSError) as error:
-            parser.error(str(error))
+            parser.exit(2, f"{parser.prog}: error: {error}\n")

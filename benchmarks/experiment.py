@@ -1,34 +1,23 @@
-"""Arms × seeds on one task: one function for every task, resumable by run, in single-thread worker processes.
+"""One run: an arm under a seed on a task, from loading the models to the record that says it finished.
 
-An *arm* is a labelled redistributor with changes to the task's PPO settings. A *run* is an arm under a seed; runs of
-one seed meet the same prompts, lengths and uniforms. Every run has a folder of its own, and its ``run.json``, written
-last, is what says that it finished.
+Runs of one seed meet the same prompts, lengths and uniforms. Every run has a folder of its own, and its ``run.json``,
+written last, is what says that it finished.
 """
 
 import contextlib
-import dataclasses
-import json
-import multiprocessing
-import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-import yaml
-from jsonargparse import ArgumentParser
-from tqdm import tqdm
 
-from benchmarks.cli import RECORD, differences, jsonable, read_record, run_record, write_json
+from benchmarks.arms import Arm
+from benchmarks.cli import RECORD, jsonable, run_record, write_json
 from benchmarks.loading import Loading
 from benchmarks.samplers import SAMPLERS
-from benchmarks.statistics import Array, Results, nan_mean, rank_correlation
+from benchmarks.statistics import nan_mean, rank_correlation
 from benchmarks.viewer import Example
-from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
 from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model
 from rlhf_core.rollout import Draw, measure, sample
@@ -36,8 +25,7 @@ from rlhf_core.trainer import Instrument, PPOTrainer
 from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout, Sequences
 
 FINAL = "final"
-EVALUATION = ("eval_every", "eval_prompts")
-ARM = re.compile(r"(?P<method>[\w-]+)(\((?P<settings>[^()]*)\))?(?P<changes>(@[\w.]+=[^@]+)*)")
+PLACES = ("models", "cache")
 
 
 class Loaded(Protocol):
@@ -98,20 +86,6 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
-    """A redistributor by registry name with its settings, and what it changes in the PPO settings."""
-
-    label: str
-    method: str
-    settings: Mapping[str, Any]
-    changes: Mapping[str, Any]
-
-    def redistributor(self) -> Redistributor:
-        """A new instance; raises ValueError or TypeError for settings the method does not take."""
-        return REDISTRIBUTORS[self.method](**self.settings)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Run:
     """One arm under one seed (``config.seed``), in its own folder; ``fingerprint`` is that of the task as loaded when
     the experiment began."""
@@ -129,7 +103,7 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """What decides this run's numbers; a finished run counts only if it is the same."""
-        named = {"task": self.task, "redistributor": repr(self.arm.redistributor()), "ppo": self.config}
+        named = {"task": identity(self.task), "redistributor": repr(self.arm.redistributor()), "ppo": self.config}
         return {
             **jsonable(named),
             "steps": self.steps,
@@ -139,138 +113,9 @@ class Run:
         }
 
 
-def parse_arms(given: str | Sequence[str]) -> tuple[Arm, ...]:
-    """``sparse, uniform(beta=0.8), sparse@lam=1``, as one text or a list of arms, into arms.
-
-    Brackets hold the redistributor's settings, each ``@`` changes one PPO setting (``@kl.init_coef=0.1``). The label is
-    made of both: ``uniform-beta0.8``, ``sparse-lam1``.
-
-    Raises:
-        ValueError: an unreadable arm, an unknown method, settings it refuses, or two arms of one label.
-    """
-    texts = re.split(r",(?![^()]*\))(?![^\[\]]*\])", given) if isinstance(given, str) else given
-    arms = tuple(_arm(text.strip()) for text in texts if text.strip())
-    labels = [arm.label for arm in arms]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise ValueError(f"the arm {label} is named {labels.count(label)} times; once is enough")
-    return arms
-
-
-def _arm(text: str) -> Arm:
-    match = ARM.fullmatch(text)
-    if match is None:
-        raise ValueError(f"cannot read the arm {text!r}; write name, name(setting=value) or name@ppo_setting=value")
-    method = match["method"]
-    if method not in REDISTRIBUTORS:
-        raise ValueError(f"no redistributor {method!r}; one of {', '.join(REDISTRIBUTORS)}")
-    settings = _assignments((match["settings"] or "").split(","), text)
-    changes = _assignments(match["changes"].split("@"), text)
-    if "seed" in changes:
-        raise ValueError(f"arm {text!r}: every arm runs under every seed of --seeds, so it cannot set its own")
-    parts = [f"{name.rpartition('.')[2]}{value}" for name, value in {**settings, **changes}.items()]
-    label = re.sub(r"[^\w.+-]", "", "-".join([method, *parts]))
-    arm = Arm(label=label, method=method, settings=settings, changes=changes)
-    try:
-        arm.redistributor()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"arm {text!r}: {error}") from error
-    return arm
-
-
-def _assignments(texts: Sequence[str], arm: str) -> dict[str, Any]:
-    pairs = [text.partition("=") for text in texts if text.strip()]
-    for name, equals, value in pairs:
-        if not (name.strip() and equals and value.strip()):
-            raise ValueError(f"arm {arm!r}: expected setting=value, got {name + equals + value!r}")
-    try:
-        return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
-    except yaml.YAMLError as error:
-        raise ValueError(f"arm {arm!r}: a value cannot be read ({str(error).splitlines()[0]})") from error
-
-
-def with_settings(base: PPOConfig, changes: Mapping[str, Any]) -> PPOConfig:
-    """``base`` with settings changed by (dotted or nested) name, converted to each field's type and checked.
-
-    Raises:
-        ValueError: an unknown name, a value of another type, or one out of range.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(PPOConfig, "ppo")
-    merged = {**_flat(dataclasses.asdict(base)), **_flat(changes)}
-    try:
-        config: PPOConfig = parser.instantiate(parser.parse_object({"ppo": merged})).ppo
-    except ValueError:
-        raise
-    except Exception as error:  # argparse's own error type says what is wrong, but is not a ValueError
-        raise ValueError(f"PPO settings {dict(changes)}: {error}") from error
-    return config
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
-
-
-def run_all(runs: Sequence[Run], processes: int) -> None:
-    """Do every run that has not finished, ``processes`` at a time, with one progress bar over all steps.
-
-    Raises:
-        FileExistsError: a finished run has other settings than the one asked for; nothing is run then.
-        RuntimeError: a run failed; the others in progress are let finish, the rest is not started.
-    """
-    due = [run for run in runs if not finished(run)]
-    with tqdm(total=sum(run.steps for run in runs), unit="step", dynamic_ncols=True, desc="runs") as bar:
-        if due:
-            _run_due(due, processes, bar, sum(run.steps for run in runs) - sum(run.steps for run in due))
-        bar.update(sum(run.steps for run in runs) - bar.n)
-
-
-def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) -> None:
-    for run in due:
-        if run.folder.exists():
-            shutil.rmtree(run.folder)  # cut short, and inside a folder that is ours
-    bar.update(before)
-    bar.unpause()
-    context = multiprocessing.get_context("spawn")  # forking a process that has used torch's threads can hang
-    with ProcessPoolExecutor(min(processes, len(due)), mp_context=context, initializer=_start_worker) as pool:
-        futures: dict[Future[None], Run] = {pool.submit(execute, run): run for run in due}
-        pending = set(futures)
-        while pending:
-            done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-            bar.update(before + sum(_steps_done(run) for run in due) - bar.n)
-            for future in done:
-                error = future.exception()
-                if error is not None:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    run = futures[future]
-                    raise RuntimeError(f"{run.arm.label}, seed {run.config.seed} failed: {error}") from error
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-
-
-def _steps_done(run: Run) -> int:
-    """Lines of the run's metrics so far."""
-    metrics = run.folder / "metrics.jsonl"
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-
-
-def finished(run: Run) -> bool:
-    """Whether the run is complete; raises FileExistsError, naming every difference, if it had other settings."""
-    record = run.folder / RECORD
-    if not record.exists():
-        return False
-    changed = differences(read_record(run.folder)["settings"], run.settings())
-    if changed:
-        raise FileExistsError(
-            f"{run.folder} holds a finished run with other settings ({'; '.join(changed)}); "
-            "choose another --out, or pass --overwrite true"
-        )
-    return True
+def identity(task: Task) -> dict[str, Any]:
+    """A task's settings without where its files stand: their content is in the fingerprint."""
+    return {name: value for name, value in jsonable(task).items() if name not in PLACES}
 
 
 def execute(run: Run) -> None:
@@ -401,34 +246,3 @@ def _token_texts(policy: Policy, response: Sequence[int], ended: bool) -> tuple[
     texts = policy.decode([[token] for token in response])
     names = [text or f"⟨{token}⟩" for text, token in zip(texts, response, strict=True)]
     return (*names[:-1], "⟨eos⟩") if ended else tuple(names)
-
-
-def load_results(task: str, arms: Sequence[str], runs: Sequence[Run]) -> Results:
-    """The curves of finished runs. A figure that a step left undefined, or wrote as "nan", is NaN.
-
-    Raises:
-        ValueError: runs of one arm have different numbers of steps.
-    """
-    curves: dict[str, dict[str, Array]] = {}
-    seeds = tuple(dict.fromkeys(run.config.seed for run in runs))
-    for arm in arms:
-        own = [run for run in runs if run.arm.label == arm]
-        lines = [_metrics(run) for run in own]
-        names = {name for run_lines in lines for line in run_lines for name in line}
-        curves[arm] = {
-            name: np.array([[float(line.get(name, "nan")) for line in run_lines] for run_lines in lines])
-            for name in sorted(names - {"step"})
-        }
-        finals = [read_record(run.folder)[FINAL] for run in own]
-        for name in sorted({name for final in finals for name in final}):
-            curves[arm][name] = np.array([[float(final.get(name, "nan"))] for final in finals])
-    return Results(task=task, seeds=seeds, curves=curves)
-
-
-def _metrics(run: Run) -> list[dict[str, Any]]:
-    """The run's steps; raises ValueError where the file is not what a finished run leaves behind."""
-    path = run.folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if len(lines) != run.steps:
-        raise ValueError(f"{path} has {len(lines)} steps, not the {run.steps} of a finished run; delete {run.folder}")
-    return lines

@@ -1,6 +1,6 @@
 """Curves over steps and token heat maps as PNG and PDF; one colour per method, wherever it appears."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ TITLES = {
     "length": "response length (tokens)",
     "kl": "KL to the reference (nats a response)",
     "value_loss": "value loss (raw)",
+    "value_loss_paper": "value loss, the paper's mean",
+    "gold_score": "true score",
     "value_loss_normalised": "value loss / within-position variance",
     "explained_variance": "explained variance",
     "explained_variance_over_position": "explained variance over position",
@@ -78,12 +80,14 @@ def _method(arm: str) -> str:
     return max((name for name in COLOURS if arm == name or arm.startswith(f"{name}-")), key=len, default=arm)
 
 
-def panel(axes: Axes, results: Results, metric: str) -> None:
+def panel(
+    axes: Axes, results: Results, metric: str, *, edges: Callable[[Array], tuple[Array, Array, Array, str]] = band
+) -> None:
     """One metric over steps: mean over seeds and its band, a line per arm that has it."""
     for arm, (colour, dash) in line_styles(results.arms).items():
         if metric not in results.curves[arm]:
             continue
-        mean, low, high, _ = band(results.curves[arm][metric])
+        mean, low, high, _ = edges(results.curves[arm][metric])
         steps = np.arange(1, len(mean) + 1)
         axes.fill_between(steps, low, high, color=colour, alpha=0.13, linewidth=0)
         axes.plot(steps, mean, color=colour, linestyle=dash, label=arm)
@@ -95,12 +99,68 @@ def panel(axes: Axes, results: Results, metric: str) -> None:
         axes.set_ylim(bottom=max(axes.get_ylim()[0], -1.0), top=1.0)
     if metric in ("value_loss", "value_loss_normalised"):
         means = [results.curves[arm][metric].mean(0) for arm in results.arms if metric in results.curves[arm]]
-        # A symmetric interval may reach 0, which no log axis can show: the lines decide what is shown.
-        axes.set_ylim(0.5 * np.nanmin(means), 2 * np.nanmax(means))
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _log_scale(axes, [mean[np.isfinite(mean) & (mean > 0)] for mean in means])
+
+
+def _log_scale(axes: Axes, lines: Sequence[Array]) -> None:
+    """A log axis around what the lines reach; a linear one where they are 0 or undefined throughout."""
+    shown = np.concatenate([np.empty(0), *lines])
+    if not len(shown):
+        return
+    # A symmetric interval may reach 0, which no log axis can show: the lines decide what is shown.
+    axes.set_ylim(0.5 * shown.min(), 2 * shown.max())
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def standard_deviations(curve: Array) -> tuple[Array, Array, Array, str]:
+    """Mean over seeds ± one standard deviation (ddof 0), as in the paper's figures."""
+    mean, spread = curve.mean(0), curve.std(0)
+    return mean, mean - spread, mean + spread, "standard deviation"
+
+
+def behind(axes: Axes, curves: Mapping[str, Array]) -> None:
+    """The paper's own means over runs, thin and light behind ours, in the same colours."""
+    for arm, (colour, dash) in line_styles(list(curves)).items():
+        mean = curves[arm].mean(0)
+        axes.plot(np.arange(1, len(mean) + 1), mean, color=colour, linestyle=dash, linewidth=0.7, alpha=0.45, zorder=1)
+
+
+def legend(figure: Figure, axes: Axes, title: str) -> None:
+    """One legend above all panels, from the lines of one of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=max(1, min(len(labels), int(figure.get_figwidth()))),
+        frameon=False,
+        title=title,
+        title_fontsize=7.5,
+        alignment="left",
+        columnspacing=1.2,
+        handlelength=1.8,
+    )
+
+
+def runs(axes: Axes, results: Results, metric: str) -> None:
+    """Every run by itself, thin, in its arm's colour."""
+    for arm, (colour, dash) in line_styles(results.arms).items():
+        for index, curve in enumerate(results.curves[arm][metric]):
+            label = arm if index == 0 else None
+            axes.plot(np.arange(1, len(curve) + 1), curve, color=colour, linestyle=dash, linewidth=0.6, label=label)
+    axes.set_xlabel("step")
+
+
+def grid(panels: int, *, columns: int | None = None, width: float = PANEL[0]) -> Figure:
+    """An empty figure of so many panels; at most two side by side unless ``columns`` says otherwise."""
+    across = columns or min(panels, 2 if panels % 2 == 0 else 3)
+    down = -(-panels // across)
+    figure = Figure(figsize=(width * across, PANEL[1] * down + 0.35))
+    figure.subplots(down, across, squeeze=False)
+    return figure
 
 
 def frontier(axes: Axes, results: Results) -> None:
@@ -138,19 +198,7 @@ def curves(results: Results, metrics: Sequence[str]) -> Figure:
 
 
 def _legend(figure: Figure, axes: Axes, results: Results) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside upper left",
-        ncols=min(len(labels), int(figure.get_figwidth())),
-        frameon=False,
-        title=f"{results.task} ({band_meaning(results)})",
-        title_fontsize=7.5,
-        alignment="left",
-        columnspacing=1.2,
-        handlelength=1.8,
-    )
+    legend(figure, axes, f"{results.task} ({band_meaning(results)})")
 
 
 def summary(results: Results, example: Example) -> Figure:

@@ -16,7 +16,7 @@ FIRST = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """Below ``value``, the mean score of the last ``LAST`` steps counts as a failed run; ``why`` says where it is from."""
+    """A mean score of the last ``LAST`` steps below ``value`` is a failed run; ``why`` says where it is from."""
 
     value: float
     why: str

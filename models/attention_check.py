@@ -19,7 +19,7 @@ from models.attention_taps import (
 )
 
 TOLERANCE = 1e-4
-ROUNDING_TOLERANCE = 5e-2
+ROUNDING_TOLERANCE = 1e-1
 
 
 @contextmanager
@@ -81,13 +81,17 @@ def _compare(
         rows, own = weights[module].transpose(1, 2), own_weights[layer].transpose(1, 2)
         pairs[f"attention weights of layer {layer}"] = (rows[real], own[real])
     exact = hidden.dtype == torch.float32 and not getattr(model, "is_quantized", False)
-    tolerance = TOLERANCE if exact else ROUNDING_TOLERANCE
     for what, (tapped, own) in pairs.items():
-        difference = float((tapped.float() - own.float()).abs().max() / own.float().abs().max())
-        if not difference <= tolerance:
+        difference = tapped.float() - own.float()
+        if exact:
+            size, tolerance = float(difference.abs().max() / own.float().abs().max()), TOLERANCE
+        else:  # single weights of a trained model move by a tenth when the layers below round differently
+            size, tolerance = float(difference.norm() / own.float().norm()), ROUNDING_TOLERANCE
+        if not size <= tolerance:
             raise UnsupportedAttention(
-                f"{name}: {what} differ from its own eager attention by {difference:.1e} of the largest "
-                f"(allowed: {tolerance:.0e}); its attention weights cannot be trusted"
+                f"{name}: {what} differ from its own eager attention by {size:.1e} of the "
+                f"{'largest' if exact else 'whole (2-norms)'} (allowed: {tolerance:.0e}); its attention weights cannot "
+                "be trusted"
             )
 
 

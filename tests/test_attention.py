@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from models import attention, attention_taps
+from models import LoraSettings, attention, attention_taps, load_policy
 from models.attention import AttentionReader, UnsupportedAttention
+from redistributors import DecoderAttention
 from rlhf_core.evidence import AttentionTap, Layout
 
 VOCAB, COLUMNS, HEADS = 40, 12, 4
@@ -363,6 +364,18 @@ def test_language_models_and_classifiers_pass_the_check(family: str, auto: Any) 
     reader = AttentionReader(build(family, auto, num_labels=1))
     reader.check(VOCAB)
     assert reader.n_layers == 2
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_rounding_in_a_trained_model_passes_the_check(data_folder, four_bit) -> None:
+    """Single weights of it move by 0.08 and more of the largest; those of random models do not."""
+    folder = data_folder / "stories260K"
+    if not folder.is_dir():
+        pytest.skip(f"no pretrained model at {folder}")
+    if four_bit:
+        pytest.importorskip("bitsandbytes")
+    policy = load_policy(str(folder), lora=LoraSettings(rank=4, alpha=4), dtype="bfloat16", four_bit=four_bit)
+    assert all(policy.provides(request) for request in DecoderAttention().needs), policy.attention_problem
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama-gqa", "gptj", "falcon"])

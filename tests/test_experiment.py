@@ -10,22 +10,16 @@ import pytest
 from fakes import TablePolicy
 from rich.console import Console
 
-from benchmarks import experiment
+from benchmarks import runner
+from benchmarks.arms import parse_arms, with_settings
 from benchmarks.cli import PRESETS
 from benchmarks.comparison import Comparison, Panel, plan
-from benchmarks.experiment import (
-    credit_figures,
-    examples,
-    execute,
-    finished,
-    frozen_rollout,
-    load_results,
-    parse_arms,
-    run_all,
-    with_settings,
-)
+from benchmarks.curves import load_results
+from benchmarks.experiment import credit_figures, examples, execute, frozen_rollout
 from benchmarks.loading import Loading
 from benchmarks.report import build
+from benchmarks.runner import finished, run_all
+from benchmarks.tasks import make_task
 from benchmarks.value_loss_variance import SCRIPT
 from redistributors import Sparse, Uniform
 from rlhf_core.config import PPOConfig
@@ -103,10 +97,10 @@ def one_run(tmp_path, arm="sparse", seed=0):
 def in_threads(monkeypatch):
     """Runs in threads of this process: starting another one takes seconds."""
 
-    def pool(processes, *, mp_context, initializer):
+    def pool(processes, *, mp_context, initializer, initargs):
         return ThreadPoolExecutor(processes)
 
-    monkeypatch.setattr(experiment, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", pool)
 
 
 def test_arms_and_their_labels():
@@ -291,9 +285,13 @@ def test_presets_can_be_run(preset):
     assert len(runs) == len(chosen.arms()) * len(chosen.seed_list())
 
 
-def test_the_papers_preset_holds_the_papers_settings():
-    given = SCRIPT.parser().parse_args(["--config", str(PRESETS / "paper_positive_generation.yaml")], defaults=False)
+def test_the_papers_presets_hold_the_papers_settings():
+    given = SCRIPT.parser().parse_args(["--config", str(PRESETS / "positive_generation_paper.yaml")], defaults=False)
     assert with_settings(PPOConfig(), given.as_dict()["ppo"]) == PPOConfig.from_paper("positive_generation")
+    for task in ("summarisation", "dialogue"):
+        given = SCRIPT.parser().parse_args(["--config", str(PRESETS / f"{task}_paper.yaml")], defaults=False).as_dict()
+        config = with_settings(with_settings(PPOConfig(), make_task(task).ppo), given["ppo"])
+        assert replace(config, micro_batch_tokens=4096) == PPOConfig.from_paper(task)
 
 
 def test_the_command_line_says_what_is_wrong(capsys, tmp_path):

@@ -1,0 +1,126 @@
+"""The paper's table 1: average reward of every task and method with 95 % intervals, from comparisons that have run.
+
+``python -m benchmarks.table1 --comparisons '[runs/positive_generation,runs/summarisation,runs/dialogue]' --out DIR``
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks import figures, tables
+from benchmarks.cli import parse, read_record
+from benchmarks.comparison import MADE_BY
+from benchmarks.curves import finished_curves
+from benchmarks.paper_curves import paper_curves
+from benchmarks.statistics import Results, Summary, summarise
+from benchmarks.tables import Table
+
+STEPS = 101
+"""Steps that the paper's averages run over (recomputed from its curves)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOne:
+    """Average reward of every comparison and arm with 95 % intervals, read from comparisons that have run."""
+
+    comparisons: str | list[str]
+    """Folders of comparisons (the --out of benchmarks.value_loss_variance and kin)."""
+    out: str = "runs/table1"
+    """Where table.md, table.csv, table1.png and table1.pdf go; files of that name there are replaced."""
+    steps: int | None = None
+    """Average over the first so many steps; null: all."""
+    paper_curves: str | None = None
+    """The paper's own curves (paper_curves.json.gz), for its numbers over 101 steps beside ours."""
+
+    def folders(self) -> list[Path]:
+        """The comparisons, as paths."""
+        given = [self.comparisons] if isinstance(self.comparisons, str) else self.comparisons
+        return [Path(folder) for folder in given]
+
+
+def read(folder: Path) -> Results:
+    """The finished runs of a comparison.
+
+    Raises:
+        FileNotFoundError, ValueError: it is no comparison, or none of its runs has finished.
+    """
+    if not (folder / "run.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no comparison (no run.json)")
+    record = read_record(folder)
+    if record.get("made_by") != MADE_BY:
+        raise ValueError(f"{folder} was made by {record.get('made_by')}, not by a comparison")
+    return finished_curves(record["settings"]["task"], folder / "runs")
+
+
+def table(found: Sequence[Results], settings: TableOne) -> Table:
+    """A row for every comparison and arm, with length and KL beside the reward."""
+    rows = []
+    for results in found:
+        theirs = paper_curves(settings.paper_curves, results.task, "reward")
+        for arm in results.arms:
+            curves = results.curves[arm]
+            rows.append(
+                (
+                    results.task,
+                    arm,
+                    len(curves["score"]),
+                    summarise(curves["score"][:, : settings.steps].mean(1)),
+                    summarise(curves["kl"][:, -10:].mean(1)),
+                    summarise(curves["length"][:, -10:].mean(1)),
+                    _papers(theirs[arm]) if arm in theirs else None,
+                )
+            )
+    return Table(
+        title="average reward",
+        columns=("task", "arm", "seeds", "average score", "KL, last 10", "length, last 10", "paper, 101 steps"),
+        rows=tuple(rows),
+        notes=(
+            f"Ours: mean over {'all' if settings.steps is None else f'the first {settings.steps}'} steps, 95 % t-"
+            "interval over seeds (range below 4). The paper's: recomputed from its curves, ± 2 standard errors (ddof "
+            "0), as its authors did. Scores of different reward models are not comparable.",
+        ),
+    )
+
+
+def _papers(curve: np.ndarray) -> str:
+    values = curve[:, :STEPS].mean(1)
+    return f"{values.mean():.2f} ± {2 * values.std() / np.sqrt(len(values)):.2f}"
+
+
+def draw(found: Sequence[Results], settings: TableOne) -> figures.Figure:
+    """A dot and its interval for every arm, a panel for every comparison."""
+    with figures.style():
+        figure = figures.grid(len(found), columns=len(found))
+        for axes, results in zip(figure.axes, found, strict=True):
+            for place, (arm, (colour, _)) in enumerate(figures.line_styles(results.arms).items()):
+                score: Summary = summarise(results.curves[arm]["score"][:, : settings.steps].mean(1))
+                axes.plot([score.low, score.high], [place, place], color=colour)
+                axes.plot([score.mean], [place], "o", color=colour, markersize=4)
+            axes.set_yticks(range(len(results.arms)), labels=results.arms)
+            axes.invert_yaxis()
+            axes.set_title(f"{results.task}: average score", loc="left")
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    settings = parse(TableOne, "benchmarks.table1", argv)
+    try:
+        found = [read(folder) for folder in settings.folders()]
+        made = table(found, settings)
+        out = Path(settings.out)
+        out.mkdir(parents=True, exist_ok=True)
+        tables.write(made, out)
+        figures.save(draw(found, settings), out, "table1")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
+    tables.show(made, Console())
+    print(f"written to {out}: table.md, table.csv, table1.png, table1.pdf")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
