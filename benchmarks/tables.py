@@ -75,12 +75,15 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def show(table: Table, console: Console) -> None:
-    """In the terminal; names of arms and panels are never read as markup."""
+    """In the terminal, the shorter side across; names of arms and panels are never read as markup."""
+    cells = [table.columns, *([text(value) for value in row] for row in table.rows)]
+    if len(cells) < len(table.columns):
+        cells = [list(line) for line in zip(*cells, strict=True)]
     drawn = RichTable(title=Text(table.title), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    for index, column in enumerate(table.columns):
-        drawn.add_column(Text(column), justify="right" if index else "left")
-    for row in table.rows:
-        drawn.add_row(*(Text(text(value)) for value in row))
+    for index, column in enumerate(cells[0]):
+        drawn.add_column(Text(column), justify="right" if index else "left", overflow="fold")
+    for row in cells[1:]:
+        drawn.add_row(*(Text(cell.replace(" [", "\n[")) for cell in row))
     console.print(drawn)
     for note in table.notes:
         console.print(note, style="dim", markup=False, highlight=False)
