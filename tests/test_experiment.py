@@ -98,7 +98,7 @@ def in_threads(monkeypatch):
     """Runs in threads of this process: starting another one takes seconds."""
 
     def pool(processes, *, mp_context, initializer, initargs):
-        return ThreadPoolExecutor(processes)
+        return ThreadPoolExecutor(1)  # runs redirect their output, which threads would share
 
     monkeypatch.setattr(runner, "ProcessPoolExecutor", pool)
 

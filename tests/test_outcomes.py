@@ -124,5 +124,5 @@ def test_the_papers_table_is_recomputed_from_its_curves(data_folder):
         "abc": 8.32, "sparse": 7.21, "uniform": 6.60
     }  # fmt: skip
     best, step = best_of_mean(rewards["sparse"])
-    assert (round(best, 2), step) == (9.44, 89)
-    assert steps_to_pass(rewards["abc"], best) == 41
+    assert (round(best, 2), step) == (9.44, 90)  # its record begins with step 0, ours with step 1
+    assert steps_to_pass(rewards["abc"], best) == 42
