@@ -53,6 +53,7 @@ JUDGES = (
     *("reward", "reward_score", "reward_template", "reward_end", "endpoint", "model", "api_key_env", "judge_prompt"),
     *("answer_tokens", "timeout_seconds", "attempts", "backoff_seconds", "plain_http"),
 )
+MADE_BY = "benchmarks.preference"
 MAY_CHANGE = ("resamples", "judge", *JUDGES)
 """What a later call may ask for differently: responses stay the same, and every verdict names its judge."""
 
@@ -171,12 +172,13 @@ def compare(settings: Preference, console: Console, judge: Judge | Asked | str |
         raise ValueError("two judges: leave out --reward and --endpoint, or the judge that is passed")
     chosen, out = settings.judge() if judge is None else as_judge(judge), Path(settings.out)
     recorded = {**jsonable(settings), "judge": jsonable(chosen.identity)}
-    require_claimable(out, recorded, overwrite=settings.overwrite, may_change=MAY_CHANGE)
+    record = run_record(recorded, {}, made_by=MADE_BY)
+    require_claimable(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
     prompts = usable_prompts(settings, out / "prompts.json")
     _say(console, prompts.summary())
     sources = {"first": model_fingerprint(settings.first), "second": model_fingerprint(settings.second)}
-    record = run_record(recorded, {**sources, "prompts": fingerprint([Path(settings.prompts)])})
-    claim_folder(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
+    datasets = {**sources, "prompts": fingerprint([Path(settings.prompts)])}
+    claim_folder(out, {**record, "datasets": datasets}, overwrite=settings.overwrite, may_change=MAY_CHANGE)
     write_json(out / "prompts.json", {"kept": [prompt.row for prompt in prompts.kept], "left_out": prompts.left_out})
     first, second = (
         responses(settings.sampling, checkpoint, prompts.kept, out / f"responses-{which}.json")
