@@ -37,9 +37,12 @@ PREPARATIONS: Mapping[str, Preparation] = {
 
 def main(argv: Sequence[str]) -> None:
     """Command line: the name of a task, then its settings as flags or a YAML file."""
+    usage = f"usage: python -m benchmarks.prepare TASK ... (TASK --help); TASK one of {', '.join(PREPARATIONS)}"
+    if argv and argv[0] in ("-h", "--help"):
+        print(usage)
+        return
     if not argv or argv[0] not in PREPARATIONS:
-        given = argv[0] if argv else "nothing"
-        raise SystemExit(f"usage: python -m benchmarks.prepare TASK ...; TASK one of {list(PREPARATIONS)}, got {given}")
+        raise SystemExit(f"{usage}; got {argv[0] if argv else 'nothing'}")
     task = PREPARATIONS[argv[0]]
     settings = parse(task.settings, f"benchmarks.prepare {argv[0]}", list(argv[1:]), defaults=task.defaults)
     disable_progress_bar()  # of every model file that is written

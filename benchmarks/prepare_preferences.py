@@ -8,6 +8,7 @@ their text, so no post or question is both learned from and tested on.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +50,8 @@ from models.training import (
     train_preference_model,
 )
 
+shown = partial(TrainingSettings, progress=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
@@ -66,29 +69,29 @@ STAGES: Mapping[str, Stages] = {
         reward=TrainingSettings(steps=10, batch_size=4, learning_rate=2e-3),
     ),
     "tiny": Stages(
-        language=TrainingSettings(steps=600, batch_size=8, learning_rate=2e-3),
-        demonstrations=TrainingSettings(steps=150, batch_size=8, learning_rate=1e-3),
-        reward=TrainingSettings(steps=200, batch_size=8, learning_rate=5e-4),
+        language=shown(steps=600, batch_size=8, learning_rate=2e-3),
+        demonstrations=shown(steps=150, batch_size=8, learning_rate=1e-3),
+        reward=shown(steps=200, batch_size=8, learning_rate=5e-4),
     ),
     "small": Stages(
-        language=TrainingSettings(epochs=3, batch_size=32, learning_rate=6e-4),
-        demonstrations=TrainingSettings(epochs=2, batch_size=32, learning_rate=3e-4),
-        reward=TrainingSettings(epochs=1, batch_size=32, learning_rate=1e-4),
+        language=shown(epochs=3, batch_size=32, learning_rate=6e-4),
+        demonstrations=shown(epochs=2, batch_size=32, learning_rate=3e-4),
+        reward=shown(epochs=1, batch_size=32, learning_rate=1e-4),
     ),
     "gpt2": Stages(
-        language=TrainingSettings(epochs=3, batch_size=32, learning_rate=6e-4),
-        demonstrations=TrainingSettings(epochs=2, batch_size=32, learning_rate=1e-4),
-        reward=TrainingSettings(epochs=1, batch_size=32, learning_rate=5e-5),
+        language=shown(epochs=3, batch_size=32, learning_rate=6e-4),
+        demonstrations=shown(epochs=2, batch_size=32, learning_rate=1e-4),
+        reward=shown(epochs=1, batch_size=32, learning_rate=5e-5),
     ),
     "base": Stages(
         language=None,
-        demonstrations=TrainingSettings(epochs=1, batch_size=32, micro_batch_size=4, learning_rate=5e-5),
-        reward=TrainingSettings(epochs=1, batch_size=32, micro_batch_size=4, learning_rate=2e-5),
+        demonstrations=shown(epochs=1, batch_size=32, micro_batch_size=4, learning_rate=5e-5),
+        reward=shown(epochs=1, batch_size=32, micro_batch_size=4, learning_rate=2e-5),
     ),
     "lora": Stages(
         language=None,
-        demonstrations=TrainingSettings(epochs=1, batch_size=32, micro_batch_size=2, learning_rate=2e-4),
-        reward=TrainingSettings(epochs=1, batch_size=32, micro_batch_size=2, learning_rate=1e-4),
+        demonstrations=shown(epochs=1, batch_size=32, micro_batch_size=2, learning_rate=2e-4),
+        reward=shown(epochs=1, batch_size=32, micro_batch_size=2, learning_rate=1e-4),
     ),
 }
 

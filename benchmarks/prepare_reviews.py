@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from benchmarks.rows import fingerprints
 from models.objectives import Labelled
 from models.training import TrainingSettings, model_input, new_classifier, save, train_classifier, train_language_model
 
+shown = partial(TrainingSettings, progress=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
@@ -37,20 +40,18 @@ STAGES: Mapping[str, Stages] = {
         language=TrainingSettings(steps=50, learning_rate=4e-3), reward=TrainingSettings(steps=50, learning_rate=2e-3)
     ),
     "tiny": Stages(
-        language=TrainingSettings(steps=1500, learning_rate=2e-3),
-        reward=TrainingSettings(steps=2000, learning_rate=1e-3),
+        language=shown(steps=1500, learning_rate=2e-3),
+        reward=shown(steps=2000, learning_rate=1e-3),
     ),
     "small": Stages(
-        language=TrainingSettings(epochs=3, batch_size=32, learning_rate=6e-4),
-        reward=TrainingSettings(epochs=1, batch_size=32, learning_rate=1e-4),
+        language=shown(epochs=3, batch_size=32, learning_rate=6e-4),
+        reward=shown(epochs=1, batch_size=32, learning_rate=1e-4),
     ),
     "gpt2": Stages(
-        language=TrainingSettings(epochs=3, batch_size=32, learning_rate=6e-4),
-        reward=TrainingSettings(epochs=1, batch_size=32, learning_rate=5e-5),
+        language=shown(epochs=3, batch_size=32, learning_rate=6e-4),
+        reward=shown(epochs=1, batch_size=32, learning_rate=5e-5),
     ),
-    "base": Stages(
-        language=TrainingSettings(epochs=1, learning_rate=5e-5), reward=TrainingSettings(epochs=1, learning_rate=2e-5)
-    ),
+    "base": Stages(language=shown(epochs=1, learning_rate=5e-5), reward=shown(epochs=1, learning_rate=2e-5)),
 }
 
 
