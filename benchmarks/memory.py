@@ -1,11 +1,13 @@
 """Does a PPO step fit the card? Predicted before anything is loaded; on a GPU also measured, phase by phase.
 
-``python -m benchmarks.memory --preset dialogue --card_gib 24`` prints components x phases in GiB, the peak, whether it
+``python -m benchmarks.memory --preset dialogue --card-gib 24`` prints components x phases in GiB, the peak, whether it
 fits, and which setting to change if not. With a CUDA device it then builds the models (random weights of the right
 shape where the real ones are absent), caps torch at the card's size, and prints prediction beside measurement.
 """
 
 import dataclasses
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -244,10 +246,12 @@ def make_parser() -> ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line."""
+    """Command line; flags may be written with hyphens as well, ``--card-gib 24``."""
+    words = sys.argv[1:] if argv is None else argv
+    words = [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in words]
     parser = make_parser()
-    given = parser.parse_args(argv, defaults=False).as_dict()
-    preset = parser.parse_args(argv).preset
+    given = parser.parse_args(words, defaults=False).as_dict()
+    preset = parser.parse_args(words).preset
     changed = {name: value for name, value in given.items() if name in Settings.__dataclass_fields__}
     try:
         run(from_preset(preset, **changed), Console())
