@@ -1,0 +1,265 @@
+"""Does a PPO step fit the card? Predicted before anything is loaded; on a GPU also measured, phase by phase.
+
+``python -m benchmarks.memory --preset dialogue --card-gib 24`` prints components x phases in GiB, the peak, whether it
+fits, and which setting to change if not. With a CUDA device it then builds the models (random weights of the right
+shape where the real ones are absent), caps torch at the card's size, and prints prediction beside measurement.
+"""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from jsonargparse import ArgumentParser
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedConfig
+
+from benchmarks.cli import command_line
+from benchmarks.memory_measure import CudaMeter, Head, Measurement, capped, measure, shape_of
+from benchmarks.memory_model import COMPONENTS, CONTEXT_BYTES, GIB, PHASES, Prediction, Settings, Shape, predict
+
+Preset = Literal["dialogue", "summarisation", "positive_generation"]
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "dialogue": {},
+    "summarisation": {
+        "policy": "EleutherAI/gpt-j-6b",
+        "reward": "EleutherAI/gpt-j-6b",
+        "rollout_batch_size": 4,
+        "prompt_tokens": 512,
+        "response_tokens": 48,
+    },
+    "positive_generation": {
+        "policy": "lvwerra/gpt2-imdb",
+        "reward": "lvwerra/gpt2-imdb",
+        "dtype": "float32",
+        "four_bit": "none",
+        "training": "full",
+        "gradient_checkpointing": False,
+        "prompt_tokens": 7,
+        "response_tokens": 15,
+    },
+}
+"""What each of the paper's tasks (Tables 2-4) changes in the defaults, which are dialogue's. The paper's reward models
+are not quantised (``four_bit`` "policy"); its prompts of summarisation are under 450 tokens."""
+
+
+def _open_llama(hidden: int, inner: int, layers: int) -> Callable[[], PreTrainedConfig]:
+    return lambda: LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-6,
+    )
+
+
+OPEN_LLAMA_7B, OPEN_LLAMA_3B = _open_llama(4096, 11_008, 32), _open_llama(3200, 8640, 26)
+SHAPES: Mapping[str, Callable[[], PreTrainedConfig]] = {
+    "VMware/open-llama-7b-open-instruct": OPEN_LLAMA_7B,
+    "openlm-research/open_llama_7b": OPEN_LLAMA_7B,
+    "openlm-research/open_llama_3b": OPEN_LLAMA_3B,
+    "weqweasdas/hh_rlhf_rm_open_llama_3b": OPEN_LLAMA_3B,
+    "EleutherAI/gpt-j-6b": GPTJConfig,
+    "lvwerra/gpt2-imdb": GPT2Config,
+    "openai-community/gpt2": GPT2Config,
+}
+"""Architectures by hub name, so that none is downloaded."""
+NOTE = "Every phase at its fullest moment; the CUDA context is an assumption, fragments of the allocator are left out."
+PAGED = "{} GiB of optimizer states besides are paged: on the card only while it has room."
+
+
+def from_preset(preset: Preset, **overrides: Any) -> Settings:
+    """A preset's settings with some of them changed.
+
+    Raises:
+        ValueError: an unknown preset, or settings that cannot be.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"no preset {preset!r}; one of {', '.join(PRESETS)}")
+    return Settings(**{**PRESETS[preset], **overrides})
+
+
+def config_of(name: str, head: Head) -> PreTrainedConfig:
+    """The configuration behind a built-in name or a local folder; a built-in classifier has one label.
+
+    Raises:
+        ValueError: neither; names what is built in.
+    """
+    if Path(name, "config.json").is_file():
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name)
+        return config
+    if name not in SHAPES:
+        raise ValueError(
+            f"{name!r} is no folder with a config.json and no built-in shape; built in are {', '.join(SHAPES)}. "
+            "Download the model's config.json into a folder and name that"
+        )
+    config = SHAPES[name]()
+    if head == "classifier":
+        config.num_labels = 1
+    return config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One setting changed, and the peak it gives in bytes."""
+
+    name: str
+    value: object
+    peak: float
+
+    @property
+    def text(self) -> str:
+        """As a flag."""
+        shown = str(self.value).lower() if isinstance(self.value, bool) else self.value
+        return f"--{self.name} {shown} ({self.peak / GIB:.1f} GiB)"
+
+
+def helpful_changes(settings: Settings, policy: Shape, reward: Shape) -> list[Change]:
+    """Single changes that lower the peak, each predicted anew, the most helpful first."""
+    now = predict(settings, policy, reward).peak
+    found = [
+        Change(name=name, value=value, peak=predict(replace(settings, **{name: value}), policy, reward).peak)
+        for name, value in _candidates(settings)
+    ]
+    return sorted((change for change in found if change.peak < now), key=lambda change: change.peak)
+
+
+def _candidates(settings: Settings) -> Iterator[tuple[str, Any]]:
+    """Single settings and the values that may take less memory."""
+    for name in ("micro_batch_tokens", "reward_micro_batch_tokens", "minibatch_size", "rollout_batch_size"):
+        half = getattr(settings, name) // 2
+        if half >= (settings.minibatch_size if name == "rollout_batch_size" else 1):
+            yield name, half
+    if not settings.gradient_checkpointing:
+        yield "gradient_checkpointing", True
+    if settings.optimizer != "paged_adamw_8bit":
+        yield "optimizer", "paged_adamw_8bit"
+    if settings.training == "full":
+        yield "training", "lora"
+    packed = {"none": ("policy", "reward"), "policy": ("both",), "reward": ("both",), "both": ()}[settings.four_bit]
+    for choice in packed:
+        if settings.training == "lora" or choice == "reward":
+            yield "four_bit", choice
+
+
+def verdict(settings: Settings, prediction: Prediction, changes: list[Change]) -> str:
+    """Whether the peak fits the card, and what to change where it does not."""
+    card, peak = settings.card_gib, prediction.peak / GIB
+    where = f"{peak:.1f} GiB at most, in the phase {prediction.peak_phase!r}"
+    if peak <= card:
+        return f"Fits {card:g} GiB: {where}, {card - peak:.1f} GiB to spare."
+    fitting = [change for change in changes if change.peak <= card * GIB]
+    if fitting:
+        each = "; ".join(change.text for change in fitting)
+        return f"Does not fit {card:g} GiB: {where}. Any one of these makes it fit: {each}."
+    if changes:
+        return f"Does not fit {card:g} GiB: {where}. No single change is enough; most helpful: {changes[0].text}."
+    return f"Does not fit {card:g} GiB: {where}. No setting helps; use smaller models."
+
+
+def prediction_table(prediction: Prediction) -> Table:
+    """Components x phases in GiB, every phase at its fullest moment."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("GiB, predicted", no_wrap=True)
+    for phase in PHASES:
+        table.add_column(phase, justify="right", style="bold" if phase == prediction.peak_phase else "")
+    for component in COMPONENTS:
+        table.add_row(component, *(_gib(prediction.phases[phase][component]) for phase in PHASES))
+    table.add_section()
+    table.add_row("total", *(_gib(prediction.total(phase)) for phase in PHASES))
+    return table
+
+
+def comparison_table(prediction: Prediction, measurement: Measurement) -> Table:
+    """Prediction beside measurement, both without the CUDA context, which torch does not count."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("GiB, without context", "predicted", "measured", "predicted / measured"):
+        table.add_column(title, justify="left" if title.startswith("GiB") else "right")
+    for phase, measured in measurement.peaks.items():
+        predicted = prediction.total(phase) - CONTEXT_BYTES
+        table.add_row(phase, _gib(predicted), _gib(measured), f"{predicted / measured:.2f}")
+    return table
+
+
+def _gib(value: float) -> str:
+    return f"{value / GIB:.2f}" if value else "–"
+
+
+def run(settings: Settings, console: Console) -> None:
+    """Predict and print; measure and print where asked and possible.
+
+    Raises:
+        ValueError: unknown models, rows beyond a context, or a measurement required without a CUDA device.
+        MemoryError: measuring ran out of memory under the cap.
+    """
+    if settings.measure == "required" and not torch.cuda.is_available():
+        raise ValueError("measure 'required' needs a CUDA device, and there is none; 'never' prints the prediction")
+    configs = config_of(settings.policy, "lm"), config_of(settings.reward, "classifier")
+    policy, reward = shape_of(configs[0], "lm", settings.policy), shape_of(configs[1], "classifier", settings.reward)
+    prediction = predict(settings, policy, reward)
+    _say(console, _titled(settings, policy, reward))
+    console.print(prediction_table(prediction))
+    _say(console, NOTE + (f" {PAGED.format(_gib(prediction.paged))}" if prediction.paged else ""))
+    _say(console, verdict(settings, prediction, helpful_changes(settings, policy, reward)))
+    if settings.measure == "never":
+        return
+    if not torch.cuda.is_available():
+        _say(console, "not measured: no CUDA device")
+        return
+    device = torch.device("cuda", torch.cuda.current_device())
+    with capped(device, settings.card_gib * GIB - CONTEXT_BYTES) as limit:
+        measurement = measure(settings, *configs, CudaMeter(device), device)
+    console.print(comparison_table(prediction, measurement))
+    where = f"measured on {torch.cuda.get_device_name(device)} under a cap of {_gib(limit)} GiB"
+    _say(console, f"{where}; torch's allocator held {_gib(measurement.held)} GiB at most")
+
+
+def _titled(settings: Settings, policy: Shape, reward: Shape) -> str:
+    """The models with their sizes, then every setting but theirs."""
+    sizes = ", ".join(
+        f"{role} {shape.name} ({shape.parameters / 1e6:,.0f} M weights)"
+        for role, shape in (("policy", policy), ("reward", reward))
+    )
+    fields = (field.name for field in dataclasses.fields(settings) if field.name not in ("policy", "reward"))
+    return f"{sizes}\n" + ", ".join(f"{name} {getattr(settings, name)}" for name in fields)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False)
+
+
+def make_parser() -> ArgumentParser:
+    """Flags of the settings, and ``--preset``, on top of which they change things."""
+    parser = command_line(Settings, "benchmarks.memory")
+    parser.add_argument(
+        "--preset", type=Preset, default="dialogue", help=f"settings to start from: {', '.join(get_args(Preset))}"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line; flags may be written with hyphens as well, ``--card-gib 24``."""
+    words = sys.argv[1:] if argv is None else argv
+    words = [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in words]
+    parser = make_parser()
+    given = parser.parse_args(words, defaults=False).as_dict()
+    preset = parser.parse_args(words).preset
+    changed = {name: value for name, value in given.items() if name in Settings.__dataclass_fields__}
+    try:
+        run(from_preset(preset, **changed), Console())
+    except ValueError as error:
+        parser.error(str(error))
+    except MemoryError as error:
+        raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()
