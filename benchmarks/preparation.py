@@ -130,18 +130,18 @@ def continuations(
     """Continuations drawn from the whole distribution, to be read; no generation setting of a folder is used."""
     eos = tokenizer.eos_token_id
     limit = context_length(getattr(model, "get_base_model", lambda: model)()) or SAMPLE_TOKENS + max(map(len, prompts))
-    plain = GenerationConfig(do_sample=True, top_k=0, eos_token_id=eos, pad_token_id=eos, bos_token_id=None)
     texts, own = [], model.generation_config
     model.eval()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            model.generation_config = plain  # unset settings would otherwise come from the model's folder
             for ids in prompts[:SAMPLES]:
-                given = torch.tensor([ids], device=model.device)
-                room = min(SAMPLE_TOKENS, limit - len(ids))
-                mask = torch.ones_like(given)
-                drawn = model.generate(given, attention_mask=mask, generation_config=plain, max_new_tokens=room)
+                given, room = torch.tensor([ids], device=model.device), min(SAMPLE_TOKENS, limit - len(ids))
+                # the model's own as well: settings left unset here would come from its folder
+                model.generation_config = GenerationConfig(
+                    do_sample=True, top_k=0, max_new_tokens=room, eos_token_id=eos, pad_token_id=eos
+                )
+                drawn = model.generate(given, attention_mask=torch.ones_like(given))
                 texts.append(f"{tokenizer.decode(ids)[-SHOWN:]} | {tokenizer.decode(drawn[0, len(ids) :])}")
         finally:
             model.generation_config = own
