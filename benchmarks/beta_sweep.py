@@ -8,11 +8,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import figures, tables
+from benchmarks import figures
 from benchmarks.arms import parse_arms
 from benchmarks.comparison import Comparison, Panel, Script, Study
 from benchmarks.outcomes import LAST
 from benchmarks.paper_curves import paper_curves, require_same_task
+from benchmarks.publishing import publish
 from benchmarks.statistics import Results, summarise
 from benchmarks.tables import Table
 
@@ -44,11 +45,7 @@ def arm(options: Options, beta: float) -> str:
 def write(study: Study, options: Options, out: Path, console: Console) -> None:
     """betas.png and .pdf, table.md and .csv."""
     require_same_task(study.settings.paper_curves, study.settings.task)
-    figures.save(draw(study, options), out, "betas")
-    table = summary(study.only, options)
-    tables.write(table, out)
-    tables.show(table, console)
-    console.print(f"written to {out}: table.md, table.csv, betas.png, betas.pdf", markup=False, highlight=False)
+    publish(summary(study.only, options), {"betas": draw(study, options)}, out, console)
 
 
 def draw(study: Study, options: Options) -> Figure:

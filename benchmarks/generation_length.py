@@ -7,10 +7,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import figures, tables
+from benchmarks import figures
 from benchmarks.comparison import Comparison, Panel, Script, Study
 from benchmarks.outcomes import LAST, failed, threshold
 from benchmarks.paper_curves import of_arms, paper_curves, require_same_task
+from benchmarks.publishing import publish
 from benchmarks.report import number
 from benchmarks.statistics import summarise, variance_across_seeds
 from benchmarks.tables import Table
@@ -42,11 +43,7 @@ def panels(_: Comparison, options: Options) -> Sequence[Panel]:
 def write(study: Study, options: Options, out: Path, console: Console) -> None:
     """lengths.png and .pdf, table.md and .csv."""
     require_same_task(study.settings.paper_curves, study.settings.task)
-    figures.save(draw(study), out, "lengths")
-    table = summary(study, options)
-    tables.write(table, out)
-    tables.show(table, console)
-    console.print(f"written to {out}: table.md, table.csv, lengths.png, lengths.pdf", markup=False, highlight=False)
+    publish(summary(study, options), {"lengths": draw(study)}, out, console)
 
 
 def draw(study: Study) -> Figure:

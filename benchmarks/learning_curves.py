@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import figures, tables
+from benchmarks import figures
 from benchmarks.comparison import Script, Study
 from benchmarks.outcomes import LAST, Threshold, best_of_mean, failed, steps_to_pass, threshold
 from benchmarks.paper_curves import of_arms, paper_curves, require_same_task
+from benchmarks.publishing import publish
 from benchmarks.report import compare, number
 from benchmarks.statistics import Results, summarise, variance_across_seeds
 from benchmarks.tables import Table
@@ -31,12 +33,17 @@ class Options:
 
 def write(study: Study, options: Options, out: Path, console: Console) -> None:
     """curves.png and .pdf, table.md and .csv."""
+    require_same_task(study.settings.paper_curves, study.only.task)
+    table = summary(study.only, threshold(study.only, options.failed_below))
+    publish(table, {"curves": draw(study)}, out, console)
+
+
+def draw(study: Study) -> Figure:
+    """Score, value loss, KL and length per step, the paper's means behind."""
     results, file = study.only, study.settings.paper_curves
-    require_same_task(file, results.task)
     theirs = {
-        "score": of_arms(paper_curves(file, results.task, "reward"), results),
-        "value_loss_paper": of_arms(paper_curves(file, results.task, "value_loss"), results),
-        "kl": of_arms(paper_curves(file, results.task, "kl"), results),
+        metric: of_arms(paper_curves(file, results.task, name), results)
+        for metric, name in (("score", "reward"), ("value_loss_paper", "value_loss"), ("kl", "kl"))
     }
     with figures.style():
         figure = figures.grid(4)
@@ -46,11 +53,7 @@ def write(study: Study, options: Options, out: Path, console: Console) -> None:
         behind = "; thin: the paper's means" if any(theirs.values()) else ""
         title = f"{results.task} (line: mean, band: ± standard deviation; seeds: {len(results.seeds)}{behind})"
         figures.legend(figure, figure.axes[0], title)
-    figures.save(figure, out, "curves")
-    table = summary(results, threshold(results, options.failed_below))
-    tables.write(table, out)
-    tables.show(table, console)
-    console.print(f"written to {out}: table.md, table.csv, curves.png, curves.pdf", markup=False, highlight=False)
+    return figure
 
 
 def summary(results: Results, limit: Threshold) -> Table:

@@ -10,9 +10,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import figures, tables
+from benchmarks import figures
 from benchmarks.comparison import Script, Study
 from benchmarks.outcomes import blocks, parting, standardised
+from benchmarks.publishing import publish
 from benchmarks.statistics import Array, Results
 from benchmarks.tables import Table
 
@@ -41,13 +42,7 @@ def write(study: Study, options: Options, out: Path, console: Console) -> None:
             f"task {results.task!r} has no gold score: use --task toy, or positive_generation with models made by "
             "prepare --gold true"
         )
-    figures.save(draw(results, options), out, "proxy_gold")
-    table = summary(results, options)
-    tables.write(table, out)
-    tables.show(table, console)
-    console.print(
-        f"written to {out}: table.md, table.csv, proxy_gold.png, proxy_gold.pdf", markup=False, highlight=False
-    )
+    publish(summary(results, options), {"proxy_gold": draw(results, options)}, out, console)
 
 
 def gains(results: Results, arm: str) -> tuple[Array, Array]:

@@ -11,6 +11,7 @@ from benchmarks import figures, tables
 from benchmarks.comparison import Script, Study
 from benchmarks.outcomes import at_level, blocks
 from benchmarks.paper_curves import of_arms, paper_curves, require_same_task
+from benchmarks.publishing import publish
 from benchmarks.report import number
 from benchmarks.statistics import Results
 from benchmarks.tables import Table
@@ -33,11 +34,7 @@ class Options:
 def write(study: Study, options: Options, out: Path, console: Console) -> None:
     """frontier.png and .pdf, table.md and .csv."""
     require_same_task(study.settings.paper_curves, study.only.task)
-    figures.save(draw(study, options), out, "frontier")
-    table = summary(study.only, options)
-    tables.write(table, out)
-    tables.show(table, console)
-    console.print(f"written to {out}: table.md, table.csv, frontier.png, frontier.pdf", markup=False, highlight=False)
+    publish(summary(study.only, options), {"frontier": draw(study, options)}, out, console)
 
 
 def draw(study: Study, options: Options) -> Figure:

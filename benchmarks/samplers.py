@@ -8,6 +8,7 @@ with dropout. Each is a policy here that samples so and is our own in everything
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,52 +19,47 @@ from rlhf_core.types import Limits, Policy, Sequences
 DROPOUT = 0.1
 
 
-class UnrestrictedLogprobs:
-    """EOS is banned while sampling and allowed in every log-probability, the reference's too: what was drawn is not
+Draw = Callable[[Any, Sequence[Sequence[int]], Limits, Tensor], Sequences]
+
+
+class DrawnOtherwise:
+    """A policy that draws its responses by ``draw(policy, prompts, limits, uniforms)`` and is ``policy`` otherwise."""
+
+    def __init__(self, policy: Policy, draw: Draw) -> None:
+        object.__setattr__(self, "policy", policy)
+        object.__setattr__(self, "draw", draw)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.policy, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.policy, name, value)
+
+    def sample(self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
+        """Draw a response per prompt."""
+        drawn: Sequences = self.draw(self.policy, prompts, limits, uniforms)
+        return drawn
+
+
+def unrestricted(policy: Any, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
+    """EOS is banned while sampling, and allowed in every log-probability, the reference's too: what was drawn is not
     what is trained."""
-
-    def __init__(self, policy: Policy) -> None:
-        object.__setattr__(self, "policy", policy)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.policy, name)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        setattr(self.policy, name, value)
-
-    def sample(self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
-        """Draw under the minimum length, then forget it."""
-        drawn: Sequences = self.policy.sample(prompts, limits, uniforms)
-        return replace(drawn, min_lengths=torch.zeros_like(drawn.min_lengths))
+    drawn: Sequences = policy.sample(prompts, limits, uniforms)
+    return replace(drawn, min_lengths=torch.zeros_like(drawn.min_lengths))
 
 
-class DropoutWhileSampling:
-    """Responses are drawn with dropout on every residual branch (rate 0.1, GPT-2's), log-probabilities are without.
+def with_dropout(policy: Any, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
+    """Dropout wherever the network has a dropout module (rate 0.1, GPT-2's), but for the first rollout, which in the
+    published stack comes before the model is first put in train mode.
 
-    As in the published stack the first rollout, before any update, is drawn without. The masks follow torch's
-    generator seeded by the first uniform, so that a run repeats.
+    The masks follow torch's generator seeded by the first uniform, so that a run repeats. That a weight has moved shows
+    in the value head, which starts at zero.
     """
-
-    def __init__(self, policy: Policy) -> None:
-        object.__setattr__(self, "policy", policy)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.policy, name)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        setattr(self.policy, name, value)
-
-    def sample(self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
-        """Draw with dropout, but for the first rollout and for evaluations before it."""
-        if self.optimized():
-            with torch.random.fork_rng(), dropped(self.policy, DROPOUT):
-                torch.manual_seed(int(uniforms[0, 0] * 2**53))
-                return self.policy.sample(prompts, limits, uniforms)
-        return self.policy.sample(prompts, limits, uniforms)
-
-    def optimized(self) -> bool:
-        """Whether a weight has moved: the value head starts at zero and gets its first gradient in the first update."""
-        return any(bool(parameter.any()) for parameter in self.policy.value_head.parameters())
+    if not any(bool(parameter.any()) for parameter in policy.value_head.parameters()):
+        return policy.sample(prompts, limits, uniforms)
+    with torch.random.fork_rng(), dropped(policy, DROPOUT):
+        torch.manual_seed(int(uniforms[0, 0] * 2**53))
+        return policy.sample(prompts, limits, uniforms)
 
 
 @contextmanager
@@ -88,13 +84,9 @@ def dropped(policy: Any, rate: float) -> Iterator[None]:
             handle.remove()
 
 
-def _matched(policy: Any) -> Any:
-    return policy
-
-
 SAMPLERS: Mapping[str, Callable[[Any], Any]] = {
-    "matched": _matched,
-    "unrestricted-logprobs": UnrestrictedLogprobs,
-    "dropout": DropoutWhileSampling,
+    "matched": lambda policy: policy,
+    "unrestricted-logprobs": partial(DrawnOtherwise, draw=unrestricted),
+    "dropout": partial(DrawnOtherwise, draw=with_dropout),
 }
 """By name; "matched" is ours: one distribution for sampling and for every log-probability."""

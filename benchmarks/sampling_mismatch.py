@@ -11,9 +11,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import figures, tables
+from benchmarks import figures
 from benchmarks.comparison import Comparison, Panel, Script, Study
 from benchmarks.outcomes import LAST, failed, negative_kl, threshold
+from benchmarks.publishing import publish
 from benchmarks.report import number
 from benchmarks.samplers import SAMPLERS
 from benchmarks.statistics import summarise
@@ -61,11 +62,7 @@ def name_of(length: tuple[int, int], sampler: str) -> str:
 
 def write(study: Study, options: Options, out: Path, console: Console) -> None:
     """mismatch.png and .pdf, table.md and .csv."""
-    figures.save(draw(study, options), out, "mismatch")
-    table = summary(study, options)
-    tables.write(table, out)
-    tables.show(table, console)
-    console.print(f"written to {out}: table.md, table.csv, mismatch.png, mismatch.pdf", markup=False, highlight=False)
+    publish(summary(study, options), {"mismatch": draw(study, options)}, out, console)
 
 
 def draw(study: Study, options: Options) -> Figure:

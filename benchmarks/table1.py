@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks import figures, tables
+from benchmarks import figures
 from benchmarks.cli import parse, read_record
 from benchmarks.comparison import MADE_BY
 from benchmarks.curves import finished_curves
 from benchmarks.paper_curves import paper_curves
+from benchmarks.publishing import publish
 from benchmarks.statistics import Results, Summary, summarise
 from benchmarks.tables import Table
 
@@ -114,12 +115,9 @@ def main(argv: list[str] | None = None) -> None:
         made = table(found, settings)
         out = Path(settings.out)
         out.mkdir(parents=True, exist_ok=True)
-        tables.write(made, out)
-        figures.save(draw(found, settings), out, "table1")
+        publish(made, {"table1": draw(found, settings)}, out, Console())
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
-    tables.show(made, Console())
-    print(f"written to {out}: table.md, table.csv, table1.png, table1.pdf")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.samplers import SAMPLERS, DropoutWhileSampling, UnrestrictedLogprobs
+from benchmarks.samplers import SAMPLERS
 from models import load_policy
 from models.tiny import save_tiny
 from redistributors import Sparse
@@ -25,7 +25,7 @@ def draw(policy, seed=0, rows=16, low=4):
 @torch.no_grad()
 def test_unrestricted_logprobs_miss_the_mass_of_eos_and_nothing_else(folders):
     policy = load_policy(folders["gpt2"])
-    ours, theirs = draw(policy), draw(UnrestrictedLogprobs(policy))
+    ours, theirs = draw(policy), draw(SAMPLERS["unrestricted-logprobs"](policy))
     assert ours.response_ids.equal(theirs.response_ids)
     restricted = policy.evaluate(ours, frozenset()).logprobs
     unrestricted = policy.evaluate(theirs, frozenset()).logprobs
@@ -36,7 +36,7 @@ def test_unrestricted_logprobs_miss_the_mass_of_eos_and_nothing_else(folders):
 
 def test_dropout_changes_what_is_drawn_after_the_first_update_and_repeats(folders):
     policy = load_policy(folders["gpt2"])
-    dropping = DropoutWhileSampling(policy)
+    dropping = SAMPLERS["dropout"](policy)
     plain = draw(policy)
     assert draw(dropping).response_ids.equal(plain.response_ids)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_dropout_needs_modules_to_act_on(folders):
     with torch.no_grad():
         policy.value_head.linear.bias += 1.0
     with pytest.raises(ValueError, match="has no dropout modules"):
-        draw(DropoutWhileSampling(policy))
+        draw(SAMPLERS["dropout"](policy))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
