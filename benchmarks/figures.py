@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from benchmarks.statistics import FEWEST_SEEDS, Array, Results, band
 from benchmarks.viewer import Example, shades, visible
@@ -92,7 +92,7 @@ def panel(
         axes.fill_between(steps, low, high, color=colour, alpha=0.13, linewidth=0)
         axes.plot(steps, mean, color=colour, linestyle=dash, label=arm)
     axes.set_title(TITLES.get(metric, metric), loc="left")
-    axes.set_xlabel("step")
+    step_axis(axes)
     if metric.startswith("explained_variance"):
         axes.axhline(0, color="0.6", linewidth=0.6)
         # A critic that has learnt nothing yet can be arbitrarily bad; the part worth reading is around [0, 1].
@@ -151,7 +151,13 @@ def runs(axes: Axes, results: Results, metric: str) -> None:
         for index, curve in enumerate(results.curves[arm][metric]):
             label = arm if index == 0 else None
             axes.plot(np.arange(1, len(curve) + 1), curve, color=colour, linestyle=dash, linewidth=0.6, label=label)
+    step_axis(axes)
+
+
+def step_axis(axes: Axes) -> None:
+    """Whole steps below."""
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def grid(panels: int, *, columns: int | None = None, width: float = PANEL[0]) -> Figure:

@@ -119,14 +119,23 @@ def build(results: Results) -> Report:
         for quantity in QUANTITIES
         if any(quantity.metric in results.curves[arm] for arm in results.arms)
     ]
-    across = _row(
-        results,
-        "variance_across_seeds",
-        "variance of a step's score across seeds",
-        lambda arm: variance_across_seeds(results.curves[arm]["score"]),
-    )
-    rows = (measured[0], *_comparison(results), *measured[1:], across)
+    rows = (measured[0], *_comparison(results), *measured[1:], *_across_seeds(results))
     return Report(results=results, rows=rows, notes=notes(results), verdict=verdict(results))
+
+
+def _across_seeds(results: Results) -> list[tuple[Cell, ...]]:
+    """Variance over seeds at each step, averaged over steps: of the mean return, where logged, and of the score."""
+    titles = {"return_mean": "variance of a step's mean return across seeds", "score": "… of its score"}
+    return [
+        _row(
+            results,
+            f"{metric}_variance_across_seeds",
+            title,
+            lambda arm, metric=metric: variance_across_seeds(results.curves[arm][metric]),
+        )
+        for metric, title in titles.items()
+        if all(metric in curves for curves in results.curves.values())
+    ]
 
 
 def _comparison(results: Results) -> list[tuple[Cell, ...]]:

@@ -49,7 +49,7 @@ def test_average_and_final_score_by_hand():
     rows = table(build(found))
     assert rows["average_score"]["sparse"].value.mean == 9.5
     assert rows["final_score"]["sparse"].value.mean == np.arange(STEPS)[-LAST:].mean() == 14.5
-    assert rows["variance_across_seeds"]["sparse"].value == 0
+    assert rows["score_variance_across_seeds"]["sparse"].value == 0
 
 
 def test_iqm_ignores_a_diverged_seed():
