@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
-from rlhf_core.types import HasVocabulary, Policy, Redistributor, RewardModel, Rollout, Sequences
+from rlhf_core.types import HasIdRange, HasVocabulary, Policy, Redistributor, RewardModel, Rollout, Sequences
 
 LOG_RATIO_MAX = {torch.float32: 1e-4}
 LOG_RATIO_MAX_LOW_PRECISION = 0.1
@@ -145,6 +145,21 @@ def check_vocabulary(policy: Policy, reward: RewardModel) -> None:
         raise ValueError(
             f"policy and reward model must share a tokenizer, but {len(differing)} of their {len(ours)} and "
             f"{len(theirs)} tokens differ ({shown}); load a reward model trained with the policy's tokenizer"
+        )
+
+
+def check_id_range(policy: Policy, reward: RewardModel) -> None:
+    """Refuse a policy that may draw ids the reward model has no embedding for; skipped where either range is unknown.
+
+    Equal tokenizers do not settle it: an embedding is often padded beyond its tokenizer.
+
+    Raises:
+        ValueError: the policy's range is the longer one.
+    """
+    if isinstance(policy, HasIdRange) and isinstance(reward, HasIdRange) and policy.vocab_size > reward.vocab_size:
+        raise ValueError(
+            f"the policy draws token ids 0 to {policy.vocab_size - 1}, but the reward model reads only 0 to "
+            f"{reward.vocab_size - 1}; bring both embeddings to one size with resize_token_embeddings and save again"
         )
 
 

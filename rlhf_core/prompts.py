@@ -4,14 +4,16 @@ from collections.abc import Sequence
 
 from rlhf_core.config import PPOConfig
 from rlhf_core.streams import stream
-from rlhf_core.types import Policy
+from rlhf_core.types import Policy, RewardModel, ValidatesPrompts
+
+Prompts = Sequence[str] | Sequence[Sequence[int]]
 
 
-def encoded(policy: Policy, prompts: Sequence[str] | Sequence[Sequence[int]], config: PPOConfig) -> list[list[int]]:
-    """Token ids of the prompts, each checked to leave room for the longest response.
+def encoded(policy: Policy, reward: RewardModel, prompts: Prompts, config: PPOConfig) -> list[list[int]]:
+    """Token ids of the prompts, each checked to leave policy and reward model room for the longest response.
 
     Raises:
-        ValueError: no prompts, or prompts the policy refuses (all of them are listed).
+        ValueError: no prompts, or prompts that policy or reward model refuse (all of them are listed).
     """
     if not len(prompts):
         raise ValueError("no prompts were given")
@@ -21,6 +23,8 @@ def encoded(policy: Policy, prompts: Sequence[str] | Sequence[Sequence[int]], co
         raise ValueError(f"prompts must be all texts or all token ids, got {len(texts)} texts and {len(given_ids)} ids")
     ids = policy.encode(texts) if texts else given_ids
     policy.validate(ids, config.max_length[1])
+    if isinstance(reward, ValidatesPrompts):
+        reward.validate(ids, config.max_length[1])
     return ids
 
 

@@ -15,6 +15,7 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.health import (
     check_credit,
     check_gamma,
+    check_id_range,
     check_log_ratio,
     check_needs,
     check_reference,
@@ -26,14 +27,13 @@ from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
 from rlhf_core.logging import JSONLines, Logger
 from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, rollout_metrics
 from rlhf_core.optimization import make_optimizer, make_schedule
-from rlhf_core.prompts import encoded, shuffled_batch
+from rlhf_core.prompts import Prompts, encoded, shuffled_batch
 from rlhf_core.returns import generalized_advantages
 from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model, penalised
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
 from rlhf_core.update import ppo_update
 
-Prompts = Sequence[str] | Sequence[Sequence[int]]
 SAMPLE_TEXTS = 4
 
 
@@ -45,8 +45,8 @@ class PPOTrainer:
 
     Raises:
         TypeError: ``redistributor`` or ``reward`` is something else.
-        ValueError: the models have different tokenizers; the redistributor needs evidence that they cannot give, or
-            cannot be discounted by gamma.
+        ValueError: the models have different tokenizers, or the policy draws ids that the reward model cannot read;
+            the redistributor needs evidence that they cannot give, or cannot be discounted by gamma.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class PPOTrainer:
         self.config = config
         self.loggers = tuple(loggers)
         check_vocabulary(policy, self.reward)
+        check_id_range(policy, self.reward)
         check_needs(redistributor, policy, self.reward)
         check_gamma(redistributor, config.gamma)
         policy.temperature = config.temperature
@@ -96,7 +97,7 @@ class PPOTrainer:
     def collect(self, prompts: Prompts) -> Rollout:
         """Sample a response per prompt and measure it; the draw is fixed by (seed, steps done), so it can be
         repeated. Checks, on the first step, that the policy is its reference."""
-        ids = encoded(self.policy, prompts, self.config)
+        ids = encoded(self.policy, self.reward, prompts, self.config)
         draw = Draw(seed=self.config.seed, name="sampling", step=self.steps_done)
         rollout = self._measured(ids, draw, self.redistributor)
         if self.steps_done == 0:
@@ -181,8 +182,8 @@ class PPOTrainer:
         """
         if steps < 1 or eval_every < 1 or save_every < 0:
             raise ValueError(f"fit: steps {steps} and eval_every {eval_every} must be 1 or more, save_every 0 or more")
-        ids = encoded(self.policy, prompts, self.config)
-        held_out = encoded(self.policy, eval_prompts, self.config) if len(eval_prompts) else []
+        ids = encoded(self.policy, self.reward, prompts, self.config)
+        held_out = encoded(self.policy, self.reward, eval_prompts, self.config) if len(eval_prompts) else []
         folder = _new_folder(Path(out))
         metrics, samples = JSONLines(folder / "metrics.jsonl"), JSONLines(folder / "samples.jsonl")
         loggers: tuple[Logger, ...] = (metrics, *self.loggers)
@@ -225,7 +226,7 @@ class PPOTrainer:
         return measure(self.policy, self.reward, sequences, needs, config=self.config, moments=self.score_moments)
 
     def _evaluation_rollout(self, prompts: Prompts) -> Rollout:
-        ids = encoded(self.policy, prompts, self.config)
+        ids = encoded(self.policy, self.reward, prompts, self.config)
         return self._measured(ids, Draw(seed=self.config.seed, name="evaluation", step=0), None)
 
     def _check_first(self, largest: float, mean: float) -> None:

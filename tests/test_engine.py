@@ -114,13 +114,17 @@ def test_prompts_are_used_once_per_epoch_in_a_seeded_order():
     assert shuffled_batch(ids, replace(config, seed=1), 1) != shuffled_batch(ids, config, 1)
 
 
+def encode(prompts):
+    return encoded(TablePolicy(), TokenReward(lambda prompts, responses: []), prompts, PPOConfig())
+
+
 def test_prompts_of_both_kinds_or_none_are_refused():
     with pytest.raises(ValueError, match="1 texts and 1 ids"):
-        encoded(TablePolicy(), ["1", [2]], PPOConfig())
+        encode(["1", [2]])
     with pytest.raises(ValueError, match="no prompts"):
-        encoded(TablePolicy(), [], PPOConfig())
+        encode([])
     with pytest.raises(ValueError, match="prompt 1 is empty"):
-        encoded(TablePolicy(), ["1", ""], PPOConfig())
+        encode(["1", ""])
 
 
 def test_running_moments_equal_those_of_all_scores():

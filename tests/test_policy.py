@@ -567,11 +567,11 @@ def test_unsafe_or_untrainable_requests_are_refused_with_the_way_out(tmp_path, f
         LoraSettings(rank=0)
     pickled = shutil.copytree(model, tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"only \.bin weights.*save_pretrained"):
+    with pytest.raises(ValueError, match=r"only pickled weights.*save_pretrained"):
         load_policy(str(pickled))
     pickled_adapter = shutil.copytree(adapter, tmp_path / "pickled-adapter")
     (pickled_adapter / "adapter_model.safetensors").rename(pickled_adapter / "adapter_model.bin")
-    with pytest.raises(ValueError, match=r"adapter_model\.bin files are not read|only \.bin weights"):
+    with pytest.raises(ValueError, match=r"adapter_model\.bin files are not read|only pickled weights"):
         load_policy(str(pickled_adapter))
 
 

@@ -201,6 +201,45 @@ def test_different_tokenizers_are_refused_at_construction():
     assert trainer(policy=Speaking(), reward=SpeakingReward(share_of_threes, Speaking.vocabulary))
 
 
+@dataclass(frozen=True)
+class NearSightedReward(TokenReward):
+    """Reads five tokens of an alphabet of ``vocab_size``."""
+
+    vocab_size: int = 6
+
+    def validate(self, prompts, max_length):
+        rows = [row for row, prompt in enumerate(prompts) if len(prompt) + max_length > 5]
+        if rows:
+            raise ValueError(f"rows {rows} do not fit with {max_length} response tokens")
+
+
+class Wide(TablePolicy):
+    vocab_size = 6
+
+    def sample(self, prompts, limits, uniforms):
+        raise AssertionError("something was generated")
+
+
+@pytest.mark.parametrize("use", ["collect", "evaluate", "fit"])
+def test_prompts_the_reward_model_cannot_read_are_refused_before_anything_is_generated(use, tmp_path):
+    config = replace(CONFIG, max_length=(3, 4))
+    learner = trainer(policy=Wide(), reward=NearSightedReward(share_of_threes), config=config)
+    call = {"collect": learner.collect, "evaluate": learner.evaluate}
+    call["fit"] = lambda prompts: learner.fit(prompts, 1, out=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"rows \[1, 2\] do not fit with 4 response tokens"):
+        call[use](PROMPTS)
+    with pytest.raises(ValueError, match=r"rows \[0\] do not fit"):
+        learner.fit([[1]], 1, out=tmp_path / "run", eval_prompts=[[1, 2]])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_that_draws_ids_the_reward_model_cannot_read_is_refused_at_construction():
+    with pytest.raises(ValueError, match=r"token ids 0 to 5, but the reward model reads only 0 to 4"):
+        trainer(policy=Wide(), reward=NearSightedReward(share_of_threes, vocab_size=5))
+    assert trainer(policy=Wide(), reward=NearSightedReward(share_of_threes))
+    assert trainer(reward=NearSightedReward(share_of_threes, vocab_size=5))  # the policy's range is unknown
+
+
 def test_gamma_is_refused_where_conserved_credit_lands_early():
     discounted = replace(CONFIG, gamma=0.99)
     with pytest.raises(ValueError, match=r"Uniform.*before the last token: with gamma 0.99"):
