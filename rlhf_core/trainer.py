@@ -25,7 +25,7 @@ from rlhf_core.health import (
 )
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
 from rlhf_core.logging import JSONLines, Logger
-from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, rollout_metrics
+from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
 from rlhf_core.optimization import make_optimizer, make_schedule
 from rlhf_core.prompts import Prompts, encoded, shuffled_batch
 from rlhf_core.returns import generalized_advantages
@@ -138,7 +138,7 @@ class PPOTrainer:
 
     def conclude(self, rollout: Rollout) -> None:
         """What follows an update: KL controller, running score moments, a redistributor that learns, the step count."""
-        self.kl_controller.update(mean_response_kl(rollout), len(rollout.sequences))
+        self.kl_controller.update(mean_response_kl(rollout), response_count(rollout))
         self.score_moments = self.score_moments.including(rollout.raw_scores)
         if isinstance(self.redistributor, Learns):
             self.redistributor.observe(rollout)

@@ -49,6 +49,36 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/masking.py",
+        "smallest = global_min(torch.where(mask, x, torch.inf).min())",
+        "smallest = torch.where(mask, x, torch.inf).min()",
+        "tests/test_distributed.py::test_moments_and_whitening_are_those_of_one_process",
+    ),
+    Mutation(
+        "rlhf_core/masking.py",
+        "largest = global_max(torch.where(mask, x, -torch.inf).max())",
+        "largest = torch.where(mask, x, -torch.inf).max()",
+        "tests/test_distributed.py::test_moments_and_whitening_are_those_of_one_process",
+    ),
+    Mutation(
+        "rlhf_core/metrics.py",
+        "return int(global_sum(torch.tensor(len(rollout.sequences))))",
+        "return len(rollout.sequences)",
+        "tests/test_distributed.py::test_the_kl_controller_is_fed_the_responses_of_all_processes",
+    ),
+    Mutation(
+        "rlhf_core/rewards.py",
+        "within = float(global_sum((values - mean).square().sum()))",
+        "within = float((values - mean).square().sum())",
+        "tests/test_distributed.py::test_score_moments_are_those_of_one_process",
+    ),
+    Mutation(
+        "rlhf_core/update.py",
+        "float(global_sum(torch.tensor(total, dtype=torch.float64)))",
+        "float(total)",
+        "tests/test_distributed.py::test_an_update_measures_and_whitens_over_all_processes",
+    ),
+    Mutation(
+        "rlhf_core/masking.py",
         "return torch.where(mask, x, 0).sum() / mask.sum()",
         "return torch.where(mask, x, 0).mean()",
         "tests/test_masking.py::test_hand_computed_moments_ignore_what_is_masked",
@@ -97,14 +127,14 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/metrics.py",
-        "return float((rollout.logprobs - rollout.ref_logprobs).sum(1).mean())",
-        "return float((rollout.logprobs - rollout.ref_logprobs).mean())",
+        "total = global_sum((rollout.logprobs - rollout.ref_logprobs).sum(1).sum())",
+        "total = global_sum((rollout.logprobs - rollout.ref_logprobs).mean(1).sum())",
         "tests/test_trainer.py::test_metrics_by_hand",
     ),
     Mutation(
         "rlhf_core/trainer.py",
-        "self.kl_controller.update(mean_response_kl(rollout), len(rollout.sequences))",
-        "self.kl_controller.update(float(rollout.kl.sum(1).mean()), len(rollout.sequences))",
+        "self.kl_controller.update(mean_response_kl(rollout), response_count(rollout))",
+        "self.kl_controller.update(float(rollout.kl.sum(1).mean()), response_count(rollout))",
         "tests/test_trainer.py::test_the_controller_is_fed_k1_whatever_penalises",
     ),
     Mutation(
