@@ -1,5 +1,6 @@
 """Buffer, batching, streams, rewards, config: the small parts of the engine."""
 
+import inspect
 import json
 import math
 import sys
@@ -115,7 +116,8 @@ def test_prompts_are_used_once_per_epoch_in_a_seeded_order():
 
 
 def encode(prompts):
-    return encoded(TablePolicy(), TokenReward(lambda prompts, responses: []), prompts, PPOConfig())
+    """As users meet it, who have no type checker at run time."""
+    return inspect.unwrap(encoded)(TablePolicy(), TokenReward(lambda *_: []), prompts, PPOConfig())
 
 
 def test_prompts_of_both_kinds_or_none_are_refused():
@@ -125,6 +127,27 @@ def test_prompts_of_both_kinds_or_none_are_refused():
         encode([])
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         encode(["1", ""])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ("1 2", r"got one text; for a single prompt give \['1 2'\]"),
+        ([1, 2, 3], r"prompt 0 must be a text or a list of token ids \(integers\), got 1$"),
+        ([[1], ["a"]], r"prompt 1 must be .*, got \['a'\]"),
+        ([[1], [2.0]], r"prompt 1 must be .*, got \[2.0\]"),
+        ([None], "prompt 0 must be .*, got None"),
+        ([[1], [[2]]], r"prompt 1 must be .*, got \[\[2\]\]"),
+    ],
+)
+def test_what_is_no_list_of_prompts_is_shown(prompts, words):
+    with pytest.raises(ValueError, match=words):
+        encode(prompts)
+
+
+def test_ids_may_be_tensors_and_arrays():
+    assert encode([torch.tensor([1, 2]), torch.tensor([3])]) == [[1, 2], [3]]
+    assert encode([np.array([1, 2]), (3,)]) == [[1, 2], [3]]
 
 
 def test_running_moments_equal_those_of_all_scores():

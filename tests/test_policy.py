@@ -508,6 +508,8 @@ def test_validate_lists_every_bad_row(folders, family):
     policy.validate(PROMPTS, 57)
     with pytest.raises(ValueError, match=r"row 1 is empty.*row 2 holds ids \[32, -1\].*row 3: 60 prompt \+ 5 response"):
         policy.validate([[2], [], [32, 3, -1], [2] * 60], 5)
+    with pytest.raises(ValueError, match="row 1 is empty"):
+        policy.validate(policy.encode(["w2", " "]), 5)
     with pytest.raises(ValueError, match="row 5: 7 prompt"):
         sample(policy, high=torch.tensor([12, 12, 12, 12, 12, 58]))
 
