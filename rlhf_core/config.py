@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 KLKind = Literal["k1", "abs", "k2", "k3", "full"]
 PaperTask = Literal["positive_generation", "summarisation", "dialogue"]
@@ -41,7 +42,7 @@ class PPOConfig:
     """Settings of a run. Defaults are the paper's for positive generation (Table 2), a column of TRL 0.7.4 settings.
 
     Raises:
-        ValueError: at construction, listing every setting that is out of range.
+        ValueError: at construction, listing every setting that is of another kind than annotated, or out of range.
     """
 
     gamma: float = 1.0
@@ -147,24 +148,47 @@ RENAMED: Mapping[str, str] = {
 
 
 def _problems(config: PPOConfig) -> list[str]:
-    """Every setting out of range, in words."""
-    return [*_out_of_range(config), *_unknown_words(config), *_contradictions(config)]
-
-
-def _out_of_range(config: PPOConfig) -> Iterator[str]:
-    """Single numbers; a setting of a nested part is named with a dot."""
-    settings = {
-        **{f.name: getattr(config, f.name) for f in fields(config)},
-        **{f"kl.{f.name}": getattr(config.kl, f.name) for f in fields(config.kl)},
-        **{f"score.{f.name}": getattr(config.score, f.name) for f in fields(config.score)},
-    }
+    """Every setting of a wrong kind or out of range, in words; contradictions only where every kind is right."""
+    settings = list(_settings(config))
+    wrong = {name: f"{words}, got {value!r}" for name, value, kind in settings if (words := _misfit(value, kind))}
+    contradictions = [] if wrong else list(_contradictions(config))
+    given = {name: value for name, value, _ in settings if name not in wrong and value is not None}
     for names, holds, words in RANGES:
-        for name in names:
-            value = settings[name]
-            if value is not None and not holds(value):
-                yield f"{name} must be {words}, got {value}"
+        bad = (name for name in names if name in given and not holds(given[name]))
+        wrong |= {name: f"{words}, got {given[name]!r}" for name in bad}
+    return [*(f"{name} must be {words}" for name, words in wrong.items()), *contradictions]
 
 
+def _settings(config: PPOConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Name, value and annotation of every setting; one of a nested part is named with a dot."""
+    for prefix, part in (("", config), ("kl.", config.kl), ("score.", config.score)):
+        if isinstance(part, PPOConfig | KLConfig | ScoreConfig):  # else it is a setting of a wrong kind itself
+            for name, kind in get_type_hints(type(part)).items():
+                yield prefix + name, getattr(part, name), kind
+
+
+def _misfit(value: object, kind: Any) -> str:
+    """What a setting annotated as ``kind`` must be, in words; empty where ``value`` is that. An int is a number, a bool
+    is none."""
+    parts = get_args(kind)
+    if isinstance(kind, UnionType):
+        found = [_misfit(value, part) for part in parts]
+        return " or ".join(found) if all(found) else ""
+    if get_origin(kind) is Literal:
+        return "" if value in parts else f"one of {', '.join(parts)}"
+    if get_origin(kind) is tuple:
+        pair = isinstance(value, tuple) and len(value) == len(parts) and not any(map(_misfit, value, parts))
+        return "" if pair else "a pair of integers (low, high)"
+    accepted, words = PLAIN.get(kind, (kind, f"a {kind.__name__}"))
+    return "" if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)) else words
+
+
+PLAIN: Mapping[type, tuple[Any, str]] = {
+    float: (int | float, "a number"),
+    int: (int, "an integer"),
+    bool: (bool, "True or False"),
+    NoneType: (NoneType, "None"),
+}
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("gamma", "lam"), lambda x: 0 <= x <= 1, "in [0, 1]"),
     (
@@ -183,21 +207,6 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("epochs", "rollout_batch_size", "minibatch_size", "micro_batch_tokens"), lambda x: x >= 1, "at least 1"),
     (("warmup_steps", "seed", "min_length"), lambda x: x >= 0, "0 or more"),
 )
-
-
-def _unknown_words(config: PPOConfig) -> Iterator[str]:
-    """Choices that type checkers see and Python does not."""
-    choices = (
-        ("kl.kind", config.kl.kind, get_args(KLKind)),
-        ("score.centring", config.score.centring, ("none", "running_mean")),
-        ("score.scaling", config.score.scaling, ("none", "running_std")),
-        ("schedule", config.schedule, ("constant", "linear")),
-        ("optimizer", config.optimizer, ("adam", "adamw")),
-        ("first_step_checks", config.first_step_checks, ("error", "warn")),
-    )
-    for name, value, allowed in choices:
-        if value not in allowed:
-            yield f"{name} must be one of {', '.join(allowed)}, got {value!r}"
 
 
 def _contradictions(config: PPOConfig) -> Iterator[str]:

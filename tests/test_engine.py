@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fakes import TablePolicy, ragged_sequences, sequences_of
+from fakes import TablePolicy, ragged_sequences, sequences_of, unchecked
 
 from rlhf_core import KLConfig, PPOConfig, RolloutBuffer, ScoreConfig, Sequences, TokenReward
 from rlhf_core.batching import micro_batches
@@ -211,6 +211,44 @@ def test_config_lists_every_problem_at_once():
 def test_config_refuses(bad):
     with pytest.raises(ValueError, match="PPOConfig"):
         PPOConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"gamma": None}, "gamma must be a number, got None"),
+        ({"gamma": "1"}, "gamma must be a number, got '1'"),
+        ({"lam": True}, "lam must be a number, got True"),
+        ({"epochs": 2.5}, "epochs must be an integer, got 2.5"),
+        ({"epochs": math.inf}, "epochs must be an integer, got inf"),
+        ({"epochs": None}, "epochs must be an integer, got None"),
+        ({"rollout_batch_size": 16.0}, "rollout_batch_size must be an integer, got 16.0"),
+        ({"minibatch_size": True}, "minibatch_size must be an integer, got True"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"schedule_steps": 2.5}, "schedule_steps must be an integer or None, got 2.5"),
+        ({"target_kl": "1"}, "target_kl must be a number or None, got '1'"),
+        ({"schedule": "cosine"}, "schedule must be one of constant, linear, got 'cosine'"),
+        ({"optimizer": ["adam"]}, r"optimizer must be one of adam, adamw, got \['adam'\]"),
+        ({"max_length": 15}, r"max_length must be a pair of integers \(low, high\), got 15"),
+        ({"max_length": (8,)}, r"max_length must be a pair .*, got \(8,\)"),
+        ({"max_length": (8.5, 15.5)}, r"max_length must be a pair .*, got \(8.5, 15.5\)"),
+        ({"max_length": [8, 15]}, r"max_length must be a pair .*, got \[8, 15\]"),
+        ({"kl": {"init_coef": 0.1}}, "kl must be a KLConfig, got {'init_coef': 0.1}"),
+        ({"kl": KLConfig}, "kl must be a KLConfig, got <class .*KLConfig'>"),
+        ({"kl": unchecked(KLConfig, target=None)}, "kl.target must be a number, got None"),
+        ({"kl": unchecked(KLConfig, adaptive=1)}, "kl.adaptive must be True or False, got 1"),
+        ({"kl": unchecked(KLConfig, kind="mse")}, "kl.kind must be one of k1, abs, k2, k3, full, got 'mse'"),
+        ({"score": unchecked(ScoreConfig, clip="1")}, "score.clip must be a number or None, got '1'"),
+    ],
+    ids=str,
+)
+def test_config_refuses_other_kinds_than_annotated(bad, words):
+    with pytest.raises(ValueError, match=f"^PPOConfig: {words}$"):
+        unchecked(PPOConfig, **bad)
+
+
+def test_config_takes_whole_numbers_as_numbers_and_none_where_it_means_something():
+    assert PPOConfig(gamma=1, learning_rate=1, score=ScoreConfig(clip=2), max_grad_norm=None, target_kl=np.float64(1))
 
 
 def test_paper_settings_carry_over():
