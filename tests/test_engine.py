@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import re
 import sys
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -273,9 +274,30 @@ def test_paper_settings_carry_over():
     assert (dialogue.epochs, dialogue.max_length, dialogue.seed) == (10, (256, 256), 3)
     with pytest.raises(ValueError, match="the paper's 'cliprange' is our 'clip_range'"):
         PPOConfig.from_paper("dialogue", cliprange=0.1)
+    assert PPOConfig.from_paper("dialogue", kl=KLConfig(init_coef=0.1)).kl.target == 6
     with pytest.raises(Exception, match="chess"):
         PPOConfig.from_paper("chess")  # type: ignore[arg-type]
     assert json.dumps(asdict(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("init_kl_coef", "is our kl=KLConfig(init_coef=...)"),
+        ("target", "is our kl=KLConfig(target=...)"),
+        ("adap_kl_ctrl", "is our kl=KLConfig(adaptive=...)"),
+        ("kl_penalty", "is our kl=KLConfig(kind=...), where its 'kl' is 'k1'"),
+        ("score_clip", "is our score=ScoreConfig(clip=...)"),
+        ("use_score_norm", "is our score=ScoreConfig(centring='running_mean')"),
+        ("use_score_scaling", "is our score=ScoreConfig(scaling='running_std')"),
+        ("early_stopping", "is on where our 'target_kl' is a number, off at None"),
+        ("whiten_rewards", "is always off here"),
+    ],
+)
+def test_the_papers_other_names_are_refused_with_ours(name, words):
+    with pytest.raises(ValueError, match=re.escape(f"no field {name!r}; the paper's {name!r} {words}")):
+        PPOConfig.from_paper("dialogue", **{name: 1})
+    assert re.search(rf"\b{name}\b", inspect.getdoc(PPOConfig.from_paper))
 
 
 def rates(config, steps):
