@@ -175,9 +175,27 @@ MUTATIONS = (
     ),
     Mutation(
         "redistributors/attention.py",
-        "seen_by = layout.response_mask.sum(1, keepdim=True) - 1 - steps",
-        "seen_by = layout.response_mask.sum(1, keepdim=True) - steps",
+        "return total / seen_by.clamp(min=1)",
+        "return total / (seen_by + 1)",
         "tests/test_redistributors.py::test_the_mean_over_rows_divides_by_the_rows_that_could_see_a_token",
+    ),
+    Mutation(
+        "models/attention_taps.py",
+        "return keys <= rows[..., None] if self.causal",
+        "return keys < rows[..., None] if self.causal",
+        "tests/test_attention.py::test_a_mean_over_rows_counts_the_rows_that_could_see_a_token[llama-gqa-windows0]",
+    ),
+    Mutation(
+        "models/attention_taps.py",
+        "return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)",
+        "return torch.ones_like(mask, dtype=torch.bool).any(1)",
+        "tests/test_attention.py::test_a_mean_over_rows_counts_the_rows_that_could_see_a_token[mistral-windows1]",
+    ),
+    Mutation(
+        "models/attention.py",
+        "(attention.visible(columns) & wanted[..., None])",
+        "(attention.visible(columns))",
+        "tests/test_attention.py::test_unused_rows_see_nothing",
     ),
     Mutation(
         "redistributors/attention.py",
@@ -211,8 +229,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/attention.py",
-        "torch.where((chunk >= 0)[",
-        "torch.where((chunk >= -1)[",
+        "columns, wanted = chunk.clamp(min=0), chunk >= 0",
+        "columns, wanted = chunk.clamp(min=0), chunk >= -1",
         "tests/test_attention.py::test_unused_rows_have_no_weight",
     ),
     Mutation(

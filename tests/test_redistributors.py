@@ -153,13 +153,16 @@ def layout_for(sequences: Sequences) -> Layout:
 
 
 def test_the_mean_over_rows_divides_by_the_rows_that_could_see_a_token():
-    """Prompt p, response a b c: rows p, a, b predict a, b, c; a is seen by rows a and b, b by row b, c by none."""
+    """Prompt p, response a b c: rows p, a, b predict a, b, c; a is seen by rows a and b, b by row b, c by none. With a
+    window of one, row b would not see a."""
     layout = layout_for(sequences_of([[1]], [[1, 1, 1]]))
     tap = AttentionRowMean(source="policy")
     rows = tap.rows(layout)
     assert rows.tolist() == [[0, 1, 2]]
     two_heads = torch.tensor([[[1, 0, 0, 0], [0.2, 0.8, 0, 0], [0.1, 0.3, 0.6, 0]], [[1, 0, 0, 0.0]] * 3])[None]
-    assert tap.reduce(two_heads, rows, layout).tolist()[0] == pytest.approx([(0.4 + 0.15) / 2, 0.3, 0])
+    total = tap.reduce(two_heads, rows, layout)
+    assert tap.finish(total, torch.tensor([[2, 1, 0]])).tolist()[0] == pytest.approx([(0.4 + 0.15) / 2, 0.3, 0])
+    assert tap.finish(total, torch.tensor([[1, 1, 0]])).tolist()[0] == pytest.approx([0.4 + 0.15, 0.3, 0])
 
 
 def test_the_mean_over_rows_may_be_computed_in_chunks():
