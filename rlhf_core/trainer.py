@@ -40,8 +40,11 @@ SAMPLE_TEXTS = 4
 class PPOTrainer:
     """PPO with pluggable credit assignment.
 
-    ``step`` is the whole algorithm; each stage is public, so that one can be called, replaced or studied alone. The
-    reward is a reward model, or any callable on (prompts, responses) as texts; ``TokenReward(fn)`` gets token ids.
+    ``step`` is the whole algorithm; each stage is public, so that one can be called, replaced or studied alone:
+    ``collect``, ``redistribute``, ``estimate_returns``, ``update``, then ``conclude`` with the same rollout. Without
+    it KL controller, score moments and random streams would stand still, so the next ``collect`` asks for it.
+
+    The reward is a reward model, or any callable on (prompts, responses) as texts; ``TokenReward(fn)`` gets token ids.
 
     Raises:
         TypeError: ``redistributor`` or ``reward`` is something else.
@@ -72,6 +75,8 @@ class PPOTrainer:
         self.kl_controller = _kl_controller(config)
         self.score_moments = ScoreMoments()
         self.steps_done = 0
+        self._trained = False
+        self._to_conclude = False
 
     def step(self, prompts: Prompts) -> dict[str, float]:
         """One PPO step on the given prompts; the metrics of README's glossary. Writes nothing to disk.
@@ -96,11 +101,20 @@ class PPOTrainer:
 
     def collect(self, prompts: Prompts) -> Rollout:
         """Sample a response per prompt and measure it; the draw is fixed by (seed, steps done), so it can be
-        repeated. Checks, on the first step, that the policy is its reference."""
+        repeated. Checks, before the first update, that the policy is its reference.
+
+        Raises:
+            RuntimeError: an update was not concluded.
+        """
+        if self._to_conclude:
+            raise RuntimeError(
+                "collect: the last update was not concluded; call conclude(rollout) with the rollout it learned from, "
+                "or step(prompts), which does everything"
+            )
         ids = encoded(self.policy, self.reward, prompts, self.config)
         draw = Draw(seed=self.config.seed, name="sampling", step=self.steps_done)
         rollout = self._measured(ids, draw, self.redistributor)
-        if self.steps_done == 0:
+        if not self._trained:
             report(check_reference(rollout, self.policy.compute_dtype), self.config.first_step_checks)
         return rollout
 
@@ -108,7 +122,7 @@ class PPOTrainer:
         """The redistributor's token scores, checked against its contract."""
         token_scores = self.redistributor(rollout)
         require_token_scores(token_scores, rollout, self.redistributor)
-        if self.steps_done == 0:
+        if not self._trained:
             report(check_credit(token_scores, rollout, self.redistributor), self.config.first_step_checks)
         return token_scores
 
@@ -126,14 +140,15 @@ class PPOTrainer:
         )
 
     def update(self, experience: Experience) -> dict[str, float]:
-        """Epochs of clipped PPO on the experience, then one step of the learning-rate schedule."""
+        """Epochs of clipped PPO on the experience, then one step of the learning-rate schedule; then ``conclude``."""
         buffer = RolloutBuffer()
         buffer.add(experience)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         figures = ppo_update(
-            self.policy, self.optimizer, buffer, self.config, step=self.steps_done, check_first=self._check_first
+            self.policy, self.optimizer, buffer, self.config, step=self.steps_done, check_first=self._before_training
         )
         self.schedule.step()
+        self._to_conclude = True
         return figures | {"learning_rate": float(learning_rate)}
 
     def conclude(self, rollout: Rollout) -> None:
@@ -143,6 +158,7 @@ class PPOTrainer:
         if isinstance(self.redistributor, Learns):
             self.redistributor.observe(rollout)
         self.steps_done += 1
+        self._to_conclude = False
 
     def measure(
         self, rollout: Rollout, token_scores: Float[Tensor, "batch response"], experience: Experience
@@ -229,9 +245,11 @@ class PPOTrainer:
         ids = encoded(self.policy, self.reward, prompts, self.config)
         return self._measured(ids, Draw(seed=self.config.seed, name="evaluation", step=0), None)
 
-    def _check_first(self, largest: float, mean: float) -> None:
-        if self.steps_done == 0:
+    def _before_training(self, largest: float, mean: float) -> None:
+        """Called between an update's first forward pass and its first optimizer step."""
+        if not self._trained:
             report(check_log_ratio(largest, mean, self.policy.compute_dtype), self.config.first_step_checks)
+        self._trained = True
 
     def _write_samples(self, samples: JSONLines, rollout: Rollout) -> None:
         prompts = self.policy.decode(rollout.sequences.prompts()[:SAMPLE_TEXTS])

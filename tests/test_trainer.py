@@ -66,6 +66,37 @@ def test_two_runs_are_bit_equal_and_the_stages_compose_to_a_step():
     assert whole.kl_controller.coef == by_hand.kl_controller.coef != CONFIG.kl.init_coef
 
 
+def test_an_update_is_concluded_before_the_next_rollout():
+    learner = trainer()
+    rollout = learner.collect(batch())
+    experience = learner.estimate_returns(rollout, learner.redistribute(rollout))
+    learner.update(experience)
+    learner.update(experience)  # nothing of a second update looks like a policy that is not its reference
+    learner.evaluate(batch())
+    with pytest.raises(RuntimeError, match=r"call conclude\(rollout\) with the rollout it learned from"):
+        learner.collect(batch())
+    learner.conclude(rollout)
+    assert learner.step(batch())["kl"] != 0
+
+
+def test_a_step_that_broke_off_can_be_taken_again():
+    """Its weights may have moved, and the next rollout must not be told that its reference is wrong."""
+    learner = trainer(config=replace(CONFIG, minibatch_size=4))
+    evaluate, calls = learner.policy.evaluate, []
+
+    def failing(sequences, needs):
+        calls.append(torch.is_grad_enabled())
+        if calls[-1] and sum(calls) == 3:
+            raise MemoryError
+        return evaluate(sequences, needs)
+
+    learner.policy.evaluate = failing
+    with pytest.raises(MemoryError):
+        learner.step(batch())
+    assert learner.step(batch())["kl"] != 0
+    assert learner.steps_done == 1
+
+
 def test_methods_meet_the_same_limits_and_uniforms():
     first, second = trainer(Sparse()).collect(batch()), trainer(Uniform()).collect(batch())
     assert torch.equal(first.sequences.response_ids, second.sequences.response_ids)
