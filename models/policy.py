@@ -49,7 +49,7 @@ class CausalPolicy:
     """A transformers causal language model as a ``Policy`` (see rlhf_core.types for the contract of each method).
 
     Build one with ``load_policy``. Results are on the model's device; arguments may be on any. ``temperature`` may be
-    set at any time and holds for sampling, old, new and reference log-probabilities alike.
+    set at any time, as a trainer does, and holds for sampling, old, new and reference log-probabilities alike.
     """
 
     def __init__(self, network: Network, *, temperature: float = 1.0) -> None:

@@ -163,6 +163,19 @@ def check_id_range(policy: Policy, reward: RewardModel) -> None:
         )
 
 
+def check_temperature(policy: Policy, temperature: float) -> None:
+    """Refuse a policy that was given a temperature other than 1 and other than the config's, which is the run's.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if policy.temperature not in (1, temperature):
+        raise ValueError(
+            f"the policy has temperature {policy.temperature}, the config {temperature}, and a run uses the config's: "
+            f"give PPOConfig(temperature={policy.temperature}), or leave the policy's at 1"
+        )
+
+
 def check_gamma(redistributor: Redistributor, gamma: float) -> None:
     """Refuse gamma ≠ 1 where it would change which responses are best.
 

@@ -19,6 +19,7 @@ from rlhf_core.health import (
     check_log_ratio,
     check_needs,
     check_reference,
+    check_temperature,
     check_vocabulary,
     report,
     require_token_scores,
@@ -45,11 +46,13 @@ class PPOTrainer:
     it KL controller, score moments and random streams would stand still, so the next ``collect`` asks for it.
 
     The reward is a reward model, or any callable on (prompts, responses) as texts; ``TokenReward(fn)`` gets token ids.
+    The temperature is the config's: it is set on the policy.
 
     Raises:
         TypeError: ``redistributor`` or ``reward`` is something else.
         ValueError: the models have different tokenizers, or the policy draws ids that the reward model cannot read;
-            the redistributor needs evidence that they cannot give, or cannot be discounted by gamma.
+            the redistributor needs evidence that they cannot give, or cannot be discounted by gamma; the policy has
+            a temperature of its own.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class PPOTrainer:
         check_id_range(policy, self.reward)
         check_needs(redistributor, policy, self.reward)
         check_gamma(redistributor, config.gamma)
+        check_temperature(policy, config.temperature)
         policy.temperature = config.temperature
         self.optimizer = make_optimizer(policy.parameters(), config)
         self.schedule = make_schedule(self.optimizer, config)

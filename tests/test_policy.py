@@ -565,6 +565,9 @@ def test_unsafe_or_untrainable_requests_are_refused_with_the_way_out(tmp_path, f
     for revision in (None, "main"):
         with pytest.raises(ValueError, match="40 hex digits"):
             load_policy(model, trust_remote_code=True, revision=revision)
+    for temperature in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"temperature .* above 0, got {temperature}"):
+            load_policy(model, temperature=temperature)
     with pytest.raises(ValueError, match="rank and alpha"):
         LoraSettings(rank=0)
     pickled = shutil.copytree(model, tmp_path / "pickled")

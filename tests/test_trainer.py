@@ -360,6 +360,9 @@ def test_temperature_comes_from_the_config():
     learner = trainer(config=replace(CONFIG, temperature=0.25))
     assert learner.policy.temperature == 0.25
     assert learner.step(batch())["first_log_ratio_max"] < 1e-5
+    with pytest.raises(ValueError, match=r"policy has temperature 0.25, the config 1.0.*PPOConfig\(temperature=0.25\)"):
+        trainer(policy=learner.policy)
+    assert trainer(policy=learner.policy, config=replace(CONFIG, temperature=0.25))
 
 
 def test_value_loss_of_single_response_minibatches_is_the_papers_quantity():
