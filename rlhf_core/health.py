@@ -111,10 +111,13 @@ def check_needs(redistributor: Redistributor, policy: Policy, reward: RewardMode
     """Refuse, at construction, a redistributor whose evidence no model can give.
 
     Raises:
-        TypeError: not a redistributor.
+        TypeError: not a redistributor, or the class of one.
         ValueError: a request that its source does not provide, with the reason where the source states one
             (``why_not(request)``).
     """
+    if isinstance(redistributor, type):
+        name = redistributor.__name__
+        raise TypeError(f"redistributor must be an instance: give {name}(), not the class {name}")
     if not isinstance(redistributor, Redistributor):
         raise TypeError(
             f"redistributor must have needs, causal, conserving and be callable on a rollout, got {redistributor!r}"

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from reprlib import repr as shortened
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,7 +25,7 @@ class TokenReward:
     fn: IdScorer
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """One score per response; raises ValueError where the callable returns another number of them."""
+        """One score per response; raises ValueError where the callable returns something else."""
         scores = self.fn(sequences.prompts(), sequences.responses())
         return _scored(scores, sequences, self.fn)
 
@@ -40,7 +42,7 @@ class TextReward:
     decode: Callable[[Sequence[Sequence[int]]], list[str]]
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """One score per response; raises ValueError where the callable returns another number of them."""
+        """One score per response; raises ValueError where the callable returns something else."""
         scores = self.fn(self.decode(sequences.prompts()), self.decode(sequences.responses()))
         return _scored(scores, sequences, self.fn)
 
@@ -64,8 +66,13 @@ def as_reward_model(reward: RewardModel | TextScorer, policy: Policy) -> RewardM
     )
 
 
-def _scored(scores: Sequence[float], sequences: Sequences, fn: object) -> Scored:
-    values = torch.as_tensor(scores, dtype=torch.float32, device=sequences.response_ids.device)
+def _scored(scores: Any, sequences: Sequences, fn: object) -> Scored:
+    try:
+        values = torch.as_tensor(scores, dtype=torch.float32, device=sequences.response_ids.device).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"reward {fn!r} must return a number for each of the {len(sequences)} responses, got {shortened(scores)}"
+        ) from error
     if values.shape != (len(sequences),):
         raise ValueError(f"reward {fn!r} returned scores of shape {tuple(values.shape)} for {len(sequences)} responses")
     return Scored(scores=values, evidence={})

@@ -197,7 +197,7 @@ class PPOTrainer:
         The trainer's own loggers are the caller's to close, so that ``fit`` can be called again.
 
         Raises:
-            FileExistsError: ``out`` exists and is not empty.
+            FileExistsError: ``out`` is a folder that is not empty, or a file.
             ValueError: prompts that cannot be used, all listed, before anything is generated; or no steps.
         """
         if steps < 1 or eval_every < 1 or save_every < 0:
@@ -287,6 +287,8 @@ def _postfix(figures: dict[str, float]) -> dict[str, str]:
 
 
 def _new_folder(folder: Path) -> Path:
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"fit: {folder} is a file; out must name a new folder")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"fit: the folder {folder} is not empty; give a new one, nothing is overwritten")
     folder.mkdir(parents=True, exist_ok=True)

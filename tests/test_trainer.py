@@ -23,6 +23,7 @@ from rlhf_core import (
     TokenReward,
 )
 from rlhf_core.metrics import credit_metrics, critic_metrics, rollout_metrics, within_position_variance
+from rlhf_core.types import Scored
 from rlhf_core.update import ppo_update
 
 PROMPTS = [[1], [2, 3], [4, 5, 1], [5]]
@@ -214,6 +215,44 @@ def test_evidence_nobody_can_give_is_refused_at_construction():
         trainer(RewardAttention())
     with pytest.raises(ValueError, match=r"TextReward cannot give"):
         PPOTrainer(TablePolicy(), lambda prompts, responses: [0.0], RewardAttention(), CONFIG)
+
+
+@pytest.mark.parametrize("method", [Sparse, RewardAttention])
+def test_a_redistributors_class_is_refused_with_the_way_out(method):
+    with pytest.raises(TypeError, match=rf"give {method.__name__}\(\), not the class"):
+        PPOTrainer(TablePolicy(), TokenReward(share_of_threes), method, CONFIG)
+
+
+@pytest.mark.parametrize("returned", [None, ["good"] * 16, [None] * 16, [[1.0], []] * 8, object()])
+@pytest.mark.parametrize("wrap", [TokenReward, lambda fn: fn], ids=["ids", "texts"])
+def test_a_reward_callable_that_returns_no_numbers_is_named(returned, wrap):
+    def judge(prompts, responses):
+        return returned
+
+    learner = PPOTrainer(TablePolicy(), wrap(judge), Sparse(), CONFIG)
+    with pytest.raises(ValueError, match=r"reward <function .*judge.* a number for each of the 16 responses, got .*"):
+        learner.collect(batch())
+
+
+class Differentiable:
+    """A reward model whose scores carry a gradient, as those of a network that is trained elsewhere do."""
+
+    scores = torch.ones(16, requires_grad=True)
+
+    def score(self, sequences, needs):
+        return Scored(scores=self.scores, evidence={})
+
+    def provides(self, request):
+        return False
+
+
+@pytest.mark.parametrize("reward", [TokenReward(lambda *_: Differentiable.scores), Differentiable()])
+def test_scores_are_detached(reward):
+    rollout = trainer(Sparse(), reward=reward).collect(batch())
+    assert not rollout.raw_scores.requires_grad
+    assert not rollout.scores.requires_grad
+    of_callable = TokenReward(lambda *_: Differentiable.scores).score(rollout.sequences, frozenset())
+    assert not of_callable.scores.requires_grad
 
 
 class Speaking(TablePolicy):
@@ -430,6 +469,8 @@ def test_fit_writes_metrics_samples_and_checkpoints(tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-5"]
     with pytest.raises(FileExistsError, match="is not empty"):
         learner.fit(PROMPTS, 1, out=tmp_path / "run")
+    with pytest.raises(FileExistsError, match=r"metrics\.jsonl is a file; out must name a new folder"):
+        learner.fit(PROMPTS, 1, out=tmp_path / "run/metrics.jsonl")
 
 
 def test_fit_goes_on_where_it_stopped_with_the_loggers_of_the_caller(tmp_path):
