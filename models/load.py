@@ -68,6 +68,7 @@ def load_policy(
     Raises:
         ValueError: combinations that cannot be trained, unsafe or incomplete files, an unsuitable architecture, or a
             temperature that is not above 0.
+        FileNotFoundError: no such folder, and no name that a hub could know.
         ModuleNotFoundError: ``four_bit`` without bitsandbytes.
     """
     if not 0 < temperature < float("inf"):

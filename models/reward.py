@@ -222,6 +222,7 @@ def load_reward_model(
         ValueError: no safetensors weights; weights missing from the folder (a model without a head would score at
             random) or left over for trunk or head; labels that do not fit ``score``; ``trust_remote_code`` without
             a commit hash as ``revision``.
+        FileNotFoundError: no such folder, and no name that a hub could know.
     """
     given = ModelSource(name_or_path=name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     adapter = adapter_folder(given)

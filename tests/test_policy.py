@@ -2,8 +2,10 @@
 with every dropout of the folder at 0.1 and the model in train mode."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from models import CausalPolicy, LoraSettings, load_policy
+from models import CausalPolicy, LoraSettings, load_policy, load_reward_model
 from models.loading import check_language_model, remove_randomness
 from models.tiny import save_tiny, tiny_gpt2, tiny_llama
 from rlhf_core.batching import micro_batches
@@ -578,6 +580,33 @@ def test_unsafe_or_untrainable_requests_are_refused_with_the_way_out(tmp_path, f
     (pickled_adapter / "adapter_model.safetensors").rename(pickled_adapter / "adapter_model.bin")
     with pytest.raises(ValueError, match=r"adapter_model\.bin files are not read|only pickled weights"):
         load_policy(str(pickled_adapter))
+
+
+@pytest.mark.parametrize(
+    "load", [load_policy, partial(load_reward_model, score="single_logit")], ids=["policy", "reward"]
+)
+def test_what_is_no_folder_is_said_at_once(load, tmp_path, monkeypatch):
+    def network(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("models.adapters.cached_file", network)
+    for name in (str(tmp_path / "none"), "./none", "../no/such", "runs/1/policy", "policy/", r"C:\models", "~/policy"):
+        with pytest.raises(
+            FileNotFoundError, match=f"there is no folder {re.escape(repr(name))}.* the form owner/name"
+        ):
+            load(name)
+    with pytest.raises(AssertionError, match="the hub was asked"):
+        load("owner/name")
+    monkeypatch.setattr("models.loading.is_offline_mode", lambda: True)
+    for name in ("owner/name", "gpt3"):
+        with pytest.raises(FileNotFoundError, match=rf"no folder '{name}', and offline \(HF_HUB_OFFLINE\).*owner/name"):
+            load(name)
+    cached = {("owner/name", "adapter_config.json", "v1"): str(tmp_path)}
+    monkeypatch.setattr(
+        "models.loading.try_to_load_from_cache", lambda name, file, revision: cached.get((name, file, revision))
+    )
+    with pytest.raises(AssertionError, match="the hub was asked"):
+        load("owner/name", revision="v1")
 
 
 def test_incomplete_folders_are_refused(tmp_path, folders):
