@@ -62,8 +62,9 @@ def load_policy(
     generation config name; no other generation setting of the folder is ever read. A model whose sampling pass,
     teacher-forced pass and plain forward pass disagree is refused.
 
-    ``temperature`` divides the logits while the policy is used by itself; a trainer sets its config's, and refuses a
-    policy that was given another one.
+    ``seed`` decides what is drawn, which is a fresh adapter's A alone; ``rlhf_core.streams.seed_of(seed, "init")`` is
+    the one that belongs to a run's seed. ``temperature`` divides the logits while the policy is used by itself; a
+    trainer sets its config's, and refuses a policy that was given another one.
 
     Raises:
         ValueError: combinations that cannot be trained, unsafe or incomplete files, an unsuitable architecture, or a

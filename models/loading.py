@@ -66,7 +66,7 @@ class ModelSource:
 
 def _require_hub_name(name: str, revision: str | None) -> None:
     """Say at once what retries over the network would find out late, or never."""
-    if not HUB_NAME.fullmatch(name):
+    if not HUB_NAME.fullmatch(str(name)):
         raise FileNotFoundError(f"there is no folder {name!r}; a name on the hub has the form owner/name")
     files = ("config.json", "adapter_config.json")
     if is_offline_mode() and not any(

@@ -94,7 +94,8 @@ class PPOConfig:
     max_length: tuple[int, int] = (8, 15)
     """Closed range from which the longest response of each row (tokens, EOS counted) is drawn; equal ends fix it."""
     seed: int = 0
-    """Seed of every random stream: prompts, lengths, sampling, minibatches."""
+    """Seed of every random stream: prompts, lengths, sampling, minibatches; initial weights are drawn before there is
+    a trainer, with ``load_policy(..., seed=streams.seed_of(seed, "init"))``."""
     first_step_checks: Literal["error", "warn"] = "error"
     """What a failed health check of the first step does; "warn" for a policy that knowingly is not its reference."""
 

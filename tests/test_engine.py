@@ -20,7 +20,7 @@ from rlhf_core.optimization import make_optimizer, make_schedule
 from rlhf_core.prompts import encoded, shuffled_batch
 from rlhf_core.rewards import ScoreMoments, as_reward_model, normalise_scores, penalised
 from rlhf_core.rollout import LENGTHS
-from rlhf_core.streams import stream, uniforms
+from rlhf_core.streams import seed_of, stream, uniforms
 from rlhf_core.types import Experience
 
 
@@ -93,6 +93,14 @@ def test_streams_are_named_and_stateless():
         stream(*key).random() for key in ((1, "prompts", 2), (1, "lengths", 2), (2, "prompts", 2), (1, "prompts", 3))
     }
     assert len(draws) == 4
+
+
+def test_the_seed_of_initial_weights_is_a_stream_of_the_runs_seed():
+    assert seed_of(1, "init") == seed_of(1, "init")
+    seeds = {seed_of(seed, name) for seed in range(20) for name in ("init", "prompts", "sampling")}
+    assert len(seeds) == 60
+    torch.Generator().manual_seed(max(seeds))
+    assert all(seed >= 0 for seed in seeds)
 
 
 def test_length_limits_and_uniforms_never_share_a_generator():

@@ -21,6 +21,7 @@ from models.loading import check_language_model, remove_randomness
 from models.tiny import save_tiny, tiny_gpt2, tiny_llama
 from rlhf_core.batching import micro_batches
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL
+from rlhf_core.streams import seed_of
 from rlhf_core.types import Limits, Sequences
 
 FAMILIES = ["gpt2", "llama"]
@@ -545,6 +546,8 @@ def test_the_seed_decides_a_fresh_adapter(folders, family):
     before = torch.get_rng_state()
     assert torch.equal(a(3), a(3))
     assert not torch.equal(a(3), a(4))
+    assert torch.equal(a(seed_of(3, "init")), a(seed_of(3, "init")))
+    assert not torch.equal(a(seed_of(3, "init")), a(seed_of(4, "init")))
     assert torch.equal(torch.get_rng_state(), before)
 
 
