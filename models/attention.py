@@ -123,12 +123,15 @@ def _measure(attention: LayerAttention, request: AttentionTap, layout: Layout) -
     rows = request.rows(layout)
     batch, heads, _, keys = attention.shape
     total = torch.zeros(layout.response_mask.shape, device=rows.device)
+    seen_by = torch.zeros(batch, keys, dtype=torch.long, device=rows.device)
     with torch.autocast(rows.device.type, enabled=False):
         for chunk in torch.split(rows, max(1, CHUNK_CELLS // (batch * heads * keys)), dim=1):
-            weights = attention.weights(chunk.clamp(min=0))
-            weights = torch.where((chunk >= 0)[:, None, :, None], weights, 0.0)
+            columns, wanted = chunk.clamp(min=0), chunk >= 0
+            weights = torch.where(wanted[:, None, :, None], attention.weights(columns), 0.0)
             total = total + request.reduce(weights, chunk, layout)
-    return torch.where(layout.response_mask, total, 0.0)
+            seen_by = seen_by + (attention.visible(columns) & wanted[..., None]).sum(1)
+    finished = request.finish(total, seen_by.gather(1, layout.response_positions))
+    return torch.where(layout.response_mask, finished, 0.0)
 
 
 def _find(model: PreTrainedModel, architecture: str) -> tuple[Tap, list[nn.Module]]:

@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -59,9 +59,21 @@ class Projections:
                 future = torch.arange(keys, device=rows.device) > rows[:, None, :, None]
                 logits = logits.masked_fill(future, lowest)
         else:
-            mask = _query_rows(self.mask.expand(batch, -1, self.query.shape[2], -1), rows)
+            mask = self._mask_rows(self.mask, rows)
             logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else logits + mask
         return logits.softmax(-1)
+
+    def visible(self, rows: Int[Tensor, "batch row"]) -> Bool[Tensor, "batch row key"]:
+        """Whether the given query columns may attend to each key, in any head."""
+        if self.mask is None:
+            keys = torch.arange(self.key.shape[2], device=rows.device)
+            return keys <= rows[..., None] if self.causal else (keys >= 0).expand(*rows.shape, -1)
+        mask = self._mask_rows(self.mask, rows)
+        # an additive mask may hold a bias (ALiBi), which is nowhere near what it adds to a key that is out of sight
+        return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
+
+    def _mask_rows(self, mask: Tensor, rows: Int[Tensor, "batch row"]) -> Tensor:
+        return _query_rows(mask.expand(rows.shape[0], -1, self.query.shape[2], -1), rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +91,10 @@ class Map:
     def weights(self, rows: Int[Tensor, "batch row"]) -> Float[Tensor, "batch head row key"]:
         """The given query columns of the map."""
         return _query_rows(self.map, rows).float()
+
+    def visible(self, rows: Int[Tensor, "batch row"]) -> Bool[Tensor, "batch row key"]:
+        """Whether the given query columns attend to each key, in any head: a map does not show its mask."""
+        return (_query_rows(self.map, rows) > 0).any(1)
 
 
 LayerAttention = Projections | Map

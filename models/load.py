@@ -62,10 +62,18 @@ def load_policy(
     generation config name; no other generation setting of the folder is ever read. A model whose sampling pass,
     teacher-forced pass and plain forward pass disagree is refused.
 
+    ``seed`` decides what is drawn, which is a fresh adapter's A alone; ``rlhf_core.streams.seed_of(seed, "init")`` is
+    the one that belongs to a run's seed. ``temperature`` divides the logits while the policy is used by itself; a
+    trainer sets its config's, and refuses a policy that was given another one.
+
     Raises:
-        ValueError: combinations that cannot be trained, unsafe or incomplete files, an unsuitable architecture.
+        ValueError: combinations that cannot be trained, unsafe or incomplete files, an unsuitable architecture, or a
+            temperature that is not above 0.
+        FileNotFoundError: no such folder, and no name that a hub could know.
         ModuleNotFoundError: ``four_bit`` without bitsandbytes.
     """
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature divides the logits and must be a finite number above 0, got {temperature}")
     source = ModelSource(
         name_or_path=name_or_path,
         revision=revision,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ from models.sampling import CachedDecoder, left_padded
 DType = Literal["float32", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RANDOMNESS = re.compile("drop|jitter")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,7 @@ class ModelSource:
 
     Raises:
         ValueError: remote code without a pinned commit, an unknown dtype, or a folder without safetensors.
+        FileNotFoundError: neither a folder nor a name that the hub, or offline its cache, could have.
     """
 
     name_or_path: str
@@ -46,6 +49,8 @@ class ModelSource:
                 f"digits of a commit you have read>, got revision={self.revision!r}"
             )
         folder = Path(self.name_or_path)
+        if not folder.is_dir():
+            _require_hub_name(self.name_or_path, self.revision)
         if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
             raise ValueError(
                 f"{folder} holds only pickled weights (*.bin), which can run code when read. Convert them where you "
@@ -57,6 +62,20 @@ class ModelSource:
         """Keyword arguments of every ``from_pretrained``."""
         pinned = {"code_revision": self.revision} if self.trust_remote_code else {}
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code, **pinned}
+
+
+def _require_hub_name(name: str, revision: str | None) -> None:
+    """Say at once what retries over the network would find out late, or never."""
+    if not HUB_NAME.fullmatch(str(name)):
+        raise FileNotFoundError(f"there is no folder {name!r}; a name on the hub has the form owner/name")
+    files = ("config.json", "adapter_config.json")
+    if is_offline_mode() and not any(
+        isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files
+    ):
+        raise FileNotFoundError(
+            f"there is no folder {name!r}, and offline (HF_HUB_OFFLINE) no hub model but those in the cache; a name on "
+            "the hub has the form owner/name"
+        )
 
 
 def load_language_model(source: ModelSource) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from models.distribution import entropy, full_kl, token_distribution
 from models.forward import response_predictions
 from models.loading import context_length, vocabulary
 from models.modes import pass_mode
+from models.prompts import prompt_problems
 from models.reference import Reference
 from models.rows import Rows, policy_layout, right_padded
 from models.sampling import CachedDecoder, sample_responses
@@ -48,7 +49,7 @@ class CausalPolicy:
     """A transformers causal language model as a ``Policy`` (see rlhf_core.types for the contract of each method).
 
     Build one with ``load_policy``. Results are on the model's device; arguments may be on any. ``temperature`` may be
-    set at any time and holds for sampling, old, new and reference log-probabilities alike.
+    set at any time, as a trainer does, and holds for sampling, old, new and reference log-probabilities alike.
     """
 
     def __init__(self, network: Network, *, temperature: float = 1.0) -> None:
@@ -60,7 +61,6 @@ class CausalPolicy:
             *(parameter for parameter in network.lm.parameters() if parameter.requires_grad),
             *network.value_head.parameters(),
         )
-        self._vocab_size = vocabulary(network.lm)
         self._readers: Mapping[Source, AttentionReader] | None = None
         self.attention_problem = ""
 
@@ -94,6 +94,11 @@ class CausalPolicy:
         """Which token each id stands for."""
         tokens: dict[str, int] = self._network.tokenizer.get_vocab()
         return tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids it reads and draws; more than ``vocabulary`` names where the embedding is padded."""
+        return vocabulary(self._lm)
 
     def why_not(self, request: EvidenceRequest) -> str:
         """Why ``provides`` says no, for an error message."""
@@ -232,7 +237,7 @@ class CausalPolicy:
                 models: dict[Source, PreTrainedModel] = {"policy": self._lm, "reference": self._network.reference.lm}
                 built = {id(lm): AttentionReader(lm) for lm in models.values()}
                 for reader in built.values():
-                    reader.check(self._vocab_size)
+                    reader.check(self.vocab_size)
                 self._readers = {source: built[id(lm)] for source, lm in models.items()}
             except UnsupportedAttention as problem:
                 self.attention_problem = str(problem)
@@ -261,17 +266,8 @@ class CausalPolicy:
             raise ValueError(f"evidence carries no gradient: evaluate {list(needs)} under torch.no_grad()")
 
     def _require_prompts(self, prompts: Sequence[Sequence[int]], max_lengths: Sequence[int]) -> None:
-        context, problems = context_length(self._lm), []
-        for row, (prompt, most) in enumerate(zip(prompts, max_lengths, strict=True)):
-            outside = [token for token in prompt if not 0 <= token < self._vocab_size]
-            if not prompt:
-                problems.append(f"row {row} is empty (give it at least a beginning-of-text token)")
-            if outside:
-                problems.append(f"row {row} holds ids {outside[:3]} outside the vocabulary of {self._vocab_size}")
-            if context is not None and len(prompt) + most > context:
-                problems.append(
-                    f"row {row}: {len(prompt)} prompt + {most} response tokens exceed the context {context}"
-                )
+        context = context_length(self._lm)
+        problems = list(prompt_problems(prompts, max_lengths, vocab_size=self.vocab_size, context=context))
         if problems:
             raise ValueError("prompts: " + "; ".join(problems))
 

@@ -28,6 +28,16 @@ class PromptedReward:
         """The reward model's, to compare with the policy's."""
         return self.reward.vocabulary
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids the reward model reads."""
+        return self.reward.vocab_size
+
+    def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
+        """Raise ValueError, listing the rows, for prompts without a rendering, or else for those whose rendering the
+        reward model refuses."""
+        self.reward.validate(self._renderings(prompts), max_length)
+
     def provides(self, request: EvidenceRequest) -> bool:
         """What the reward model provides."""
         return self.reward.provides(request)
@@ -40,17 +50,19 @@ class PromptedReward:
         """Score the responses after the reward model's own prompts.
 
         Raises:
-            ValueError: a prompt that has no rendering, naming its row; and whatever the reward model refuses.
+            ValueError: prompts that have no rendering, naming their rows; and whatever the reward model refuses.
         """
-        prompts = [self._rendering(row, prompt) for row, prompt in enumerate(sequences.prompts())]
-        ids, mask = left_padded(prompts, sequences.prompt_ids.device)
+        ids, mask = left_padded(self._renderings(sequences.prompts()), sequences.prompt_ids.device)
         return self.reward.score(replace(sequences, prompt_ids=ids, prompt_mask=mask), needs)
 
-    def _rendering(self, row: int, prompt: Sequence[int]) -> Sequence[int]:
-        found = self.renderings.get(tuple(prompt))
-        if found is None:
+    def _renderings(self, prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+        found = [self.renderings.get(tuple(prompt)) for prompt in prompts]
+        missing = [row for row, rendering in enumerate(found) if rendering is None]
+        if missing:
+            first = prompts[missing[0]]
             raise ValueError(
-                f"the reward model has no rendering of the prompt in row {row} ({len(prompt)} tokens, beginning with "
-                f"{list(prompt[:8])}); it knows the {len(self.renderings)} prompts of its task only"
+                f"the reward model has no rendering of the prompts in rows {missing[:8]} ({len(missing)} of "
+                f"{len(prompts)}; the first has {len(first)} tokens, beginning with {list(first[:8])}); it knows the "
+                f"{len(self.renderings)} prompts of its task only"
             )
-        return found
+        return [rendering for rendering in found if rendering is not None]

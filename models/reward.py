@@ -17,6 +17,7 @@ from models.attention import AttentionReader, UnsupportedAttention
 from models.classifier_head import HEAD_NAMES, context_length, find_head, read_logits, require_own_logits
 from models.finetuning import load_trunk
 from models.loading import DType, ModelSource, load_tokenizer
+from models.prompts import prompt_problems
 from models.qlora import four_bit_config, keep_unpacked
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches
@@ -104,6 +105,18 @@ class ClassifierReward:
         except UnsupportedAttention as reason:
             return str(reason)
         return reader
+
+    def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
+        """Raise ValueError, listing every bad row: empty, ids outside the vocabulary, no room for a response of
+        ``max_length`` tokens in the context, or, where the score is read at [CLS], another first token."""
+        lengths, context = [max_length] * len(prompts), context_length(self.model)
+        problems = list(prompt_problems(prompts, lengths, vocab_size=self.vocab_size, context=context))
+        if self.head.reads == "first":
+            cls = self.tokenizer.cls_token_id
+            headless = [row for row, ids in enumerate(prompts) if list(ids[:1]) != [cls]]
+            problems += [f"row {row} does not start with {cls}" for row in headless]
+        if problems:
+            raise ValueError(f"prompts that {self.name} cannot score: " + "; ".join(problems))
 
     @torch.no_grad()
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
@@ -209,6 +222,7 @@ def load_reward_model(
         ValueError: no safetensors weights; weights missing from the folder (a model without a head would score at
             random) or left over for trunk or head; labels that do not fit ``score``; ``trust_remote_code`` without
             a commit hash as ``revision``.
+        FileNotFoundError: no such folder, and no name that a hub could know.
     """
     given = ModelSource(name_or_path=name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     adapter = adapter_folder(given)

@@ -31,7 +31,8 @@ class AttentionRow(AttentionTap):
 class AttentionRowMean(AttentionTap):
     """For each response token, the mean over the rows that could see it of the weight they put on it.
 
-    The row predicting token t sees tokens before t only, so token k of T is seen by T − k rows; the last by none (0).
+    The row predicting token t sees tokens before t only, so token k of T is seen by T − k rows, or by as many of them
+    as a sliding window reaches; the last by none (0).
     """
 
     def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
@@ -41,10 +42,14 @@ class AttentionRowMean(AttentionTap):
     def reduce(
         self, weights: Float[Tensor, "batch head row key"], rows: Int[Tensor, "batch row"], layout: Layout
     ) -> Float[Tensor, "batch response"]:
-        """Sum over rows divided by how many could see the token."""
-        steps = torch.arange(layout.response_mask.shape[1], device=rows.device)
-        seen_by = layout.response_mask.sum(1, keepdim=True) - 1 - steps
-        return _on_response(weights.mean(1).sum(1), layout) / seen_by.clamp(min=1)
+        """Mean over heads of the weight on each response token, summed over rows."""
+        return _on_response(weights.mean(1).sum(1), layout)
+
+    def finish(
+        self, total: Float[Tensor, "batch response"], seen_by: Int[Tensor, "batch response"]
+    ) -> Float[Tensor, "batch response"]:
+        """The sum divided by how many rows could see the token."""
+        return total / seen_by.clamp(min=1)
 
 
 def _on_response(weights: Float[Tensor, "batch key"], layout: Layout) -> Float[Tensor, "batch response"]:

@@ -48,7 +48,13 @@ def fallback_fraction(evidence: Float[Tensor, "batch response"], mask: Bool[Tens
     return float((torch.where(mask, evidence, 0).sum(1) == 0).float().mean())
 
 
-def check_beta(beta: float, who: str) -> None:
-    """Raise ValueError for a share outside [0, 1]."""
-    if not 0 <= beta <= 1:
-        raise ValueError(f"{who}: beta is the share of the score that follows credit and lies in [0, 1], got {beta}")
+def check_beta(beta: object, who: str) -> None:
+    """Raise ValueError for what is no share, a number in [0, 1]."""
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
+        raise ValueError(f"{who}: beta is the share of the score that follows credit, a number in [0, 1], got {beta!r}")
+
+
+def check_layer(layer: object, who: str) -> None:
+    """Raise ValueError for what is no layer's number; whether the model has the layer is the model's to say."""
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise ValueError(f"{who}: layer is an attention layer's number, negative from the last, got {layer!r}")

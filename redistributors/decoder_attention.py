@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from redistributors.attention import AttentionRow, AttentionRowMean
-from redistributors.credit import check_beta, fallback_fraction, normalised, spread
+from redistributors.credit import check_beta, check_layer, fallback_fraction, normalised, spread
 from rlhf_core.evidence import AttentionTap, EvidenceRequest
 from rlhf_core.types import Rollout
 
@@ -36,10 +36,11 @@ class DecoderAttention:
 
     def __post_init__(self) -> None:
         check_beta(self.beta, "DecoderAttention")
-        if self.rows not in REQUESTS:
+        check_layer(self.layer, "DecoderAttention")
+        if self.rows not in list(REQUESTS):
             raise ValueError(f"DecoderAttention: rows must be one of {', '.join(REQUESTS)}, got {self.rows!r}")
-        if self.shift not in (0, 1):
-            raise ValueError(f"DecoderAttention: shift must be 0 or 1, got {self.shift}")
+        if type(self.shift) is not int or self.shift not in (0, 1):
+            raise ValueError(f"DecoderAttention: shift must be 0 or 1, got {self.shift!r}")
 
     @property
     def request(self) -> AttentionTap:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from redistributors.attention import AttentionRow
-from redistributors.credit import check_beta, fallback_fraction, normalised, spread
+from redistributors.credit import check_beta, check_layer, fallback_fraction, normalised, spread
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.types import Rollout
 
@@ -29,6 +29,7 @@ class RewardAttention:
 
     def __post_init__(self) -> None:
         check_beta(self.beta, "RewardAttention")
+        check_layer(self.layer, "RewardAttention")
 
     @property
     def request(self) -> AttentionRow:

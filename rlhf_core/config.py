@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 KLKind = Literal["k1", "abs", "k2", "k3", "full"]
 PaperTask = Literal["positive_generation", "summarisation", "dialogue"]
@@ -41,7 +42,7 @@ class PPOConfig:
     """Settings of a run. Defaults are the paper's for positive generation (Table 2), a column of TRL 0.7.4 settings.
 
     Raises:
-        ValueError: at construction, listing every setting that is out of range.
+        ValueError: at construction, listing every setting that is of another kind than annotated, or out of range.
     """
 
     gamma: float = 1.0
@@ -93,7 +94,8 @@ class PPOConfig:
     max_length: tuple[int, int] = (8, 15)
     """Closed range from which the longest response of each row (tokens, EOS counted) is drawn; equal ends fix it."""
     seed: int = 0
-    """Seed of every random stream: prompts, lengths, sampling, minibatches."""
+    """Seed of every random stream: prompts, lengths, sampling, minibatches; initial weights are drawn before there is
+    a trainer, with ``load_policy(..., seed=streams.seed_of(seed, "init"))``."""
     first_step_checks: Literal["error", "warn"] = "error"
     """What a failed health check of the first step does; "warn" for a policy that knowingly is not its reference."""
 
@@ -106,10 +108,18 @@ class PPOConfig:
     def from_paper(cls, task: PaperTask, **overrides: object) -> "PPOConfig":
         """Settings of the paper's Tables 2-4; ``overrides`` use our field names.
 
-        The paper's (TRL's) names: ppo_epochs = epochs, batch_size = rollout_batch_size, mini_batch_size =
-        minibatch_size, cliprange = clip_range, cliprange_value = value_clip_range, vf_coef = value_coef,
-        kl_penalty "kl" = kl.kind "k1", init_kl_coef / target / horizon = kl.init_coef / kl.target / kl.horizon,
-        steps and seeds belong to the experiment. A wrong name is refused with this mapping.
+        The paper's (TRL's) names are ours, up to these:
+
+        ppo_epochs = epochs, batch_size = rollout_batch_size, mini_batch_size = minibatch_size, cliprange = clip_range,
+        cliprange_value = value_clip_range, vf_coef = value_coef, score_clip = score.clip,
+        init_kl_coef / target / horizon = kl.init_coef / kl.target / kl.horizon,
+        kl_penalty "kl" = kl.kind "k1", adap_kl_ctrl = kl.adaptive,
+        use_score_scaling = score.scaling "running_std", use_score_norm = score.centring "running_mean",
+        early_stopping false = target_kl None, so that the tables' target_kl of 1 has no effect,
+        whiten_rewards = nothing: rewards are never whitened.
+
+        Parts are given whole, as in ``kl=KLConfig(init_coef=0.1)``. A wrong name is refused with this mapping; steps
+        and seeds belong to the experiment.
 
         At these settings the adaptive coefficient moves by 1.6-6.6 % over a whole run, so the target of 6 nats is
         never enforced (the published runs end at 13-23).
@@ -122,7 +132,7 @@ class PPOConfig:
         names = {f.name for f in fields(cls)}
         for name in overrides:
             if name not in names:
-                hint = f"; the paper's {name!r} is our {RENAMED[name]!r}" if name in RENAMED else ""
+                hint = f"; the paper's {name!r} is {RENAMED[name]}" if name in RENAMED else ""
                 raise ValueError(f"PPOConfig.from_paper: no field {name!r}{hint}; fields: {', '.join(sorted(names))}")
         return cls(**{**PAPER[task], **overrides})  # type: ignore[arg-type]  # checked against the fields above
 
@@ -133,38 +143,67 @@ PAPER: Mapping[str, Mapping[str, object]] = {
     "dialogue": {"epochs": 10, "max_length": (256, 256)},
 }
 RENAMED: Mapping[str, str] = {
-    "ppo_epochs": "epochs",
-    "batch_size": "rollout_batch_size",
-    "mini_batch_size": "minibatch_size",
-    "cliprange": "clip_range",
-    "cliprange_value": "value_clip_range",
-    "vf_coef": "value_coef",
-    "kl_penalty": "kl.kind",
-    "init_kl_coef": "kl.init_coef",
-    "target": "kl.target",
-    "horizon": "kl.horizon",
+    "ppo_epochs": "our 'epochs'",
+    "batch_size": "our 'rollout_batch_size'",
+    "mini_batch_size": "our 'minibatch_size'",
+    "cliprange": "our 'clip_range'",
+    "cliprange_value": "our 'value_clip_range'",
+    "vf_coef": "our 'value_coef'",
+    "kl_penalty": "our kl=KLConfig(kind=...), where its 'kl' is 'k1'",
+    "adap_kl_ctrl": "our kl=KLConfig(adaptive=...)",
+    "init_kl_coef": "our kl=KLConfig(init_coef=...)",
+    "target": "our kl=KLConfig(target=...)",
+    "horizon": "our kl=KLConfig(horizon=...)",
+    "score_clip": "our score=ScoreConfig(clip=...)",
+    "use_score_scaling": "our score=ScoreConfig(scaling='running_std')",
+    "use_score_norm": "our score=ScoreConfig(centring='running_mean')",
+    "early_stopping": "on where our 'target_kl' is a number, off at None",
+    "whiten_rewards": "always off here; leave it out",
 }
 
 
 def _problems(config: PPOConfig) -> list[str]:
-    """Every setting out of range, in words."""
-    return [*_out_of_range(config), *_unknown_words(config), *_contradictions(config)]
-
-
-def _out_of_range(config: PPOConfig) -> Iterator[str]:
-    """Single numbers; a setting of a nested part is named with a dot."""
-    settings = {
-        **{f.name: getattr(config, f.name) for f in fields(config)},
-        **{f"kl.{f.name}": getattr(config.kl, f.name) for f in fields(config.kl)},
-        **{f"score.{f.name}": getattr(config.score, f.name) for f in fields(config.score)},
-    }
+    """Every setting of a wrong kind or out of range, in words; contradictions only where every kind is right."""
+    settings = list(_settings(config))
+    wrong = {name: f"{words}, got {value!r}" for name, value, kind in settings if (words := _misfit(value, kind))}
+    contradictions = [] if wrong else list(_contradictions(config))
+    given = {name: value for name, value, _ in settings if name not in wrong and value is not None}
     for names, holds, words in RANGES:
-        for name in names:
-            value = settings[name]
-            if value is not None and not holds(value):
-                yield f"{name} must be {words}, got {value}"
+        bad = (name for name in names if name in given and not holds(given[name]))
+        wrong |= {name: f"{words}, got {given[name]!r}" for name in bad}
+    return [*(f"{name} must be {words}" for name, words in wrong.items()), *contradictions]
 
 
+def _settings(config: PPOConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Name, value and annotation of every setting; one of a nested part is named with a dot."""
+    for prefix, part in (("", config), ("kl.", config.kl), ("score.", config.score)):
+        if isinstance(part, PPOConfig | KLConfig | ScoreConfig):  # else it is a setting of a wrong kind itself
+            for name, kind in get_type_hints(type(part)).items():
+                yield prefix + name, getattr(part, name), kind
+
+
+def _misfit(value: object, kind: Any) -> str:
+    """What a setting annotated as ``kind`` must be, in words; empty where ``value`` is that. An int is a number, a bool
+    is none."""
+    parts = get_args(kind)
+    if isinstance(kind, UnionType):
+        found = [_misfit(value, part) for part in parts]
+        return " or ".join(found) if all(found) else ""
+    if get_origin(kind) is Literal:
+        return "" if value in parts else f"one of {', '.join(parts)}"
+    if get_origin(kind) is tuple:
+        pair = isinstance(value, tuple) and len(value) == len(parts) and not any(map(_misfit, value, parts))
+        return "" if pair else "a pair of integers (low, high)"
+    accepted, words = PLAIN.get(kind, (kind, f"a {kind.__name__}"))
+    return "" if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)) else words
+
+
+PLAIN: Mapping[type, tuple[Any, str]] = {
+    float: (int | float, "a number"),
+    int: (int, "an integer"),
+    bool: (bool, "True or False"),
+    NoneType: (NoneType, "None"),
+}
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("gamma", "lam"), lambda x: 0 <= x <= 1, "in [0, 1]"),
     (
@@ -183,21 +222,6 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("epochs", "rollout_batch_size", "minibatch_size", "micro_batch_tokens"), lambda x: x >= 1, "at least 1"),
     (("warmup_steps", "seed", "min_length"), lambda x: x >= 0, "0 or more"),
 )
-
-
-def _unknown_words(config: PPOConfig) -> Iterator[str]:
-    """Choices that type checkers see and Python does not."""
-    choices = (
-        ("kl.kind", config.kl.kind, get_args(KLKind)),
-        ("score.centring", config.score.centring, ("none", "running_mean")),
-        ("score.scaling", config.score.scaling, ("none", "running_std")),
-        ("schedule", config.schedule, ("constant", "linear")),
-        ("optimizer", config.optimizer, ("adam", "adamw")),
-        ("first_step_checks", config.first_step_checks, ("error", "warn")),
-    )
-    for name, value, allowed in choices:
-        if value not in allowed:
-            yield f"{name} must be one of {', '.join(allowed)}, got {value!r}"
 
 
 def _contradictions(config: PPOConfig) -> Iterator[str]:

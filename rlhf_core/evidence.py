@@ -54,6 +54,15 @@ class AttentionTap(EvidenceRequest):
         Called on consecutive chunks of rows; the results are added up, so it must be additive over rows."""
         raise TypeError(f"{type(self).__name__} must say how it reduces attention rows")
 
+    def finish(
+        self, total: Float[Tensor, "batch response"], seen_by: Int[Tensor, "batch response"]
+    ) -> Float[Tensor, "batch response"]:
+        """Make the evidence of the sum over all rows; the sum itself, unless a tap says otherwise.
+
+        ``seen_by`` counts the rows asked for that may look at each response token: causality, padding and a sliding
+        window of the layer decide, not the weights."""
+        return total
+
 
 @dataclass(frozen=True, kw_only=True)
 class FullKL(EvidenceRequest):

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
-from rlhf_core.types import HasVocabulary, Policy, Redistributor, RewardModel, Rollout, Sequences
+from rlhf_core.types import HasIdRange, HasVocabulary, Policy, Redistributor, RewardModel, Rollout, Sequences
 
 LOG_RATIO_MAX = {torch.float32: 1e-4}
 LOG_RATIO_MAX_LOW_PRECISION = 0.1
@@ -111,10 +111,13 @@ def check_needs(redistributor: Redistributor, policy: Policy, reward: RewardMode
     """Refuse, at construction, a redistributor whose evidence no model can give.
 
     Raises:
-        TypeError: not a redistributor.
+        TypeError: not a redistributor, or the class of one.
         ValueError: a request that its source does not provide, with the reason where the source states one
             (``why_not(request)``).
     """
+    if isinstance(redistributor, type):
+        name = redistributor.__name__
+        raise TypeError(f"redistributor must be an instance: give {name}(), not the class {name}")
     if not isinstance(redistributor, Redistributor):
         raise TypeError(
             f"redistributor must have needs, causal, conserving and be callable on a rollout, got {redistributor!r}"
@@ -145,6 +148,34 @@ def check_vocabulary(policy: Policy, reward: RewardModel) -> None:
         raise ValueError(
             f"policy and reward model must share a tokenizer, but {len(differing)} of their {len(ours)} and "
             f"{len(theirs)} tokens differ ({shown}); load a reward model trained with the policy's tokenizer"
+        )
+
+
+def check_id_range(policy: Policy, reward: RewardModel) -> None:
+    """Refuse a policy that may draw ids the reward model has no embedding for; skipped where either range is unknown.
+
+    Equal tokenizers do not settle it: an embedding is often padded beyond its tokenizer.
+
+    Raises:
+        ValueError: the policy's range is the longer one.
+    """
+    if isinstance(policy, HasIdRange) and isinstance(reward, HasIdRange) and policy.vocab_size > reward.vocab_size:
+        raise ValueError(
+            f"the policy draws token ids 0 to {policy.vocab_size - 1}, but the reward model reads only 0 to "
+            f"{reward.vocab_size - 1}; bring both embeddings to one size with resize_token_embeddings and save again"
+        )
+
+
+def check_temperature(policy: Policy, temperature: float) -> None:
+    """Refuse a policy that was given a temperature other than 1 and other than the config's, which is the run's.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if policy.temperature not in (1, temperature):
+        raise ValueError(
+            f"the policy has temperature {policy.temperature}, the config {temperature}, and a run uses the config's: "
+            f"give PPOConfig(temperature={policy.temperature}), or leave the policy's at 1"
         )
 
 

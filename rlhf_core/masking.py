@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlhf_core.distributed import global_sum
+from rlhf_core.distributed import global_max, global_min, global_sum
 
 WHITENING_EPSILON = 1e-8
 
@@ -48,12 +48,14 @@ def last_token(mask: Bool[Tensor, "batch response"]) -> Bool[Tensor, "batch resp
 
 
 def _moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance over the selected elements of all processes."""
+    """Mean and unbiased variance over the selected elements of all processes; this one may have none of them."""
     count = global_sum(mask.sum())
     if int(count) == 0:
         raise ValueError(f"masked_var, masked_whiten: the mask of shape {tuple(mask.shape)} selects nothing")
+    smallest = global_min(torch.where(mask, x, torch.inf).min())
+    largest = global_max(torch.where(mask, x, -torch.inf).max())
     mean = global_sum(torch.where(mask, x, 0).sum()) / count
     # A mean lies among its elements; rounding may put it outside, and whitening equal elements would magnify that.
-    mean = mean.clamp(x[mask].min(), x[mask].max())
+    mean = mean.clamp(smallest, largest)
     squares = global_sum(torch.where(mask, x - mean, 0).square().sum())
     return mean, squares / (count - 1).clamp(min=1)

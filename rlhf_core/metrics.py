@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rlhf_core.distributed import global_sum
 from rlhf_core.health import conservation_error
 from rlhf_core.masking import masked_mean, masked_var
 from rlhf_core.types import Experience, Rollout
@@ -32,8 +33,15 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
 
 
 def mean_response_kl(rollout: Rollout) -> float:
-    """k1 = log π − log π_ref, summed over a response, mean over the batch: what the KL controller is fed."""
-    return float((rollout.logprobs - rollout.ref_logprobs).sum(1).mean())
+    """k1 = log π − log π_ref, summed over a response, mean over the responses of all processes: what the KL controller
+    is fed."""
+    total = global_sum((rollout.logprobs - rollout.ref_logprobs).sum(1).sum())
+    return float(total / response_count(rollout))
+
+
+def response_count(rollout: Rollout) -> int:
+    """Responses of all processes."""
+    return int(global_sum(torch.tensor(len(rollout.sequences))))
 
 
 def credit_metrics(token_scores: Float[Tensor, "batch response"], rollout: Rollout) -> dict[str, float]:

@@ -1,27 +1,47 @@
 """Prompts on their way into a run: encoded, checked all at once, shuffled."""
 
 from collections.abc import Sequence
+from operator import index
+from reprlib import repr as shortened
+from typing import Any
 
 from rlhf_core.config import PPOConfig
 from rlhf_core.streams import stream
-from rlhf_core.types import Policy
+from rlhf_core.types import Policy, RewardModel, ValidatesPrompts
+
+Prompts = Sequence[str] | Sequence[Sequence[int]]
 
 
-def encoded(policy: Policy, prompts: Sequence[str] | Sequence[Sequence[int]], config: PPOConfig) -> list[list[int]]:
-    """Token ids of the prompts, each checked to leave room for the longest response.
+def encoded(policy: Policy, reward: RewardModel, prompts: Prompts, config: PPOConfig) -> list[list[int]]:
+    """Token ids of the prompts, each checked to leave policy and reward model room for the longest response.
 
     Raises:
-        ValueError: no prompts, or prompts the policy refuses (all of them are listed).
+        ValueError: no list of prompts, none in it, one that is neither a text nor token ids, or prompts that policy or
+            reward model refuse (all of them are listed).
     """
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts must be a list of them, got one text; for a single prompt give [{prompts!r}]")
     if not len(prompts):
         raise ValueError("no prompts were given")
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    given_ids = [list(prompt) for prompt in prompts if not isinstance(prompt, str)]
+    given_ids = [_token_ids(row, prompt) for row, prompt in enumerate(prompts) if not isinstance(prompt, str)]
     if texts and given_ids:
         raise ValueError(f"prompts must be all texts or all token ids, got {len(texts)} texts and {len(given_ids)} ids")
     ids = policy.encode(texts) if texts else given_ids
     policy.validate(ids, config.max_length[1])
+    if isinstance(reward, ValidatesPrompts):
+        reward.validate(ids, config.max_length[1])
     return ids
+
+
+def _token_ids(row: int, prompt: Any) -> list[int]:
+    """Plain integers of a prompt that is no text; anything with an index is one (numpy's and torch's are)."""
+    try:
+        return [index(token) for token in prompt]
+    except TypeError:
+        raise ValueError(
+            f"prompt {row} must be a text or a list of token ids (integers), got {shortened(prompt)}"
+        ) from None
 
 
 def shuffled_batch(ids: list[list[int]], config: PPOConfig, step: int) -> list[list[int]]:

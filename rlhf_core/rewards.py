@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from reprlib import repr as shortened
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_core.config import ScoreConfig
+from rlhf_core.distributed import global_sum
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.types import Policy, RewardModel, Scored, Sequences
 
@@ -22,7 +25,7 @@ class TokenReward:
     fn: IdScorer
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """One score per response; raises ValueError where the callable returns another number of them."""
+        """One score per response; raises ValueError where the callable returns something else."""
         scores = self.fn(sequences.prompts(), sequences.responses())
         return _scored(scores, sequences, self.fn)
 
@@ -39,7 +42,7 @@ class TextReward:
     decode: Callable[[Sequence[Sequence[int]]], list[str]]
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """One score per response; raises ValueError where the callable returns another number of them."""
+        """One score per response; raises ValueError where the callable returns something else."""
         scores = self.fn(self.decode(sequences.prompts()), self.decode(sequences.responses()))
         return _scored(scores, sequences, self.fn)
 
@@ -63,8 +66,13 @@ def as_reward_model(reward: RewardModel | TextScorer, policy: Policy) -> RewardM
     )
 
 
-def _scored(scores: Sequence[float], sequences: Sequences, fn: object) -> Scored:
-    values = torch.as_tensor(scores, dtype=torch.float32, device=sequences.response_ids.device)
+def _scored(scores: Any, sequences: Sequences, fn: object) -> Scored:
+    try:
+        values = torch.as_tensor(scores, dtype=torch.float32, device=sequences.response_ids.device).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"reward {fn!r} must return a number for each of the {len(sequences)} responses, got {shortened(scores)}"
+        ) from error
     if values.shape != (len(sequences),):
         raise ValueError(f"reward {fn!r} returned scores of shape {tuple(values.shape)} for {len(sequences)} responses")
     return Scored(scores=values, evidence={})
@@ -79,11 +87,13 @@ class ScoreMoments:
     squares: float = 0.0
 
     def including(self, scores: Float[Tensor, " batch"]) -> "ScoreMoments":
-        """The moments with one more batch (Chan, Golub and LeVeque 1979)."""
+        """The moments with one more batch, that of all processes (Chan, Golub and LeVeque 1979)."""
         values = scores.double()
-        n, mean = len(values), float(values.mean())
+        n = int(global_sum(torch.tensor(len(values))))
+        mean = float(global_sum(values.sum())) / n
         count, delta = self.count + n, mean - self.mean
-        squares = self.squares + float((values - mean).square().sum()) + delta**2 * self.count * n / count
+        within = float(global_sum((values - mean).square().sum()))
+        squares = self.squares + within + delta**2 * self.count * n / count
         return ScoreMoments(count, self.mean + delta * n / count, squares)
 
     @property

@@ -62,7 +62,7 @@ def measure(
     else:
         kl = kl_estimate(evaluation.logprobs, ref_logprobs, config.kl.kind)
     scored = reward.score(sequences, needs - of_policy)
-    raw_scores = scored.scores.to(kl.device, torch.float32)
+    raw_scores = scored.scores.detach().to(kl.device, torch.float32)
     for name, values in (
         ("logprobs", evaluation.logprobs),
         ("ref_logprobs", ref_logprobs),

@@ -12,12 +12,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Stream = Literal["prompts", "lengths", "sampling", "minibatches", "evaluation_lengths", "evaluation"]
+Stream = Literal["init", "prompts", "lengths", "sampling", "minibatches", "evaluation_lengths", "evaluation"]
 
 
 def stream(seed: int, name: Stream, *indices: int) -> np.random.Generator:
     """The generator of stream ``name`` at the given indices (step, epoch, row ...)."""
     return np.random.default_rng(np.random.SeedSequence([seed, crc32(name.encode()), *indices]))
+
+
+def seed_of(seed: int, name: Stream) -> int:
+    """Stream ``name`` as a number, for what takes a seed of its own: ``load_policy(..., seed=seed_of(seed, "init"))``
+    draws initial weights (of an adapter, say) that share no random number with the run's other streams."""
+    return int(stream(seed, name).integers(2**63))
 
 
 def uniforms(seed: int, name: Stream, step: int, rows: int, positions: int) -> Float[Tensor, "row position"]:

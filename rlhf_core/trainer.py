@@ -16,25 +16,26 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.health import (
     check_credit,
     check_gamma,
+    check_id_range,
     check_log_ratio,
     check_needs,
     check_reference,
+    check_temperature,
     check_vocabulary,
     report,
     require_token_scores,
 )
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
 from rlhf_core.logging import JSONLines, Logger
-from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, rollout_metrics
+from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
 from rlhf_core.optimization import make_optimizer, make_schedule
-from rlhf_core.prompts import encoded, shuffled_batch
+from rlhf_core.prompts import Prompts, encoded, shuffled_batch
 from rlhf_core.returns import generalized_advantages
 from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model, penalised
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
 from rlhf_core.update import ppo_update
 
-Prompts = Sequence[str] | Sequence[Sequence[int]]
 Instrument = Callable[[Rollout], Mapping[str, float]]
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter], PPOConfig], torch.optim.Optimizer]
 SAMPLE_TEXTS = 4
@@ -43,15 +44,20 @@ SAMPLE_TEXTS = 4
 class PPOTrainer:
     """PPO with pluggable credit assignment.
 
-    ``step`` is the whole algorithm; each stage is public, so that one can be called, replaced or studied alone. The
-    reward is a reward model, or any callable on (prompts, responses) as texts; ``TokenReward(fn)`` gets token ids.
-    ``instruments`` are asked for further figures of every rollout, logged with the rest; ``optimizer`` makes another
-    optimizer than the config's (``models.qlora.paged_adamw_8bit``, say) from the trainable parameters and the config.
+    ``step`` is the whole algorithm; each stage is public, so that one can be called, replaced or studied alone:
+    ``collect``, ``redistribute``, ``estimate_returns``, ``update``, then ``conclude`` with the same rollout. Without
+    it KL controller, score moments and random streams would stand still, so the next ``collect`` asks for it.
+
+    The reward is a reward model, or any callable on (prompts, responses) as texts; ``TokenReward(fn)`` gets token ids.
+    The temperature is the config's: it is set on the policy. ``instruments`` are asked for further figures of every
+    rollout, logged with the rest; ``optimizer`` makes another optimizer than the config's
+    (``models.qlora.paged_adamw_8bit``, say) from the trainable parameters and the config.
 
     Raises:
         TypeError: ``redistributor`` or ``reward`` is something else.
-        ValueError: the models have different tokenizers; the redistributor needs evidence that they cannot give, or
-            cannot be discounted by gamma.
+        ValueError: the models have different tokenizers, or the policy draws ids that the reward model cannot read;
+            the redistributor needs evidence that they cannot give, or cannot be discounted by gamma; the policy has
+            a temperature of its own.
     """
 
     def __init__(
@@ -71,14 +77,18 @@ class PPOTrainer:
         self.config = config
         self.loggers, self.instruments = tuple(loggers), tuple(instruments)
         check_vocabulary(policy, self.reward)
+        check_id_range(policy, self.reward)
         check_needs(redistributor, policy, self.reward)
         check_gamma(redistributor, config.gamma)
+        check_temperature(policy, config.temperature)
         policy.temperature = config.temperature
         self.optimizer = optimizer(policy.parameters(), config)
         self.schedule = make_schedule(self.optimizer, config)
         self.kl_controller = _kl_controller(config)
         self.score_moments = ScoreMoments()
         self.steps_done = 0
+        self._trained = False
+        self._to_conclude = False
 
     def step(self, prompts: Prompts) -> dict[str, float]:
         """One PPO step on the given prompts; the metrics of README's glossary. Writes nothing to disk.
@@ -103,11 +113,20 @@ class PPOTrainer:
 
     def collect(self, prompts: Prompts) -> Rollout:
         """Sample a response per prompt and measure it; the draw is fixed by (seed, steps done), so it can be
-        repeated. Checks, on the first step, that the policy is its reference."""
-        ids = encoded(self.policy, prompts, self.config)
+        repeated. Checks, before the first update, that the policy is its reference.
+
+        Raises:
+            RuntimeError: an update was not concluded.
+        """
+        if self._to_conclude:
+            raise RuntimeError(
+                "collect: the last update was not concluded; call conclude(rollout) with the rollout it learned from, "
+                "or step(prompts), which does everything"
+            )
+        ids = encoded(self.policy, self.reward, prompts, self.config)
         draw = Draw(seed=self.config.seed, name="sampling", step=self.steps_done)
         rollout = self._measured(ids, draw, self.redistributor)
-        if self.steps_done == 0:
+        if not self._trained:
             report(check_reference(rollout, self.policy.compute_dtype), self.config.first_step_checks)
         return rollout
 
@@ -115,7 +134,7 @@ class PPOTrainer:
         """The redistributor's token scores, checked against its contract."""
         token_scores = self.redistributor(rollout)
         require_token_scores(token_scores, rollout, self.redistributor)
-        if self.steps_done == 0:
+        if not self._trained:
             report(check_credit(token_scores, rollout, self.redistributor), self.config.first_step_checks)
         return token_scores
 
@@ -133,23 +152,25 @@ class PPOTrainer:
         )
 
     def update(self, experience: Experience) -> dict[str, float]:
-        """Epochs of clipped PPO on the experience, then one step of the learning-rate schedule."""
+        """Epochs of clipped PPO on the experience, then one step of the learning-rate schedule; then ``conclude``."""
         buffer = RolloutBuffer()
         buffer.add(experience)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         figures = ppo_update(
-            self.policy, self.optimizer, buffer, self.config, step=self.steps_done, check_first=self._check_first
+            self.policy, self.optimizer, buffer, self.config, step=self.steps_done, check_first=self._before_training
         )
         self.schedule.step()
+        self._to_conclude = True
         return figures | {"learning_rate": float(learning_rate)}
 
     def conclude(self, rollout: Rollout) -> None:
         """What follows an update: KL controller, running score moments, a redistributor that learns, the step count."""
-        self.kl_controller.update(mean_response_kl(rollout), len(rollout.sequences))
+        self.kl_controller.update(mean_response_kl(rollout), response_count(rollout))
         self.score_moments = self.score_moments.including(rollout.raw_scores)
         if isinstance(self.redistributor, Learns):
             self.redistributor.observe(rollout)
         self.steps_done += 1
+        self._to_conclude = False
 
     def measure(
         self, rollout: Rollout, token_scores: Float[Tensor, "batch response"], experience: Experience
@@ -186,13 +207,13 @@ class PPOTrainer:
         The trainer's own loggers are the caller's to close, so that ``fit`` can be called again.
 
         Raises:
-            FileExistsError: ``out`` exists and is not empty.
+            FileExistsError: ``out`` is a folder that is not empty, or a file.
             ValueError: prompts that cannot be used, all listed, before anything is generated; or no steps.
         """
         if steps < 1 or eval_every < 1 or save_every < 0:
             raise ValueError(f"fit: steps {steps} and eval_every {eval_every} must be 1 or more, save_every 0 or more")
-        ids = encoded(self.policy, prompts, self.config)
-        held_out = encoded(self.policy, eval_prompts, self.config) if len(eval_prompts) else []
+        ids = encoded(self.policy, self.reward, prompts, self.config)
+        held_out = encoded(self.policy, self.reward, eval_prompts, self.config) if len(eval_prompts) else []
         folder = _new_folder(Path(out))
         metrics, samples = JSONLines(folder / "metrics.jsonl"), JSONLines(folder / "samples.jsonl")
         loggers: tuple[Logger, ...] = (metrics, *self.loggers)
@@ -235,12 +256,14 @@ class PPOTrainer:
         return measure(self.policy, self.reward, sequences, needs, config=self.config, moments=self.score_moments)
 
     def _evaluation_rollout(self, prompts: Prompts) -> Rollout:
-        ids = encoded(self.policy, prompts, self.config)
+        ids = encoded(self.policy, self.reward, prompts, self.config)
         return self._measured(ids, Draw(seed=self.config.seed, name="evaluation", step=0), None)
 
-    def _check_first(self, largest: float, mean: float) -> None:
-        if self.steps_done == 0:
+    def _before_training(self, largest: float, mean: float) -> None:
+        """Called between an update's first forward pass and its first optimizer step."""
+        if not self._trained:
             report(check_log_ratio(largest, mean, self.policy.compute_dtype), self.config.first_step_checks)
+        self._trained = True
 
     def _write_samples(self, samples: JSONLines, rollout: Rollout) -> None:
         prompts = self.policy.decode(rollout.sequences.prompts()[:SAMPLE_TEXTS])
@@ -274,6 +297,8 @@ def _postfix(figures: dict[str, float]) -> dict[str, str]:
 
 
 def _new_folder(folder: Path) -> Path:
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"fit: {folder} is a file; out must name a new folder")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"fit: the folder {folder} is not empty; give a new one, nothing is overwritten")
     folder.mkdir(parents=True, exist_ok=True)

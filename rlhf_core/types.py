@@ -217,6 +217,24 @@ class HasVocabulary(Protocol):
 
 
 @runtime_checkable
+class HasIdRange(Protocol):
+    """A policy that draws, or a reward model that reads, token ids from 0 to ``vocab_size`` − 1."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+@runtime_checkable
+class ValidatesPrompts(Protocol):
+    """A reward model that knows before anything is generated which prompts it could not score."""
+
+    def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
+        """Raise ValueError, listing the rows, for a prompt that it could not read with ``max_length`` response tokens
+        after it."""
+        ...
+
+
+@runtime_checkable
 class Policy(Protocol):
     """A language model with a value head and a frozen reference.
 
@@ -261,7 +279,10 @@ class Policy(Protocol):
 
 @runtime_checkable
 class RewardModel(Protocol):
-    """Scores whole responses (any unit, higher is better) and measures evidence in the same forward pass."""
+    """Scores whole responses (any unit, higher is better) and measures evidence in the same forward pass.
+
+    Optional: ``ValidatesPrompts``; ``HasVocabulary`` and ``HasIdRange``, which are compared with the policy's.
+    """
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored: ...
     def provides(self, request: EvidenceRequest) -> bool: ...

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlhf_core.batching import micro_batches
 from rlhf_core.buffer import Minibatch, RolloutBuffer
 from rlhf_core.config import PPOConfig
-from rlhf_core.distributed import global_sum
+from rlhf_core.distributed import global_max, global_sum
 from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean
 from rlhf_core.streams import stream
@@ -98,7 +98,7 @@ def ppo_update(
 
 
 def _accumulate(policy: Policy, minibatch: Minibatch, config: PPOConfig) -> dict[str, float]:
-    """Add up the minibatch's gradient over micro-batches; the figures that belong to it."""
+    """Add up the minibatch's gradient over micro-batches; the figures that belong to it, over all processes."""
     tokens = int(global_sum(minibatch.sequences.response_mask.sum()))
     rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
     totals: dict[str, float] = {}
@@ -112,6 +112,8 @@ def _accumulate(policy: Policy, minibatch: Minibatch, config: PPOConfig) -> dict
         for name, mean in means.items():
             share = len(part.sequences) / rows_in_all if name == "response_loss" else token_share
             totals[name] = totals.get(name, 0.0) + float(mean) * share
+    totals = {name: float(global_sum(torch.tensor(total, dtype=torch.float64))) for name, total in totals.items()}
+    largest = {name: float(global_max(torch.tensor(most, dtype=torch.float64))) for name, most in largest.items()}
     return {**totals, **largest, "tokens": float(tokens)}
 
 

@@ -1,6 +1,7 @@
 """A policy in thirty lines, ragged batches, and rollouts to try redistributors on."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,6 +83,16 @@ class TablePolicy:
         previous = torch.cat([sequences.prompt_ids[:, -1:], sequences.response_ids[:, :-1]], dim=1)
         steps = torch.arange(sequences.response_ids.shape[1])
         return previous, steps < sequences.min_lengths[:, None], sequences.response_mask
+
+
+def unchecked(make: Callable[[], Any], **values: object) -> Any:
+    """``make(**values)`` of a dataclass as users meet it, without the type checker of these tests in front."""
+    built = make()
+    for name, value in values.items():
+        object.__setattr__(built, name, value)
+    if hasattr(built, "__post_init__"):
+        built.__post_init__()
+    return built
 
 
 def sequences_of(

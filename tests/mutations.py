@@ -49,6 +49,36 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/masking.py",
+        "smallest = global_min(torch.where(mask, x, torch.inf).min())",
+        "smallest = torch.where(mask, x, torch.inf).min()",
+        "tests/test_distributed.py::test_moments_and_whitening_are_those_of_one_process",
+    ),
+    Mutation(
+        "rlhf_core/masking.py",
+        "largest = global_max(torch.where(mask, x, -torch.inf).max())",
+        "largest = torch.where(mask, x, -torch.inf).max()",
+        "tests/test_distributed.py::test_moments_and_whitening_are_those_of_one_process",
+    ),
+    Mutation(
+        "rlhf_core/metrics.py",
+        "return int(global_sum(torch.tensor(len(rollout.sequences))))",
+        "return len(rollout.sequences)",
+        "tests/test_distributed.py::test_the_kl_controller_is_fed_the_responses_of_all_processes",
+    ),
+    Mutation(
+        "rlhf_core/rewards.py",
+        "within = float(global_sum((values - mean).square().sum()))",
+        "within = float((values - mean).square().sum())",
+        "tests/test_distributed.py::test_score_moments_are_those_of_one_process",
+    ),
+    Mutation(
+        "rlhf_core/update.py",
+        "float(global_sum(torch.tensor(total, dtype=torch.float64)))",
+        "float(total)",
+        "tests/test_distributed.py::test_an_update_measures_and_whitens_over_all_processes",
+    ),
+    Mutation(
+        "rlhf_core/masking.py",
         "return torch.where(mask, x, 0).sum() / mask.sum()",
         "return torch.where(mask, x, 0).mean()",
         "tests/test_masking.py::test_hand_computed_moments_ignore_what_is_masked",
@@ -97,14 +127,14 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/metrics.py",
-        "return float((rollout.logprobs - rollout.ref_logprobs).sum(1).mean())",
-        "return float((rollout.logprobs - rollout.ref_logprobs).mean())",
+        "total = global_sum((rollout.logprobs - rollout.ref_logprobs).sum(1).sum())",
+        "total = global_sum((rollout.logprobs - rollout.ref_logprobs).mean(1).sum())",
         "tests/test_trainer.py::test_metrics_by_hand",
     ),
     Mutation(
         "rlhf_core/trainer.py",
-        "self.kl_controller.update(mean_response_kl(rollout), len(rollout.sequences))",
-        "self.kl_controller.update(float(rollout.kl.sum(1).mean()), len(rollout.sequences))",
+        "self.kl_controller.update(mean_response_kl(rollout), response_count(rollout))",
+        "self.kl_controller.update(float(rollout.kl.sum(1).mean()), response_count(rollout))",
         "tests/test_trainer.py::test_the_controller_is_fed_k1_whatever_penalises",
     ),
     Mutation(
@@ -145,9 +175,27 @@ MUTATIONS = (
     ),
     Mutation(
         "redistributors/attention.py",
-        "seen_by = layout.response_mask.sum(1, keepdim=True) - 1 - steps",
-        "seen_by = layout.response_mask.sum(1, keepdim=True) - steps",
+        "return total / seen_by.clamp(min=1)",
+        "return total / (seen_by + 1)",
         "tests/test_redistributors.py::test_the_mean_over_rows_divides_by_the_rows_that_could_see_a_token",
+    ),
+    Mutation(
+        "models/attention_taps.py",
+        "return keys <= rows[..., None] if self.causal",
+        "return keys < rows[..., None] if self.causal",
+        "tests/test_attention.py::test_a_mean_over_rows_counts_the_rows_that_could_see_a_token[llama-gqa-windows0]",
+    ),
+    Mutation(
+        "models/attention_taps.py",
+        "return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)",
+        "return torch.ones_like(mask, dtype=torch.bool).any(1)",
+        "tests/test_attention.py::test_a_mean_over_rows_counts_the_rows_that_could_see_a_token[mistral-windows1]",
+    ),
+    Mutation(
+        "models/attention.py",
+        "(attention.visible(columns) & wanted[..., None])",
+        "(attention.visible(columns))",
+        "tests/test_attention.py::test_unused_rows_see_nothing",
     ),
     Mutation(
         "redistributors/attention.py",
@@ -181,8 +229,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/attention.py",
-        "torch.where((chunk >= 0)[",
-        "torch.where((chunk >= -1)[",
+        "columns, wanted = chunk.clamp(min=0), chunk >= 0",
+        "columns, wanted = chunk.clamp(min=0), chunk >= -1",
         "tests/test_attention.py::test_unused_rows_have_no_weight",
     ),
     Mutation(

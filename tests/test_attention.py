@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from models import LoraSettings, attention, attention_taps, load_policy
 from models.attention import AttentionReader, UnsupportedAttention
 from redistributors import DecoderAttention
+from redistributors.attention import AttentionRowMean
 from rlhf_core.evidence import AttentionTap, Layout
 
 VOCAB, COLUMNS, HEADS = 40, 12, 4
@@ -159,6 +160,41 @@ def test_rows_are_those_of_eager_attention(family: str, padded: str, monkeypatch
         assert not evidence[request].requires_grad
         assert (evidence[request][~layout.response_mask] == 0).all()
     assert maps[0].std() > 0.02, "attention of this test model is too flat to tell rows apart"
+
+
+@pytest.mark.parametrize(
+    ("family", "windows"),
+    [
+        ("llama-gqa", (99, 99)),
+        ("mistral", (3, 3)),
+        ("gpt_neo", (99, 3)),
+        ("gemma2", (3, 99)),
+        ("falcon-alibi", (99, 99)),
+    ],
+)
+def test_a_mean_over_rows_counts_the_rows_that_could_see_a_token(
+    family: str, windows: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By causality and sliding window of each layer, with padding and without (and then without a mask), off tap,
+    method and map alike, in several chunks."""
+    window = {"mistral": {"sliding_window": 3}, "gpt_neo": {"window_size": 3}, "gemma2": {"sliding_window": 3}}
+    model = build(family, **window.get(family, {}))
+    ids, ragged, layout = batch()
+    all_maps = {mask: own_attention(model, ids, mask) for mask in (ragged, torch.ones_like(ragged))}
+    reader = AttentionReader(model)
+    monkeypatch.setattr(attention, "CHUNK_CELLS", len(LENGTHS) * HEADS * COLUMNS * 2)
+    for mask, maps in all_maps.items():
+        requests = [AttentionRowMean(source="policy", layer=layer) for layer in (0, 1)]
+        with reader.capture(requests, layout) as evidence:
+            run(model, ids, mask)
+        for request, reach in zip(requests, windows, strict=True):
+            for i, t in layout.response_mask[:3].nonzero().tolist():
+                key = int(layout.response_positions[i, t])
+                rows = [int(p) - 1 for p in layout.response_positions[i][layout.response_mask[i]]]
+                seeing = [row for row in rows if key <= row < key + reach]
+                weights = [float(maps[request.layer][i, :, row, key].mean()) for row in seeing]
+                wanted = sum(weights) / len(weights) if weights else 0.0
+                assert float(evidence[request][i, t]) == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize("family", REFUSED)
@@ -430,3 +466,17 @@ def test_unused_rows_have_no_weight() -> None:
     with AttentionReader(model).capture([Total()], layout) as evidence:
         run(model, ids, torch.ones_like(mask))
     assert evidence[Total()][:, 0].tolist() == pytest.approx([1, 2, 0, 1])
+
+
+def test_unused_rows_see_nothing() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Seen(ReadingRows):
+        def finish(self, total: Tensor, seen_by: Tensor) -> Tensor:
+            return seen_by.float()
+
+    model = build("bert")  # where every row sees every token
+    ids, mask, layout = batch()
+    with AttentionReader(model).capture([Seen()], layout) as evidence:
+        run(model, ids, torch.ones_like(mask))
+    lengths = layout.response_mask.sum(1, keepdim=True)
+    assert torch.equal(evidence[Seen()], torch.where(layout.response_mask, lengths, 0).float())

@@ -26,6 +26,9 @@ CONFIG = PPOConfig(
 )
 
 
+WORDS = [f"w{i}" for i in range(2, 32)]
+
+
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def folders(request, tmp_path_factory):
     """A policy and a two-logit classifier of one family, every dropout at 0.1."""
@@ -84,6 +87,21 @@ def test_it_learns_to_write_one_token(family, redistributor, tmp_path):
     scores = [learner.step(prompts_for(policy, 16))["score"] for _ in range(30)]
     assert scores[0] < 2
     assert sum(scores[-5:]) / 5 > 9
+
+
+def test_models_that_do_not_fit_are_refused_before_anything_is_generated(tmp_path):
+    """Same tokenizer, but a padded embedding or a shorter context."""
+    padded = load_policy(save_tiny(tmp_path / "padded", "llama", vocab_size=34, words=WORDS))
+    policy = load_policy(save_tiny(tmp_path / "policy", "llama", words=WORDS))
+    short = load_reward_model(
+        save_tiny(tmp_path / "short", "llama", head="classifier", words=WORDS, context=12), score="single_logit"
+    )
+    with pytest.raises(ValueError, match="draws token ids 0 to 33, but the reward model reads only 0 to 31"):
+        PPOTrainer(padded, short, Sparse(), CONFIG)
+    prompts = [[2, 3], [2, 3, 4]]
+    with pytest.raises(ValueError, match=r"cannot score: row 1: 3 prompt \+ 10 response tokens exceed the context 12"):
+        PPOTrainer(policy, short, Sparse(), CONFIG).fit(prompts, 1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_rollout_can_be_handed_to_all_methods(folders):

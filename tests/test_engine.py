@@ -1,7 +1,9 @@
 """Buffer, batching, streams, rewards, config: the small parts of the engine."""
 
+import inspect
 import json
 import math
+import re
 import sys
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -9,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fakes import TablePolicy, ragged_sequences, sequences_of
+from fakes import TablePolicy, ragged_sequences, sequences_of, unchecked
 
 from rlhf_core import KLConfig, PPOConfig, RolloutBuffer, ScoreConfig, Sequences, TokenReward
 from rlhf_core.batching import micro_batches
@@ -18,7 +20,7 @@ from rlhf_core.optimization import make_optimizer, make_schedule
 from rlhf_core.prompts import encoded, shuffled_batch
 from rlhf_core.rewards import ScoreMoments, as_reward_model, normalise_scores, penalised
 from rlhf_core.rollout import LENGTHS
-from rlhf_core.streams import stream, uniforms
+from rlhf_core.streams import seed_of, stream, uniforms
 from rlhf_core.types import Experience
 
 
@@ -93,6 +95,14 @@ def test_streams_are_named_and_stateless():
     assert len(draws) == 4
 
 
+def test_the_seed_of_initial_weights_is_a_stream_of_the_runs_seed():
+    assert seed_of(1, "init") == seed_of(1, "init")
+    seeds = {seed_of(seed, name) for seed in range(20) for name in ("init", "prompts", "sampling")}
+    assert len(seeds) == 60
+    torch.Generator().manual_seed(max(seeds))
+    assert all(seed >= 0 for seed in seeds)
+
+
 def test_length_limits_and_uniforms_never_share_a_generator():
     """numpy takes (seed, name, 0) and (seed, name, 0, 0) for one key."""
     for limits, draws in (("lengths", "sampling"), ("evaluation_lengths", "evaluation")):
@@ -114,13 +124,39 @@ def test_prompts_are_used_once_per_epoch_in_a_seeded_order():
     assert shuffled_batch(ids, replace(config, seed=1), 1) != shuffled_batch(ids, config, 1)
 
 
+def encode(prompts):
+    """As users meet it, who have no type checker at run time."""
+    return inspect.unwrap(encoded)(TablePolicy(), TokenReward(lambda *_: []), prompts, PPOConfig())
+
+
 def test_prompts_of_both_kinds_or_none_are_refused():
     with pytest.raises(ValueError, match="1 texts and 1 ids"):
-        encoded(TablePolicy(), ["1", [2]], PPOConfig())
+        encode(["1", [2]])
     with pytest.raises(ValueError, match="no prompts"):
-        encoded(TablePolicy(), [], PPOConfig())
+        encode([])
     with pytest.raises(ValueError, match="prompt 1 is empty"):
-        encoded(TablePolicy(), ["1", ""], PPOConfig())
+        encode(["1", ""])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ("1 2", r"got one text; for a single prompt give \['1 2'\]"),
+        ([1, 2, 3], r"prompt 0 must be a text or a list of token ids \(integers\), got 1$"),
+        ([[1], ["a"]], r"prompt 1 must be .*, got \['a'\]"),
+        ([[1], [2.0]], r"prompt 1 must be .*, got \[2.0\]"),
+        ([None], "prompt 0 must be .*, got None"),
+        ([[1], [[2]]], r"prompt 1 must be .*, got \[\[2\]\]"),
+    ],
+)
+def test_what_is_no_list_of_prompts_is_shown(prompts, words):
+    with pytest.raises(ValueError, match=words):
+        encode(prompts)
+
+
+def test_ids_may_be_tensors_and_arrays():
+    assert encode([torch.tensor([1, 2]), torch.tensor([3])]) == [[1, 2], [3]]
+    assert encode([np.array([1, 2]), (3,)]) == [[1, 2], [3]]
 
 
 def test_running_moments_equal_those_of_all_scores():
@@ -186,6 +222,44 @@ def test_config_refuses(bad):
         PPOConfig(**bad)
 
 
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"gamma": None}, "gamma must be a number, got None"),
+        ({"gamma": "1"}, "gamma must be a number, got '1'"),
+        ({"lam": True}, "lam must be a number, got True"),
+        ({"epochs": 2.5}, "epochs must be an integer, got 2.5"),
+        ({"epochs": math.inf}, "epochs must be an integer, got inf"),
+        ({"epochs": None}, "epochs must be an integer, got None"),
+        ({"rollout_batch_size": 16.0}, "rollout_batch_size must be an integer, got 16.0"),
+        ({"minibatch_size": True}, "minibatch_size must be an integer, got True"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"schedule_steps": 2.5}, "schedule_steps must be an integer or None, got 2.5"),
+        ({"target_kl": "1"}, "target_kl must be a number or None, got '1'"),
+        ({"schedule": "cosine"}, "schedule must be one of constant, linear, got 'cosine'"),
+        ({"optimizer": ["adam"]}, r"optimizer must be one of adam, adamw, got \['adam'\]"),
+        ({"max_length": 15}, r"max_length must be a pair of integers \(low, high\), got 15"),
+        ({"max_length": (8,)}, r"max_length must be a pair .*, got \(8,\)"),
+        ({"max_length": (8.5, 15.5)}, r"max_length must be a pair .*, got \(8.5, 15.5\)"),
+        ({"max_length": [8, 15]}, r"max_length must be a pair .*, got \[8, 15\]"),
+        ({"kl": {"init_coef": 0.1}}, "kl must be a KLConfig, got {'init_coef': 0.1}"),
+        ({"kl": KLConfig}, "kl must be a KLConfig, got <class .*KLConfig'>"),
+        ({"kl": unchecked(KLConfig, target=None)}, "kl.target must be a number, got None"),
+        ({"kl": unchecked(KLConfig, adaptive=1)}, "kl.adaptive must be True or False, got 1"),
+        ({"kl": unchecked(KLConfig, kind="mse")}, "kl.kind must be one of k1, abs, k2, k3, full, got 'mse'"),
+        ({"score": unchecked(ScoreConfig, clip="1")}, "score.clip must be a number or None, got '1'"),
+    ],
+    ids=str,
+)
+def test_config_refuses_other_kinds_than_annotated(bad, words):
+    with pytest.raises(ValueError, match=f"^PPOConfig: {words}$"):
+        unchecked(PPOConfig, **bad)
+
+
+def test_config_takes_whole_numbers_as_numbers_and_none_where_it_means_something():
+    assert PPOConfig(gamma=1, learning_rate=1, score=ScoreConfig(clip=2), max_grad_norm=None, target_kl=np.float64(1))
+
+
 def test_paper_settings_carry_over():
     config = PPOConfig.from_paper("positive_generation")
     assert config == PPOConfig()
@@ -208,9 +282,30 @@ def test_paper_settings_carry_over():
     assert (dialogue.epochs, dialogue.max_length, dialogue.seed) == (10, (256, 256), 3)
     with pytest.raises(ValueError, match="the paper's 'cliprange' is our 'clip_range'"):
         PPOConfig.from_paper("dialogue", cliprange=0.1)
+    assert PPOConfig.from_paper("dialogue", kl=KLConfig(init_coef=0.1)).kl.target == 6
     with pytest.raises(Exception, match="chess"):
         PPOConfig.from_paper("chess")  # type: ignore[arg-type]
     assert json.dumps(asdict(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("init_kl_coef", "is our kl=KLConfig(init_coef=...)"),
+        ("target", "is our kl=KLConfig(target=...)"),
+        ("adap_kl_ctrl", "is our kl=KLConfig(adaptive=...)"),
+        ("kl_penalty", "is our kl=KLConfig(kind=...), where its 'kl' is 'k1'"),
+        ("score_clip", "is our score=ScoreConfig(clip=...)"),
+        ("use_score_norm", "is our score=ScoreConfig(centring='running_mean')"),
+        ("use_score_scaling", "is our score=ScoreConfig(scaling='running_std')"),
+        ("early_stopping", "is on where our 'target_kl' is a number, off at None"),
+        ("whiten_rewards", "is always off here"),
+    ],
+)
+def test_the_papers_other_names_are_refused_with_ours(name, words):
+    with pytest.raises(ValueError, match=re.escape(f"no field {name!r}; the paper's {name!r} {words}")):
+        PPOConfig.from_paper("dialogue", **{name: 1})
+    assert re.search(rf"\b{name}\b", inspect.getdoc(PPOConfig.from_paper))
 
 
 def rates(config, steps):

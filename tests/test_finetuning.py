@@ -13,6 +13,7 @@ from models.tiny import EOS_ID, save_tiny
 from models.training import TrainingSettings, last_token_scores, train_completions, train_preference_model
 from redistributors import RewardAttention
 from rlhf_core import PPOConfig, PPOTrainer
+from rlhf_core.types import ValidatesPrompts
 
 QUICK = TrainingSettings(steps=30, batch_size=4, micro_batch_size=2, learning_rate=1e-2)
 LORA = LoraSettings(rank=4, alpha=8)
@@ -124,5 +125,18 @@ def test_a_reward_model_reads_its_own_prompts_and_credits_the_same_tokens(family
     assert prompted.vocabulary == plain.vocabulary
     assert prompted.provides(request)
     assert prompted.why_not(ReadRow(layer=9)) == plain.why_not(ReadRow(layer=9))
-    with pytest.raises(ValueError, match=r"no rendering of the prompt in row 0 \(1 tokens, beginning with \[31\]\)"):
+    assert prompted.vocab_size == plain.vocab_size
+    with pytest.raises(ValueError, match=r"no rendering of the prompts in rows \[0\] .* beginning with \[31\]"):
         prompted.score(sequences([([31], [5])]), frozenset())
+
+
+def test_renderings_that_are_missing_or_too_long_are_refused_in_advance(tmp_path):
+    folder = save_tiny(tmp_path, "llama", head="classifier", context=8)
+    plain = load_reward_model(folder, score="single_logit")
+    prompted = PromptedReward(reward=plain, renderings={(5,): [20, 5, 21], (6,): [20, 6, 6, 6, 21], (7,): []})
+    assert isinstance(prompted, ValidatesPrompts)
+    prompted.validate([[5]], 5)
+    with pytest.raises(ValueError, match=r"rows \[1, 3\] \(2 of 4; the first has 1 tokens, beginning with \[31\]\)"):
+        prompted.validate([[5], [31], [6], [32]], 4)
+    with pytest.raises(ValueError, match=r"row 1: 5 prompt \+ 5 response tokens exceed the context 8; row 2 is empty"):
+        prompted.validate([[5], [6], [7]], 5)

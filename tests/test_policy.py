@@ -2,8 +2,10 @@
 with every dropout of the folder at 0.1 and the model in train mode."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from models import CausalPolicy, LoraSettings, load_policy
+from models import CausalPolicy, LoraSettings, load_policy, load_reward_model
 from models.loading import check_language_model, remove_randomness
 from models.tiny import save_tiny, tiny_gpt2, tiny_llama
 from rlhf_core.batching import micro_batches
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL
+from rlhf_core.streams import seed_of
 from rlhf_core.types import Limits, Sequences
 
 FAMILIES = ["gpt2", "llama"]
@@ -508,6 +511,8 @@ def test_validate_lists_every_bad_row(folders, family):
     policy.validate(PROMPTS, 57)
     with pytest.raises(ValueError, match=r"row 1 is empty.*row 2 holds ids \[32, -1\].*row 3: 60 prompt \+ 5 response"):
         policy.validate([[2], [], [32, 3, -1], [2] * 60], 5)
+    with pytest.raises(ValueError, match="row 1 is empty"):
+        policy.validate(policy.encode(["w2", " "]), 5)
     with pytest.raises(ValueError, match="row 5: 7 prompt"):
         sample(policy, high=torch.tensor([12, 12, 12, 12, 12, 58]))
 
@@ -541,6 +546,8 @@ def test_the_seed_decides_a_fresh_adapter(folders, family):
     before = torch.get_rng_state()
     assert torch.equal(a(3), a(3))
     assert not torch.equal(a(3), a(4))
+    assert torch.equal(a(seed_of(3, "init")), a(seed_of(3, "init")))
+    assert not torch.equal(a(seed_of(3, "init")), a(seed_of(4, "init")))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -563,16 +570,46 @@ def test_unsafe_or_untrainable_requests_are_refused_with_the_way_out(tmp_path, f
     for revision in (None, "main"):
         with pytest.raises(ValueError, match="40 hex digits"):
             load_policy(model, trust_remote_code=True, revision=revision)
+    for temperature in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"temperature .* above 0, got {temperature}"):
+            load_policy(model, temperature=temperature)
     with pytest.raises(ValueError, match="rank and alpha"):
         LoraSettings(rank=0)
     pickled = shutil.copytree(model, tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"only \.bin weights.*save_pretrained"):
+    with pytest.raises(ValueError, match=r"only pickled weights.*save_pretrained"):
         load_policy(str(pickled))
     pickled_adapter = shutil.copytree(adapter, tmp_path / "pickled-adapter")
     (pickled_adapter / "adapter_model.safetensors").rename(pickled_adapter / "adapter_model.bin")
-    with pytest.raises(ValueError, match=r"adapter_model\.bin files are not read|only \.bin weights"):
+    with pytest.raises(ValueError, match=r"adapter_model\.bin files are not read|only pickled weights"):
         load_policy(str(pickled_adapter))
+
+
+@pytest.mark.parametrize(
+    "load", [load_policy, partial(load_reward_model, score="single_logit")], ids=["policy", "reward"]
+)
+def test_what_is_no_folder_is_said_at_once(load, tmp_path, monkeypatch):
+    def network(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("models.adapters.cached_file", network)
+    for name in (str(tmp_path / "none"), "./none", "../no/such", "runs/1/policy", "policy/", r"C:\models", "~/policy"):
+        with pytest.raises(
+            FileNotFoundError, match=f"there is no folder {re.escape(repr(name))}.* the form owner/name"
+        ):
+            load(name)
+    with pytest.raises(AssertionError, match="the hub was asked"):
+        load("owner/name")
+    monkeypatch.setattr("models.loading.is_offline_mode", lambda: True)
+    for name in ("owner/name", "gpt3"):
+        with pytest.raises(FileNotFoundError, match=rf"no folder '{name}', and offline \(HF_HUB_OFFLINE\).*owner/name"):
+            load(name)
+    cached = {("owner/name", "adapter_config.json", "v1"): str(tmp_path)}
+    monkeypatch.setattr(
+        "models.loading.try_to_load_from_cache", lambda name, file, revision: cached.get((name, file, revision))
+    )
+    with pytest.raises(AssertionError, match="the hub was asked"):
+        load("owner/name", revision="v1")
 
 
 def test_incomplete_folders_are_refused(tmp_path, folders):

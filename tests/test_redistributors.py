@@ -1,10 +1,11 @@
 """The contract every registered redistributor inherits, and the five methods by hand."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
-from fakes import ragged_sequences, rollout_of, sequences_of
+from fakes import ragged_sequences, rollout_of, sequences_of, unchecked
 
 from redistributors import REDISTRIBUTORS, DecoderAttention, RewardAttention, Sparse, Uniform
 from redistributors.attention import AttentionRow, AttentionRowMean
@@ -133,16 +134,30 @@ def test_tiny_evidence_keeps_its_shape_and_negative_evidence_is_refused():
         normalised(torch.tensor([[1.0, -1.0]]), mask)
 
 
-@pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan"), "0.8", None, True])
 @pytest.mark.parametrize("make", [Uniform, RewardAttention, DecoderAttention])
 def test_beta_outside_its_range_is_refused(make, beta):
-    with pytest.raises(ValueError, match=f"beta.*{beta}"):
-        make(beta=beta)
+    with pytest.raises(ValueError, match=f"^{make.__name__}: beta.*, got {beta!r}$"):
+        unchecked(make, beta=beta)
 
 
-def test_other_settings_are_checked():
-    with pytest.raises(ValueError, match="shift must be 0 or 1, got 2"):
-        DecoderAttention(shift=2)
+@pytest.mark.parametrize("layer", ["last", 1.0, None, True])
+@pytest.mark.parametrize("make", [RewardAttention, DecoderAttention])
+def test_what_is_no_layer_is_refused(make, layer):
+    with pytest.raises(ValueError, match=f"^{make.__name__}: layer .*, got {layer!r}$"):
+        unchecked(make, layer=layer)
+
+
+@pytest.mark.parametrize("shift", [2, "1", 1.0, True])
+def test_other_shifts_are_refused(shift):
+    with pytest.raises(ValueError, match=f"shift must be 0 or 1, got {shift!r}$"):
+        unchecked(DecoderAttention, shift=shift)
+
+
+@pytest.mark.parametrize("rows", ["first", ["mean"]])
+def test_other_rows_are_refused(rows):
+    with pytest.raises(ValueError, match=re.escape(f"rows must be one of mean, last, got {rows!r}")):
+        unchecked(DecoderAttention, rows=rows)
 
 
 def layout_for(sequences: Sequences) -> Layout:
@@ -153,13 +168,16 @@ def layout_for(sequences: Sequences) -> Layout:
 
 
 def test_the_mean_over_rows_divides_by_the_rows_that_could_see_a_token():
-    """Prompt p, response a b c: rows p, a, b predict a, b, c; a is seen by rows a and b, b by row b, c by none."""
+    """Prompt p, response a b c: rows p, a, b predict a, b, c; a is seen by rows a and b, b by row b, c by none. With a
+    window of one, row b would not see a."""
     layout = layout_for(sequences_of([[1]], [[1, 1, 1]]))
     tap = AttentionRowMean(source="policy")
     rows = tap.rows(layout)
     assert rows.tolist() == [[0, 1, 2]]
     two_heads = torch.tensor([[[1, 0, 0, 0], [0.2, 0.8, 0, 0], [0.1, 0.3, 0.6, 0]], [[1, 0, 0, 0.0]] * 3])[None]
-    assert tap.reduce(two_heads, rows, layout).tolist()[0] == pytest.approx([(0.4 + 0.15) / 2, 0.3, 0])
+    total = tap.reduce(two_heads, rows, layout)
+    assert tap.finish(total, torch.tensor([[2, 1, 0]])).tolist()[0] == pytest.approx([(0.4 + 0.15) / 2, 0.3, 0])
+    assert tap.finish(total, torch.tensor([[1, 1, 0]])).tolist()[0] == pytest.approx([0.4 + 0.15, 0.3, 0])
 
 
 def test_the_mean_over_rows_may_be_computed_in_chunks():

@@ -26,7 +26,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from models.reward import ClassifierReward, load_reward_model
 from models.tiny import EOS_ID, gpt2_config, save_tiny, tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL, Layout
-from rlhf_core.types import RewardModel, Sequences
+from rlhf_core.types import RewardModel, Sequences, ValidatesPrompts
 
 VOCAB = 32
 BUILD = {"gpt2": tiny_gpt2_classifier, "llama": tiny_llama_classifier}
@@ -255,6 +255,9 @@ def test_encoders_are_read_at_cls(build: Any, limit: int) -> None:
         assert torch.allclose(scored.scores[row], theirs.logits[0, 0], atol=1e-5)
         wanted = theirs.attentions[-1][0, :, 0, len(prompt) :].mean(0)
         assert torch.allclose(scored.evidence[ReadRow()][row, : len(response)], wanted, atol=1e-5)
+    model.validate([[4], [4, 5]], limit - 2)
+    with pytest.raises(ValueError, match=f"row 0: 2 prompt .* exceed the context {limit}; row 1 does not start with 4"):
+        model.validate([[4, 5], [5]], limit - 1)
     with pytest.raises(ValueError, match="row 1 starts with token 5"):
         scores(model, sequences([([4], [9]), ([5], [9])]))
     scores(model, sequences([([4], [9] * (limit - 1))]))
@@ -271,6 +274,18 @@ def test_rows_that_cannot_be_read_are_refused() -> None:
     with pytest.raises(ValueError, match="token id -1"):
         scores(model, sequences([([-1], [3])]))
     scores(model, sequences([([3] * 4, [4] * 4), ([5], [6])], pad=VOCAB + 100))  # what stands on padding is not read
+
+
+def test_prompts_that_could_not_be_scored_are_all_listed_in_advance() -> None:
+    model = reward("llama", context=8)
+    assert isinstance(model, ValidatesPrompts)
+    model.validate([[3] * 4, [5]], 4)
+    with pytest.raises(
+        ValueError,
+        match=r"LlamaForSequenceClassification cannot score: row 0: 5 prompt \+ 4 response tokens exceed the context "
+        r"8; row 2 is empty.*; row 3 holds ids \[32\] outside the vocabulary of 32$",
+    ):
+        model.validate([[3] * 5, [5], [], [4, VOCAB]], 4)
 
 
 def test_labels_must_fit_the_kind_of_score() -> None:

@@ -23,6 +23,7 @@ from rlhf_core import (
     TokenReward,
 )
 from rlhf_core.metrics import credit_metrics, critic_metrics, rollout_metrics, within_position_variance
+from rlhf_core.types import Scored
 from rlhf_core.update import ppo_update
 
 PROMPTS = [[1], [2, 3], [4, 5, 1], [5]]
@@ -64,6 +65,37 @@ def test_two_runs_are_bit_equal_and_the_stages_compose_to_a_step():
         assert again.items() <= figures.items()
     assert torch.equal(whole.policy.logits, by_hand.policy.logits)
     assert whole.kl_controller.coef == by_hand.kl_controller.coef != CONFIG.kl.init_coef
+
+
+def test_an_update_is_concluded_before_the_next_rollout():
+    learner = trainer()
+    rollout = learner.collect(batch())
+    experience = learner.estimate_returns(rollout, learner.redistribute(rollout))
+    learner.update(experience)
+    learner.update(experience)  # nothing of a second update looks like a policy that is not its reference
+    learner.evaluate(batch())
+    with pytest.raises(RuntimeError, match=r"call conclude\(rollout\) with the rollout it learned from"):
+        learner.collect(batch())
+    learner.conclude(rollout)
+    assert learner.step(batch())["kl"] != 0
+
+
+def test_a_step_that_broke_off_can_be_taken_again():
+    """Its weights may have moved, and the next rollout must not be told that its reference is wrong."""
+    learner = trainer(config=replace(CONFIG, minibatch_size=4))
+    evaluate, calls = learner.policy.evaluate, []
+
+    def failing(sequences, needs):
+        calls.append(torch.is_grad_enabled())
+        if calls[-1] and sum(calls) == 3:
+            raise MemoryError
+        return evaluate(sequences, needs)
+
+    learner.policy.evaluate = failing
+    with pytest.raises(MemoryError):
+        learner.step(batch())
+    assert learner.step(batch())["kl"] != 0
+    assert learner.steps_done == 1
 
 
 def test_methods_meet_the_same_limits_and_uniforms():
@@ -185,6 +217,44 @@ def test_evidence_nobody_can_give_is_refused_at_construction():
         PPOTrainer(TablePolicy(), lambda prompts, responses: [0.0], RewardAttention(), CONFIG)
 
 
+@pytest.mark.parametrize("method", [Sparse, RewardAttention])
+def test_a_redistributors_class_is_refused_with_the_way_out(method):
+    with pytest.raises(TypeError, match=rf"give {method.__name__}\(\), not the class"):
+        PPOTrainer(TablePolicy(), TokenReward(share_of_threes), method, CONFIG)
+
+
+@pytest.mark.parametrize("returned", [None, ["good"] * 16, [None] * 16, [[1.0], []] * 8, object()])
+@pytest.mark.parametrize("wrap", [TokenReward, lambda fn: fn], ids=["ids", "texts"])
+def test_a_reward_callable_that_returns_no_numbers_is_named(returned, wrap):
+    def judge(prompts, responses):
+        return returned
+
+    learner = PPOTrainer(TablePolicy(), wrap(judge), Sparse(), CONFIG)
+    with pytest.raises(ValueError, match=r"reward <function .*judge.* a number for each of the 16 responses, got .*"):
+        learner.collect(batch())
+
+
+class Differentiable:
+    """A reward model whose scores carry a gradient, as those of a network that is trained elsewhere do."""
+
+    scores = torch.ones(16, requires_grad=True)
+
+    def score(self, sequences, needs):
+        return Scored(scores=self.scores, evidence={})
+
+    def provides(self, request):
+        return False
+
+
+@pytest.mark.parametrize("reward", [TokenReward(lambda *_: Differentiable.scores), Differentiable()])
+def test_scores_are_detached(reward):
+    rollout = trainer(Sparse(), reward=reward).collect(batch())
+    assert not rollout.raw_scores.requires_grad
+    assert not rollout.scores.requires_grad
+    of_callable = TokenReward(lambda *_: Differentiable.scores).score(rollout.sequences, frozenset())
+    assert not of_callable.scores.requires_grad
+
+
 class Speaking(TablePolicy):
     vocabulary: ClassVar = {"<eos>": 0, "good": 1, "bad": 2}
 
@@ -199,6 +269,45 @@ def test_different_tokenizers_are_refused_at_construction():
     with pytest.raises(ValueError, match=r"must share a tokenizer, but 3 of their 3 and 4 .*'bad' is 2 and 1"):
         trainer(policy=Speaking(), reward=other)
     assert trainer(policy=Speaking(), reward=SpeakingReward(share_of_threes, Speaking.vocabulary))
+
+
+@dataclass(frozen=True)
+class NearSightedReward(TokenReward):
+    """Reads five tokens of an alphabet of ``vocab_size``."""
+
+    vocab_size: int = 6
+
+    def validate(self, prompts, max_length):
+        rows = [row for row, prompt in enumerate(prompts) if len(prompt) + max_length > 5]
+        if rows:
+            raise ValueError(f"rows {rows} do not fit with {max_length} response tokens")
+
+
+class Wide(TablePolicy):
+    vocab_size = 6
+
+    def sample(self, prompts, limits, uniforms):
+        raise AssertionError("something was generated")
+
+
+@pytest.mark.parametrize("use", ["collect", "evaluate", "fit"])
+def test_prompts_the_reward_model_cannot_read_are_refused_before_anything_is_generated(use, tmp_path):
+    config = replace(CONFIG, max_length=(3, 4))
+    learner = trainer(policy=Wide(), reward=NearSightedReward(share_of_threes), config=config)
+    call = {"collect": learner.collect, "evaluate": learner.evaluate}
+    call["fit"] = lambda prompts: learner.fit(prompts, 1, out=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"rows \[1, 2\] do not fit with 4 response tokens"):
+        call[use](PROMPTS)
+    with pytest.raises(ValueError, match=r"rows \[0\] do not fit"):
+        learner.fit([[1]], 1, out=tmp_path / "run", eval_prompts=[[1, 2]])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_that_draws_ids_the_reward_model_cannot_read_is_refused_at_construction():
+    with pytest.raises(ValueError, match=r"token ids 0 to 5, but the reward model reads only 0 to 4"):
+        trainer(policy=Wide(), reward=NearSightedReward(share_of_threes, vocab_size=5))
+    assert trainer(policy=Wide(), reward=NearSightedReward(share_of_threes))
+    assert trainer(reward=NearSightedReward(share_of_threes, vocab_size=5))  # the policy's range is unknown
 
 
 def test_gamma_is_refused_where_conserved_credit_lands_early():
@@ -290,6 +399,9 @@ def test_temperature_comes_from_the_config():
     learner = trainer(config=replace(CONFIG, temperature=0.25))
     assert learner.policy.temperature == 0.25
     assert learner.step(batch())["first_log_ratio_max"] < 1e-5
+    with pytest.raises(ValueError, match=r"policy has temperature 0.25, the config 1.0.*PPOConfig\(temperature=0.25\)"):
+        trainer(policy=learner.policy)
+    assert trainer(policy=learner.policy, config=replace(CONFIG, temperature=0.25))
 
 
 def test_value_loss_of_single_response_minibatches_is_the_papers_quantity():
@@ -357,6 +469,8 @@ def test_fit_writes_metrics_samples_and_checkpoints(tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-5"]
     with pytest.raises(FileExistsError, match="is not empty"):
         learner.fit(PROMPTS, 1, out=tmp_path / "run")
+    with pytest.raises(FileExistsError, match=r"metrics\.jsonl is a file; out must name a new folder"):
+        learner.fit(PROMPTS, 1, out=tmp_path / "run/metrics.jsonl")
 
 
 def test_fit_goes_on_where_it_stopped_with_the_loggers_of_the_caller(tmp_path):
