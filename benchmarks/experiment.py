@@ -19,6 +19,7 @@ from benchmarks.samplers import SAMPLERS
 from benchmarks.statistics import nan_mean, rank_correlation
 from benchmarks.viewer import Example
 from rlhf_core.config import PPOConfig
+from rlhf_core.prompts import encoded
 from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.trainer import Instrument, PPOTrainer
@@ -176,9 +177,9 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
     if run.eval_prompts > held_out:
         raise ValueError(f"eval_prompts {run.eval_prompts} exceed the task's {held_out} held-out prompts")
     try:
-        PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
-        prompts = [list(prompt) for prompt in (*loaded.train_prompts, *loaded.held_out_prompts)]
-        loaded.policy.validate(prompts, run.config.max_length[1])
+        loaded.policy.temperature = run.config.temperature
+        trainer = PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
+        encoded(trainer.policy, trainer.reward, (*loaded.train_prompts, *loaded.held_out_prompts), run.config)
     except ValueError as error:
         raise ValueError(f"{who}{error}") from error
 

@@ -15,7 +15,7 @@ from models.distribution import entropy, full_kl, token_distribution
 from models.forward import response_predictions
 from models.loading import context_length, vocabulary
 from models.modes import pass_mode
-from models.prompts import prompt_problems
+from models.prompts import listed, prompt_problems
 from models.reference import Reference
 from models.rows import Rows, policy_layout, right_padded
 from models.sampling import CachedDecoder, sample_responses
@@ -269,7 +269,7 @@ class CausalPolicy:
         context = context_length(self._lm)
         problems = list(prompt_problems(prompts, max_lengths, vocab_size=self.vocab_size, context=context))
         if problems:
-            raise ValueError("prompts: " + "; ".join(problems))
+            raise ValueError("prompts: " + listed(problems))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

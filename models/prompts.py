@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+SHOWN = 8
+
 
 def prompt_problems(
     prompts: Sequence[Sequence[int]], max_lengths: Sequence[int], *, vocab_size: int, context: int | None
@@ -16,3 +18,9 @@ def prompt_problems(
             yield f"row {row} holds ids {outside[:3]} outside the vocabulary of {vocab_size}"
         if context is not None and len(prompt) + most > context:
             yield f"row {row}: {len(prompt)} prompt + {most} response tokens exceed the context {context}"
+
+
+def listed(problems: Sequence[str]) -> str:
+    """The first few in one line, and how many more there are."""
+    more = len(problems) - SHOWN
+    return "; ".join(problems[:SHOWN]) + (f"; and {more} more" if more > 0 else "")

@@ -17,7 +17,7 @@ from models.attention import AttentionReader, UnsupportedAttention
 from models.classifier_head import HEAD_NAMES, context_length, find_head, read_logits, require_own_logits
 from models.finetuning import load_trunk
 from models.loading import DType, ModelSource, load_tokenizer
-from models.prompts import prompt_problems
+from models.prompts import listed, prompt_problems
 from models.qlora import four_bit_config, keep_unpacked
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches
@@ -116,7 +116,7 @@ class ClassifierReward:
             headless = [row for row, ids in enumerate(prompts) if list(ids[:1]) != [cls]]
             problems += [f"row {row} does not start with {cls}" for row in headless]
         if problems:
-            raise ValueError(f"prompts that {self.name} cannot score: " + "; ".join(problems))
+            raise ValueError(f"prompts that {self.name} cannot score: {listed(problems)}")
 
     @torch.no_grad()
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:

@@ -15,6 +15,7 @@ from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.types import Policy, RewardModel, Scored, Sequences
 
 TextScorer = Callable[[list[str], list[str]], Sequence[float]]
+Decode = Callable[[Sequence[Sequence[int]]], list[str]]
 IdScorer = Callable[[list[list[int]], list[list[int]]], Sequence[float]]
 
 
@@ -39,16 +40,31 @@ class TextReward:
     """A callable on texts, ``fn(prompts, responses) -> scores``, as a reward model. It can show no evidence."""
 
     fn: TextScorer
-    decode: Callable[[Sequence[Sequence[int]]], list[str]]
+    decode: Decode
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
         """One score per response; raises ValueError where the callable returns something else."""
-        scores = self.fn(self.decode(sequences.prompts()), self.decode(sequences.responses()))
+        scores = self.fn(*texts(self.decode, sequences))
         return _scored(scores, sequences, self.fn)
 
     def provides(self, request: EvidenceRequest) -> bool:
         """Never: a callable returns a number and nothing else."""
         return False
+
+
+def texts(decode: Decode, sequences: Sequences) -> tuple[list[str], list[str]]:
+    """Prompts and responses as texts that, joined, are the decoded whole.
+
+    Decoded by itself, a response may lose what a tokenizer writes only between tokens (a leading space, with
+    SentencePiece). Where the whole does not begin with its decoded prompt, the response is decoded by itself.
+    """
+    prompts, alone = decode(sequences.prompts()), decode(sequences.responses())
+    wholes = decode([[*p, *r] for p, r in zip(sequences.prompts(), sequences.responses(), strict=True)])
+    responses = [
+        whole[len(prompt) :] if whole.startswith(prompt) else response
+        for prompt, response, whole in zip(prompts, alone, wholes, strict=True)
+    ]
+    return prompts, responses
 
 
 def as_reward_model(reward: RewardModel | TextScorer, policy: Policy) -> RewardModel:

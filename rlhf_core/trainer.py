@@ -31,7 +31,7 @@ from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, 
 from rlhf_core.optimization import make_optimizer, make_schedule
 from rlhf_core.prompts import Prompts, encoded, shuffled_batch
 from rlhf_core.returns import generalized_advantages
-from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model, penalised
+from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model, penalised, texts
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
 from rlhf_core.update import ppo_update
@@ -210,17 +210,22 @@ class PPOTrainer:
             FileExistsError: ``out`` is a folder that is not empty, or a file.
             ValueError: prompts that cannot be used, all listed, before anything is generated; or no steps.
         """
-        if steps < 1 or eval_every < 1 or save_every < 0:
-            raise ValueError(f"fit: steps {steps} and eval_every {eval_every} must be 1 or more, save_every 0 or more")
+        whole = all(isinstance(number, int) for number in (steps, eval_every, save_every))
+        if not whole or steps < 1 or eval_every < 1 or save_every < 0:
+            raise ValueError(
+                f"fit: steps {steps!r} and eval_every {eval_every!r} must be whole numbers, 1 or more, and save_every "
+                f"{save_every!r} 0 or more"
+            )
         ids = encoded(self.policy, self.reward, prompts, self.config)
         held_out = encoded(self.policy, self.reward, eval_prompts, self.config) if len(eval_prompts) else []
-        folder = _new_folder(Path(out))
+        shown, folder = held_out or ids[:SAMPLE_TEXTS], _free_folder(Path(out))
+        before = self._evaluation_rollout(shown)  # a reward that fails does so before anything is written
+        folder.mkdir(parents=True, exist_ok=True)
         metrics, samples = JSONLines(folder / "metrics.jsonl"), JSONLines(folder / "samples.jsonl")
         loggers: tuple[Logger, ...] = (metrics, *self.loggers)
-        shown = held_out or ids[:SAMPLE_TEXTS]
         last = self.steps_done + steps
         try:
-            self._write_samples(samples, self._evaluation_rollout(shown))
+            self._write_samples(samples, before)
             with tqdm(total=steps, desc=type(self.redistributor).__name__, unit="step", dynamic_ncols=True) as bar:
                 while self.steps_done < last:
                     batch = shuffled_batch(ids, self.config, self.steps_done)
@@ -266,8 +271,8 @@ class PPOTrainer:
         self._trained = True
 
     def _write_samples(self, samples: JSONLines, rollout: Rollout) -> None:
-        prompts = self.policy.decode(rollout.sequences.prompts()[:SAMPLE_TEXTS])
-        responses = self.policy.decode(rollout.sequences.responses()[:SAMPLE_TEXTS])
+        first = torch.arange(min(SAMPLE_TEXTS, len(rollout.sequences)))
+        prompts, responses = texts(self.policy.decode, rollout.sequences.select(first))
         for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             samples.write(
                 {
@@ -296,10 +301,10 @@ def _postfix(figures: dict[str, float]) -> dict[str, str]:
     return {label: f"{figures[name]:.3g}" for label, name in shown.items() if name in figures}
 
 
-def _new_folder(folder: Path) -> Path:
+def _free_folder(folder: Path) -> Path:
+    """``folder``, if nothing stands there yet."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"fit: {folder} is a file; out must name a new folder")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"fit: the folder {folder} is not empty; give a new one, nothing is overwritten")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -527,3 +527,39 @@ def test_running_score_moments_are_counted_once_however_often_a_rollout_is_colle
     learner.step(batch())
     assert learner.score_moments.count == 16
     assert np.isfinite(learner.score_moments.std)
+
+
+def test_prompt_and_response_joined_are_what_was_decoded_as_a_whole():
+    """As with SentencePiece, a space stands between tokens and not before the first."""
+    seen = []
+
+    def reward(prompts, responses):
+        seen.extend(zip(prompts, responses, strict=True))
+        return [0.0] * len(prompts)
+
+    policy = TablePolicy()
+    learner = PPOTrainer(policy, reward, Uniform(), CONFIG)
+    rollout = learner.collect([[1], [2, 3]])
+    for (prompt, response), ids, more in zip(
+        seen, rollout.sequences.prompts(), rollout.sequences.responses(), strict=True
+    ):
+        assert response.startswith(" ")
+        assert prompt + response == policy.decode([[*ids, *more]])[0]
+
+
+@pytest.mark.parametrize("bad", [{"steps": 1.5}, {"steps": 0}, {"eval_every": 0}, {"save_every": -1}])
+def test_steps_are_whole_numbers(bad, tmp_path):
+    learner = PPOTrainer(TablePolicy(), TokenReward(lambda p, r: [0.0] * len(r)), Uniform(), CONFIG)
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        learner.fit([[1]], **({"steps": 2} | bad), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reward_that_fails_leaves_no_folder_behind(tmp_path):
+    def broken(prompts, responses):
+        raise KeyError("no such judge")
+
+    learner = PPOTrainer(TablePolicy(), broken, Uniform(), CONFIG)
+    with pytest.raises(KeyError, match="no such judge"):
+        learner.fit([[1]], 2, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
