@@ -162,6 +162,18 @@ MUTATIONS = (
         "tests/test_trainer.py::test_a_minibatch_above_the_ratio_threshold_is_skipped_without_a_step",
     ),
     Mutation(
+        "rlhf_core/health.py",
+        "policy.vocab_size > reward.vocab_size:",
+        "policy.vocab_size > 2 * reward.vocab_size:",
+        "tests/test_trainer.py::test_a_policy_that_draws_ids_the_reward_model_cannot_read_is_refused_at_construction",
+    ),
+    Mutation(
+        "rlhf_core/streams.py",
+        "return int(stream(seed, name).integers(2**63))",
+        "return seed",
+        "tests/test_engine.py::test_the_seed_of_initial_weights_is_a_stream_of_the_runs_seed",
+    ),
+    Mutation(
         "rlhf_core/batching.py",
         "rows = max(1, token_budget // int(lengths[order[start]]))",
         "rows = 1 + token_budget // int(lengths[order[start]])",
@@ -304,6 +316,18 @@ MUTATIONS = (
         "with self.adapters.disable_adapter():",
         "if True:",
         "tests/test_policy.py::test_kl_is_exactly_zero_at_the_start_and_the_reference_never_moves",
+    ),
+    Mutation(
+        "models/reference.py",
+        "and status.merged_adapters == []",
+        "",
+        "tests/test_policy.py::test_a_merged_adapter_is_refused",
+    ),
+    Mutation(
+        "models/prompts.py",
+        "if context is not None and len(prompt) + most > context:",
+        "if context is not None and len(prompt) > context:",
+        "tests/test_reward.py::test_prompts_that_could_not_be_scored_are_all_listed_in_advance",
     ),
     Mutation(
         "models/policy.py",

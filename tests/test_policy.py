@@ -196,6 +196,17 @@ def test_an_adapter_switched_from_outside_is_noticed(folders, family):
     assert torch.equal(policy.reference_logprobs(s), rolled_out(policy, s).logprobs)
 
 
+@pytest.mark.parametrize("kind", ["lora", "adapter"])
+def test_a_merged_adapter_is_refused(folders, family, kind):
+    policy = build(folders, family, kind)
+    s, adapters = sample(policy), policy._network.reference.adapters
+    adapters.merge_adapter()
+    with pytest.raises(RuntimeError, match=r"adapter 'default' must be .* unmerged .*merged_adapters=\['default'\]"):
+        policy.reference_logprobs(s)
+    adapters.unmerge_adapter()
+    assert policy.reference_logprobs(s).isfinite().all()
+
+
 def test_an_error_inside_the_reference_pass_leaves_the_trained_adapter_on(folders, family):
     policy = build(folders, family, "adapter")
     with pytest.raises(KeyError), policy._network.reference.active():
