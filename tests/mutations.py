@@ -403,8 +403,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/prompted_reward.py",
-        "prompts = [self._rendering(row, prompt) for row, prompt in enumerate(sequences.prompts())]",
-        "prompts = sequences.prompts()",
+        "left_padded(self._renderings(sequences.prompts()), sequences.prompt_ids.device)",
+        "left_padded(sequences.prompts(), sequences.prompt_ids.device)",
         "tests/test_finetuning.py::test_a_reward_model_reads_its_own_prompts_and_credits_the_same_tokens",
     ),
     Mutation(

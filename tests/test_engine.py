@@ -187,7 +187,7 @@ def test_callables_become_reward_models():
     by_text = as_reward_model(
         lambda prompts, responses: [len(p) + len(r) for p, r in zip(prompts, responses)], TablePolicy()
     )
-    assert by_text.score(sequences, frozenset()).scores.tolist() == [6, 2]
+    assert by_text.score(sequences, frozenset()).scores.tolist() == [7, 3]  # joined, they are "1 2 4 0" and "3 5"
     by_id = TokenReward(lambda prompts, responses: [p[-1] * 10 + r[0] for p, r in zip(prompts, responses)])
     assert as_reward_model(by_id, TablePolicy()) is by_id
     assert by_id.score(sequences, frozenset()).scores.tolist() == [24, 35]

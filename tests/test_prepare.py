@@ -61,7 +61,7 @@ def test_prepare_writes_models_prompts_and_a_record(prepared):
 def test_prepared_prompts_are_split_as_the_reviews_are(prepared):
     reviews = read_reviews([prepared.parent / "labelled.jsonl"]).labelled
     tested = [review.text for review in reviews if held_out(review.text)]
-    splits = read_prompts(prepared / "prompts.jsonl")
+    splits = read_prompts(str(prepared))
     assert len(splits["held_out"]) == len(tested)
     assert len(splits["train"]) == len(reviews) - len(tested)
     tokenizer = load_reward_model(str(prepared / "reward"), score="logit_difference").tokenizer
