@@ -65,7 +65,9 @@ def test_prepared_prompts_are_split_as_the_reviews_are(prepared):
     assert len(splits["held_out"]) == len(tested)
     assert len(splits["train"]) == len(reviews) - len(tested)
     tokenizer = load_reward_model(str(prepared / "reward"), score="logit_difference").tokenizer
-    assert all(text.startswith(tokenizer.decode(ids)) for text, ids in zip(tested, splits["held_out"], strict=True))
+    assert all(
+        text.startswith(tokenizer.decode(row["ids"])) for text, row in zip(tested, splits["held_out"], strict=True)
+    )
     assert tokenizer.eos_token_id != tokenizer.pad_token_id
 
 
