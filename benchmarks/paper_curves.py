@@ -5,7 +5,7 @@ The file holds, by task and quantity, an array (run, step) for every method.
 
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ TASKS = ("positive_generation", "summarisation", "dialogue")
 
 
 def paper_curves(file: str | None, *keys: str) -> Mapping[str, Array]:
-    """Curves by method at ``keys`` (task and quantity, or "length_sweep" and a range); {} where no file is given, or it
-    does not hold them.
+    """Curves by method at ``keys`` (task and quantity, or "length_sweep" and a range), as long as the method's shortest
+    run; {} where no file is given, or it does not hold them.
 
     Raises:
         ValueError: the file is not of this form.
@@ -30,9 +30,15 @@ def paper_curves(file: str | None, *keys: str) -> Mapping[str, Array]:
             found: Any = json.load(lines)
         for key in keys:
             found = found.get(key, {})
-        return {name: np.array(curve, dtype=float) for name, curve in found.items()}
+        return {name: _even(runs) for name, runs in found.items()}
     except (OSError, ValueError, AttributeError) as error:
         raise ValueError(f"{file} does not hold the paper's curves: {error}") from error
+
+
+def _even(runs: Sequence[Sequence[float]]) -> Array:
+    """Runs cut to the shortest: some of the paper's were recorded for longer than the others of their method."""
+    steps = min(map(len, runs))
+    return np.array([run[:steps] for run in runs], dtype=float)
 
 
 def require_same_task(file: str | None, task: str) -> None:

@@ -101,9 +101,10 @@ def test_tables_on_disk_and_in_a_narrow_terminal(tmp_path):
 def test_the_papers_curves(tmp_path):
     file = tmp_path / "curves.json.gz"
     with gzip.open(file, "wt") as lines:
-        json.dump({"dialogue": {"reward": {"abc": [[1, 2]], "sparse": [[0, 1]]}}}, lines)
+        json.dump({"dialogue": {"reward": {"abc": [[1, 2]], "sparse": [[0, 1], [2, 3, 4]]}}}, lines)
     found = paper_curves(str(file), "dialogue", "reward")
     assert found["abc"].tolist() == [[1.0, 2.0]]
+    assert found["sparse"].tolist() == [[0.0, 1.0], [2.0, 3.0]]  # runs of unequal length: the shortest decides
     assert list(of_arms(found, results(abc=[[1], [1]], other=[[1], [1]]))) == ["abc"]
     assert paper_curves(None, "dialogue", "reward") == {}
     assert paper_curves(str(file), "dialogue", "kl") == {}
@@ -123,6 +124,8 @@ def test_the_papers_table_is_recomputed_from_its_curves(data_folder):
     assert {arm: round(float(rewards[arm][:, :101].mean()), 2) for arm in ("abc", "sparse", "uniform")} == {
         "abc": 8.32, "sparse": 7.21, "uniform": 6.60
     }  # fmt: skip
+    summaries = paper_curves(str(file), "summarisation", "reward")
+    assert {curve.shape for curve in summaries.values()} == {(5, 201)}
     best, step = best_of_mean(rewards["sparse"])
     assert (round(best, 2), step) == (9.44, 90)  # its record begins with step 0, ours with step 1
     assert steps_to_pass(rewards["abc"], best) == 42
