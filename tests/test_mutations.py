@@ -1,8 +1,11 @@
 """Break the code once per line of tests/mutations.py and see the named test fall."""
 
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,13 +15,35 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rlhf_core", "redistributors", "models", "benchmarks", "tests")
 
 
+@dataclass(frozen=True)
+class Bench:
+    """A copy of the code to break, and a process that runs tests in it."""
+
+    folder: Path
+    runner: subprocess.Popen[str]
+
+    def run(self, test: str) -> tuple[int, str]:
+        """Exit code and output of a test."""
+        print(test, file=self.runner.stdin, flush=True)
+        code, output = self.runner.stdout.readline().split(maxsplit=1)
+        printed = Path(output.strip())
+        try:
+            return int(code), printed.read_text()
+        finally:
+            printed.unlink()
+
+
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory) -> Path:
+def bench(tmp_path_factory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("mutated")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "setup.cfg", folder)
-    return folder
+    command = [sys.executable, "-B", str(ROOT / "tests" / "mutant.py"), str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as runner:
+        yield Bench(folder, runner)
+        runner.stdin.close()
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.file}-{m.mutated[:40]}")
@@ -30,19 +55,20 @@ def test_every_mutation_names_one_line(mutation: Mutation):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.file}-{m.mutated[:40]}")
-def test_the_named_test_falls(mutation: Mutation, copy: Path):
-    file = copy / mutation.file
+def test_the_named_test_falls(mutation: Mutation, bench: Bench):
+    file = bench.folder / mutation.file
     source = file.read_text()
     file.write_text(source.replace(mutation.original, mutation.mutated))
     try:
-        result = subprocess.run(
-            [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-m", "", "-p", "no:cacheprovider", mutation.test],
-            cwd=copy,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        code, printed = bench.run(mutation.test)
     finally:
         file.write_text(source)
-    assert result.returncode == 1, result.stdout[-2000:]
-    assert "= FAILURES =" in result.stdout
+    assert code == 1, printed[-2000:]
+    assert "= FAILURES =" in printed
+
+
+@pytest.mark.slow
+def test_unbroken_code_stands(bench: Bench):
+    """The bench itself fails nothing."""
+    code, printed = bench.run(MUTATIONS[0].test)
+    assert code == 0, printed[-2000:]
