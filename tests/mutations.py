@@ -471,7 +471,7 @@ MUTATIONS = (
         "benchmarks/win_rates.py",
         "decision if order == 0 else 1 - decision",
         "decision",
-        "tests/test_win_rates.py::test_position_bias_by_hand",
+        "tests/test_win_rates.py::test_orders_that_disagree_are_a_tie",
     ),
     Mutation(
         "benchmarks/win_rates.py",
