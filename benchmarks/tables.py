@@ -1,7 +1,7 @@
 """A plain table: columns, rows, notes; in the terminal and on disk."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,15 +75,41 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def show(table: Table, console: Console) -> None:
-    """In the terminal, the shorter side across; names of arms and panels are never read as markup."""
-    cells = [table.columns, *([text(value) for value in row] for row in table.rows)]
+    """In the terminal, the shorter side across, in blocks of as many columns as it holds; names of arms and panels are
+    never read as markup."""
+    cells = [list(table.columns), *([text(value) for value in row] for row in table.rows)]
+    labels = 1
     if len(cells) < len(table.columns):
         cells = [list(line) for line in zip(*cells, strict=True)]
-    drawn = RichTable(title=Text(table.title), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    for index, column in enumerate(cells[0]):
-        drawn.add_column(Text(column), justify="right" if index else "left", overflow="fold")
-    for row in cells[1:]:
-        drawn.add_row(*(Text(cell.replace(" [", "\n[")) for cell in row))
-    console.print(drawn)
+    elif table.rows:
+        labels = next((i for i, value in enumerate(table.rows[0]) if not isinstance(value, str)), 1) or 1
+    stacked = [[cell.replace(" [", "\n[") for cell in row] for row in cells]
+    console.print(Text(table.title))
+    for columns in _blocks(stacked, labels, console.width):
+        drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+        for index in columns:
+            drawn.add_column(Text(stacked[0][index]), justify="right" if index else "left", overflow="fold")
+        for row in stacked[1:]:
+            drawn.add_row(*(Text(row[index]) for index in columns))
+        console.print(drawn)
     for note in table.notes:
         console.print(note, style="dim", markup=False, highlight=False)
+
+
+def _blocks(cells: Sequence[Sequence[str]], labels: int, width: int) -> Iterator[list[int]]:
+    """Columns side by side: the first ``labels`` in every block, and of the rest what fits beside them unbroken.
+
+    A heading is broken at its spaces, so its longest word counts.
+    """
+    head, *body = cells
+    needs = [
+        3 + max(len(part) for part in (*head[i].split(), *(line for row in body for line in row[i].splitlines())))
+        for i in range(len(head))
+    ]
+    start = labels
+    while start < len(head):
+        end = start + 1
+        while end < len(head) and sum(needs[:labels]) + sum(needs[start : end + 1]) <= width:
+            end += 1
+        yield [*range(labels), *range(start, end)]
+        start = end

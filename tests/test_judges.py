@@ -141,8 +141,10 @@ def test_endpoints_that_cannot_be_are_refused_without_showing_a_key(monkeypatch,
 
 def test_plain_http_is_for_loopback_unless_asked_for():
     for url in ("http://localhost:8000/v1", "http://127.0.0.1/v1", "http://[::1]:80/v1", "https://example.org/v1"):
-        EndpointJudge(url=url, model="m")
-    EndpointJudge(url="http://example.org/v1", model="m", plain_http="anywhere")
+        assert EndpointJudge(url=url, model="m").url == url
+    with pytest.raises(ValueError, match="http"):
+        EndpointJudge(url="http://example.org/v1", model="m")
+    assert EndpointJudge(url="http://example.org/v1", model="m", plain_http="anywhere").plain_http == "anywhere"
 
 
 def test_loopback_is_not_asked_through_a_proxy(serve, monkeypatch):

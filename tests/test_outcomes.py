@@ -91,9 +91,12 @@ def test_tables_on_disk_and_in_a_narrow_terminal(tmp_path):
         "arm,score,score low,score high,steps", "a|b,1.0,0.5,1.5,3", "c,,,,"
     ]  # fmt: skip
     assert "| a\\|b | 1.00 [0.500, 1.50] | 3 |" in (tmp_path / "table.md").read_text()
+    wide = Table(title="t", columns=("arm", *"abcdefg"), rows=tuple((arm, *[interval] * 7) for arm in "pqrstuvw"))
     with (tmp_path / "shown.txt").open("w") as file:
-        tables.show(table, Console(file=file, width=30))
-    assert "[0.500," in (tmp_path / "shown.txt").read_text()
+        tables.show(wide, Console(file=file, width=40))
+    shown = (tmp_path / "shown.txt").read_text()
+    assert shown.count("[0.500, 1.50]") == 7 * 8  # blocks of columns, no number broken
+    assert max(map(len, shown.splitlines())) <= 40
     with pytest.raises(ValueError, match="2 values for 1 columns"):
         Table(title="t", columns=("a",), rows=(("x", 1),))
 
