@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from models.attention import CHUNK_CELLS as ATTENTION_CELLS
-from models.policy import CHUNK_CELLS
+from models.distribution import CHUNK_CELLS as LOGITS_CELLS
 
 GIB = 2**30
 CONTEXT_BYTES = 768 * 2**20
@@ -50,13 +50,15 @@ class Settings:
     optimizer: Literal["adam", "paged_adamw_8bit"] = "adam"
     """Float32 states, or 8-bit ones that can be paged out to the host."""
     rollout_batch_size: int = 16
-    """Responses sampled at once."""
+    """Responses of a step."""
     minibatch_size: int = 1
     """Responses per optimizer step; an update's micro-batch holds no more of them (paper: 1)."""
     micro_batch_tokens: int = 4096
     """Prompt and response tokens of one pass of the policy or its reference."""
     reward_micro_batch_tokens: int = 4096
     """The same of the reward model."""
+    sampling_tokens: int = 16_384
+    """The same of all rows that are sampled side by side."""
     prompt_tokens: int = 256
     """Longest prompt."""
     response_tokens: int = 256
@@ -259,13 +261,13 @@ def evidence_bytes(settings: Settings, shape: Shape, rows: int, queries: int) ->
     """Attention rows of one layer: float32 keys, and two blocks of weights (three where several follow)."""
     keys = 4 * rows * settings.tokens * shape.key_heads * shape.head_size
     row_cells = rows * shape.heads * settings.tokens
-    cells = min(queries, max(1, ATTENTION_CELLS // row_cells)) * row_cells
+    cells = min(queries, max(1, ATTENTION_CELLS["cuda"] // row_cells)) * row_cells
     return keys + (8 if cells == queries * row_cells else 12) * cells
 
 
 def chunk_cells(shape: Shape, tokens: int) -> int:
     """(token, vocab) block of float32 log-probabilities that ``models.policy`` works on at a time."""
-    return min(tokens, max(1, CHUNK_CELLS // shape.vocab)) * shape.vocab
+    return min(tokens, max(1, LOGITS_CELLS["cuda"] // shape.vocab)) * shape.vocab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,9 +340,9 @@ def _loading(settings: Settings, policy: Shape, reward: Shape) -> list[Bytes]:
 
 
 def _sampling(settings: Settings, policy: Shape) -> list[Bytes]:
-    """The prompts' pass, all rows at once, and the last token: the whole cache, one tensor of it twice (appending
-    copies it), and the distribution in float32 and float64, 20 bytes a (row, vocab) cell beside the logits."""
-    b, rows = settings.width, settings.rollout_batch_size
+    """The prompts' pass, all rows side by side, and the last token: the whole cache, one tensor of it twice (rows that
+    leave are copied), and the distribution in float32 and float64, 20 bytes a (row, vocab) cell beside the logits."""
+    b, rows = settings.width, settings.rows(settings.sampling_tokens, settings.rollout_batch_size)
     prompts, whole = rows * settings.prompt_tokens, rows * settings.tokens
     copied = cache_bytes(policy, b, whole) / (2 * policy.layers)
     in_float32 = 4 * whole * policy.hidden * (b < 4) if policy.family == "gptj" else 0
@@ -379,14 +381,13 @@ def _updating(settings: Settings, policy: Shape) -> list[Bytes]:
     """Backward through the head, the last and the first layer. Before the last layer only gradients of an earlier
     micro-batch exist; at the first, everybody's do, and activations are freed but for one layer's.
 
-    Autograd keeps 14 bytes a (response token, vocab) cell: log-probabilities, their exponential and a copy without
-    banned tokens in float32, and two masks. Besides either the logits and a softmax in the making, or the gradient:
-    two float32 chunks, or, from the second chunk on, three times the logits.
+    Autograd keeps the logits in ``dtype``. Besides, one float32 chunk with the entropy (16 bytes a cell) on the way
+    forward; their gradient and a chunk of 9 bytes a cell on the way back.
     """
     b, rows = settings.width, settings.rows(settings.micro_batch_tokens, settings.minibatch_size)
     tokens, responses = rows * settings.tokens, rows * settings.response_tokens
     cells, chunk = responses * policy.vocab, chunk_cells(policy, responses)
-    logits = 14 * cells + max(b * cells + 4 * chunk, 8 * chunk, 3 * b * cells if chunk < cells else 0)
+    logits = max(b * cells + 16 * chunk, 2 * b * cells + 9 * chunk)
     kept, working = kept_by_pass(settings, policy, tokens), backward_bytes(settings, policy, tokens)
     gradients = 4 * sum(trained_sizes(settings, policy))
     earlier = gradients if rows < settings.minibatch_size else 0

@@ -25,8 +25,8 @@ from rlhf_core.evidence import AttentionTap, Layout
 
 __all__ = ["AttentionReader", "UnsupportedAttention"]
 
-# Largest (batch, head, row, key) block computed at a time: 64 MiB in float32.
-CHUNK_CELLS = 2**24
+# Largest (batch, head, row, key) block computed at a time: 64 MiB in float32, or what a CPU's cache holds.
+CHUNK_CELLS = {"cpu": 2**19, "cuda": 2**24}
 
 
 @final
@@ -125,9 +125,10 @@ def _measure(attention: LayerAttention, request: AttentionTap, layout: Layout) -
     total = torch.zeros(layout.response_mask.shape, device=rows.device)
     seen_by = torch.zeros(batch, keys, dtype=torch.long, device=rows.device)
     with torch.autocast(rows.device.type, enabled=False):
-        for chunk in torch.split(rows, max(1, CHUNK_CELLS // (batch * heads * keys)), dim=1):
+        cells = CHUNK_CELLS.get(rows.device.type, CHUNK_CELLS["cuda"])
+        for chunk in torch.split(rows, max(1, cells // (batch * heads * keys)), dim=1):
             columns, wanted = chunk.clamp(min=0), chunk >= 0
-            weights = torch.where(wanted[:, None, :, None], attention.weights(columns), 0.0)
+            weights = attention.weights(columns).masked_fill_(~wanted[:, None, :, None], 0.0)
             total = total + request.reduce(weights, chunk, layout)
             seen_by = seen_by + (attention.visible(columns) & wanted[..., None]).sum(1)
     finished = request.finish(total, seen_by.gather(1, layout.response_positions))

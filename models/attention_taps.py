@@ -9,6 +9,7 @@ its weights under eager attention is hooked; one layer's map at a time exists th
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -46,21 +47,24 @@ class Projections:
         """Sizes of the full map, which is never made."""
         return (*self.query.shape[:3], self.key.shape[2])
 
+    @cached_property
+    def _float_key(self) -> Tensor:
+        return self.key.float()
+
     def weights(self, rows: Int[Tensor, "batch row"]) -> Float[Tensor, "batch head row key"]:
         """softmax(scaling · q kᵀ + mask) of the given query columns, in float32."""
         batch, heads, _, keys = self.shape
-        query = _query_rows(self.query, rows).float()
+        query = _query_rows(self.query, rows).float() * self.scaling
         grouped = query.reshape(batch, self.key.shape[1], -1, query.shape[-1])
-        logits = (grouped @ self.key.float().transpose(2, 3)).reshape(batch, heads, rows.shape[1], keys)
-        logits = logits * self.scaling
+        logits = (grouped @ self._float_key.transpose(2, 3)).reshape(batch, heads, rows.shape[1], keys)
         lowest = torch.finfo(logits.dtype).min
         if self.mask is None:
             if self.causal:
                 future = torch.arange(keys, device=rows.device) > rows[:, None, :, None]
-                logits = logits.masked_fill(future, lowest)
+                logits.masked_fill_(future, lowest)
         else:
             mask = self._mask_rows(self.mask, rows)
-            logits = logits.masked_fill(~mask, lowest) if mask.dtype == torch.bool else logits + mask
+            logits = logits.masked_fill_(~mask, lowest) if mask.dtype == torch.bool else logits.add_(mask)
         return logits.softmax(-1)
 
     def visible(self, rows: Int[Tensor, "batch row"]) -> Bool[Tensor, "batch row key"]:

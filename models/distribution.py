@@ -1,10 +1,51 @@
 """The one next-token distribution, used for sampling, old, new and reference log-probabilities, entropy and full KL."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+# Largest (token, vocab) block of float32 log-probabilities made at a time: 64 MiB, or what a CPU's cache holds.
+CHUNK_CELLS = {"cpu": 2**21, "cuda": 2**24}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Targets:
+    """Response tokens row after row: id, how many came before it, and its row's minimum length."""
+
+    tokens: Int[Tensor, " token"]
+    steps: Int[Tensor, " token"]
+    min_lengths: Int[Tensor, " token"]
+
+    def split(self, size: int) -> "Iterator[Targets]":
+        """``size`` tokens at a time."""
+        for start in range(0, len(self.tokens), size):
+            part = slice(start, start + size)
+            yield Targets(tokens=self.tokens[part], steps=self.steps[part], min_lengths=self.min_lengths[part])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """How logits become a distribution, whoever asks: tempered, with every id of ``eos_ids`` banned below the minimum
+    length."""
+
+    eos_ids: tuple[int, ...]
+    temperature: float
+
+    def logprobs(
+        self, logits: Float[Tensor, "token vocab"], targets: Targets, chunk: slice
+    ) -> Float[Tensor, "chunk vocab"]:
+        """Log-probabilities of a chunk of the tokens; see :func:`token_distribution`."""
+        steps, lengths = targets.steps[chunk], targets.min_lengths[chunk]
+        return token_distribution(logits[chunk], self.eos_ids, steps, lengths, self.temperature)
+
+
+def chunks(logits: Float[Tensor, "token vocab"]) -> Iterator[slice]:
+    """Slices of the tokens, each within ``CHUNK_CELLS``."""
+    size = max(1, CHUNK_CELLS.get(logits.device.type, CHUNK_CELLS["cuda"]) // logits.shape[-1])
+    return (slice(start, start + size) for start in range(0, len(logits), size))
 
 
 def token_distribution(

@@ -61,10 +61,34 @@ def language_model_pass(lm: PreTrainedModel, inputs: Mapping[str, Any], select: 
     return ModelPass(logits=output.logits, hidden=taken[0], raw=output)
 
 
+def response_hidden(
+    lm: PreTrainedModel, rows: Rows, response_mask: Bool[Tensor, "batch response"]
+) -> Float[Tensor, "token hidden"]:
+    """The last hidden state that predicts each response token, from the pass of :func:`response_predictions` without
+    the head."""
+    output = lm.base_model(input_ids=rows.input_ids, use_cache=False, return_dict=True)
+    hidden: Tensor = output.last_hidden_state[_predicting(rows, response_mask)]
+    return hidden
+
+
+@torch.no_grad()
+def head_ends_it(lm: PreTrainedModel) -> bool:
+    """Whether logits are the output embedding of the last hidden state, with nothing done before or after (scaling,
+    soft-capping)."""
+    ids = torch.arange(2, device=lm.device)[None]
+    hidden = lm.base_model(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
+    head: Any = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return torch.equal(head(hidden), lm(input_ids=ids, use_cache=False, return_dict=True).logits)
+
+
 def response_predictions(lm: PreTrainedModel, rows: Rows, response_mask: Bool[Tensor, "batch response"]) -> Predictions:
     """Teacher-forced pass over right-padded rows, without a mask: a causal model never sees padding on its right."""
-    row = response_mask.nonzero()[:, 0]
-    column = rows.response_positions[response_mask] - 1
+    where = _predicting(rows, response_mask)
     inputs = {"input_ids": rows.input_ids, "use_cache": False}
-    output = language_model_pass(lm, inputs, lambda hidden: hidden[row, column][None])
+    output = language_model_pass(lm, inputs, lambda hidden: hidden[where][None])
     return Predictions(logits=output.logits[0], hidden=output.hidden[0])
+
+
+def _predicting(rows: Rows, response_mask: Bool[Tensor, "batch response"]) -> tuple[Tensor, Tensor]:
+    """Row and column of the position that predicts each response token."""
+    return response_mask.nonzero()[:, 0], rows.response_positions[response_mask] - 1

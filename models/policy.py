@@ -3,29 +3,31 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import final
+from functools import cached_property
+from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.attention import AttentionReader, UnsupportedAttention
-from models.distribution import entropy, full_kl, token_distribution
-from models.forward import response_predictions
+from models.distribution import Distribution, Targets, chunks, full_kl
+from models.forward import head_ends_it, response_hidden, response_predictions
 from models.loading import context_length, vocabulary
 from models.modes import pass_mode
 from models.prompts import listed, prompt_problems
 from models.reference import Reference
 from models.rows import Rows, policy_layout, right_padded
 from models.sampling import CachedDecoder, sample_responses
+from models.token_statistics import recomputed_statistics, token_logprobs, token_statistics
 from models.value_head import ValueHead
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL, Source
 from rlhf_core.types import Evaluation, Limits, Sequences
 
-# Largest (token, vocab) block of float32 log-probabilities at a time while no gradient is kept: 64 MiB.
-CHUNK_CELLS = 2**24
 Answers = Mapping[AttentionTap, Tensor]
+# (token, vocab) cells above which logits are not kept for the backward pass but made again: 1 GiB in float32.
+KEPT_CELLS = 2**28
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -135,7 +137,7 @@ class CausalPolicy:
         self._require_prompts(prompts, limits.max_lengths.tolist())
         with torch.no_grad(), self._mode():
             return sample_responses(
-                CachedDecoder(self._lm),
+                CachedDecoder(self._lm, room=int(limits.max_lengths.max())),
                 prompts,
                 limits,
                 uniforms,
@@ -157,19 +159,20 @@ class CausalPolicy:
         self._require_evidence(needs)
         sequences = _to(sequences, self.device)
         rows, targets = right_padded(sequences), _targets(sequences)
+        if torch.is_grad_enabled() and len(targets.tokens) * self.vocab_size > KEPT_CELLS and self._head_ends_it:
+            return self._evaluate_in_parts(sequences, rows, targets)
         with self._mode():
             with self._captured("policy", needs, rows, sequences) as evidence:
                 predictions = response_predictions(self._lm, rows, sequences.response_mask)
             ref_evidence, ref_logits = self._reference_pass(sequences, needs) if _beyond(needs) else ({}, None)
             values = self._network.value_head(predictions.hidden)
-
-        def measure(logprobs: Tensor, chunk: slice) -> tuple[Tensor, ...]:
-            kl = () if ref_logits is None else (full_kl(logprobs, self._distribution(ref_logits, targets, chunk)),)
-            return _of(targets.tokens[chunk], logprobs), entropy(logprobs), *kl
-
-        logprobs, entropies, *kl = self._by_chunks(predictions.logits, targets, measure)
+        logprobs, entropies = token_statistics(predictions.logits, targets, self._distribution)
         mask = sequences.response_mask
-        full = {request: _spread(kl[0], mask) for request in needs if isinstance(request, FullKL)}
+        full = {
+            request: _spread(self._full_kl(predictions.logits, ref_logits, targets), mask)
+            for request in needs
+            if isinstance(request, FullKL)
+        }
         return Evaluation(
             logprobs=_spread(logprobs, mask),
             values=_spread(values, mask),
@@ -181,11 +184,9 @@ class CausalPolicy:
     def reference_logprobs(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
         """Log-probabilities of the responses under the frozen reference, in the same distribution."""
         sequences = _to(sequences, self.device)
-        targets = _targets(sequences)
         with self._mode():
             _, logits = self._reference_pass(sequences, frozenset())
-        (logprobs,) = self._by_chunks(logits, targets, lambda every, chunk: (_of(targets.tokens[chunk], every),))
-        return _spread(logprobs, sequences.response_mask)
+        return _spread(token_logprobs(logits, _targets(sequences), self._distribution), sequences.response_mask)
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The trainable ones: all weights or the adapter's, then the value head's."""
@@ -206,6 +207,26 @@ class CausalPolicy:
         self._network.write(folder)
         self._network.value_head.save(folder)
         self._network.tokenizer.save_pretrained(folder)
+
+    def _evaluate_in_parts(self, sequences: Sequences, rows: Rows, targets: Targets) -> Evaluation:
+        """What ``evaluate`` returns, without ever holding the logits of all tokens."""
+        with self._mode():
+            hidden = response_hidden(self._lm, rows, sequences.response_mask)
+            values = self._network.value_head(hidden)
+            head: Any = self._lm.get_output_embeddings()  # type: ignore[no-untyped-call]
+            logprobs, entropies = recomputed_statistics(hidden, head, self.vocab_size, targets, self._distribution)
+        mask = sequences.response_mask
+        return Evaluation(
+            logprobs=_spread(logprobs, mask),
+            values=_spread(values, mask),
+            entropy=_spread(entropies, mask),
+            evidence={},
+        )
+
+    @cached_property
+    def _head_ends_it(self) -> bool:
+        with self._mode():
+            return head_ends_it(self._lm)
 
     def _mode(self) -> AbstractContextManager[None]:
         return pass_mode(self._lm, self._network.checkpointed)
@@ -244,19 +265,14 @@ class CausalPolicy:
                 self._readers = {}
         return self._readers
 
-    def _distribution(self, logits: Tensor, targets: "_Targets", chunk: slice) -> Float[Tensor, "token vocab"]:
-        return token_distribution(
-            logits[chunk], self.eos_ids, targets.steps[chunk], targets.min_lengths[chunk], self.temperature
-        )
+    @property
+    def _distribution(self) -> Distribution:
+        return Distribution(eos_ids=self.eos_ids, temperature=self.temperature)
 
-    def _by_chunks(
-        self, logits: Tensor, targets: "_Targets", measure: Callable[[Tensor, slice], tuple[Tensor, ...]]
-    ) -> list[Float[Tensor, " token"]]:
-        """Reduce the distribution of each token to numbers, a bounded number of tokens at a time."""
-        size = max(1, CHUNK_CELLS // logits.shape[-1])
-        chunks = [slice(start, start + size) for start in range(0, len(logits), size)]
-        parts = [measure(self._distribution(logits, targets, chunk), chunk) for chunk in chunks]
-        return [torch.cat(part) for part in zip(*parts, strict=True)]
+    def _full_kl(self, logits: Tensor, ref_logits: Tensor | None, targets: Targets) -> Float[Tensor, " token"]:
+        assert ref_logits is not None  # the reference has run: see _beyond
+        of = self._distribution.logprobs
+        return torch.cat([full_kl(of(logits, targets, c), of(ref_logits, targets, c)) for c in chunks(logits)])
 
     def _require_evidence(self, needs: frozenset[EvidenceRequest]) -> None:
         refused = [request for request in needs if not self.provides(request)]
@@ -272,22 +288,9 @@ class CausalPolicy:
             raise ValueError("prompts: " + listed(problems))
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Targets:
-    """Response tokens row after row: id, how many came before it, and its row's minimum length."""
-
-    tokens: Int[Tensor, " token"]
-    steps: Int[Tensor, " token"]
-    min_lengths: Int[Tensor, " token"]
-
-
-def _targets(sequences: Sequences) -> _Targets:
+def _targets(sequences: Sequences) -> Targets:
     row, step = sequences.response_mask.nonzero(as_tuple=True)
-    return _Targets(tokens=sequences.response_ids[row, step], steps=step, min_lengths=sequences.min_lengths[row])
-
-
-def _of(tokens: Int[Tensor, " token"], logprobs: Float[Tensor, "token vocab"]) -> Float[Tensor, " token"]:
-    return logprobs.gather(1, tokens[:, None])[:, 0]
+    return Targets(tokens=sequences.response_ids[row, step], steps=step, min_lengths=sequences.min_lengths[row])
 
 
 def _spread(flat: Float[Tensor, " token"], mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response"]:

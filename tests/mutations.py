@@ -175,8 +175,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/batching.py",
-        "rows = max(1, token_budget // int(lengths[order[start]]))",
-        "rows = 1 + token_budget // int(lengths[order[start]])",
+        "rows = max(1, min(token_budget // longest, max(similar, enough)))",
+        "rows = 1 + min(token_budget // longest, max(similar, enough))",
         "tests/test_engine.py::test_micro_batches_hold_every_row_once_within_the_budget",
     ),
     Mutation(
@@ -217,8 +217,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/attention_taps.py",
-        "logits = logits * self.scaling",
-        "logits = logits / self.scaling",
+        "query = _query_rows(self.query, rows).float() * self.scaling",
+        "query = _query_rows(self.query, rows).float() / self.scaling",
         "tests/test_attention.py::test_rows_are_those_of_eager_attention[gpt2-ragged]",
     ),
     Mutation(
@@ -229,8 +229,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/attention_taps.py",
-        "logits.masked_fill(~mask, lowest) if mask",
-        "logits.masked_fill(mask, lowest) if mask",
+        "logits.masked_fill_(~mask, lowest) if mask",
+        "logits.masked_fill_(mask, lowest) if mask",
         "tests/test_attention.py::test_rows_are_those_of_eager_attention[mistral-ragged]",
     ),
     Mutation(
@@ -496,5 +496,47 @@ MUTATIONS = (
         "if one.output != other.output:",
         "if True:",
         "tests/test_preference.py::test_both_are_given_the_same_uniforms_and_equal_texts_are_not_judged",
+    ),
+    Mutation(
+        "models/token_statistics.py",
+        "block = every.exp().mul_(-factor)",
+        "block = every.exp().mul_(factor)",
+        "tests/test_token_statistics.py::test_values_and_gradients_are_autograds",
+    ),
+    Mutation(
+        "models/token_statistics.py",
+        "(finite + entropies[chunk, None])",
+        "(finite - entropies[chunk, None])",
+        "tests/test_token_statistics.py::test_values_and_gradients_are_autograds",
+    ),
+    Mutation(
+        "models/token_statistics.py",
+        "block.div_(distribution.temperature).masked_fill_(every.isneginf(), 0.0)",
+        "block.div_(distribution.temperature)",
+        "tests/test_token_statistics.py::test_a_banned_token_has_no_gradient_of_its_own",
+    ),
+    Mutation(
+        "models/cache.py",
+        "buffer[:, :, start:end] = states",
+        "buffer[:, :, start - 1 : end - 1] = states",
+        "tests/test_cache.py::test_growing_and_losing_rows_is_what_concatenation_does",
+    ),
+    Mutation(
+        "rlhf_core/rollout.py",
+        "uniform[rows],",
+        "uniform[: len(rows)],",
+        "tests/test_engine.py::test_a_rollout_sampled_in_parts_is_the_same",
+    ),
+    Mutation(
+        "rlhf_core/rollout.py",
+        "torch.argsort(torch.cat(batches))",
+        "torch.cat(batches)",
+        "tests/test_engine.py::test_a_rollout_sampled_in_parts_is_the_same",
+    ),
+    Mutation(
+        "models/policy.py",
+        "and self._head_ends_it:",
+        "and self._network:",
+        "tests/test_policy.py::test_logits_that_are_scaled_after_the_head_are_kept",
     ),
 )

@@ -145,7 +145,7 @@ def test_rows_are_those_of_eager_attention(family: str, padded: str, monkeypatch
     reader.check(VOCAB)
     assert reader.n_layers == 2
     # several chunks of rows, so that adding them up is tested too
-    monkeypatch.setattr(attention, "CHUNK_CELLS", len(LENGTHS) * HEADS * COLUMNS * 2)
+    monkeypatch.setitem(attention.CHUNK_CELLS, "cpu", len(LENGTHS) * HEADS * COLUMNS * 2)
     requests = [cls(layer=layer) for cls in (ReadRow, ReadingRows) for layer in (0, -1)]
     with reader.capture(requests, layout) as evidence:
         run(model, ids, mask)
@@ -182,7 +182,7 @@ def test_a_mean_over_rows_counts_the_rows_that_could_see_a_token(
     ids, ragged, layout = batch()
     all_maps = {mask: own_attention(model, ids, mask) for mask in (ragged, torch.ones_like(ragged))}
     reader = AttentionReader(model)
-    monkeypatch.setattr(attention, "CHUNK_CELLS", len(LENGTHS) * HEADS * COLUMNS * 2)
+    monkeypatch.setitem(attention.CHUNK_CELLS, "cpu", len(LENGTHS) * HEADS * COLUMNS * 2)
     for mask, maps in all_maps.items():
         requests = [AttentionRowMean(source="policy", layer=layer) for layer in (0, 1)]
         with reader.capture(requests, layout) as evidence:

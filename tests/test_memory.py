@@ -1,7 +1,6 @@
 """Predicted memory against what really built models take: weights, adapters, cache, activations, whole steps."""
 
 import json
-import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -12,11 +11,9 @@ import pytest
 import torch
 from fakes import sequences_of
 from rich.console import Console
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPTJConfig, Qwen2Config
 
-from benchmarks import memory, memory_measure, memory_model
+from benchmarks import memory, memory_measure
 from benchmarks.memory import from_preset, helpful_changes, verdict
 from benchmarks.memory_measure import make_trainer, measure, random_model, shape_of
 from benchmarks.memory_model import (
@@ -34,6 +31,7 @@ from benchmarks.memory_model import (
     trained_sizes,
     weight_bytes,
 )
+from benchmarks.tensor_meter import TensorMeter
 from models import attention
 from models.adapters import LoraSettings, add_fresh_adapter
 from models.load import load_policy
@@ -89,42 +87,6 @@ def built_in(name, head):
 def totals(settings, models=None):
     prediction = predict(settings, *(models or shapes(settings)))
     return [prediction.total(phase) for phase in PHASES]
-
-
-class Live(TorchDispatchMode):
-    """A meter for the CPU: follows every storage from the operation that makes it to its end."""
-
-    def __init__(self):
-        super().__init__()
-        self.sizes, self.now, self.most, self.highest = {}, 0, 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, torch.Tensor):
-            self.follow(out)
-        else:
-            tree_map_only(torch.Tensor, self.follow, out)
-        self.most, self.highest = max(self.most, self.now), max(self.highest, self.now)
-        return out
-
-    def follow(self, tensor):
-        storage = tensor.untyped_storage()
-        if tensor.device == CPU and storage._cdata not in self.sizes:
-            self.sizes[storage._cdata] = storage.nbytes()
-            self.now += storage.nbytes()
-            weakref.finalize(storage, self.forget, storage._cdata)
-
-    def forget(self, key):
-        self.now -= self.sizes.pop(key)
-
-    def reset(self):
-        self.most = self.now
-
-    def peak(self):
-        return self.most
-
-    def held(self):
-        return self.highest
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -255,15 +217,15 @@ def test_activations_kept_for_the_backward_pass(family, changes, checkpointing):
 
 @pytest.mark.parametrize("cells", [2**24, 2**14])
 def test_evidence_rows(cells, monkeypatch):
-    for module, name in ((memory_model, "ATTENTION_CELLS"), (attention, "CHUNK_CELLS")):
-        monkeypatch.setattr(module, name, cells)
+    for device in ("cpu", "cuda"):  # the prediction is for a card, the meter counts on a CPU
+        monkeypatch.setitem(attention.CHUNK_CELLS, device, cells)
     settings = from_preset("dialogue", four_bit="none", prompt_tokens=20, response_tokens=100)
     config = llama_config(hidden_size=32, n_heads=8, n_layers=2, context=128)
     model, shape = random_model(config, "lm", torch.bfloat16, False, CPU), shape_of(config, "lm", "x")
     sequences = sequences_of([[5] * 20] * 2, [[5] * 100] * 2)
     rows = right_padded(sequences)
     reader, needs = attention.AttentionReader(model), DecoderAttention().needs
-    with torch.no_grad(), reader.capture(needs, policy_layout(rows, sequences)), Live() as meter:
+    with torch.no_grad(), reader.capture(needs, policy_layout(rows, sequences)), TensorMeter() as meter:
         model.base_model(input_ids=rows.input_ids, use_cache=False)
     predicted = evidence_bytes(settings, shape, 2, 100) + forward_bytes(settings, shape, 2, 120, "reference")
     assert 0.95 < predicted / meter.peak() < 1.25  # the layer is at its fullest a moment later
@@ -285,7 +247,7 @@ def test_a_measured_step_is_the_predicted_one(family, sizes, changes):
     if settings.four_bit == "both":
         pytest.importorskip("bitsandbytes")
     config = config_of(family, **sizes)
-    with Live() as meter:
+    with TensorMeter() as meter:
         measured = measure(settings, config, config, meter, CPU)
     prediction = predict(settings, shape_of(config, "lm", "x"), shape_of(config, "classifier", "x"))
     assert tuple(measured.peaks) == PHASES
@@ -332,7 +294,7 @@ def test_running_out_of_memory_names_the_phase(monkeypatch):
     monkeypatch.setattr(memory_measure, "sample", full)
     settings, config = replace(from_preset("dialogue", **SMALL), four_bit="none"), config_of("llama", layers=1)
     with pytest.raises(MemoryError, match="in the phase 'sample': no room"):
-        measure(settings, config, config, Live(), CPU)
+        measure(settings, config, config, TensorMeter(), CPU)
 
 
 def test_a_reward_model_with_fewer_tokens_cannot_be_measured_with():

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from models import CausalPolicy, LoraSettings, load_policy, load_reward_model
+from models.distribution import CHUNK_CELLS
 from models.loading import check_language_model, remove_randomness
 from models.tiny import save_tiny, tiny_gpt2, tiny_llama
 from rlhf_core.batching import micro_batches
@@ -316,10 +317,49 @@ def test_full_kl_in_many_small_chunks_is_the_same(folders, family, monkeypatch):
     step(policy, sample(policy))
     s, needs = sample(policy), frozenset({FullKL()})
     whole = rolled_out(policy, s, needs)
-    monkeypatch.setattr("models.policy.CHUNK_CELLS", 3 * 32)
+    monkeypatch.setitem(CHUNK_CELLS, "cpu", 3 * 32)
     parts = rolled_out(policy, s, needs)
     assert torch.equal(parts.evidence[FullKL()], whole.evidence[FullKL()])
     assert torch.equal(parts.entropy, whole.entropy)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "adapter"])
+def test_logits_too_many_to_keep_are_made_again_with_the_same_result(folders, family, kind, monkeypatch):
+    """In parts of 3 tokens, with gradient checkpointing or without; and never all logits at once."""
+    results = []
+    for kept, checkpointing in ((2**28, False), (0, False), (0, True)):
+        monkeypatch.setattr("models.policy.KEPT_CELLS", kept)
+        monkeypatch.setattr("models.token_statistics.RECOMPUTED_CELLS", 3 * 32)
+        policy, sizes = build(folders, family, kind, gradient_checkpointing=checkpointing), []
+        policy._lm.get_output_embeddings().register_forward_hook(lambda _, __, out, to=sizes: to.append(out.numel()))
+        s = sample(policy)
+        sizes.clear()
+        found = policy.evaluate(s, NOTHING)
+        (found.logprobs.sum() + found.values.sum() + 0.1 * found.entropy.sum()).backward()
+        results.append((found, [parameter.grad for parameter in policy.parameters()]))
+        assert max(sizes) == (3 * 32 if kept == 0 else int(s.response_mask.sum()) * 32)
+    (whole, gradients), *others = results
+    for found, grads in others:
+        for name in ("logprobs", "values", "entropy"):
+            torch.testing.assert_close(getattr(found, name), getattr(whole, name), atol=1e-6, rtol=1e-5)
+        for mine, theirs in zip(grads, gradients, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_logits_that_are_scaled_after_the_head_are_kept(folders, family, monkeypatch):
+    monkeypatch.setattr("models.policy.KEPT_CELLS", 0)
+    policy = build(folders, family, "full")
+    forward = policy._lm.forward
+
+    def scaled(*arguments, **keywords):
+        output = forward(*arguments, **keywords)
+        output.logits = output.logits * 0.5
+        return output
+
+    policy._lm.forward = scaled
+    s = sample(policy)
+    assert not policy._head_ends_it
+    torch.testing.assert_close(policy.evaluate(s, NOTHING).logprobs, rolled_out(policy, s).logprobs)
 
 
 def test_a_banned_eos_in_a_response_has_probability_zero(folders, family):

@@ -1,0 +1,54 @@
+"""Bytes of tensors alive on a CPU, where no allocator counts them."""
+
+import weakref
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+
+@final
+class TensorMeter(TorchDispatchMode):
+    """Follows every storage made inside the context from the operation that makes it to its end.
+
+    What an operation allocates and frees within itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: dict[int, int] = {}
+        self._now = self._most = self._highest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._follow, out)
+        self._most, self._highest = max(self._most, self._now), max(self._highest, self._now)
+        return out
+
+    def now(self) -> int:
+        """Bytes alive."""
+        return self._now
+
+    def reset(self) -> None:
+        """Start a new peak from what is alive."""
+        self._most = self._now
+
+    def peak(self) -> int:
+        """Most bytes alive since the last reset."""
+        return self._most
+
+    def held(self) -> int:
+        """Most bytes alive ever."""
+        return self._highest
+
+    def _follow(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if tensor.device == torch.device("cpu") and storage._cdata not in self._sizes:
+            self._sizes[storage._cdata] = storage.nbytes()
+            self._now += storage.nbytes()
+            weakref.finalize(storage, self._forget, storage._cdata)
+
+    def _forget(self, key: int) -> None:
+        self._now -= self._sizes.pop(key)
