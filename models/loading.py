@@ -220,7 +220,7 @@ def _evaluated(lm: PreTrainedModel, ids: list[list[int]]) -> tuple[Tensor, int]:
 
 def _sampled(lm: PreTrainedModel, ids: list[list[int]]) -> Tensor:
     """Logits at the last column but one of both rows, and, from a cached step without the first, the second's last."""
-    decoder = CachedDecoder(lm)
+    decoder = CachedDecoder(lm, room=1)
     first = decoder.start(*left_padded([row[:-1] for row in ids], lm.device))
     decoder.keep(torch.tensor([1], device=lm.device))
     return torch.cat([first, decoder.advance(torch.tensor([ids[1][-1]], device=lm.device))])

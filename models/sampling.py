@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from models.cache import make_room
 from models.distribution import token_distribution
 from models.forward import language_model_pass
 from rlhf_core.types import Limits, Sequences
@@ -35,12 +36,15 @@ class Decoder(Protocol):
 class CachedDecoder:
     """A transformers language model with its key-value cache, left padding, explicit mask and positions.
 
+    ``room``: how many tokens a row may grow by.
+
     Raises:
         ValueError: the model hands back no cache whose rows can be selected.
     """
 
-    def __init__(self, lm: PreTrainedModel) -> None:
+    def __init__(self, lm: PreTrainedModel, room: int) -> None:
         self._lm = lm
+        self._room = room
         arguments = inspect.signature(lm.forward).parameters
         self._takes_positions = "position_ids" in arguments
         self._recurrent = "cache_params" in arguments
@@ -50,7 +54,9 @@ class CachedDecoder:
         """Prefill."""
         self._mask = mask.long()
         self._cache: Any = None
-        return self._forward(ids, (self._mask.cumsum(1) - 1).clamp(min=0))
+        logits = self._forward(ids, (self._mask.cumsum(1) - 1).clamp(min=0))
+        make_room(self._cache, self._room)
+        return logits
 
     def advance(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
         """One cached step."""
@@ -86,7 +92,7 @@ def inverse_cdf(logprobs: Float[Tensor, "row vocab"], uniforms: Float[Tensor, " 
 
     A token of probability zero is never drawn, at u = 0 and just below 1 neither.
     """
-    cumulative = logprobs.double().exp().cumsum(-1)
+    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:].contiguous()
     drawn = torch.searchsorted(cumulative, uniforms.double()[:, None] * total, right=True)
     last = torch.searchsorted(cumulative, total)

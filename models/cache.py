@@ -1,0 +1,73 @@
+"""A key-value cache that has room for the whole response, so that a new token is written in place.
+
+transformers' own concatenates: every token then copies the keys and values of all tokens before it, which for long
+responses costs as much as the model's weights do.
+"""
+
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+@final
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A ``DynamicLayer`` in a buffer with room for further tokens; ``keys`` and ``values`` are views of what is used.
+
+    Raises:
+        RuntimeError: more tokens than there is room for.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, layer: Any, room: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(layer.keys, layer.values)
+        self._buffers = tuple(_with_room(states, room) for states in (layer.keys, layer.values))
+        self._show(layer.get_seq_length())
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Write the new columns, and return all that are used."""
+        start = self.get_seq_length()
+        end, room = start + key_states.shape[-2], self._buffers[0].shape[-2]
+        if end > room:
+            raise RuntimeError(f"a cache with room for {room} tokens was given token {end}")
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self._show(end)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Int[Tensor, " kept"]) -> None:
+        """Keep the given rows, in the same buffer."""
+        end = self.get_seq_length()
+        kept = [states.index_select(0, beam_idx) for states in (self.keys, self.values)]
+        self._buffers = tuple(buffer[: len(beam_idx)] for buffer in self._buffers)
+        for buffer, states in zip(self._buffers, kept, strict=True):
+            buffer[:, :, :end] = states
+        self._show(end)
+
+    def _show(self, end: int) -> None:
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+
+
+def make_room(cache: Any, room: int) -> None:
+    """Give every plain layer of a filled cache room for ``room`` more tokens.
+
+    Sliding windows, recurrent states and whatever else a model keeps stay as they are.
+    """
+    if not isinstance(cache, Cache):
+        return
+    cache.layers = [
+        RoomyLayer(layer, room) if type(layer) is DynamicLayer and layer.get_seq_length() else layer
+        for layer in cache.layers
+    ]
+
+
+def _with_room(states: Float[Tensor, "row head token channel"], room: int) -> Tensor:
+    rows, heads, tokens, channels = states.shape
+    buffer = torch.empty(rows, heads, tokens + room, channels, dtype=states.dtype, device=states.device)
+    buffer[:, :, :tokens] = states
+    return buffer
