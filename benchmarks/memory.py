@@ -134,7 +134,8 @@ def helpful_changes(settings: Settings, policy: Shape, reward: Shape) -> list[Ch
 
 def _candidates(settings: Settings) -> Iterator[tuple[str, Any]]:
     """Single settings and the values that may take less memory."""
-    for name in ("micro_batch_tokens", "reward_micro_batch_tokens", "minibatch_size", "rollout_batch_size"):
+    budgets = ("micro_batch_tokens", "reward_micro_batch_tokens", "sampling_tokens")
+    for name in (*budgets, "minibatch_size", "rollout_batch_size"):
         half = getattr(settings, name) // 2
         if half >= (settings.minibatch_size if name == "rollout_batch_size" else 1):
             yield name, half

@@ -209,12 +209,13 @@ def make_trainer(
 ) -> PPOTrainer:
     """Policy, reward model and the redistributor whose evidence is asked for, under the settings' PPO configuration."""
     real = all(any(Path(name).glob("*.safetensors")) for name in (settings.policy, settings.reward))
-    models = _loaded(settings, reward, device) if real else _random(settings, policy, reward, device)
+    models = _loaded(settings, reward, device) if real else random_models(settings, policy, reward, device)
     redistributor = {"none": Sparse, "reward": RewardAttention, "decoder": DecoderAttention}[settings.evidence]()
     config = PPOConfig(
         rollout_batch_size=settings.rollout_batch_size,
         minibatch_size=settings.minibatch_size,
         micro_batch_tokens=settings.micro_batch_tokens,
+        sampling_tokens=settings.sampling_tokens,
         epochs=1,
         min_length=settings.response_tokens,
         max_length=(settings.response_tokens, settings.response_tokens),
@@ -258,7 +259,7 @@ def _lora(settings: Settings) -> LoraSettings | None:
     return LoraSettings(rank=rank, alpha=rank) if settings.training == "lora" else None
 
 
-def _random(
+def random_models(
     settings: Settings, policy: PreTrainedConfig, reward: PreTrainedConfig, device: torch.device
 ) -> tuple[CausalPolicy, ClassifierReward]:
     """The same networks as loading makes, with random weights and a tokenizer of made-up words."""

@@ -19,6 +19,7 @@ from transformers.utils.logging import set_verbosity_error
 
 from benchmarks.cli import RECORD, differences, read_record
 from benchmarks.experiment import Run, execute
+from rlhf_core.allocation import keep_freed_memory
 
 
 class Interrupted(RuntimeError):
@@ -78,8 +79,9 @@ def _await(submitted: Sequence[tuple[Future[None], Run]], bar: "tqdm[Any]", befo
 
 
 def _start_worker(parent: int) -> None:
-    """One thread; Ctrl-C is the parent's to answer; and no worker outlives it."""
+    """One thread, its own freed memory; Ctrl-C is the parent's to answer; and no worker outlives it."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     set_verbosity_error()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

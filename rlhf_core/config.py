@@ -67,6 +67,9 @@ class PPOConfig:
     """Responses per optimizer step (paper: 1)."""
     micro_batch_tokens: int = 4096
     """Prompt and response tokens, padding included, of one forward pass; never changes the gradient."""
+    sampling_tokens: int = 16_384
+    """Prompt and longest response tokens of all rows that are sampled side by side, whose keys and values are held at
+    once; never changes a response beyond rounding."""
     learning_rate: float = 1.41e-5
     """Peak learning rate."""
     schedule: Literal["constant", "linear"] = "constant"
@@ -219,7 +222,11 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
         lambda x: 0 <= x < float("inf"),
         "a finite number, 0 or more",
     ),
-    (("epochs", "rollout_batch_size", "minibatch_size", "micro_batch_tokens"), lambda x: x >= 1, "at least 1"),
+    (
+        ("epochs", "rollout_batch_size", "minibatch_size", "micro_batch_tokens", "sampling_tokens"),
+        lambda x: x >= 1,
+        "at least 1",
+    ),
     (("warmup_steps", "seed", "min_length"), lambda x: x >= 0, "0 or more"),
 )
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_core.batching import micro_batches
+from rlhf_core.batching import micro_batches, row_batches
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import EvidenceRequest, FullKL
 from rlhf_core.health import require_finite
@@ -32,10 +32,23 @@ class Draw:
 
 @torch.no_grad()
 def sample(policy: Policy, prompts: Prompts, config: PPOConfig, draw: Draw) -> Sequences:
-    """One response per prompt, with limits and uniforms from the named streams."""
+    """One response per prompt, limits and uniforms from the named streams, ``config.sampling_tokens`` at a time."""
     limits = _limits(config, len(prompts), draw)
     uniform = uniforms(draw.seed, draw.name, draw.step, len(prompts), int(limits.max_lengths.max()))
-    return policy.sample(prompts, limits, uniform)
+    lengths = torch.tensor([len(prompt) for prompt in prompts]) + limits.max_lengths
+    batches = list(row_batches(lengths, config.sampling_tokens))
+    if len(batches) == 1:
+        return policy.sample(prompts, limits, uniform)
+    parts = [
+        policy.sample(
+            [prompts[row] for row in rows.tolist()],
+            Limits(min_lengths=limits.min_lengths[rows], max_lengths=limits.max_lengths[rows]),
+            uniform[rows],
+        )
+        for rows in batches
+    ]
+    together = Sequences.concatenate(parts)
+    return together.select(torch.argsort(torch.cat(batches)).to(together.response_ids.device))
 
 
 @torch.no_grad()

@@ -128,15 +128,18 @@ def _loss(policy: Policy, part: Minibatch, config: PPOConfig) -> tuple[Tensor, d
         evaluation.values, part.values, part.returns, mask, clip_range=config.value_clip_range
     )
     entropy = masked_mean(evaluation.entropy, mask)
-    loss = surrogate + config.value_coef * squared - config.entropy_coef * entropy
+    loss = surrogate + config.value_coef * squared
+    if config.entropy_coef > 0:  # a gradient of zeros costs as much as any other
+        loss = loss - config.entropy_coef * entropy
     own = {"loss": loss, "policy_loss": surrogate, "value_loss": squared, "entropy": entropy}
     return loss, {name: value.detach() for name, value in (own | policy_stats | value_stats).items()}
 
 
 def _step(policy: Policy, optimizer: torch.optim.Optimizer, measured: dict[str, float], config: PPOConfig) -> float:
     """Check, clip and apply the gradient; its 2-norm before clipping."""
-    limit = float("inf") if config.max_grad_norm is None else config.max_grad_norm
-    norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), limit))
+    trained = list(policy.parameters())
+    total = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    norm = float(total)
     if not (torch.isfinite(torch.tensor([measured["loss"], norm])).all()):
         optimizer.zero_grad(set_to_none=True)
         raise FloatingPointError(
@@ -144,5 +147,7 @@ def _step(policy: Policy, optimizer: torch.optim.Optimizer, measured: dict[str, 
             f"{measured['policy_loss']}, value loss {measured['value_loss']}, largest ratio {measured['ratio_max']}); "
             "weights and optimizer state are as they were before this minibatch"
         )
+    if config.max_grad_norm is not None:  # scaling by 1 would still read and write every gradient
+        torch.nn.utils.clip_grads_with_norm_(trained, config.max_grad_norm, total)
     optimizer.step()
     return norm

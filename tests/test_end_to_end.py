@@ -149,20 +149,22 @@ def learning_curves(folder, reward_of_seed):
     return np.array(curves)
 
 
-def standard_errors_gained(curves):
-    """Last ten steps minus first ten, in standard errors."""
-    first, last = curves[:, :10].ravel(), curves[:, -10:].ravel()
-    return (last.mean() - first.mean()) / np.sqrt(first.var(ddof=1) / first.size + last.var(ddof=1) / last.size)
+def gained(curves):
+    """Mean of the last ten steps minus that of the first ten, a number a seed."""
+    return curves[:, -10:].mean(1) - curves[:, :10].mean(1)
 
 
 def test_a_real_pretrained_model_learns_a_text_property_and_not_from_shuffled_rewards(data_folder):
+    """Any update moves the share of a common letter a little (0.05 over 15 seeds of shuffled rewards), hence the third
+    of what learning gains."""
     folder = data_folder / "stories260K"
     if not folder.is_dir():
         pytest.skip(f"no pretrained model at {folder}")
-    assert standard_errors_gained(learning_curves(folder, lambda seed: share_of_e)) > 3
+    learned = gained(learning_curves(folder, lambda seed: share_of_e))
+    assert learned.min() > 0
 
     def shuffled(seed):
         generator = np.random.default_rng(seed)
         return lambda prompts, texts: generator.permutation(share_of_e(prompts, texts)).tolist()
 
-    assert abs(standard_errors_gained(learning_curves(folder, shuffled))) < 3
+    assert abs(gained(learning_curves(folder, shuffled)).mean()) < learned.mean() / 3

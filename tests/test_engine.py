@@ -5,7 +5,7 @@ import json
 import math
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +14,12 @@ import torch
 from fakes import TablePolicy, ragged_sequences, sequences_of, unchecked
 
 from rlhf_core import KLConfig, PPOConfig, RolloutBuffer, ScoreConfig, Sequences, TokenReward
-from rlhf_core.batching import micro_batches
+from rlhf_core.batching import micro_batches, row_batches
 from rlhf_core.logging import JSONLines, TensorBoard, WeightsAndBiases
 from rlhf_core.optimization import make_optimizer, make_schedule
 from rlhf_core.prompts import encoded, shuffled_batch
 from rlhf_core.rewards import ScoreMoments, as_reward_model, normalise_scores, penalised
-from rlhf_core.rollout import LENGTHS
+from rlhf_core.rollout import LENGTHS, Draw, sample
 from rlhf_core.streams import seed_of, stream, uniforms
 from rlhf_core.types import Experience
 
@@ -33,15 +33,15 @@ def experience_of(sequences, seed=0):
 
 def test_sequences_refuse_masks_with_holes_and_empty_rows():
     good = ragged_sequences()
-    fields = {name: getattr(good, name) for name in good.__dataclass_fields__}
+    parts = {name: getattr(good, name) for name in good.__dataclass_fields__}
     holes = good.response_mask.clone()
     holes[2, 1] = False
     with pytest.raises(ValueError, match="row 2 of response_mask is empty or not right-padded"):
-        Sequences(**{**fields, "response_mask": holes})
+        Sequences(**{**parts, "response_mask": holes})
     with pytest.raises(ValueError, match="row 0 of prompt_mask is empty or not left-padded"):
-        Sequences(**{**fields, "prompt_mask": good.prompt_mask.flip(1)})
+        Sequences(**{**parts, "prompt_mask": good.prompt_mask.flip(1)})
     with pytest.raises(ValueError, match="row 0 has 4 response tokens with min_lengths 0 and max_lengths 3"):
-        Sequences(**{**fields, "max_lengths": good.max_lengths - 1})
+        Sequences(**{**parts, "max_lengths": good.max_lengths - 1})
 
 
 def test_select_trims_and_concatenate_pads():
@@ -62,6 +62,34 @@ def test_micro_batches_hold_every_row_once_within_the_budget(budget):
     assert sorted(sum(batches, [])) == [0, 1, 2, 3]
     for rows in batches:
         assert len(rows) == 1 or len(rows) * int(lengths[rows].max()) <= budget
+
+
+def lengths_of(*lengths: int):
+    return ragged_sequences((1,) * len(lengths), tuple(length - 1 for length in lengths))
+
+
+def test_micro_batches_end_where_padding_would_cost_more_than_another_pass():
+    """Up to an eighth of the budget (100 tokens) any row may join; beyond, only one of three quarters' length."""
+    rows = [r.tolist() for r in micro_batches(lengths_of(80, 2, 76, 100, 3, 70), 800)]
+    assert rows == [[3, 0, 2], [5, 4], [1]]
+    assert [len(r) for r in micro_batches(lengths_of(*range(2, 101)), 10**6)] == [99]  # all small for the budget
+    padded = sum(len(r) * max(r.tolist()) for r in micro_batches(lengths_of(*range(2, 101)), 1000))
+    assert padded < 1.35 * sum(range(2, 101))
+
+
+def test_rows_that_are_sampled_side_by_side_fill_the_budget():
+    rows = [r.tolist() for r in row_batches(torch.tensor([5, 10, 1, 9, 40]), 20)]
+    assert rows == [[4], [1, 3], [0, 2]]
+
+
+def test_a_rollout_sampled_in_parts_is_the_same():
+    policy, prompts = TablePolicy(), [[1], [2, 3], [4, 5, 1], [2], [3, 3, 3, 3]]
+    draw = Draw(seed=3, name="sampling", step=2)
+    settings = {"min_length": 2, "max_length": (3, 9), "minibatch_size": 1, "rollout_batch_size": 5}
+    whole = sample(policy, prompts, PPOConfig(**settings), draw)
+    parts = sample(policy, prompts, PPOConfig(**settings, sampling_tokens=11), draw)
+    for field in fields(Sequences):
+        assert torch.equal(getattr(whole, field.name), getattr(parts, field.name)), field.name
 
 
 def test_buffer_whitens_once_over_everything_and_keeps_rows_together():
