@@ -10,11 +10,13 @@ from benchmarks import figures, tables
 from benchmarks.tables import Table
 
 
-def publish(table: Table, drawn: Mapping[str, Figure], out: Path, console: Console) -> None:
-    """table.md and .csv, every figure as NAME.png and .pdf; the table on the console."""
-    tables.write(table, out)
-    for name, figure in drawn.items():
-        figures.save(figure, out, name)
+def publish(table: Table, drawn: Mapping[str, Figure], out: Path, console: Console, *, name: str = "table") -> None:
+    """NAME.md and .csv, every figure as its own name's .png and .pdf; the table on the console."""
+    tables.write(table, out, name)
+    for figure_name, figure in drawn.items():
+        figures.save(figure, out, figure_name)
     tables.show(table, console)
-    names = ", ".join(["table.md", "table.csv", *(f"{name}.{kind}" for name in drawn for kind in ("png", "pdf"))])
+    names = ", ".join(
+        [f"{name}.md", f"{name}.csv", *(f"{figure}.{kind}" for figure in drawn for kind in ("png", "pdf"))]
+    )
     console.print(f"written to {out}: {names}", markup=False, highlight=False)

@@ -1,0 +1,81 @@
+"""What a machine could do at best: its matrix and memory rates, and the least time a phase's work takes at them."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+ADAM_BYTES = 28
+"""Read parameter, gradient and two moments, write parameter and moments, each in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What one thread, or a card, was measured to do."""
+
+    flops: float
+    """Floating-point operations a second in a large matrix product."""
+    bytes: float
+    """Bytes read a second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Floating-point operations of a phase, and the bytes it cannot do without."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+
+    def least(self, rates: Rates) -> float:
+        """Seconds at the machine's rates, products and reads overlapping perfectly."""
+        return max(self.flops / rates.flops, self.bytes / rates.bytes)
+
+
+def measured_rates(dtype: torch.dtype, device: torch.device) -> Rates:
+    """The best of several tries of a 2048² matrix product, and of a sum over 256 MiB."""
+    square = torch.randn(2048, 2048, device=device).to(dtype)
+    long = torch.randn(2**26, device=device)
+    return Rates(
+        flops=2 * 2048**3 / _best(lambda: square @ square, device),
+        bytes=4 * 2**26 / _best(long.sum, device),
+    )
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts the products of everything inside, a CPU's fused attention too, which torch leaves out."""
+    return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+_aten = torch.ops.aten
+CPU_ATTENTION: Mapping[Any, Any] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+def _best(work: Callable[[], object], device: torch.device, tries: int = 8) -> float:
+    seconds = []
+    for _ in range(tries):
+        start = clock(device)
+        work()
+        seconds.append(clock(device) - start)
+    return min(seconds)
+
+
+def clock(device: torch.device) -> float:
+    """CPU seconds of this process, or, on a card, seconds of the clock once it is idle."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()

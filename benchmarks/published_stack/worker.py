@@ -1,0 +1,119 @@
+"""One PPO step of the published stack (TRL 0.7.4), timed: run by ``benchmarks.throughput`` in that stack's environment.
+
+As the paper's loop does it: one prompt at a time through ``generate`` with attention maps, the reward model's forward
+with attention maps of every layer, then ``PPOTrainer.step``. A line of JSON in is a request, a line out its answer.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerFast
+from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
+
+
+class Stack:
+    """Models and trainer in the paper's settings; ``seconds`` by phase of the last step."""
+
+    def __init__(self, request):
+        eos = request["eos_id"]
+        policy = AutoModelForCausalLMWithValueHead.from_pretrained(request["policy"])
+        reference = AutoModelForCausalLMWithValueHead.from_pretrained(request["policy"])
+        self.reward = GPT2ForSequenceClassification.from_pretrained(request["reward"]).eval()
+        words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(eos + 1)}, unk_token="t0"))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=f"t{eos}", eos_token=f"t{eos}")
+        config = PPOConfig(
+            learning_rate=1.41e-5,
+            batch_size=request["rollout_batch_size"],
+            mini_batch_size=request["minibatch_size"],
+            ppo_epochs=4,
+            remove_unused_columns=False,
+        )
+        trained = filter(lambda p: p.requires_grad, policy.parameters())
+        optimizer = torch.optim.Adam(
+            trained, lr=config.learning_rate, fused=request["fused"] or None
+        )  # TRL's, but fused
+        optimizer.register_step_post_hook(self._count)
+        self.trainer = PPOTrainer(config, policy, reference, tokenizer, optimizer=optimizer)
+        self.eos, self.seconds, self.optimizer_steps = eos, defaultdict(float), 0
+
+    def _count(self, *_):
+        self.optimizer_steps += 1
+
+    @contextmanager
+    def phase(self, name):
+        """Add the CPU seconds of what is inside."""
+        start = time.process_time()
+        yield
+        self.seconds[name] += time.process_time() - start
+
+    def step(self, prompts, lengths):
+        """A PPO step on the prompts, responses of exactly the given lengths."""
+        self.seconds.clear()
+        self.optimizer_steps = 0
+        queries = [torch.tensor(prompt) for prompt in prompts]
+        responses, scores = [], []
+        start, wall = time.process_time(), time.perf_counter()
+        with self.phase("generate"):
+            for query, length in zip(queries, lengths, strict=True):
+                output = self.trainer.generate(
+                    query,
+                    output_attentions=True,
+                    return_dict_in_generate=True,
+                    do_sample=True,
+                    top_k=0,
+                    top_p=1.0,
+                    min_new_tokens=length,
+                    max_new_tokens=length,
+                    pad_token_id=self.eos,
+                    eos_token_id=self.eos,
+                )
+                responses.append(output.sequences[0, len(query) :])
+        with self.phase("score"), torch.no_grad():
+            for query, response in zip(queries, responses, strict=True):
+                output = self.reward(torch.cat([query, response])[None], output_attentions=True)
+                scores.append(output.logits[0, 1] - output.logits[0, 0])
+        with self.phase("step"):
+            self.trainer.step(queries, responses, scores)
+        return {
+            "cpu_seconds": time.process_time() - start,
+            "wall_seconds": time.perf_counter() - wall,
+            "phases": dict(self.seconds),
+            "tokens": sum(len(response) for response in responses),
+            "optimizer_steps": self.optimizer_steps,
+            "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        }
+
+    @torch.no_grad()
+    def measure(self, prompt, response):
+        """Summed log-probability and score of one given response: the same numbers as ours, or not the same maths."""
+        ids = torch.tensor([prompt + response])
+        logits, *_ = self.trainer.model(ids)
+        logprobs = logits[0, len(prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(response)[:, None])
+        score = self.reward(ids).logits[0]
+        return {"logprob": float(logprobs.sum()), "score": float(score[1] - score[0])}
+
+
+def main():
+    """Build what the first line says, then answer the others."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    stack = Stack(json.loads(sys.stdin.readline())["case"])
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["do"] == "measure":
+            answer = stack.measure(request["prompt"], request["response"])
+        else:
+            answer = stack.step(request["prompts"], request["lengths"])
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
+    main()

@@ -1,0 +1,146 @@
+"""The throughput and evidence benchmarks: what they count, that they compare equals, and that they run."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks import evidence_cost, throughput
+from benchmarks.floor import Rates, Work, flop_counter
+from benchmarks.throughput import Timing, comparison, require_same_maths, require_same_work, spread
+from benchmarks.throughput_case import PHASES, Case, Engine
+
+TINY = Case(layers=2, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
+
+
+def test_the_least_time_is_the_slower_of_arithmetic_and_memory():
+    rates = Rates(flops=100.0, bytes=10.0)
+    assert Work(flops=200.0, bytes=10.0).least(rates) == 2
+    assert Work(flops=200.0, bytes=50.0).least(rates) == 5
+
+
+def test_attention_on_a_cpu_is_counted():
+    q, k, v = (torch.randn(2, 3, 5, 16, requires_grad=True) for _ in range(3))
+    product = 2 * (2 * 3 * 5 * 5 * 16)
+    with flop_counter() as counter:
+        out = scaled_dot_product_attention(q, k, v, is_causal=True)
+        assert counter.get_total_flops() == 2 * product
+        out.sum().backward()
+    assert counter.get_total_flops() == (2 + 5) * product  # the backward pass makes the weights again
+
+
+def test_a_step_is_counted_and_timed_by_phase():
+    engine = Engine(TINY)
+    counted, work = engine.counted_step()
+    assert tuple(work) == PHASES
+    weights, step = engine.weights, engine.step()
+    prompts, tokens = sum(map(len, engine.prompts(0))), counted["tokens"]
+    assert counted["optimizer_steps"] == 4 * 2
+    # beside attention: 2 operations a weight and token; embeddings are looked up, the head is on responses only
+    head, positions = 64 * 64, 1024 * 64
+    trunk = weights - head - positions
+    passes = work["log-probabilities"].flops / 2
+    assert passes == pytest.approx(2 * trunk * (prompts + tokens) + 2 * head * tokens, rel=0.35)  # padding, attention
+    assert work["update"].flops == pytest.approx(4 * 3 * passes, rel=0.25)
+    assert work["optimizer"].flops == 0 < work["optimizer"].bytes
+    assert set(step["phases"]) == set(PHASES)
+    assert sum(step["phases"].values()) <= step["cpu_seconds"]
+    assert len(step["lengths"]) == 4
+
+
+def test_engines_that_do_other_work_are_refused():
+    done = {"tokens": 40, "optimizer_steps": 8}
+    require_same_work(done, done, "other")
+    with pytest.raises(RuntimeError, match="other took 9 optimizer_steps where ours took 8: not the same work"):
+        require_same_work(done, {**done, "optimizer_steps": 9}, "other")
+    same = {"logprob": -1.0, "score": 2.0}
+    require_same_maths(lambda **_: same, {"other": lambda **_: same})
+    with pytest.raises(RuntimeError, match=r"score of one response is 2.0 here and 2.1 in other: not the same"):
+        require_same_maths(lambda **_: same, {"other": lambda **_: {**same, "score": 2.1}})
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+def timing(engine: str, *seconds: float) -> Timing:
+    steps = tuple({"cpu_seconds": s, "phases": {}, "peak_bytes": 2**30, "tokens": 10} for s in seconds)
+    return Timing(engine=engine, case=TINY, steps=steps)
+
+
+def test_ratios_pair_neighbouring_steps():
+    engines = [timing("ours", 1.0, 2.0), timing("ours again", 1.0, 4.0), timing("theirs", 2.0, 12.0)]
+    counted = {"floor": {"update": 0.5}, "rates": {"flops": 1e9, "bytes": 1e9}}
+    table = comparison({"a": engines}, {"a": counted})
+    assert table.rows[0][:4] == ("a", "ours", "1.00–1.50–2.00", "0.500–0.750–1.00")
+    assert table.rows[2][3] == "2.00–2.50–3.00"
+    assert table.rows[1][4] == 2.5 / 0.5
+    assert spread([1.0]) == "1.00–1.00–1.00"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--cases", "[nothing]"], "cases must be of paper, minibatch-16, long"),
+        (["--repeats", "0"], "repeats must be 1 or more"),
+        (["--against", "trl-0.7.4"], "run benchmarks/published_stack/install.sh DIR, then give --published_python"),
+    ],
+)
+def test_settings_that_cannot_be_say_what_to_do(flags, words, capsys):
+    with pytest.raises(SystemExit):
+        throughput.main(flags)
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_command_writes_both_tables(tmp_path, monkeypatch):
+    monkeypatch.setitem(throughput.CASES, "tiny", TINY)
+    throughput.main(["--cases", "[tiny]", "--repeats", "2", "--out", str(tmp_path)])
+    rows = rows_of(tmp_path / "table.csv")
+    assert [row["engine"] for row in rows] == ["ours", "ours again"]
+    assert [row["phase"] for row in rows_of(tmp_path / "phases.csv")] == list(PHASES)
+
+
+def test_a_worker_that_dies_says_why():
+    with (
+        pytest.raises(RuntimeError, match=r"ended with 1:[\s\S]*prompts_ cannot be"),
+        throughput.process([sys.executable, "-c", "raise SystemExit('prompts_ cannot be')"], {}) as ask,
+    ):
+        ask(do="step")
+
+
+def test_evidence_costs_are_measured(tmp_path):
+    evidence_cost.main(["--tokens", "[32]", "--rows", "[2]", "--layers", "2", "--seconds", "0", "--out", str(tmp_path)])
+    rows = {row["evidence"]: row for row in rows_of(tmp_path / "table.csv")}
+    assert set(rows) == {"abc", "abc-d", "abc-d2"}
+    assert all(float(row["FLOPs"].rstrip(" %")) >= 0 for row in rows.values())
+    assert float(rows["abc"]["FLOPs"].rstrip(" %")) < float(rows["abc-d"]["FLOPs"].rstrip(" %"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_freed_memory_is_kept():
+    """In a process of its own: what a freed 64 MiB buffer leaves in the resident set, with and without."""
+    code = """
+import resource, sys, torch
+from rlhf_core.allocation import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+torch.ones(2**24).sum()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    torch.ones(2**24).sum()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    root = Path(__file__).parents[1]
+    faults = {
+        kind: int(
+            subprocess.run(
+                [sys.executable, "-c", code, kind], cwd=root, capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for kind in ("keep", "leave")
+    }
+    assert 3 * faults["keep"] < faults["leave"]
