@@ -157,6 +157,19 @@ def require_claimable(
         _require_same(folder, "settings", record["settings"], may_change)
 
 
+def measurement_folder(settings: Any, prog: str) -> Path:
+    """Make ``settings.out`` the place of a new measurement by ``prog``, which no second one may replace unasked; a
+    folder that is taken ends the process with the reason."""
+    folder, name = Path(settings.out), prog.removeprefix("benchmarks.")
+    try:
+        if not is_free(folder) and not settings.overwrite:
+            raise FileExistsError(f"{folder} is not empty; choose another --out, or pass --overwrite true")
+        claim_folder(folder, run_record(settings, {}, made_by=name), overwrite=settings.overwrite)
+    except FileExistsError as error:
+        sys.exit(f"python -m {prog}: error: {error}")
+    return folder
+
+
 def is_free(folder: Path) -> bool:
     """Whether there is nothing at ``folder`` that could be lost."""
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))

@@ -5,35 +5,27 @@ abc-d2). Operations are counted, memory is the peak of live tensors, time is CPU
 plain again, with evidence. The bars: 1 % more operations, 5 % more memory, an interval that reaches down to 1.03.
 """
 
-from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
-from scipy import stats
 from tqdm import tqdm
 from transformers import LlamaConfig
 
 from benchmarks import memory_model
-from benchmarks.cli import parse
-from benchmarks.floor import clock, flop_counter
+from benchmarks.cli import measurement_folder, parse
 from benchmarks.memory_measure import random_models
+from benchmarks.pairing import CPU, Pass, flops, median_ratio, paired_seconds, peak_bytes
 from benchmarks.publishing import publish
-from benchmarks.statistics import Summary
 from benchmarks.tables import Table, Value
-from benchmarks.tensor_meter import TensorMeter
 from models.policy import CausalPolicy
 from models.reward import ClassifierReward
 from models.tiny import EOS_ID
 from redistributors import REDISTRIBUTORS
 from rlhf_core.types import Sequences
 
-CPU = torch.device("cpu")
 PASSES = {"abc": "scoring", "abc-d": "log-probabilities", "abc-d2": "log-probabilities"}
-Pass = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +44,8 @@ class Settings:
     """CPU seconds to spend on a line of the table; never fewer than 5 passes of each kind, nor more than 60."""
     out: str = "evidence_cost"
     """Folder for the table."""
+    overwrite: bool = False
+    """Delete an earlier measurement in ``out``."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.redistributors if name not in PASSES]
@@ -105,40 +99,6 @@ def passes(
     return lambda: plain[0].evaluate(s, frozenset()), lambda: tapped[0].evaluate(s, needs)
 
 
-def flops(work: Pass) -> int:
-    """Operations of a pass."""
-    with flop_counter() as counter:
-        work()
-    return int(counter.get_total_flops())
-
-
-def peak_bytes(work: Pass) -> int:
-    """Most bytes of tensors alive that the pass made."""
-    with TensorMeter() as meter:
-        work()
-    return meter.peak()
-
-
-def paired_seconds(kinds: Sequence[Pass], budget: float) -> list[list[float]]:
-    """CPU seconds of each kind, one pass of each in turn, first to last and last to first alternately."""
-    taken: list[list[float]] = [[] for _ in kinds]
-    while len(taken[0]) < 5 or (sum(map(sum, taken)) < budget and len(taken[0]) < 60):
-        order = range(len(kinds)) if len(taken[0]) % 2 else range(len(kinds) - 1, -1, -1)
-        for kind in order:
-            start = clock(CPU)
-            kinds[kind]()
-            taken[kind].append(clock(CPU) - start)
-    return taken
-
-
-def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> Summary:
-    """Median of paired ratios with its percentile bootstrap interval."""
-    ratios = np.asarray(slow) / np.asarray(fast)
-    found = stats.bootstrap((ratios,), np.median, method="percentile", rng=np.random.default_rng(0))
-    low, high = found.confidence_interval
-    return Summary(mean=float(np.median(ratios)), low=float(low), high=float(high), kind="95 % interval")
-
-
 def percent(more: float, less: float) -> str:
     """How much larger, in per cent."""
     return f"{100 * (more / less - 1):+.2f} %"
@@ -167,6 +127,7 @@ def line(name: str, s: Sequences, plain: Pass, with_evidence: Pass, budget: floa
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     settings = parse(Settings, "benchmarks.evidence_cost", argv)
+    out = measurement_folder(settings, "benchmarks.evidence_cost")
     torch.set_num_threads(1)
     plain = models(settings)
     tapped = deepcopy(plain)
@@ -181,8 +142,6 @@ def main(argv: list[str] | None = None) -> None:
     columns = ("evidence", "pass", "rows", "tokens", "FLOPs", "peak bytes", "time", "time, plain again", "passes")
     note = "Time: median of paired ratios to the plain pass [95 % bootstrap interval], CPU seconds, one thread."
     table = Table(title="what evidence costs", columns=columns, rows=tuple(lines), notes=(note,))
-    out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
     publish(table, {}, out, Console())
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from tqdm import tqdm
 
-from benchmarks.cli import parse
+from benchmarks.cli import measurement_folder, parse
 from benchmarks.publishing import publish
 from benchmarks.report import number
 from benchmarks.tables import Table, Value
@@ -61,7 +61,9 @@ class Settings:
     device: Literal["cpu", "cuda"] = "cpu"
     """Where ours runs."""
     out: str = "throughput"
-    """Folder for the table."""
+    """Folder for the tables."""
+    overwrite: bool = False
+    """Delete an earlier measurement in ``out``."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.cases if name not in CASES]
@@ -275,8 +277,7 @@ def sweep(settings: Settings, bar: "tqdm[Any]") -> Table:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     settings = parse(Settings, "benchmarks.throughput", argv)
-    out = Path(settings.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = measurement_folder(settings, "benchmarks.throughput")
     console = Console()
     if settings.sweep:
         with tqdm(total=11, desc="sweep", unit="case", dynamic_ncols=True) as bar:

@@ -54,11 +54,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def make_room(cache: Any, room: int) -> None:
-    """Give every plain layer of a filled cache room for ``room`` more tokens.
+    """Give every plain layer of a filled cache room for ``room`` more tokens; with none, it goes on concatenating.
 
     Sliding windows, recurrent states and whatever else a model keeps stay as they are.
     """
-    if not isinstance(cache, Cache):
+    if room < 1 or not isinstance(cache, Cache):
         return
     cache.layers = [
         RoomyLayer(layer, room) if type(layer) is DynamicLayer and layer.get_seq_length() else layer

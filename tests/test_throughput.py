@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks import evidence_cost, throughput
+from benchmarks import evidence_cost, levers, throughput
 from benchmarks.floor import Rates, Work, flop_counter
 from benchmarks.throughput import Timing, comparison, require_same_maths, require_same_work, spread
 from benchmarks.throughput_case import PHASES, Case, Engine
@@ -102,6 +102,8 @@ def test_the_command_writes_both_tables(tmp_path, monkeypatch):
     rows = rows_of(tmp_path / "table.csv")
     assert [row["engine"] for row in rows] == ["ours", "ours again"]
     assert [row["phase"] for row in rows_of(tmp_path / "phases.csv")] == list(PHASES)
+    with pytest.raises(SystemExit, match="is not empty; choose another --out, or pass --overwrite true"):
+        throughput.main(["--cases", "[tiny]", "--out", str(tmp_path)])
 
 
 def test_a_worker_that_dies_says_why():
@@ -118,6 +120,15 @@ def test_evidence_costs_are_measured(tmp_path):
     assert set(rows) == {"abc", "abc-d", "abc-d2"}
     assert all(float(row["FLOPs"].rstrip(" %")) >= 0 for row in rows.values())
     assert float(rows["abc"]["FLOPs"].rstrip(" %")) < float(rows["abc-d"]["FLOPs"].rstrip(" %"))
+
+
+def test_levers_are_compared_with_what_does_the_same(tmp_path):
+    for name, _, ours, theirs in levers.levers(levers.SHAPES["small"]):
+        mine, other = ours(), theirs()
+        if isinstance(mine, torch.Tensor):
+            torch.testing.assert_close(mine, other, msg=name)
+    levers.main(["--size", "small", "--seconds", "0", "--out", str(tmp_path)])
+    assert len(rows_of(tmp_path / "table.csv")) == 6
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
