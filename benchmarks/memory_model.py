@@ -258,15 +258,15 @@ def packed(settings: Settings, model: Model) -> bool:
 
 
 def evidence_bytes(settings: Settings, shape: Shape, rows: int, queries: int) -> float:
-    """Attention rows of one layer: float32 keys, and two blocks of weights (three where several follow)."""
+    """Attention rows of one layer: float32 keys, and two blocks of weights."""
     keys = 4 * rows * settings.tokens * shape.key_heads * shape.head_size
     row_cells = rows * shape.heads * settings.tokens
     cells = min(queries, max(1, ATTENTION_CELLS["cuda"] // row_cells)) * row_cells
-    return keys + (8 if cells == queries * row_cells else 12) * cells
+    return keys + 8 * cells
 
 
 def chunk_cells(shape: Shape, tokens: int) -> int:
-    """(token, vocab) block of float32 log-probabilities that ``models.policy`` works on at a time."""
+    """(token, vocab) block of float32 log-probabilities that ``models.token_statistics`` works on at a time."""
     return min(tokens, max(1, LOGITS_CELLS["cuda"] // shape.vocab)) * shape.vocab
 
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 class TensorMeter(TorchDispatchMode):
     """Follows every storage made inside the context from the operation that makes it to its end.
 
-    What an operation allocates and frees within itself is not seen.
+    What an operation allocates and frees within itself is not seen, nor what was there before.
     """
 
     def __init__(self) -> None:
@@ -22,8 +22,11 @@ class TensorMeter(TorchDispatchMode):
         self._now = self._most = self._highest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given: set[int] = set()
+        tree_map_only(Tensor, lambda tensor: given.add(tensor.untyped_storage()._cdata), (args, kwargs))
         out = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._follow, out)
+        # a result in the storage of an argument (a view, an operation in place) is nothing new
+        tree_map_only(Tensor, lambda tensor: self._follow(tensor, given), out)
         self._most, self._highest = max(self._most, self._now), max(self._highest, self._now)
         return out
 
@@ -43,9 +46,9 @@ class TensorMeter(TorchDispatchMode):
         """Most bytes alive ever."""
         return self._highest
 
-    def _follow(self, tensor: Tensor) -> None:
+    def _follow(self, tensor: Tensor, given: set[int]) -> None:
         storage = tensor.untyped_storage()
-        if tensor.device == torch.device("cpu") and storage._cdata not in self._sizes:
+        if tensor.device == torch.device("cpu") and storage._cdata not in given and storage._cdata not in self._sizes:
             self._sizes[storage._cdata] = storage.nbytes()
             self._now += storage.nbytes()
             weakref.finalize(storage, self._forget, storage._cdata)

@@ -1,8 +1,8 @@
 """How fast is a PPO step, phase by phase, against the machine's floor and against the published stack?
 
-Each case is timed in processes of their own, one thread on a CPU (CPU seconds of the process), after a warm-up step:
-ours twice and, with ``--against trl-0.7.4``, the published stack with its own optimizer and with fused Adam, one step
-each in turn, ``--repeats`` times. Ratios are of neighbouring steps on the same prompts and response lengths.
+Each engine runs in a process of its own, on a CPU with one thread (seconds are CPU seconds of the process), and is
+timed after a warm-up step: ours beside itself and, with ``--against trl-0.7.4``, the published stack as it was run,
+with fused Adam, and with our allocator setting too, each step beside one of ours on the same prompts and lengths.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -40,6 +40,13 @@ CASES: Mapping[str, Case] = {
 """GPT-2 124M in the paper's setting, with larger minibatches, and with long responses; "tiny" is for a first try."""
 SWEEP = Case(layers=4, hidden=256, vocab=8_192, minibatch_size=16, lengths=(32, 32))
 WORKER = Path(__file__).parent / "published_stack" / "worker.py"
+VARIANTS: Mapping[str, Mapping[str, bool]] = {
+    "trl-0.7.4": {"fused": False, "keep_freed_memory": False},
+    "trl-0.7.4, fused Adam": {"fused": True, "keep_freed_memory": False},
+    "trl-0.7.4, fused Adam, keeps freed memory": {"fused": True, "keep_freed_memory": True},
+}
+"""The published stack as it was run, and with what any user could have given it."""
+FIXED = {"do": "measure", "prompt": [5, 6, 7], "response": [8, 9, 10, 11]}
 TOLERANCE = 1e-3
 Ask = Callable[..., dict[str, Any]]
 
@@ -78,19 +85,33 @@ class Settings:
             )
         if self.against != "nothing" and self.device != "cpu":
             raise ValueError("the published stack is timed on a CPU only: leave --device cpu")
+        for name in self.cases:
+            if self.against != "nothing" and (CASES[name].dtype, CASES[name].training) != ("float32", "full"):
+                raise ValueError(f"the published stack is timed in float32 and full fine-tuning only, not on {name!r}")
+        if self.sweep and self.against != "nothing":
+            raise ValueError("--sweep true times ours alone: leave out --against")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Steps of one engine on one case, in the order they were taken."""
+    """Steps of one engine on one case in the order they were taken, and the step of ours taken beside each."""
 
     engine: str
     case: Case
     steps: tuple[Mapping[str, Any], ...]
+    beside: tuple[Mapping[str, Any], ...]
 
-    def seconds(self, phase: str | None = None) -> list[float]:
-        """CPU seconds of each step, or of a phase of it."""
-        return [step["cpu_seconds"] if phase is None else step["phases"].get(phase, 0.0) for step in self.steps]
+    def seconds(self) -> list[float]:
+        """CPU seconds of each step."""
+        return [step["cpu_seconds"] for step in self.steps]
+
+    def ratios(self) -> list[float]:
+        """To the step of ours beside each."""
+        return [step["cpu_seconds"] / ours["cpu_seconds"] for step, ours in zip(self.steps, self.beside, strict=True)]
+
+    def median(self, value: Callable[[Mapping[str, Any]], float]) -> float:
+        """Of a figure of each step."""
+        return float(np.median([value(step) for step in self.steps]))
 
 
 @contextmanager
@@ -106,14 +127,15 @@ def process(command: Sequence[str], case: Mapping[str, Any]) -> Iterator[Ask]:
             list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
         )
         requests, answers = cast(IO[str], worker.stdin), cast(IO[str], worker.stdout)
-
-        def send(request: Mapping[str, Any]) -> None:
-            requests.write(json.dumps(request) + "\n")
-            requests.flush()
+        pending: list[Mapping[str, Any]] = [{"case": case}]
 
         def ask(**request: Any) -> dict[str, Any]:
-            send(request)
-            line = answers.readline()
+            line = ""
+            with suppress(BrokenPipeError):  # it has ended, as the empty line says
+                requests.write("".join(json.dumps(one) + "\n" for one in (*pending, request)))
+                requests.flush()
+                pending.clear()
+                line = answers.readline()
             if not line:
                 said.seek(0)
                 raise RuntimeError(f"{' '.join(command)} ended with {worker.wait()}:\n{said.read()[-2000:]}")
@@ -121,11 +143,13 @@ def process(command: Sequence[str], case: Mapping[str, Any]) -> Iterator[Ask]:
             return found
 
         try:
-            send({"case": case})
             yield ask
         finally:
             worker.kill()
-            worker.communicate()
+            with suppress(BrokenPipeError):  # of what was not read
+                requests.close()
+            answers.close()
+            worker.wait()
 
 
 def ours(case: Case) -> AbstractContextManager[Ask]:
@@ -133,63 +157,66 @@ def ours(case: Case) -> AbstractContextManager[Ask]:
     return process([sys.executable, "-m", "benchmarks.throughput_case"], dataclasses.asdict(case))
 
 
-def published(case: Case, folders: Mapping[str, str], *, fused: bool, python: str) -> AbstractContextManager[Ask]:
+def published(
+    case: Case, folders: Mapping[str, str], variant: Mapping[str, bool], *, python: str
+) -> AbstractContextManager[Ask]:
     """The published stack on the same weights."""
-    asked = {
-        **folders,
-        "rollout_batch_size": case.prompts,
-        "minibatch_size": case.minibatch_size,
-        "eos_id": EOS_ID,
-        "fused": fused,
-    }
-    return process([python, str(WORKER)], asked)
+    sizes = {"rollout_batch_size": case.prompts, "minibatch_size": case.minibatch_size, "eos_id": EOS_ID}
+    return process([python, str(WORKER)], {**folders, **sizes, **variant})
 
 
 def timed(name: str, settings: Settings, bar: "tqdm[Any]") -> tuple[list[Timing], dict[str, Any]]:
-    """Steps of every engine on a case, taken in turn; and what one step of ours asks of the machine.
+    """Steps of every engine on a case, each beside one of ours; and what one step of ours asks of the machine. One
+    other engine exists at a time, so that memory is never short.
 
     Raises:
         RuntimeError: the engines did not do the same work.
     """
     case = replace(CASES[name], device=settings.device)
-    with ExitStack() as stack:
-        engine = stack.enter_context(ours(case))
-        counted = engine(do="count")
+    with ours(case) as engine, tempfile.TemporaryDirectory() as folder:
+
+        def step() -> dict[str, Any]:
+            bar.update()
+            return engine(do="step")
+
+        counted = engine(do="count")  # makes the optimizer's states
         bar.update()
-        others: dict[str, Ask] = {}
+        pairs = [(step(), step()) for _ in range(settings.repeats)]
+        found = [timing("ours", case, pairs)]
         if settings.against != "nothing":
-            folders = engine(do="save", folder=stack.enter_context(tempfile.TemporaryDirectory()))
-            for label, fused in ((f"{settings.against}", False), (f"{settings.against}, fused Adam", True)):
-                others[label] = stack.enter_context(
-                    published(case, folders, fused=fused, python=settings.published_python)
-                )
-            require_same_maths(engine, others)
-        steps: dict[str, list[dict[str, Any]]] = {label: [] for label in ("ours", "ours again", *others)}
-        # the others' first step makes their optimizer's states, as ours was counted
-        for _ in range(settings.repeats + bool(others)):
-            for label in ("ours", "ours again"):
-                steps[label].append(engine(do="step"))
-                bar.update()
-            latest = steps["ours again"][-1]
-            for label, other in others.items():
-                steps[label].append(other(do="step", prompts=latest["prompts"], lengths=latest["lengths"]))
-                require_same_work(latest, steps[label][-1], label)
-                bar.update()
-    warm = bool(others)
-    return [Timing(engine=label, case=case, steps=tuple(taken[warm:])) for label, taken in steps.items()], counted
+            folders = engine(do="save", folder=folder)
+            before = engine(**FIXED)
+            for label, variant in VARIANTS.items():
+                with published(case, folders, variant, python=settings.published_python) as other:
+                    require_same_maths(before, other(**FIXED), label)
+                    beside(step, other, label, bar)  # makes the optimizer's states
+                    found.append(
+                        timing(label, case, [beside(step, other, label, bar) for _ in range(settings.repeats)])
+                    )
+    return found, counted
 
 
-def require_same_maths(engine: Ask, others: Mapping[str, Ask]) -> None:
+def timing(engine: str, case: Case, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Timing:
+    """Of pairs (step, ours beside it)."""
+    return Timing(engine=engine, case=case, steps=tuple(a for a, _ in pairs), beside=tuple(b for _, b in pairs))
+
+
+def beside(
+    step: Callable[[], dict[str, Any]], other: Ask, label: str, bar: "tqdm[Any]"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A step of the other engine on what ours has just worked on, and ours."""
+    mine = step()
+    theirs = other(do="step", prompts=mine["prompts"], lengths=mine["lengths"])
+    bar.update()
+    require_same_work(mine, theirs, label)
+    return theirs, mine
+
+
+def require_same_maths(mine: Mapping[str, float], theirs: Mapping[str, float], label: str) -> None:
     """Log-probability and score of a fixed response must agree between the stacks."""
-    fixed = {"do": "measure", "prompt": [5, 6, 7], "response": [8, 9, 10, 11]}
-    mine = engine(**fixed)
-    for label, other in others.items():
-        theirs = other(**fixed)
-        for what, value in mine.items():
-            if abs(value - theirs[what]) > TOLERANCE:
-                raise RuntimeError(
-                    f"{what} of one response is {value} here and {theirs[what]} in {label}: not the same"
-                )
+    for what, value in mine.items():
+        if abs(value - theirs[what]) > TOLERANCE:
+            raise RuntimeError(f"{what} of one response is {value} here and {theirs[what]} in {label}: not the same")
 
 
 def require_same_work(mine: Mapping[str, Any], theirs: Mapping[str, Any], label: str) -> None:
@@ -204,50 +231,55 @@ def spread(values: Sequence[float]) -> str:
     return "–".join(number(float(f(values))) for f in (min, np.median, max))
 
 
-def ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
-    """Of neighbouring steps."""
-    return [a / b for a, b in zip(slow, fast, strict=True)]
+def over_floor(timing: Timing, counted: Mapping[str, Any], phase: str | None = None) -> float | None:
+    """Median of seconds over the least the machine could take, that of the counted step scaled by response tokens;
+    None for a phase that needs no arithmetic to speak of."""
+    least = sum(counted["floor"].values()) if phase is None else counted["floor"][phase]
+    if not least:
+        return None
+
+    def ratio(step: Mapping[str, Any]) -> float:
+        seconds: float = step["cpu_seconds"] if phase is None else step["phases"][phase]
+        return seconds / (least * step["tokens"] / counted["tokens"])
+
+    return timing.median(ratio)
 
 
 def comparison(timings: Mapping[str, list[Timing]], counted: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row for every case and engine: seconds, ratio to ours, peak memory, distance from the floor."""
-    rows: list[tuple[Value, ...]] = []
+    """A row for every case and engine: seconds, ratio to ours, distance from the floor, peak memory, speed."""
+    rows: list[tuple[Value, ...]] = [
+        (
+            name,
+            timing.engine,
+            spread(timing.seconds()),
+            spread(timing.ratios()),
+            over_floor(timing, counted[name]),
+            timing.steps[-1]["peak_bytes"] / 2**30,
+            timing.median(lambda step: step["tokens"] / step["cpu_seconds"]),
+        )
+        for name, engines in timings.items()
+        for timing in engines
+    ]
+    columns = ("case", "engine", "seconds a step", "ratio to ours", "x floor", "peak GiB", "tokens/s")
+    notes = ["min–median–max over steps; ratios are to the step of ours taken beside each: for ours, the A/A ratio."]
     for name, engines in timings.items():
-        reference = next(timing for timing in engines if timing.engine == "ours again")
-        floor = sum(counted[name]["floor"].values())
-        for timing in engines:
-            last = timing.steps[-1]
-            rows.append(
-                (
-                    name,
-                    timing.engine,
-                    spread(timing.seconds()),
-                    spread(ratios(timing.seconds(), reference.seconds())),
-                    float(np.median(timing.seconds())) / floor,
-                    last["peak_bytes"] / 2**30,
-                    last["tokens"] / float(np.median(timing.seconds())),
-                )
-            )
-    columns = ("case", "engine", "CPU seconds a step", "ratio to ours", "x floor", "peak GiB", "tokens/s")
-    notes = [f"{name}: {engines[0].case.words}." for name, engines in timings.items()]
-    notes.append("min–median–max over steps; ratios pair neighbouring steps; the row 'ours' is the A/A ratio.")
-    rates = next(iter(counted.values()))["rates"]
-    notes.append(f"Floor at {rates['flops'] / 1e9:.0f} GFLOP/s and {rates['bytes'] / 1e9:.1f} GB/s, measured.")
+        rates = counted[name]["rates"]
+        notes.append(
+            f"{name}: {engines[0].case.words}; floor at {rates['flops'] / 1e9:.0f} GFLOP/s and "
+            f"{rates['bytes'] / 1e9:.1f} GB/s, measured, scaled by response tokens."
+        )
     return Table(title="a PPO step", columns=columns, rows=tuple(rows), notes=tuple(notes))
 
 
 def phases(timings: Mapping[str, list[Timing]], counted: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Ours by phase: seconds, tokens a second, share of the floor."""
+    """Ours by phase: seconds, tokens a second, distance from the floor."""
     rows: list[tuple[Value, ...]] = []
-    for name, engines in timings.items():
-        timing = next(timing for timing in engines if timing.engine == "ours again")
-        tokens = float(np.median([step["tokens"] for step in timing.steps]))
+    for name, (ours_alone, *_) in timings.items():
         for phase in PHASES:
-            seconds, least = float(np.median(timing.seconds(phase))), counted[name]["floor"][phase]
-            rows.append(
-                (name, phase, seconds, tokens / seconds if seconds else None, least, seconds / least if least else None)
-            )
-    columns = ("case", "phase", "seconds", "response tokens/s", "floor, seconds", "x floor")
+            seconds = ours_alone.median(lambda step, phase=phase: step["phases"][phase])  # type: ignore[misc]
+            speed = ours_alone.median(lambda step, phase=phase: step["tokens"] / step["phases"][phase])  # type: ignore[misc]
+            rows.append((name, phase, seconds, speed, over_floor(ours_alone, counted[name], phase)))
+    columns = ("case", "phase", "seconds", "response tokens/s", "x floor")
     return Table(title="phases", columns=columns, rows=tuple(rows))
 
 
@@ -284,8 +316,8 @@ def main(argv: list[str] | None = None) -> None:
             table = sweep(settings, bar)
         publish(table, {}, out, console, name="sweep")
         return
-    rounds = settings.repeats + (settings.against != "nothing")
-    total = len(settings.cases) * (1 + rounds * (4 if settings.against != "nothing" else 2))
+    others = 2 * len(VARIANTS) * (settings.repeats + 1) if settings.against != "nothing" else 0
+    total = len(settings.cases) * (1 + 2 * settings.repeats + others)
     with tqdm(total=total, desc="steps", unit="step", dynamic_ncols=True) as bar:
         found = {name: timed(name, settings, bar) for name in settings.cases}
     timings, counted = ({name: pair[i] for name, pair in found.items()} for i in (0, 1))

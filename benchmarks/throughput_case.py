@@ -42,7 +42,7 @@ class Case:
     vocab: int = 50_257
     prompts: int = 16
     lengths: tuple[int, int] = (8, 15)
-    """Closed range the response lengths are drawn from; EOS is banned, so that both stacks make the same tokens."""
+    """Closed range the response lengths are drawn from; the other stack is told ours."""
     minibatch_size: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     training: Literal["full", "lora"] = "full"
@@ -54,7 +54,12 @@ class Case:
     def words(self) -> str:
         """As the tables name it."""
         low, high = self.lengths
-        return f"{self.prompts} prompts, {low}-{high} tokens, minibatch {self.minibatch_size}, {self.dtype}"
+        model = f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}"
+        allocator = "" if self.keep_freed_memory else ", freed memory given back"
+        return (
+            f"{model}; {self.prompts} prompts, {low}-{high} tokens, minibatch {self.minibatch_size}; "
+            f"{self.training} fine-tuning in {self.dtype} on {self.device}{allocator}"
+        )
 
 
 class Engine:
@@ -152,11 +157,10 @@ class Engine:
         writes), one pass a token while sampling, and Adam's states."""
         width = torch.finfo(getattr(torch, self.case.dtype)).bits // 8
         weights, trained = width * self.weights, sum(p.numel() for p in self.trainer.policy.parameters())
-        passes = 1  # one batch holds every row of these cases
-        return {
+        return {  # at best one pass holds every row
             "generate": weights * max(answer["lengths"]),
-            "log-probabilities": 2 * passes * weights,
-            "score": passes * weights,
+            "log-probabilities": 2 * weights,
+            "score": weights,
             "redistribute": 0.0,
             "returns": 0.0,
             "update": answer["optimizer_steps"] * (2 * weights + width * trained),

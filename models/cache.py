@@ -16,6 +16,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A ``DynamicLayer`` in a buffer with room for further tokens; ``keys`` and ``values`` are views of what is used.
 
+    Sampling appends and drops rows; the other ways to change a ``DynamicLayer`` are not for this one.
+
     Raises:
         RuntimeError: more tokens than there is room for.
     """
@@ -60,10 +62,10 @@ def make_room(cache: Any, room: int) -> None:
     """
     if room < 1 or not isinstance(cache, Cache):
         return
-    cache.layers = [
-        RoomyLayer(layer, room) if type(layer) is DynamicLayer and layer.get_seq_length() else layer
-        for layer in cache.layers
-    ]
+    layers = getattr(cache, "layers", [])  # an encoder-decoder's cache has none of its own
+    for i in range(len(layers)):  # one at a time: the old layer is let go before the next is copied
+        if type(layers[i]) is DynamicLayer and layers[i].get_seq_length():
+            layers[i] = RoomyLayer(layers[i], room)
 
 
 def _with_room(states: Float[Tensor, "row head token channel"], room: int) -> Tensor:

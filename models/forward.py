@@ -73,12 +73,23 @@ def response_hidden(
 
 @torch.no_grad()
 def head_ends_it(lm: PreTrainedModel) -> bool:
-    """Whether logits are the output embedding of the last hidden state, with nothing done before or after (scaling,
-    soft-capping)."""
+    """Whether logits are the output embedding of the trunk's last hidden state, with nothing done before or after
+    (a projection, a cast, scaling, soft-capping)."""
     ids = torch.arange(2, device=lm.device)[None]
-    hidden = lm.base_model(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
+    output = lm.base_model(input_ids=ids, use_cache=False, return_dict=True)
+    hidden, taken = getattr(output, "last_hidden_state", None), []
     head: Any = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return torch.equal(head(hidden), lm(input_ids=ids, use_cache=False, return_dict=True).logits)
+    handle = head.register_forward_hook(lambda _, inputs, logits: taken.append((inputs[0], logits)))
+    try:
+        logits = lm(input_ids=ids, use_cache=False, return_dict=True).logits
+    finally:
+        handle.remove()
+    if hidden is None or len(taken) != 1:
+        return False
+    return all(
+        mine.dtype == theirs.dtype and torch.equal(mine, theirs)
+        for mine, theirs in ((hidden, taken[0][0]), (logits, taken[0][1]))
+    )
 
 
 def response_predictions(lm: PreTrainedModel, rows: Rows, response_mask: Bool[Tensor, "batch response"]) -> Predictions:

@@ -26,7 +26,7 @@ from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL, Source
 from rlhf_core.types import Evaluation, Limits, Sequences
 
 Answers = Mapping[AttentionTap, Tensor]
-# (token, vocab) cells above which logits are not kept for the backward pass but made again: 1 GiB in float32.
+# (token, vocab) cells above which logits are made in parts, and once more for the backward pass: 1 GiB in float32.
 KEPT_CELLS = 2**28
 
 
@@ -159,7 +159,7 @@ class CausalPolicy:
         self._require_evidence(needs)
         sequences = _to(sequences, self.device)
         rows, targets = right_padded(sequences), _targets(sequences)
-        if torch.is_grad_enabled() and len(targets.tokens) * self.vocab_size > KEPT_CELLS and self._head_ends_it:
+        if not needs and len(targets.tokens) * self.vocab_size > KEPT_CELLS and self._head_ends_it:
             return self._evaluate_in_parts(sequences, rows, targets)
         with self._mode():
             with self._captured("policy", needs, rows, sequences) as evidence:

@@ -3,9 +3,9 @@
 import ctypes
 import sys
 
-# glibc's malloc.h; thresholds above any buffer of a step
+# glibc's malloc.h; the first threshold above any buffer of a step, or the highest that older versions allow
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-TRIM_BYTES, MMAP_BYTES = 2**31 - 1, 2**30
+TRIM_BYTES, MMAP_BYTES = 2**31 - 1, (2**30, 2**25)
 
 
 def keep_freed_memory() -> bool:
@@ -13,10 +13,11 @@ def keep_freed_memory() -> bool:
 
     On a CPU, gradients and activations are freed and made again at every minibatch. glibc returns each to the system
     and fetches it back page by page, zeroed, which can take as long as the arithmetic (docs/performance.md). The
-    process's peak stays what it is, but it holds that peak until it ends. Other systems' libraries have no such
-    setting, and nothing changes there.
+    process then holds its peak until it ends. Other C libraries have no such setting, and nothing changes there.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
-    return bool(mallopt and mallopt(M_MMAP_THRESHOLD, MMAP_BYTES) and mallopt(M_TRIM_THRESHOLD, TRIM_BYTES))
+    if mallopt is None or not mallopt(M_TRIM_THRESHOLD, TRIM_BYTES):
+        return False
+    return any(mallopt(M_MMAP_THRESHOLD, size) for size in MMAP_BYTES)

@@ -69,7 +69,7 @@ class PPOConfig:
     """Prompt and response tokens, padding included, of one forward pass; never changes the gradient."""
     sampling_tokens: int = 16_384
     """Prompt and longest response tokens of all rows that are sampled side by side, whose keys and values are held at
-    once; never changes a response beyond rounding."""
+    once; changes a token only where rounding decides it."""
     learning_rate: float = 1.41e-5
     """Peak learning rate."""
     schedule: Literal["constant", "linear"] = "constant"

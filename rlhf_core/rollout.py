@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_core.batching import micro_batches, row_batches
@@ -39,16 +39,22 @@ def sample(policy: Policy, prompts: Prompts, config: PPOConfig, draw: Draw) -> S
     batches = list(row_batches(lengths, config.sampling_tokens))
     if len(batches) == 1:
         return policy.sample(prompts, limits, uniform)
-    parts = [
-        policy.sample(
+    parts = [_sample_rows(policy, prompts, limits, uniform, rows) for rows in batches]
+    together = Sequences.concatenate(parts)
+    return together.select(torch.argsort(torch.cat(batches)).to(together.response_ids.device))
+
+
+def _sample_rows(
+    policy: Policy, prompts: Prompts, limits: Limits, uniform: Tensor, rows: Int[Tensor, " row"]
+) -> Sequences:
+    try:
+        return policy.sample(
             [prompts[row] for row in rows.tolist()],
             Limits(min_lengths=limits.min_lengths[rows], max_lengths=limits.max_lengths[rows]),
             uniform[rows],
         )
-        for rows in batches
-    ]
-    together = Sequences.concatenate(parts)
-    return together.select(torch.argsort(torch.cat(batches)).to(together.response_ids.device))
+    except (ValueError, FloatingPointError) as error:
+        raise type(error)(f"{error} (rows are counted within the part {rows.tolist()} of the batch)") from error
 
 
 @torch.no_grad()

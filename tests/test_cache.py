@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
+from benchmarks.tensor_meter import TensorMeter
 from models.cache import RoomyLayer, make_room
 
 
@@ -53,5 +54,18 @@ def test_other_layers_and_other_caches_stay_as_they_are():
     cache.layers[1] = other = Windowed()
     make_room(cache, 3)
     assert cache.layers[1] is other
-    make_room(None, 3)
-    make_room("state", 3)
+    both = EncoderDecoderCache(filled(), DynamicCache())
+    for whatever in (None, "state", both):
+        make_room(whatever, 3)
+    assert type(both.self_attention_cache.layers[0]) is DynamicLayer
+
+
+def test_old_and_new_layers_are_not_held_together():
+    with TensorMeter() as meter:
+        cache = DynamicCache()
+        for layer in range(10):
+            cache.update(*states(4, 50, layer), layer)
+        held = meter.now()
+        meter.reset()
+        make_room(cache, 5)
+    assert meter.peak() < 1.1 * held + 0.25 * held

@@ -92,6 +92,16 @@ def test_a_rollout_sampled_in_parts_is_the_same():
         assert torch.equal(getattr(whole, field.name), getattr(parts, field.name)), field.name
 
 
+def test_an_error_in_a_part_says_which_rows_the_part_had():
+    class Broken(TablePolicy):
+        def sample(self, prompts, limits, uniforms):
+            raise FloatingPointError("logits are NaN in rows [0]")
+
+    settings = PPOConfig(min_length=1, max_length=(4, 4), minibatch_size=1, rollout_batch_size=2, sampling_tokens=5)
+    with pytest.raises(FloatingPointError, match=r"in rows \[0\] \(rows are counted within the part \[1\] of"):
+        sample(Broken(), [[1], [2, 3]], settings, Draw(seed=0, name="sampling", step=0))
+
+
 def test_buffer_whitens_once_over_everything_and_keeps_rows_together():
     buffer = RolloutBuffer()
     first, second = experience_of(ragged_sequences()), experience_of(ragged_sequences((9, 2), (1, 2)), seed=1)

@@ -228,7 +228,7 @@ def test_evidence_rows(cells, monkeypatch):
     with torch.no_grad(), reader.capture(needs, policy_layout(rows, sequences)), TensorMeter() as meter:
         model.base_model(input_ids=rows.input_ids, use_cache=False)
     predicted = evidence_bytes(settings, shape, 2, 100) + forward_bytes(settings, shape, 2, 120, "reference")
-    assert 0.95 < predicted / meter.peak() < 1.25  # the layer is at its fullest a moment later
+    assert 0.95 < predicted / meter.peak() < 1.4  # the layer is at its fullest a moment later
 
 
 STEPS = [

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from models import CausalPolicy, LoraSettings, load_policy, load_reward_model
 from models.distribution import CHUNK_CELLS
+from models.forward import head_ends_it
 from models.loading import check_language_model, remove_randomness
 from models.tiny import save_tiny, tiny_gpt2, tiny_llama
 from rlhf_core.batching import micro_batches
@@ -344,6 +345,42 @@ def test_logits_too_many_to_keep_are_made_again_with_the_same_result(folders, fa
             torch.testing.assert_close(getattr(found, name), getattr(whole, name), atol=1e-6, rtol=1e-5)
         for mine, theirs in zip(grads, gradients, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_a_head_that_does_more_than_read_the_trunk_is_found_out():
+    for config, ends in (
+        (transformers.GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1), True),
+        (
+            transformers.CohereConfig(
+                vocab_size=9,
+                hidden_size=8,
+                intermediate_size=8,
+                num_hidden_layers=1,
+                num_attention_heads=1,
+                num_key_value_heads=1,
+                logit_scale=0.5,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+            ),
+            False,
+        ),
+        (
+            transformers.ElectraConfig(
+                vocab_size=9,
+                hidden_size=8,
+                embedding_size=4,
+                num_hidden_layers=1,
+                num_attention_heads=1,
+                intermediate_size=8,
+                is_decoder=True,
+            ),
+            False,
+        ),
+        (transformers.MambaConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1), True),
+    ):
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        assert head_ends_it(model) == ends, type(model).__name__
 
 
 def test_logits_that_are_scaled_after_the_head_are_kept(folders, family, monkeypatch):

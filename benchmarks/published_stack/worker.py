@@ -4,6 +4,7 @@ As the paper's loop does it: one prompt at a time through ``generate`` with atte
 with attention maps of every layer, then ``PPOTrainer.step``. A line of JSON in is a request, a line out its answer.
 """
 
+import ctypes
 import json
 import resource
 import sys
@@ -103,7 +104,12 @@ def main():
     """Build what the first line says, then answer the others."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    stack = Stack(json.loads(sys.stdin.readline())["case"])
+    case = json.loads(sys.stdin.readline())["case"]
+    if case["keep_freed_memory"]:  # as rlhf_core.allocation does
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2**31 - 1)
+        libc.mallopt(-3, 2**30)
+    stack = Stack(case)
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "measure":
