@@ -384,7 +384,6 @@ def test_a_head_that_does_more_than_read_the_trunk_is_found_out():
 
 
 def test_logits_that_are_scaled_after_the_head_are_kept(folders, family, monkeypatch):
-    monkeypatch.setattr("models.policy.KEPT_CELLS", 0)
     policy = build(folders, family, "full")
     forward = policy._lm.forward
 
@@ -395,8 +394,10 @@ def test_logits_that_are_scaled_after_the_head_are_kept(folders, family, monkeyp
 
     policy._lm.forward = scaled
     s = sample(policy)
+    wanted = rolled_out(policy, s).logprobs
+    monkeypatch.setattr("models.policy.KEPT_CELLS", 0)
     assert not policy._head_ends_it
-    torch.testing.assert_close(policy.evaluate(s, NOTHING).logprobs, rolled_out(policy, s).logprobs)
+    torch.testing.assert_close(policy.evaluate(s, NOTHING).logprobs, wanted)
 
 
 def test_a_banned_eos_in_a_response_has_probability_zero(folders, family):
