@@ -159,8 +159,11 @@ class CausalPolicy:
         self._require_evidence(needs)
         sequences = _to(sequences, self.device)
         rows, targets = right_padded(sequences), _targets(sequences)
-        if not needs and len(targets.tokens) * self.vocab_size > KEPT_CELLS and self._head_ends_it:
-            return self._evaluate_in_parts(sequences, rows, targets)
+        if not needs and self._in_parts(targets):
+            with self._mode():
+                hidden, logprobs, entropies = self._statistics_in_parts(self._lm, rows, sequences, targets)
+                values = self._network.value_head(hidden)
+            return _evaluation(logprobs, values, entropies, sequences.response_mask, {})
         with self._mode():
             with self._captured("policy", needs, rows, sequences) as evidence:
                 predictions = response_predictions(self._lm, rows, sequences.response_mask)
@@ -173,20 +176,24 @@ class CausalPolicy:
             for request in needs
             if isinstance(request, FullKL)
         }
-        return Evaluation(
-            logprobs=_spread(logprobs, mask),
-            values=_spread(values, mask),
-            entropy=_spread(entropies, mask),
-            evidence=dict([*evidence.items(), *ref_evidence.items(), *full.items()]),
-        )
+        found = dict([*evidence.items(), *ref_evidence.items(), *full.items()])
+        return _evaluation(logprobs, values, entropies, mask, found)
 
     @torch.no_grad()
     def reference_logprobs(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
         """Log-probabilities of the responses under the frozen reference, in the same distribution."""
         sequences = _to(sequences, self.device)
+        targets, reference = _targets(sequences), self._network.reference
         with self._mode():
-            _, logits = self._reference_pass(sequences, frozenset())
-        return _spread(token_logprobs(logits, _targets(sequences), self._distribution), sequences.response_mask)
+            if self._in_parts(targets):
+                with reference.active():
+                    _, logprobs, _ = self._statistics_in_parts(
+                        reference.lm, right_padded(sequences), sequences, targets
+                    )
+            else:
+                _, logits = self._reference_pass(sequences, frozenset())
+                logprobs = token_logprobs(logits, targets, self._distribution)
+        return _spread(logprobs, sequences.response_mask)
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The trainable ones: all weights or the adapter's, then the value head's."""
@@ -208,20 +215,17 @@ class CausalPolicy:
         self._network.value_head.save(folder)
         self._network.tokenizer.save_pretrained(folder)
 
-    def _evaluate_in_parts(self, sequences: Sequences, rows: Rows, targets: Targets) -> Evaluation:
-        """What ``evaluate`` returns, without ever holding the logits of all tokens."""
-        with self._mode():
-            hidden = response_hidden(self._lm, rows, sequences.response_mask)
-            values = self._network.value_head(hidden)
-            head: Any = self._lm.get_output_embeddings()  # type: ignore[no-untyped-call]
-            logprobs, entropies = recomputed_statistics(hidden, head, self.vocab_size, targets, self._distribution)
-        mask = sequences.response_mask
-        return Evaluation(
-            logprobs=_spread(logprobs, mask),
-            values=_spread(values, mask),
-            entropy=_spread(entropies, mask),
-            evidence={},
-        )
+    def _in_parts(self, targets: Targets) -> bool:
+        """Whether the logits are too many to exist together, and can be made in parts."""
+        return len(targets.tokens) * self.vocab_size > KEPT_CELLS and self._head_ends_it
+
+    def _statistics_in_parts(
+        self, lm: PreTrainedModel, rows: Rows, sequences: Sequences, targets: Targets
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states, log-probabilities and entropies of response tokens, without the logits of all of them."""
+        hidden = response_hidden(lm, rows, sequences.response_mask)
+        head: Any = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
+        return hidden, *recomputed_statistics(hidden, head, self.vocab_size, targets, self._distribution)
 
     @cached_property
     def _head_ends_it(self) -> bool:
@@ -291,6 +295,14 @@ class CausalPolicy:
 def _targets(sequences: Sequences) -> Targets:
     row, step = sequences.response_mask.nonzero(as_tuple=True)
     return Targets(tokens=sequences.response_ids[row, step], steps=step, min_lengths=sequences.min_lengths[row])
+
+
+def _evaluation(
+    logprobs: Tensor, values: Tensor, entropies: Tensor, mask: Tensor, evidence: Mapping[EvidenceRequest, Tensor]
+) -> Evaluation:
+    """Numbers of response tokens, put where the tokens stand."""
+    spread = {"logprobs": logprobs, "values": values, "entropy": entropies}
+    return Evaluation(**{name: _spread(flat, mask) for name, flat in spread.items()}, evidence=evidence)
 
 
 def _spread(flat: Float[Tensor, " token"], mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response"]:

@@ -535,8 +535,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/policy.py",
-        "and self._head_ends_it:",
-        "and self._network:",
+        "> KEPT_CELLS and self._head_ends_it",
+        "> KEPT_CELLS",
         "tests/test_policy.py::test_logits_that_are_scaled_after_the_head_are_kept",
     ),
 )

@@ -347,6 +347,18 @@ def test_logits_too_many_to_keep_are_made_again_with_the_same_result(folders, fa
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["full", "lora", "adapter"])
+def test_a_policy_in_parts_is_its_reference_in_parts(folders, family, kind, monkeypatch):
+    policy = build(folders, family, kind)
+    s = sample(policy)
+    whole = policy.reference_logprobs(s)
+    monkeypatch.setattr("models.policy.KEPT_CELLS", 0)
+    monkeypatch.setattr("models.token_statistics.RECOMPUTED_CELLS", 3 * 32)
+    assert torch.equal(policy.reference_logprobs(s), rolled_out(policy, s).logprobs)
+    step(policy, s)
+    torch.testing.assert_close(policy.reference_logprobs(s), whole)
+
+
 def test_a_head_that_does_more_than_read_the_trunk_is_found_out():
     for config, ends in (
         (transformers.GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=1), True),
