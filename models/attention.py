@@ -128,13 +128,15 @@ def _measure(attention: LayerAttention, request: AttentionTap, layout: Layout) -
         cells = CHUNK_CELLS.get(rows.device.type, CHUNK_CELLS["cuda"])
         for chunk in torch.split(rows, max(1, cells // (batch * heads * keys)), dim=1):
             columns, wanted = chunk.clamp(min=0), chunk >= 0
-            total = total + request.reduce(_of(attention, columns, wanted), chunk, layout)
+            total = total + request.reduce(_wanted_weights(attention, columns, wanted), chunk, layout)
             seen_by = seen_by + (attention.visible(columns) & wanted[..., None]).sum(1)
     finished = request.finish(total, seen_by.gather(1, layout.response_positions))
     return torch.where(layout.response_mask, finished, 0.0)
 
 
-def _of(attention: LayerAttention, columns: Int[Tensor, "batch row"], wanted: Bool[Tensor, "batch row"]) -> Tensor:
+def _wanted_weights(
+    attention: LayerAttention, columns: Int[Tensor, "batch row"], wanted: Bool[Tensor, "batch row"]
+) -> Tensor:
     """Weights of the wanted columns, 0 for the others; held by nobody but the caller's expression."""
     return attention.weights(columns).masked_fill_(~wanted[:, None, :, None], 0.0)
 

@@ -1,7 +1,6 @@
 """A key-value cache that has room for the whole response, so that a new token is written in place.
 
-transformers' own concatenates: every token then copies the keys and values of all tokens before it, which for long
-responses costs as much as the model's weights do.
+transformers' own concatenates: every token then copies the keys and values of all tokens before it.
 """
 
 from typing import Any, final
