@@ -41,11 +41,10 @@ CASES: Mapping[str, Case] = {
 SWEEP = Case(layers=4, hidden=256, vocab=8_192, minibatch_size=16, lengths=(32, 32))
 WORKER = Path(__file__).parent / "published_stack" / "worker.py"
 VARIANTS: Mapping[str, Mapping[str, bool]] = {
-    "trl-0.7.4": {"fused": False, "keep_freed_memory": False},
-    "trl-0.7.4, fused Adam": {"fused": True, "keep_freed_memory": False},
-    "trl-0.7.4, fused Adam, keeps freed memory": {"fused": True, "keep_freed_memory": True},
+    "as run": {"fused": False, "keep_freed_memory": False},
+    "fused Adam": {"fused": True, "keep_freed_memory": False},
+    "fused Adam, keeps freed memory": {"fused": True, "keep_freed_memory": True},
 }
-"""The published stack as it was run, and with what any user could have given it."""
 FIXED = {"do": "measure", "prompt": [5, 6, 7], "response": [8, 9, 10, 11]}
 TOLERANCE = 1e-3
 Ask = Callable[..., dict[str, Any]]
@@ -61,6 +60,8 @@ class Settings:
     """Timed steps of each engine."""
     against: Literal["nothing", "trl-0.7.4"] = "nothing"
     """The stack the paper was published on; installed by benchmarks/published_stack/install.sh."""
+    variants: tuple[str, ...] = ("as run", "fused Adam", "fused Adam, keeps freed memory")
+    """Of the published stack: as it was run, and with what any user could have given it."""
     published_python: str = ""
     """Interpreter of the published stack's environment (DIR/bin/python after ``install.sh DIR``)."""
     sweep: bool = False
@@ -76,6 +77,9 @@ class Settings:
         unknown = [name for name in self.cases if name not in CASES]
         if unknown or not self.cases:
             raise ValueError(f"cases must be of {', '.join(CASES)}, got {self.cases}")
+        strange = [name for name in self.variants if name not in VARIANTS]
+        if strange or not self.variants:
+            raise ValueError(f"variants must be of {'; '.join(VARIANTS)}, got {self.variants}")
         if self.repeats < 1:
             raise ValueError(f"repeats must be 1 or more, got {self.repeats}")
         if self.against != "nothing" and not Path(self.published_python).is_file():
@@ -186,8 +190,9 @@ def timed(name: str, settings: Settings, bar: "tqdm[Any]") -> tuple[list[Timing]
         if settings.against != "nothing":
             folders = engine(do="save", folder=folder)
             before = engine(**FIXED)
-            for label, variant in VARIANTS.items():
-                with published(case, folders, variant, python=settings.published_python) as other:
+            for variant in settings.variants:
+                label = f"{settings.against}, {variant}"
+                with published(case, folders, VARIANTS[variant], python=settings.published_python) as other:
                     require_same_maths(before, other(**FIXED), label)
                     beside(step, other, label, bar)  # makes the optimizer's states
                     found.append(
@@ -316,7 +321,7 @@ def main(argv: list[str] | None = None) -> None:
             table = sweep(settings, bar)
         publish(table, {}, out, console, name="sweep")
         return
-    others = 2 * len(VARIANTS) * (settings.repeats + 1) if settings.against != "nothing" else 0
+    others = 2 * len(settings.variants) * (settings.repeats + 1) if settings.against != "nothing" else 0
     total = len(settings.cases) * (1 + 2 * settings.repeats + others)
     with tqdm(total=total, desc="steps", unit="step", dynamic_ncols=True) as bar:
         found = {name: timed(name, settings, bar) for name in settings.cases}
