@@ -26,14 +26,17 @@ from benchmarks.publishing import publish
 from benchmarks.report import number
 from benchmarks.tables import Table, Value
 from benchmarks.throughput_case import PHASES, Case
+from models.loading import DTYPES
 from models.tiny import EOS_ID
+from rlhf_core.health import log_ratio_bounds
 
 CASES: Mapping[str, Case] = {
     "paper": Case(),
     "minibatch-16": Case(minibatch_size=16),
     "long": Case(lengths=(100, 200), minibatch_size=8),
     "lora": Case(minibatch_size=16, training="lora"),
-    "bf16": Case(minibatch_size=16, dtype="bfloat16"),
+    "bf16": Case(minibatch_size=16, dtype="bfloat16", training="lora"),
+    "four-bit": Case(minibatch_size=16, dtype="bfloat16", training="lora", four_bit="both"),
     "default-allocator": Case(keep_freed_memory=False),
     "tiny": Case(layers=2, hidden=64, vocab=128, prompts=4, minibatch_size=4),
 }
@@ -55,7 +58,7 @@ class Settings:
     """What is timed."""
 
     cases: tuple[str, ...] = ("paper", "minibatch-16", "long")
-    """Of paper, minibatch-16, long, lora, bf16, default-allocator, tiny."""
+    """Of paper, minibatch-16, long, lora, bf16, four-bit, default-allocator, tiny."""
     repeats: int = 3
     """Timed steps of each engine."""
     against: Literal["nothing", "trl-0.7.4"] = "nothing"
@@ -183,7 +186,8 @@ def timed(name: str, settings: Settings, bar: "tqdm[Any]") -> tuple[list[Timing]
             bar.update()
             return engine(do="step")
 
-        counted = engine(do="count")  # makes the optimizer's states
+        found_noise = engine(do="noise")
+        counted = engine(do="count") | {"noise": found_noise}  # makes the optimizer's states
         bar.update()
         pairs = [(step(), step()) for _ in range(settings.repeats)]
         found = [timing("ours", case, pairs)]
@@ -288,6 +292,18 @@ def phases(timings: Mapping[str, list[Timing]], counted: Mapping[str, Mapping[st
     return Table(title="phases", columns=columns, rows=tuple(rows))
 
 
+def noise(timings: Mapping[str, list[Timing]], counted: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What rounding does before anything is learned."""
+    rows: list[tuple[Value, ...]] = []
+    for name, (ours_alone, *_) in timings.items():
+        seen, case = counted[name]["noise"], ours_alone.case
+        bound, _ = log_ratio_bounds(DTYPES[case.dtype])
+        rows.append((name, case.dtype, case.four_bit, seen["max"], seen["mean"], bound, seen["reference"]))
+    columns = ("case", "computes in", "4-bit", "|log ratio|, max", "mean", "allowed", "|policy - reference|, max")
+    note = "Nats a token. Log ratio: a minibatch of one row against the rollout, before the first optimizer step."
+    return Table(title="noise", columns=columns, rows=tuple(rows), notes=(note,))
+
+
 def sweep(settings: Settings, bar: "tqdm[Any]") -> Table:
     """Cost of a response token by prompts a rollout and by response length; last column against the first row."""
     rows: list[tuple[Value, ...]] = []
@@ -328,6 +344,7 @@ def main(argv: list[str] | None = None) -> None:
     timings, counted = ({name: pair[i] for name, pair in found.items()} for i in (0, 1))
     publish(comparison(timings, counted), {}, out, console)
     publish(phases(timings, counted), {}, out, console, name="phases")
+    publish(noise(timings, counted), {}, out, console, name="noise")
 
 
 if __name__ == "__main__":

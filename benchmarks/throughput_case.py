@@ -46,6 +46,7 @@ class Case:
     minibatch_size: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     training: Literal["full", "lora"] = "full"
+    four_bit: Literal["none", "both"] = "none"
     redistributor: str = "abc"
     keep_freed_memory: bool = True
     device: Literal["cpu", "cuda"] = "cpu"
@@ -56,9 +57,10 @@ class Case:
         low, high = self.lengths
         model = f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}"
         allocator = "" if self.keep_freed_memory else ", freed memory given back"
+        weights = " on 4-bit weights" if self.four_bit == "both" else ""
         return (
             f"{model}; {self.prompts} prompts, {low}-{high} tokens, minibatch {self.minibatch_size}; "
-            f"{self.training} fine-tuning in {self.dtype} on {self.device}{allocator}"
+            f"{self.training} fine-tuning in {self.dtype}{weights} on {self.device}{allocator}"
         )
 
 
@@ -78,7 +80,7 @@ class Engine:
             pad_token_id=EOS_ID,
         )
         settings = memory_model.Settings(
-            dtype=case.dtype, four_bit="none", training=case.training, gradient_checkpointing=False
+            dtype=case.dtype, four_bit=case.four_bit, training=case.training, gradient_checkpointing=False
         )
         policy, reward = random_models(settings, shape, shape, self.device)
         config = PPOConfig(
@@ -141,6 +143,18 @@ class Engine:
         self.seconds["update"] -= self.seconds["optimizer"]
         self.trainer.conclude(rollout)
         return rollout
+
+    def noise(self) -> dict[str, float]:
+        """Before anything is learned, nats a token: rows alone, as a minibatch of one, against the rollout they came
+        from; and the policy against its reference."""
+        rollout = self.trainer.collect(self.prompts(0))
+        rows, mask = torch.arange(len(rollout.sequences)), rollout.sequences.response_mask
+        with torch.no_grad():
+            alone = [self.trainer.policy.evaluate(rollout.sequences.select(row[None]), frozenset()) for row in rows]
+        logprobs = torch.cat([one.logprobs[0] for one in alone])
+        ratios = (logprobs - rollout.logprobs[mask]).abs()
+        gaps = (rollout.logprobs - rollout.ref_logprobs).abs()
+        return {"max": float(ratios.max()), "mean": float(ratios.mean()), "reference": float(gaps.max())}
 
     def counted_step(self) -> tuple[dict[str, Any], dict[str, Work]]:
         """A step, not timed, and what it asks of the machine at least, by phase."""
@@ -239,6 +253,8 @@ def answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
         return engine.save(Path(request["folder"]))
     if request["do"] == "measure":
         return engine.measure(request["prompt"], request["response"])
+    if request["do"] == "noise":
+        return engine.noise()
     if request["do"] == "count":
         counted, work = engine.counted_step()
         rates = measured_rates(getattr(torch, engine.case.dtype), engine.device)

@@ -4,13 +4,14 @@ import csv
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks import evidence_cost, levers, throughput
+from benchmarks import evidence_cost, levers, sampling_speed, throughput
 from benchmarks.floor import Rates, Work, flop_counter
 from benchmarks.throughput import comparison, phases, require_same_maths, require_same_work, timing
 from benchmarks.throughput_case import PHASES, Case, Engine
@@ -64,6 +65,17 @@ def test_engines_that_do_other_work_are_refused():
         require_same_maths(same, {**same, "score": 2.1}, "other")
 
 
+@pytest.mark.parametrize("name", throughput.CASES)
+def test_every_case_can_be_built_and_is_quiet_before_it_learns(name):
+    case = throughput.CASES[name]
+    if case.four_bit != "none":
+        pytest.importorskip("bitsandbytes")
+    small = replace(case, layers=1, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
+    noise = Engine(small).noise()
+    assert noise["mean"] <= noise["max"] < (1e-5 if case.dtype == "float32" else 0.1)
+    assert noise["reference"] == 0
+
+
 def rows_of(file: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(file.read_text().splitlines()))
 
@@ -113,6 +125,8 @@ def test_the_command_writes_both_tables(tmp_path, monkeypatch):
     rows = rows_of(tmp_path / "table.csv")
     assert [row["engine"] for row in rows] == ["ours"]
     assert [row["phase"] for row in rows_of(tmp_path / "phases.csv")] == list(PHASES)
+    (noise,) = rows_of(tmp_path / "noise.csv")
+    assert 0 < float(noise["|log ratio|, max"]) < float(noise["allowed"]) == 1e-4
     with pytest.raises(SystemExit, match="is not empty; choose another --out, or pass --overwrite true"):
         throughput.main(["--cases", "[tiny]", "--out", str(tmp_path)])
 
@@ -132,6 +146,23 @@ def test_evidence_costs_are_measured(tmp_path):
     assert set(rows) == {"abc", "abc-d", "abc-d2"}
     assert all(float(row["FLOPs"].rstrip(" %")) >= 0 for row in rows.values())
     assert float(rows["abc"]["FLOPs"].rstrip(" %")) < float(rows["abc-d"]["FLOPs"].rstrip(" %"))
+
+
+def test_samplers_draw_the_same_tokens_or_are_not_compared(tmp_path, monkeypatch):
+    monkeypatch.setitem(sampling_speed.LENGTHS, "short", (2, 5))
+    settings = sampling_speed.Settings(size="small", prompts=3)
+    samplers = sampling_speed.Samplers(settings, (2, 5))
+    assert [len(row) for row in samplers.ours()] == samplers.lengths.tolist()
+    samplers.require_same_tokens()
+    monkeypatch.setattr(samplers, "ours", lambda: [[1], [2], [3]])
+    with pytest.raises(RuntimeError, match="one by one, with attentions draws other tokens than ours"):
+        samplers.require_same_tokens()
+    arguments = ["--size", "small", "--prompts", "3", "--lengths", "[short]", "--seconds", "0", "--out", str(tmp_path)]
+    sampling_speed.main(arguments)
+    against = [row["against"] for row in rows_of(tmp_path / "table.csv")]
+    assert against == ["one by one, with attentions", "left-padded batch"]
+    with pytest.raises(SystemExit):
+        sampling_speed.main(["--lengths", "[medium]"])
 
 
 def test_levers_are_compared_with_what_does_the_same(tmp_path):

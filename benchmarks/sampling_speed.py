@@ -1,0 +1,194 @@
+"""How fast is sampling, against ``generate`` one prompt at a time and against ``generate`` on a left-padded batch?
+
+All draw responses of the same ragged lengths from the same GPT-2 shaped model with random weights. The published loop
+is the first alternative: one prompt at a time, every attention map kept. The second is transformers at its best: all
+prompts at once under SDPA; its batch goes on until the longest response ends. Before anything is timed, both
+alternatives draw with our uniform numbers and must come to our tokens.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GPT2Config, GPT2LMHeadModel, LogitsProcessor, StoppingCriteria
+
+from benchmarks.cli import measurement_folder, parse
+from benchmarks.pairing import CPU, Pass, median_ratio, paired_seconds, peak_bytes
+from benchmarks.publishing import publish
+from benchmarks.tables import Table, Value
+from models.sampling import CachedDecoder, inverse_cdf, left_padded, sample_responses
+from models.tiny import EOS_ID
+from rlhf_core.allocation import keep_freed_memory
+from rlhf_core.streams import stream
+from rlhf_core.types import Limits
+
+ANY_LENGTH: Mapping[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "suppress_tokens": [EOS_ID]}
+LENGTHS: Mapping[str, tuple[int, int]] = {"short": (8, 15), "long": (100, 200)}
+SIZES: Mapping[str, tuple[int, int, int]] = {"gpt2": (12, 768, 50_257), "small": (2, 64, 512)}
+ALTERNATIVES = ("one by one, with attentions", "left-padded batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is drawn."""
+
+    lengths: tuple[str, ...] = tuple(LENGTHS)
+    """Responses: short (8 to 15 tokens), long (100 to 200)."""
+    prompts: int = 16
+    """Prompts of 2 to 8 tokens."""
+    size: Literal["gpt2", "small"] = "gpt2"
+    """Shape of the model: GPT-2 124M's, or one for a first try."""
+    seconds: float = 300.0
+    """CPU seconds to spend on a length; never fewer than 5 passes of each kind, nor more than 60."""
+    out: str = "sampling_speed"
+    """Folder for the table."""
+    overwrite: bool = False
+    """Delete an earlier measurement in ``out``."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.lengths if name not in LENGTHS]
+        if unknown or not self.lengths or self.prompts < 1:
+            raise ValueError(
+                f"lengths must be of {', '.join(LENGTHS)} and prompts 1 or more, got {self.lengths}, {self.prompts}"
+            )
+
+
+class EndsAt(StoppingCriteria):
+    """Ends every row of a batch at its own length."""
+
+    def __init__(self, prompt: int, lengths: Tensor) -> None:
+        self._ends = prompt + lengths
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        """Which rows are done."""
+        return input_ids.shape[1] >= self._ends
+
+
+class DrawsWith(LogitsProcessor):
+    """Leaves one token a row: the one that our uniform numbers decide on."""
+
+    def __init__(self, prompt: int, uniforms: Tensor) -> None:
+        self._prompt, self._uniforms = prompt, uniforms
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Logits, minus infinity but for one."""
+        scores[:, EOS_ID] = -torch.inf
+        tokens = inverse_cdf(scores.log_softmax(-1), self._uniforms[:, input_ids.shape[1] - self._prompt])
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
+
+
+class Samplers:
+    """Three ways to draw the same work."""
+
+    def __init__(self, settings: Settings, closed: tuple[int, int]) -> None:
+        layers, hidden, vocab = SIZES[settings.size]
+        shape = {"n_layer": layers, "n_embd": hidden, "n_head": hidden // 64, "vocab_size": vocab}
+        generator = stream(settings.prompts, "sampling")
+        self.prompts = [
+            generator.integers(EOS_ID + 1, vocab, size=n).tolist() for n in generator.integers(2, 9, settings.prompts)
+        ]
+        self.lengths = torch.from_numpy(generator.integers(*closed, endpoint=True, size=settings.prompts))
+        self.uniforms = torch.from_numpy(generator.random((settings.prompts, closed[1])))
+        torch.manual_seed(0)
+        self._model = GPT2LMHeadModel(GPT2Config(**shape, attn_implementation="sdpa")).eval()
+        self._eager = GPT2LMHeadModel(GPT2Config(**shape, attn_implementation="eager")).eval()
+        self._eager.load_state_dict(self._model.state_dict(), assign=True)
+
+    def ours(self) -> list[list[int]]:
+        """Finished rows leave the batch; keys and values are written in place."""
+        sequences = sample_responses(
+            CachedDecoder(self._model, room=int(self.lengths.max())),
+            self.prompts,
+            Limits(min_lengths=self.lengths, max_lengths=self.lengths),
+            self.uniforms,
+            eos_ids=(EOS_ID,),
+            temperature=1.0,
+            device=CPU,
+        )
+        return self._cut(sequences.response_ids)
+
+    def one_by_one(self, *, same: bool = False) -> list[list[int]]:
+        """The published loop."""
+        drawn: list[list[int]] = []
+        for row, (prompt, length) in enumerate(zip(self.prompts, self.lengths.tolist(), strict=True)):
+            n = len(prompt)
+            found: Any = self._eager.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, n, dtype=torch.long),
+                max_new_tokens=length,
+                output_attentions=True,
+                return_dict_in_generate=True,
+                pad_token_id=EOS_ID,
+                logits_processor=[DrawsWith(n, self.uniforms[row : row + 1])] if same else [],
+                **ANY_LENGTH,
+            )
+            drawn.append(found.sequences[0, n:].tolist())
+        return drawn
+
+    def left_padded(self, *, same: bool = False) -> list[list[int]]:
+        """One call of ``generate``."""
+        ids, mask = left_padded(self.prompts, CPU)
+        n = ids.shape[1]
+        found: Any = self._model.generate(
+            ids,
+            attention_mask=mask.long(),
+            max_new_tokens=int(self.lengths.max()),
+            pad_token_id=EOS_ID,
+            stopping_criteria=[EndsAt(n, self.lengths)],
+            logits_processor=[DrawsWith(n, self.uniforms)] if same else [],
+            **ANY_LENGTH,
+        )
+        return self._cut(found[:, n:])
+
+    def require_same_tokens(self) -> None:
+        """Raises RuntimeError unless all three come to the same tokens by the same uniform numbers."""
+        mine = self.ours()
+        for name, theirs in zip(ALTERNATIVES, (self.one_by_one(same=True), self.left_padded(same=True)), strict=True):
+            if mine != theirs:
+                raise RuntimeError(f"{name} draws other tokens than ours from the same uniforms: not the same work")
+
+    def _cut(self, ids: Tensor) -> list[list[int]]:
+        return [row[:length] for row, length in zip(ids.tolist(), self.lengths.tolist(), strict=True)]
+
+
+def lines(name: str, settings: Settings) -> Iterator[tuple[Value, ...]]:
+    """Rows of the table, one an alternative."""
+    samplers = Samplers(settings, LENGTHS[name])
+    samplers.require_same_tokens()
+    kinds: tuple[Pass, ...] = (samplers.ours, samplers.one_by_one, samplers.left_padded, samplers.ours)
+    mine, *others, again = paired_seconds(kinds, settings.seconds)
+    tokens = int(samplers.lengths.sum())
+    peak = peak_bytes(samplers.ours) / 2**20
+    for alternative, work, seconds in zip(ALTERNATIVES, kinds[1:3], others, strict=True):
+        speed = tokens / sorted(mine)[len(mine) // 2]
+        ratios = median_ratio(seconds, mine), median_ratio(again, mine)
+        yield name, alternative, *ratios, speed, peak, peak_bytes(work) / 2**20, len(mine)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    settings = parse(Settings, "benchmarks.sampling_speed", argv)
+    out = measurement_folder(settings, "benchmarks.sampling_speed")
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    rows: list[tuple[Value, ...]] = []
+    for name in tqdm(settings.lengths, desc="lengths", unit="length", dynamic_ncols=True):
+        rows.extend(lines(name, settings))
+    table = Table(
+        title="sampling",
+        columns=("responses", "against", "time ratio", "A/A", "tokens/s, ours", "MiB, ours", "MiB, theirs", "passes"),
+        rows=tuple(rows),
+        notes=(
+            "Ratio: the alternative's CPU seconds over ours, median of passes taken in turn [95 % bootstrap interval]; "
+            "tokens are equal by equal uniform numbers. Peak of tensors made, without weights.",
+        ),
+    )
+    publish(table, {}, out, Console())
+
+
+if __name__ == "__main__":
+    main()
