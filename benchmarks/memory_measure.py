@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, final
 
@@ -30,6 +31,7 @@ from models.modes import checkpointed_modules
 from models.policy import CausalPolicy, Network
 from models.qlora import four_bit_config, keep_unpacked
 from models.reference import FrozenCopy
+from models.restoring import restore_model
 from models.reward import ClassifierReward, ScoreKind, load_reward_model
 from models.tiny import EOS_ID, tiny_tokenizer
 from models.value_head import ValueHead
@@ -277,6 +279,7 @@ def random_models(
         value_head=ValueHead(policy.hidden_size).to(device),
         reference=reference,
         write=lm.save_pretrained,
+        read=partial(restore_model, lm),
         tokenizer=tokenizer,
         eos_ids=(EOS_ID,),
         compute_dtype=dtype,

@@ -30,6 +30,7 @@ from models.loading import (
 from models.modes import checkpointed_modules
 from models.policy import CausalPolicy, Network
 from models.reference import AdapterOff, FrozenAdapter, FrozenCopy
+from models.restoring import restore_adapter, restore_model
 from models.value_head import FILE, ValueHead
 
 
@@ -110,6 +111,7 @@ def _network(
         value_head=value_head,
         reference=reference,
         write=_writer(lm, reference),
+        read=_reader(lm, reference),
         tokenizer=tokenizer,
         eos_ids=_checked(eos_ids if eos_ids is not None else collect_eos_ids(lm, tokenizer), vocabulary(lm)),
         compute_dtype=DTYPES[source.dtype],
@@ -143,6 +145,12 @@ def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: 
 
 def _writer(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdapter) -> Callable[[str], None]:
     return lm.save_pretrained if isinstance(reference, FrozenCopy) else partial(save_adapter, reference.adapters)
+
+
+def _reader(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdapter) -> Callable[[str], None]:
+    if isinstance(reference, FrozenCopy):
+        return partial(restore_model, lm)
+    return partial(restore_adapter, reference.adapters)
 
 
 def _checked(eos_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:

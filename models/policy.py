@@ -39,6 +39,8 @@ class Network:
     reference: Reference
     write: Callable[[str], None]
     """Writes the weights, or the adapter, into a folder."""
+    read: Callable[[str], None]
+    """Reads back what ``write`` wrote."""
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     compute_dtype: torch.dtype
@@ -214,6 +216,15 @@ class CausalPolicy:
         self._network.write(folder)
         self._network.value_head.save(folder)
         self._network.tokenizer.save_pretrained(folder)
+
+    def restore(self, folder: str) -> None:
+        """Read back what ``save`` wrote, to the bit, into the parameters that are there; the reference stays.
+
+        Raises:
+            ValueError: another model, adapter or value head.
+        """
+        self._network.read(folder)
+        self._network.value_head.restore(folder)
 
     def _in_parts(self, targets: Targets) -> bool:
         """Whether the logits are too many to exist together, and can be made in parts."""

@@ -1,26 +1,105 @@
 """Saving what a run has learned: complete under its final name, or not there at all."""
 
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlhf_core import manifest
 from rlhf_core.types import Policy
 
+POLICY, STATE, TENSORS = "policy", "state.json", "trainer.safetensors"
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
-def save_checkpoint(folder: Path, policy: Policy, state: Mapping[str, object]) -> None:
-    """Write ``folder/policy`` (safetensors) and ``folder/state.json``, beside the final name first, then rename.
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainerState:
+    """What a trainer has learned beside its policy: JSON and tensors."""
+
+    numbers: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def save_checkpoint(folder: Path, policy: Policy, state: TrainerState) -> None:
+    """Write ``folder/policy``, ``trainer.safetensors``, ``state.json`` and, last, ``manifest.json``: beside the final
+    name first, flushed to the disk, then renamed.
 
     Raises:
         FileExistsError: ``folder`` exists.
+        OSError: with ENOSPC and how much is needed, where the disk is full; nothing is left of the attempt.
     """
     if folder.exists():
         raise FileExistsError(f"checkpoint {folder} exists; move it away to save here")
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     if unfinished.exists():
         shutil.rmtree(unfinished)
-    (unfinished / "policy").mkdir(parents=True)
-    policy.save(str(unfinished / "policy"))
-    (unfinished / "state.json").write_text(json.dumps(state, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (unfinished / POLICY).mkdir(parents=True)
+    try:
+        policy.save(str(unfinished / POLICY))
+        save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, unfinished / TENSORS)
+        (unfinished / STATE).write_text(json.dumps(state.numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        manifest.seal(unfinished)
+    except (OSError, SafetensorError) as error:
+        if not _disk_is_full(error):
+            raise
+        shutil.rmtree(unfinished)
+        raise OSError(errno.ENOSPC, _needed(folder, policy, state), str(folder)) from error
     os.replace(unfinished, folder)
+    manifest.flush(folder.parent)
+
+
+def load_state(folder: Path) -> TrainerState:
+    """What ``save_checkpoint`` wrote beside the policy; the folder must have been verified."""
+    numbers = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return TrainerState(numbers=numbers, tensors=load_file(folder / TENSORS))
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints under a run's folder, newest (most steps) first; complete or not."""
+    found = {int(match[1]): path for path in run.iterdir() if (match := CHECKPOINT.fullmatch(path.name))}
+    return [found[steps] for steps in sorted(found, reverse=True)]
+
+
+def newest_complete(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that its manifest verifies; and of each newer one, why it was passed over."""
+    passed_over: list[str] = []
+    for folder in checkpoints(run):
+        wrong = manifest.fault(folder)
+        if not wrong:
+            return folder, passed_over
+        passed_over.append(f"{folder.name}: {wrong}")
+    return None, passed_over
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` complete checkpoints, once the newest of all has been verified. One that does
+    not verify is left for its owner to look at."""
+    found = checkpoints(run)
+    if len(found) <= keep or manifest.fault(found[0]):
+        return
+    complete = [folder for folder in found if (folder / manifest.NAME).is_file()]
+    for folder in complete[keep:]:
+        shutil.rmtree(folder)
+
+
+def _disk_is_full(error: OSError | SafetensorError) -> bool:
+    return getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+
+
+def _needed(folder: Path, policy: Policy, state: TrainerState) -> str:
+    trained = sum(parameter.nbytes for parameter in policy.parameters())
+    needed = trained + sum(tensor.nbytes for tensor in state.tensors.values())
+    free = shutil.disk_usage(folder.parent).free
+    return (
+        f"the disk is full: a checkpoint needs about {needed / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free; "
+        "nothing was written, and earlier checkpoints are intact. Make room, and go on with fit(..., resume=True)"
+    )

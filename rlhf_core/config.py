@@ -87,6 +87,11 @@ class PPOConfig:
     ratio_threshold: float = 10.0
     """A minibatch whose token-mean probability ratio exceeds this is skipped, without an optimizer step, and counted.
     (TRL 0.7.4 zeroes the loss but still steps Adam, whose momentum then moves the weights.)"""
+    max_skipped: int = 3
+    """Optimizer steps, or whole rollouts, in a row that may be skipped because a number in them is not finite (or, with
+    ``spike_factor``, stands out); one more ends the run. 0: the first ends it."""
+    spike_factor: float | None = None
+    """Skip an optimizer step whose gradient norm exceeds this times the mean of the last 100 or so; None is off."""
     target_kl: float | None = None
     """Stop the epochs of a step once a minibatch's mean(old - new logprob) exceeds 1.5 x this (nats per token);
     None is off (the paper's scripts set TRL's target_kl to 1 but leave early stopping off)."""
@@ -212,7 +217,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (
         (
             *("clip_range", "value_clip_range", "learning_rate", "ratio_threshold", "temperature", "max_grad_norm"),
-            *("target_kl", "kl.target", "kl.horizon", "score.clip"),
+            *("target_kl", "spike_factor", "kl.target", "kl.horizon", "score.clip"),
         ),
         lambda x: 0 < x < float("inf"),
         "a finite number above 0",
@@ -227,7 +232,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
         lambda x: x >= 1,
         "at least 1",
     ),
-    (("warmup_steps", "seed", "min_length"), lambda x: x >= 0, "0 or more"),
+    (("warmup_steps", "seed", "min_length", "max_skipped"), lambda x: x >= 0, "0 or more"),
 )
 
 

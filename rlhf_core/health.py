@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
-from rlhf_core.types import HasIdRange, HasVocabulary, Policy, Redistributor, RewardModel, Rollout, Sequences
+from rlhf_core.types import HasIdRange, HasVocabulary, Learns, Policy, Redistributor, RewardModel, Rollout, Sequences
 
 LOG_RATIO_MAX = {torch.float32: 1e-4}
 LOG_RATIO_MAX_LOW_PRECISION = 0.1
@@ -111,7 +111,7 @@ def check_needs(redistributor: Redistributor, policy: Policy, reward: RewardMode
     """Refuse, at construction, a redistributor whose evidence no model can give.
 
     Raises:
-        TypeError: not a redistributor, or the class of one.
+        TypeError: not a redistributor, the class of one, or one that learns and cannot be saved.
         ValueError: a request that its source does not provide, with the reason where the source states one
             (``why_not(request)``).
     """
@@ -122,6 +122,8 @@ def check_needs(redistributor: Redistributor, policy: Policy, reward: RewardMode
         raise TypeError(
             f"redistributor must have needs, causal, conserving and be callable on a rollout, got {redistributor!r}"
         )
+    if hasattr(redistributor, "observe") and not isinstance(redistributor, Learns):
+        raise TypeError(f"{redistributor!r} has observe, and so must have state and load_state, for checkpoints")
     for request in redistributor.needs:
         source: Policy | RewardModel = reward if request.source == "reward" else policy
         if not source.provides(request):

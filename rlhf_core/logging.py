@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -21,12 +21,13 @@ class Logger(Protocol):
 
 
 class JSONLines:
-    """Appends one JSON object per record; refuses a file that exists, so nothing is ever mixed up or overwritten."""
+    """Appends one JSON object per record. As "new" it refuses a file that exists, so that nothing is ever mixed up or
+    overwritten."""
 
-    def __init__(self, path: Path) -> None:
-        if path.exists():
+    def __init__(self, path: Path, mode: Literal["new", "append"] = "new") -> None:
+        if mode == "new" and path.exists():
             raise FileExistsError(f"{path} exists; choose another folder, or move that file away")
-        self._file = path.open("w", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, object]) -> None:
         """One line, flushed, so that a killed run keeps what it had. Raises ValueError on NaN: JSON has none."""
@@ -35,12 +36,16 @@ class JSONLines:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """The metrics of one step; a value that is not finite is written as its name, for example "nan"."""
-        finite = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
-        self.write({"step": step, **finite})
+        self.write({"step": step, **{name: shown(value) for name, value in metrics.items()}})
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def shown(value: float) -> float | str:
+    """A number as JSON can hold it: NaN and infinity by name."""
+    return value if math.isfinite(value) else str(value)
 
 
 class TensorBoard:

@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
+from rlhf_core import manifest, optimizer_state
 from rlhf_core.buffer import RolloutBuffer
-from rlhf_core.checkpoint import save_checkpoint
+from rlhf_core.checkpoint import POLICY, TrainerState, load_state
 from rlhf_core.config import PPOConfig
+from rlhf_core.fit import Fit, Plan, evaluation_figures
+from rlhf_core.guard import step_guard
 from rlhf_core.health import (
     check_credit,
     check_gamma,
@@ -26,19 +28,19 @@ from rlhf_core.health import (
     require_token_scores,
 )
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
-from rlhf_core.logging import JSONLines, Logger
+from rlhf_core.logging import Logger
 from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
 from rlhf_core.optimization import make_optimizer, make_schedule
-from rlhf_core.prompts import Prompts, encoded, shuffled_batch
+from rlhf_core.prompts import Prompts, encoded
 from rlhf_core.returns import generalized_advantages
-from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model, penalised, texts
+from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model, penalised
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
 from rlhf_core.update import ppo_update
 
 Instrument = Callable[[Rollout], Mapping[str, float]]
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter], PPOConfig], torch.optim.Optimizer]
-SAMPLE_TEXTS = 4
+OPTIMIZER, REDISTRIBUTOR = "optimizer.", "redistributor."
 
 
 class PPOTrainer:
@@ -86,6 +88,7 @@ class PPOTrainer:
         self.schedule = make_schedule(self.optimizer, config)
         self.kl_controller = _kl_controller(config)
         self.score_moments = ScoreMoments()
+        self.guard = step_guard(config)
         self.steps_done = 0
         self._trained = False
         self._to_conclude = False
@@ -95,7 +98,8 @@ class PPOTrainer:
 
         Raises:
             HealthError: numbers that no honest run produces (first step, unless the config asks for warnings).
-            FloatingPointError: a score, log-probability, value, loss or gradient is not finite.
+            FloatingPointError: a score, log-probability or value of the rollout is not finite; nothing has changed.
+            Diverged: too many minibatches in a row had a loss or gradient that is not finite (``guard.skipped``).
         """
         started = time.perf_counter()
         rollout = self.collect(prompts)
@@ -157,7 +161,13 @@ class PPOTrainer:
         buffer.add(experience)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         figures = ppo_update(
-            self.policy, self.optimizer, buffer, self.config, step=self.steps_done, check_first=self._before_training
+            self.policy,
+            self.optimizer,
+            buffer,
+            self.config,
+            step=self.steps_done,
+            check_first=self._before_training,
+            guard=self.guard,
         )
         self.schedule.step()
         self._to_conclude = True
@@ -187,7 +197,7 @@ class PPOTrainer:
     def evaluate(self, prompts: Prompts) -> dict[str, float]:
         """Score, k1 (nats summed over a response) and length on held-out prompts, sampled with uniforms that are the
         same at every call, so that evaluations differ by the policy alone."""
-        return _evaluation_figures(self._evaluation_rollout(prompts))
+        return evaluation_figures(self.evaluation_rollout(prompts))
 
     def fit(
         self,
@@ -198,69 +208,99 @@ class PPOTrainer:
         eval_prompts: Prompts = (),
         eval_every: int = 10,
         save_every: int = 0,
+        keep: int | None = None,
+        resume: bool = False,
     ) -> None:
         """Take ``steps`` steps over shuffled ``prompts``; write everything under the new folder ``out``.
 
         ``metrics.jsonl``: one object per step. ``samples.jsonl``: the responses to the first held-out prompts (of
         ``prompts`` where there are none) before the first step, every ``eval_every`` steps and at the end.
-        ``checkpoint-N``: the policy after N steps, at the end and every ``save_every`` steps (0: at the end only).
+        ``skipped.jsonl``: what was skipped because its numbers were not in order, if anything was.
+        ``checkpoint-N``: policy and trainer after N steps, at the end and every ``save_every`` steps (0: at the end
+        only); the newest ``keep`` of them are kept (None: all).
         The trainer's own loggers are the caller's to close, so that ``fit`` can be called again.
+
+        ``resume`` goes on with the run in ``out`` from its newest complete checkpoint, to ``steps`` steps in all, as if
+        it had never ended (to the bit on a CPU; docs/reliability.md). Make models, redistributor and trainer as at
+        first. Where no run was begun in ``out``, one is. SIGTERM and SIGINT end a run after the step in progress, with
+        a checkpoint; a second one ends it at once.
 
         Raises:
             FileExistsError: ``out`` is a folder that is not empty, or a file.
-            ValueError: prompts that cannot be used, all listed, before anything is generated; or no steps.
+            ValueError: prompts that cannot be used, all listed, before anything is generated; no steps; settings or
+                models of the run in ``out`` that are others now, all listed.
+            Diverged: too many steps in a row had to be skipped.
+            OSError: the disk is full; says how much a checkpoint needs.
+            SystemExit: with status 143 or 130, after SIGTERM or SIGINT.
         """
-        whole = all(isinstance(number, int) for number in (steps, eval_every, save_every))
-        if not whole or steps < 1 or eval_every < 1 or save_every < 0:
-            raise ValueError(
-                f"fit: steps {steps!r} and eval_every {eval_every!r} must be whole numbers, 1 or more, and save_every "
-                f"{save_every!r} 0 or more"
-            )
-        ids = encoded(self.policy, self.reward, prompts, self.config)
-        held_out = encoded(self.policy, self.reward, eval_prompts, self.config) if len(eval_prompts) else []
-        shown, folder = held_out or ids[:SAMPLE_TEXTS], _free_folder(Path(out))
-        before = self._evaluation_rollout(shown)  # a reward that fails does so before anything is written
-        folder.mkdir(parents=True, exist_ok=True)
-        metrics, samples = JSONLines(folder / "metrics.jsonl"), JSONLines(folder / "samples.jsonl")
-        loggers: tuple[Logger, ...] = (metrics, *self.loggers)
-        last = self.steps_done + steps
-        try:
-            self._write_samples(samples, before)
-            with tqdm(total=steps, desc=type(self.redistributor).__name__, unit="step", dynamic_ncols=True) as bar:
-                while self.steps_done < last:
-                    batch = shuffled_batch(ids, self.config, self.steps_done)
-                    figures = self.step(batch)
-                    if self.steps_done % eval_every == 0 or self.steps_done == last:
-                        rollout = self._evaluation_rollout(shown)
-                        self._write_samples(samples, rollout)
-                        if held_out:
-                            figures |= {f"eval_{k}": v for k, v in _evaluation_figures(rollout).items()}
-                    for logger in loggers:
-                        logger.log(self.steps_done, figures)
-                    bar.set_postfix(_postfix(figures))
-                    bar.update()
-                    if self.steps_done == last or (save_every and self.steps_done % save_every == 0):
-                        save_checkpoint(folder / f"checkpoint-{self.steps_done}", self.policy, self.state())
-        finally:
-            samples.close()
-            metrics.close()
+        plan = Plan(
+            prompts=encoded(self.policy, self.reward, prompts, self.config),
+            held_out=encoded(self.policy, self.reward, eval_prompts, self.config) if len(eval_prompts) else [],
+            steps=steps,
+            out=Path(out),
+            eval_every=eval_every,
+            save_every=save_every,
+            keep=keep,
+            resume=resume,
+        )
+        Fit(self, plan)()
 
-    def state(self) -> dict[str, object]:
-        """What the trainer itself has learned, as JSON: step count, KL coefficient, score moments; and its config."""
-        return {
+    def skip(self, reason: str) -> dict[str, float]:
+        """Count the step at hand as taken, because its rollout cannot be used; figures for the log.
+
+        Raises:
+            Diverged: one too many in a row.
+        """
+        self.guard.skip({"step": self.steps_done + 1, "what": "rollout", "reason": reason})
+        self.steps_done += 1
+        return {"kl_coef": self.kl_controller.coef, "skipped_rollout": 1.0}
+
+    def state(self) -> TrainerState:
+        """What the trainer has learned beside its policy."""
+        learned = self.redistributor.state() if isinstance(self.redistributor, Learns) else {}
+        numbers = {
             "steps_done": self.steps_done,
+            "trained": self._trained,
             "kl_coef": self.kl_controller.coef,
             "score_moments": asdict(self.score_moments),
+            "guard": self.guard.state(),
+            "optimizer": optimizer_state.numbers_of(self.optimizer),
+            "schedule": self.schedule.state_dict(),
             "redistributor": repr(self.redistributor),
             "config": asdict(self.config),
         }
+        tensors = {f"{OPTIMIZER}{name}": value for name, value in optimizer_state.tensors_of(self.optimizer).items()}
+        tensors |= {f"{REDISTRIBUTOR}{name}": value for name, value in learned.items()}
+        return TrainerState(numbers=numbers, tensors=tensors)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Put policy and trainer back to what they were when ``checkpoint`` was saved.
+
+        Raises:
+            ValueError: the checkpoint is not complete, or belongs to another policy.
+        """
+        wrong = manifest.fault(checkpoint)
+        if wrong:
+            raise ValueError(f"{checkpoint} cannot be used: {wrong}")
+        state = load_state(checkpoint)
+        numbers = state.numbers
+        self.policy.restore(str(checkpoint / POLICY))
+        optimizer_state.restore(self.optimizer, _part(state.tensors, OPTIMIZER), numbers["optimizer"])
+        self.schedule.load_state_dict(dict(numbers["schedule"]))
+        self.kl_controller.coef = numbers["kl_coef"]
+        self.score_moments = ScoreMoments(**numbers["score_moments"])
+        self.guard.restore(numbers["guard"])
+        if isinstance(self.redistributor, Learns):
+            self.redistributor.load_state(_part(state.tensors, REDISTRIBUTOR))
+        self.steps_done, self._trained, self._to_conclude = numbers["steps_done"], numbers["trained"], False
 
     def _measured(self, ids: list[list[int]], draw: Draw, redistributor: Redistributor | None) -> Rollout:
         sequences = sample(self.policy, ids, self.config, draw)
         needs = redistributor.needs if redistributor is not None else frozenset()
         return measure(self.policy, self.reward, sequences, needs, config=self.config, moments=self.score_moments)
 
-    def _evaluation_rollout(self, prompts: Prompts) -> Rollout:
+    def evaluation_rollout(self, prompts: Prompts) -> Rollout:
+        """Responses to ``prompts`` as ``evaluate`` draws them, measured."""
         ids = encoded(self.policy, self.reward, prompts, self.config)
         return self._measured(ids, Draw(seed=self.config.seed, name="evaluation", step=0), None)
 
@@ -270,41 +310,11 @@ class PPOTrainer:
             report(check_log_ratio(largest, mean, self.policy.compute_dtype), self.config.first_step_checks)
         self._trained = True
 
-    def _write_samples(self, samples: JSONLines, rollout: Rollout) -> None:
-        first = torch.arange(min(SAMPLE_TEXTS, len(rollout.sequences)))
-        prompts, responses = texts(self.policy.decode, rollout.sequences.select(first))
-        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            samples.write(
-                {
-                    "step": self.steps_done,
-                    "prompt": prompt,
-                    "response": response,
-                    "score": float(rollout.raw_scores[row]),
-                    "length": int(rollout.sequences.response_lengths[row]),
-                    "finished": bool(rollout.sequences.finished[row]),
-                }
-            )
-
 
 def _kl_controller(config: PPOConfig) -> KLController:
     kl = config.kl
     return AdaptiveKL(kl.init_coef, kl.target, kl.horizon) if kl.adaptive else FixedKL(kl.init_coef)
 
 
-def _evaluation_figures(rollout: Rollout) -> dict[str, float]:
-    figures = rollout_metrics(rollout)
-    return {name: figures[name] for name in ("score", "kl", "length")}
-
-
-def _postfix(figures: dict[str, float]) -> dict[str, str]:
-    shown = {"reward": "score", "KL": "kl", "value loss": "value_loss", "tok/s": "tokens_per_second"}
-    return {label: f"{figures[name]:.3g}" for label, name in shown.items() if name in figures}
-
-
-def _free_folder(folder: Path) -> Path:
-    """``folder``, if nothing stands there yet."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"fit: {folder} is a file; out must name a new folder")
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"fit: the folder {folder} is not empty; give a new one, nothing is overwritten")
-    return folder
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

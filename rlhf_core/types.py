@@ -203,9 +203,12 @@ class ReportsMetrics(Protocol):
 
 @runtime_checkable
 class Learns(Protocol):
-    """A redistributor that learns from rollouts; it sees one only after the update that used it."""
+    """A redistributor that learns from rollouts; it sees one only after the update that used it. What ``state`` gives
+    is saved in every checkpoint and handed to ``load_state`` when a run goes on."""
 
     def observe(self, rollout: Rollout) -> None: ...
+    def state(self) -> Mapping[str, Tensor]: ...
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @runtime_checkable
@@ -274,6 +277,10 @@ class Policy(Protocol):
     def provides(self, request: EvidenceRequest) -> bool: ...
     def save(self, folder: str) -> None:
         """Write model (or adapter), value head and tokenizer into an existing empty folder, as safetensors and JSON."""
+        ...
+
+    def restore(self, folder: str) -> None:
+        """Read back what ``save`` wrote, to the bit, into the parameters that are there; the reference stays."""
         ...
 
 

@@ -10,6 +10,8 @@ from rlhf_core.batching import micro_batches
 from rlhf_core.buffer import Minibatch, RolloutBuffer
 from rlhf_core.config import PPOConfig
 from rlhf_core.distributed import global_max, global_sum
+from rlhf_core.guard import StepGuard, step_guard
+from rlhf_core.logging import shown
 from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean
 from rlhf_core.streams import stream
@@ -25,6 +27,7 @@ class UpdateStatistics:
 
     taken: list[dict[str, float]] = field(default_factory=list)
     skipped: int = 0
+    refused: int = 0
     stopped_early: bool = False
     ratio_max: float = 0.0
     response_losses: list[float] = field(default_factory=list)
@@ -40,14 +43,17 @@ class UpdateStatistics:
         }
         if self.taken:
             means["gradient_norm"] = sum(minibatch["gradient_norm"] for minibatch in self.taken) / len(self.taken)
+        if self.response_losses:
+            means["value_loss_paper"] = sum(self.response_losses) / len(self.response_losses)
+        if self.first:
+            means["first_log_ratio_max"] = self.first["log_ratio_max"]
+            means["first_log_ratio_mean"] = self.first["log_ratio"]
         return {
             **means,
             "ratio_max": self.ratio_max,
-            "value_loss_paper": sum(self.response_losses) / len(self.response_losses),
             "skipped_minibatches": float(self.skipped),
+            "refused_minibatches": float(self.refused),
             "stopped_early": float(self.stopped_early),
-            "first_log_ratio_max": self.first["log_ratio_max"],
-            "first_log_ratio_mean": self.first["log_ratio"],
         }
 
 
@@ -62,21 +68,31 @@ def ppo_update(
     *,
     step: int,
     check_first: FirstMinibatch,
+    guard: StepGuard | None = None,
 ) -> dict[str, float]:
     """Run the epochs of one step; ``check_first(max, mean)`` is given the first minibatch's |log ratio|.
 
-    A minibatch whose token-mean ratio exceeds ``config.ratio_threshold`` is skipped without an optimizer step. With
-    ``target_kl`` the remaining epochs are dropped once mean(old − new logprob) passes 1.5 x it.
+    A minibatch whose token-mean ratio exceeds ``config.ratio_threshold`` is skipped without an optimizer step, and so
+    is one that ``guard`` (None: a new one, as the config says) refuses, whose rows it is given. With ``target_kl`` the
+    remaining epochs are dropped once mean(old − new logprob) passes 1.5 x it.
 
     Raises:
-        FloatingPointError: a loss or gradient is not finite; raised before weights or optimizer state are touched.
+        Diverged: the guard has refused too many in a row; weights and optimizer state are those before the first.
     """
-    statistics = UpdateStatistics()
+    statistics, guard = UpdateStatistics(), guard or step_guard(config)
     for epoch in range(config.epochs):
         generator = stream(config.seed, "minibatches", step, epoch)
         for minibatch in buffer.minibatches(config.minibatch_size, generator):
             optimizer.zero_grad(set_to_none=True)
             measured = _accumulate(policy, minibatch, config)
+            norm = gradient_norm(policy)
+            fault = guard.fault(measured["loss"], float(norm))
+            if fault:
+                optimizer.zero_grad(set_to_none=True)
+                statistics.refused += 1
+                place = {"step": step + 1, "what": "minibatch", "epoch": epoch, "reason": fault}
+                guard.skip({**place, "rows": offending_rows(policy, minibatch)})
+                continue
             statistics.ratio_max = max(statistics.ratio_max, measured["ratio_max"])
             if not statistics.first:
                 statistics.first = measured
@@ -90,8 +106,9 @@ def ppo_update(
                 statistics.skipped += 1
                 statistics.response_losses.append(0.0)
                 continue
-            measured["gradient_norm"] = _step(policy, optimizer, measured, config)
-            statistics.taken.append(measured)
+            _step(policy, optimizer, norm, config)
+            guard.admit(float(norm))
+            statistics.taken.append({**measured, "gradient_norm": float(norm)})
             statistics.response_losses.append(measured["response_loss"])
     optimizer.zero_grad(set_to_none=True)
     return statistics.summary()
@@ -135,19 +152,29 @@ def _loss(policy: Policy, part: Minibatch, config: PPOConfig) -> tuple[Tensor, d
     return loss, {name: value.detach() for name, value in (own | policy_stats | value_stats).items()}
 
 
-def _step(policy: Policy, optimizer: torch.optim.Optimizer, measured: dict[str, float], config: PPOConfig) -> float:
-    """Check, clip and apply the gradient; its 2-norm before clipping."""
-    trained = list(policy.parameters())
-    total = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-    norm = float(total)
-    if not (torch.isfinite(torch.tensor([measured["loss"], norm])).all()):
-        optimizer.zero_grad(set_to_none=True)
-        raise FloatingPointError(
-            f"update: loss {measured['loss']} and gradient norm {norm} must be finite (policy loss "
-            f"{measured['policy_loss']}, value loss {measured['value_loss']}, largest ratio {measured['ratio_max']}); "
-            "weights and optimizer state are as they were before this minibatch"
-        )
+def gradient_norm(policy: Policy) -> Tensor:
+    """2-norm of all gradients, before clipping."""
+    return torch.nn.utils.get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
+
+
+def _step(policy: Policy, optimizer: torch.optim.Optimizer, norm: Tensor, config: PPOConfig) -> None:
+    """Clip the gradient, and apply it."""
     if config.max_grad_norm is not None:  # scaling by 1 would still read and write every gradient
-        torch.nn.utils.clip_grads_with_norm_(trained, config.max_grad_norm, total)
+        torch.nn.utils.clip_grads_with_norm_(list(policy.parameters()), config.max_grad_norm, norm)
     optimizer.step()
-    return norm
+
+
+@torch.no_grad()
+def offending_rows(policy: Policy, minibatch: Minibatch) -> list[dict[str, object]]:
+    """Texts and figures of the rows whose log-probabilities or values are not finite, or of all where those are."""
+    found: list[dict[str, object]] = []
+    for row in range(len(minibatch.sequences)):
+        alone = minibatch.select(torch.tensor([row], device=minibatch.returns.device))
+        evaluation = policy.evaluate(alone.sequences, frozenset())
+        finite = bool(torch.isfinite(evaluation.logprobs).all() and torch.isfinite(evaluation.values).all())
+        prompt, response = (policy.decode(ids)[0] for ids in (alone.sequences.prompts(), alone.sequences.responses()))
+        figures = {"new_logprobs": evaluation.logprobs, "new_values": evaluation.values, "logprobs": alone.logprobs}
+        figures |= {"advantages": alone.advantages, "returns": alone.returns}
+        listed = {name: [shown(float(x)) for x in values[0]] for name, values in figures.items()}
+        found.append({"prompt": prompt, "response": response, "finite": finite, **listed})
+    return [row for row in found if not row["finite"]] or found

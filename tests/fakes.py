@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
@@ -42,8 +43,13 @@ class TablePolicy:
         return False
 
     def save(self, folder: str) -> None:
-        with open(f"{folder}/table.txt", "w") as file:
-            file.write(str(self.logits.tolist()))
+        save_file({"logits": self.logits.detach(), "value": self.value.detach()}, f"{folder}/table.safetensors")
+
+    def restore(self, folder: str) -> None:
+        state = load_file(f"{folder}/table.safetensors")
+        with torch.no_grad():
+            self.logits.copy_(state["logits"])
+            self.value.copy_(state["value"])
 
     def log_softmax(self, table: Tensor, previous: Tensor, banned: Tensor) -> Tensor:
         logits = table[previous] / self.temperature

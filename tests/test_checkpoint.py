@@ -8,7 +8,7 @@ from fakes import TablePolicy
 from test_trainer import CONFIG, PROMPTS, batch, trainer
 
 from rlhf_core import KLConfig
-from rlhf_core.checkpoint import save_checkpoint
+from rlhf_core.checkpoint import TrainerState, save_checkpoint
 
 
 def test_the_state_of_the_kl_controller_and_the_score_moments_are_saved(tmp_path):
@@ -19,6 +19,9 @@ def test_the_state_of_the_kl_controller_and_the_score_moments_are_saved(tmp_path
     assert state["kl_coef"] == learner.kl_controller.coef == pytest.approx(0.01 * (1 - 0.2 * 16 / 100) ** 3)
     assert state["score_moments"]["count"] == 48
     assert state["score_moments"]["mean"] == pytest.approx(learner.score_moments.mean)
+
+
+STATE = TrainerState(numbers={"steps_done": 1}, tensors={})
 
 
 class Interrupted(TablePolicy):
@@ -38,18 +41,22 @@ class Interrupted(TablePolicy):
 def test_an_interrupted_save_leaves_nothing_under_the_final_name_and_does_not_block_the_next(tmp_path):
     policy, folder = Interrupted(), tmp_path / "checkpoint-1"
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(folder, policy, {"steps_done": 1})
+        save_checkpoint(folder, policy, STATE)
     assert not folder.exists()
-    save_checkpoint(folder, policy, {"steps_done": 1})
+    save_checkpoint(folder, policy, STATE)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
-    assert sorted(path.name for path in folder.rglob("*")) == ["policy", "state.json", "table.txt"]
+    assert sorted(path.name for path in folder.rglob("*")) == [
+        *("manifest.json", "policy", "state.json", "table.safetensors", "trainer.safetensors")
+    ]
     with pytest.raises(FileExistsError, match="checkpoint-1 exists; move it away"):
-        save_checkpoint(folder, policy, {"steps_done": 1})
+        save_checkpoint(folder, policy, STATE)
 
 
 def test_a_state_that_is_no_json_is_no_checkpoint_either(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        save_checkpoint(tmp_path / "checkpoint-1", TablePolicy(), {"kl_coef": float("nan")})
+        save_checkpoint(
+            tmp_path / "checkpoint-1", TablePolicy(), TrainerState(numbers={"kl_coef": float("nan")}, tensors={})
+        )
     assert not (tmp_path / "checkpoint-1").exists()
 
 

@@ -22,6 +22,8 @@ from rlhf_core import (
     RolloutBuffer,
     TokenReward,
 )
+from rlhf_core.checkpoint import newest_complete
+from rlhf_core.guard import Diverged, StepGuard
 from rlhf_core.metrics import credit_metrics, critic_metrics, rollout_metrics, within_position_variance
 from rlhf_core.types import Scored
 from rlhf_core.update import ppo_update
@@ -336,13 +338,84 @@ class Exploding(TablePolicy):
         return evaluation
 
 
-def test_a_gradient_that_is_not_finite_touches_neither_weights_nor_optimizer():
+def test_a_gradient_that_is_not_finite_touches_neither_weights_nor_optimizer_and_ends_the_run_when_it_stays():
     learner = trainer(policy=Exploding())
     before = learner.policy.logits.detach().clone()
-    with pytest.raises(FloatingPointError, match="gradient norm nan must be finite"):
+    with pytest.raises(Diverged, match=r"4 optimizer steps .* max_skipped is 3; .* gradient norm nan must be finite"):
         learner.step(batch())
     assert torch.equal(learner.policy.logits, before)
     assert not learner.optimizer.state
+    assert len(learner.guard.skipped) == 4
+    assert len(learner.guard.skipped[0]["rows"]) == CONFIG.minibatch_size
+
+
+class SickOnce(TablePolicy):
+    """The value of one row is NaN in one pass of the update; nothing else is."""
+
+    passes = 0
+
+    def evaluate(self, sequences, needs):
+        evaluation = super().evaluate(sequences, needs)
+        if torch.is_grad_enabled():
+            self.passes += 1
+            if self.passes == 2:
+                self.row = sequences.responses()[1]
+                return replace(evaluation, values=evaluation.values.index_fill(0, torch.tensor([1]), math.nan))
+        return evaluation
+
+
+def test_a_loss_that_is_not_finite_is_skipped_counted_and_written_down():
+    learner = trainer(policy=SickOnce(), config=replace(CONFIG, epochs=1, minibatch_size=4))
+    figures = learner.step(batch())
+    assert figures["refused_minibatches"] == 1
+    assert learner.optimizer.state[learner.policy.logits]["step"] == 3
+    (record,) = learner.guard.skipped
+    assert (record["step"], record["what"], record["epoch"]) == (1, "minibatch", 0)
+    assert " ".join(map(str, learner.policy.row)) in [row["response"] for row in record["rows"]]
+    assert learner.guard.in_a_row == 0
+    assert math.isfinite(figures["value_loss"])
+
+
+def test_a_gradient_that_stands_out_is_skipped_where_asked():
+    guard = StepGuard(max_skipped=1, spike_factor=3.0)
+    for norm in [1.0, 2.0] * 10:
+        assert not guard.fault(0.0, norm)
+        guard.admit(norm)
+    assert guard.mean_norm == pytest.approx(1.5)
+    assert guard.fault(0.0, 4.6) == "gradient norm 4.6 exceeds 3.0 x its running mean 1.5"
+    assert not guard.fault(0.0, 4.4)
+    guard.skip({"reason": "spike"})
+    with pytest.raises(Diverged, match="2 optimizer steps or rollouts in a row had to be skipped"):
+        guard.skip({"reason": "spike"})
+    again = StepGuard(max_skipped=1, spike_factor=3.0)
+    again.restore(guard.state())
+    assert (again.fault(0.0, 4.6), again.in_a_row) == (guard.fault(0.0, 4.6), 2)
+    young, off = StepGuard(max_skipped=1, spike_factor=3.0), StepGuard(max_skipped=1, spike_factor=None)
+    for _ in range(19):
+        young.admit(1.0)
+    for _ in range(50):
+        off.admit(1.0)
+    assert not young.fault(0.0, 1e9)
+    assert not off.fault(0.0, 1e9)
+
+
+def test_a_rollout_that_is_not_finite_is_passed_over_by_a_run_and_ends_it_when_it_stays(tmp_path):
+    calls = []
+
+    def moody(prompts, responses):
+        calls.append(len(calls))
+        bad = len(calls) == 3 or len(calls) > 6
+        return [math.nan if bad and row == 1 else 1.0 for row in range(len(responses))]
+
+    learner = trainer(reward=TokenReward(moody))
+    with pytest.raises(Diverged, match=r"4 optimizer steps or rollouts in a row .*raw_scores: 1 of 16 rows"):
+        learner.fit(PROMPTS, 20, out=tmp_path / "run", eval_every=100, save_every=1)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line.get("skipped_rollout", 0) for line in lines] == [0, 1, 0, 0, 0, 1, 1, 1]
+    skipped = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
+    assert [(record["step"], record["what"]) for record in skipped] == [(n, "rollout") for n in (2, 6, 7, 8, 9)]
+    assert "row 1: nan for '" in skipped[0]["reason"]
+    assert newest_complete(tmp_path / "run")[0].name == "checkpoint-8"
 
 
 def experience_with(logprobs_shift):
@@ -512,6 +585,12 @@ class Learner:
     def observe(self, rollout: Rollout) -> None:
         self.seen += len(rollout.sequences)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"seen": torch.tensor(self.seen)}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        self.seen = int(state["seen"])
+
     def metrics(self, rollout: Rollout) -> dict[str, float]:
         return {"seen": float(self.seen)}
 
@@ -519,6 +598,15 @@ class Learner:
 def test_a_learning_redistributor_observes_after_the_update():
     learner = trainer(Learner())
     assert [learner.step(batch())["seen"] for _ in range(3)] == [0, 16, 32]
+
+
+def test_a_redistributor_that_learns_and_cannot_be_saved_is_refused():
+    class Forgetful(Uniform):
+        def observe(self, rollout):
+            """Learn."""
+
+    with pytest.raises(TypeError, match="has observe, and so must have state and load_state"):
+        trainer(Forgetful())
 
 
 def test_running_score_moments_are_counted_once_however_often_a_rollout_is_collected():
@@ -550,7 +638,7 @@ def test_prompt_and_response_joined_are_what_was_decoded_as_a_whole():
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"eval_every": 0}, {"save_every": -1}])
 def test_steps_are_whole_numbers(bad, tmp_path):
     learner = PPOTrainer(TablePolicy(), TokenReward(lambda p, r: [0.0] * len(r)), Uniform(), CONFIG)
-    with pytest.raises(ValueError, match="must be whole numbers"):
+    with pytest.raises(ValueError, match="must be a whole number"):
         learner.fit([[1]], **({"steps": 2} | bad), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,243 @@
+"""The loop around ``PPOTrainer.step``: figures, samples and checkpoints on the disk, and a run taken up again."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from tqdm import tqdm
+
+from rlhf_core.checkpoint import TrainerState, checkpoints, prune, save_checkpoint
+from rlhf_core.config import PPOConfig
+from rlhf_core.guard import Diverged, StepGuard
+from rlhf_core.identity import changed_models, differences, model_measurement, run_settings
+from rlhf_core.logging import Logger
+from rlhf_core.metrics import rollout_metrics
+from rlhf_core.prompts import shuffled_batch
+from rlhf_core.rewards import texts
+from rlhf_core.run_folder import METRICS, SAMPLES, SKIPPED, RunFolder
+from rlhf_core.stopping import StopRequest, stop_requests
+from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout
+
+SAMPLE_TEXTS = 4
+Ids = Sequence[list[int]]
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """What the loop needs of a trainer."""
+
+    policy: Policy
+    reward: RewardModel
+    redistributor: Redistributor
+    config: PPOConfig
+    guard: StepGuard
+    loggers: tuple[Logger, ...]
+    steps_done: int
+
+    def step(self, prompts: Ids) -> dict[str, float]:
+        """One PPO step."""
+        ...
+
+    def skip(self, reason: str) -> dict[str, float]:
+        """Count a step whose rollout cannot be used."""
+        ...
+
+    def evaluation_rollout(self, prompts: Ids) -> Rollout:
+        """Responses drawn with the same uniforms at every call."""
+        ...
+
+    def state(self) -> TrainerState:
+        """What it has learned beside the policy."""
+        ...
+
+    def restore(self, checkpoint: Path) -> None:
+        """Put policy and state back."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What ``fit`` was asked for, prompts encoded."""
+
+    prompts: list[list[int]]
+    held_out: list[list[int]]
+    steps: int
+    out: Path
+    eval_every: int
+    save_every: int
+    keep: int | None
+    resume: bool
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "eval_every": 1, "save_every": 0, **({} if self.keep is None else {"keep": 1})}
+        given = {name: getattr(self, name) for name in least}
+        wrong = [name for name, value in given.items() if type(value) is not int or value < least[name]]
+        if wrong:
+            said = "; ".join(
+                f"{name} must be a whole number, {least[name]} or more, got {given[name]!r}" for name in wrong
+            )
+            raise ValueError(f"fit: {said}")
+
+    @property
+    def shown(self) -> list[list[int]]:
+        """Prompts whose responses are written down."""
+        return self.held_out or self.prompts[:SAMPLE_TEXTS]
+
+
+@final
+class Fit:
+    """One call of ``PPOTrainer.fit``."""
+
+    def __init__(self, trainer: Trainer, plan: Plan) -> None:
+        self.trainer, self.plan, self.run = trainer, plan, RunFolder(plan.out)
+
+    def __call__(self) -> None:
+        """Begin the run, or take it up, and take its steps."""
+        first = self._take_up() if self.plan.resume and self.run.begun else self._begin()
+        last, who = first + self.plan.steps, type(self.trainer.redistributor).__name__
+        with (
+            stop_requests() as asked,
+            tqdm(total=last, initial=self.trainer.steps_done, desc=who, unit="step", dynamic_ncols=True) as bar,
+        ):
+            while self.trainer.steps_done < last and asked.signal is None:
+                figures = self._step(last)
+                bar.set_postfix(_postfix(figures))
+                bar.update()
+            self._end(asked, first)
+
+    def _begin(self) -> int:
+        self.run.require_free()
+        before = self.trainer.evaluation_rollout(
+            self.plan.shown
+        )  # a reward that fails does so before anything is written
+        self.run.begin({"first_step": self.trainer.steps_done, **self._settings(), "models": self._models()})
+        self._write_samples(before)
+        return self.trainer.steps_done
+
+    def _take_up(self) -> int:
+        """Compare, restore, and cut the records; the step that the run began with.
+
+        Raises:
+            ValueError: settings or models are not the run's.
+        """
+        noted = self.run.settings()
+        first, models = noted.pop("first_step"), noted.pop("models")
+        changed = [*differences(noted, self._settings())]
+        changed = changed or [*changed_models(models, self._models(), self.trainer.policy.compute_dtype)]
+        if changed:
+            raise ValueError(f"fit: {self.plan.out} holds a run with other settings: {'; '.join(changed)}")
+        newest = self.run.newest_checkpoint()
+        if newest is not None:
+            self.trainer.restore(newest)
+        elif self.trainer.steps_done != first:
+            raise ValueError(
+                f"fit: {self.plan.out} holds no checkpoint, and its run began at step {first}, but this trainer is at "
+                f"step {self.trainer.steps_done}; give a trainer at step {first}"
+            )
+        self.run.cut(self.trainer.steps_done if newest else first - 1)
+        if newest is None:
+            self._write_samples(self.trainer.evaluation_rollout(self.plan.shown))
+        return int(first)
+
+    def _settings(self) -> dict[str, Any]:
+        trainer, plan = self.trainer, self.plan
+        settings = run_settings(trainer.config, trainer.redistributor, plan.prompts, plan.held_out)
+        return {**settings, "eval_every": plan.eval_every}
+
+    def _models(self) -> dict[str, list[float]]:
+        longest = self.trainer.config.max_length[1]
+        return model_measurement(self.trainer.policy, self.trainer.reward, self.plan.prompts, longest)
+
+    def _step(self, last: int) -> dict[str, float]:
+        """Take a step, and write down what it gave."""
+        figures = self._guarded_step()
+        done, plan = self.trainer.steps_done, self.plan
+        if done % plan.eval_every == 0 or done == last:
+            figures |= self._evaluated()
+        with contextlib.closing(self.run.record(METRICS)) as metrics:
+            for logger in (metrics, *self.trainer.loggers):
+                logger.log(done, figures)
+        if done == last or (plan.save_every and done % plan.save_every == 0):
+            self._save()
+        return figures
+
+    def _evaluated(self) -> dict[str, float]:
+        """Write samples down; figures of held-out prompts, unless some are not finite."""
+        try:
+            rollout = self.trainer.evaluation_rollout(self.plan.shown)
+        except FloatingPointError as error:
+            self.trainer.guard.skip({"step": self.trainer.steps_done, "what": "evaluation", "reason": str(error)})
+            return {}
+        finally:
+            self._write_skipped()
+        self._write_samples(rollout)
+        figures = evaluation_figures(rollout) if self.plan.held_out else {}
+        return {f"eval_{name}": value for name, value in figures.items()}
+
+    def _guarded_step(self) -> dict[str, float]:
+        """A step, or, where its rollout has figures that are not finite, its being skipped."""
+        trainer = self.trainer
+        try:
+            return trainer.step(shuffled_batch(self.plan.prompts, trainer.config, trainer.steps_done))
+        except Diverged:
+            raise
+        except FloatingPointError as error:
+            return trainer.skip(str(error))
+        finally:
+            self._write_skipped()
+
+    def _end(self, asked: StopRequest, first: int) -> None:
+        """Where a signal ended the loop: save what is not saved, and exit as the signal would have."""
+        if asked.signal is None:
+            return
+        done = self.trainer.steps_done
+        if done > first and f"checkpoint-{done}" not in {folder.name for folder in checkpoints(self.run.path)}:
+            self._save()
+        raise SystemExit(asked.exit_status)
+
+    def _save(self) -> None:
+        self.run.flush()
+        save_checkpoint(
+            self.run.path / f"checkpoint-{self.trainer.steps_done}", self.trainer.policy, self.trainer.state()
+        )
+        if self.plan.keep is not None:
+            prune(self.run.path, self.plan.keep)
+
+    def _write_samples(self, rollout: Rollout) -> None:
+        first = torch.arange(min(SAMPLE_TEXTS, len(rollout.sequences)))
+        prompts, responses = texts(self.trainer.policy.decode, rollout.sequences.select(first))
+        with contextlib.closing(self.run.record(SAMPLES)) as samples:
+            for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+                samples.write(
+                    {
+                        "step": self.trainer.steps_done,
+                        "prompt": prompt,
+                        "response": response,
+                        "score": float(rollout.raw_scores[row]),
+                        "length": int(rollout.sequences.response_lengths[row]),
+                        "finished": bool(rollout.sequences.finished[row]),
+                    }
+                )
+
+    def _write_skipped(self) -> None:
+        """Move the guard's records to the disk."""
+        if not self.trainer.guard.skipped:
+            return
+        with contextlib.closing(self.run.record(SKIPPED)) as file:
+            for record in self.trainer.guard.skipped:
+                file.write(record)
+        self.trainer.guard.skipped.clear()
+
+
+def evaluation_figures(rollout: Rollout) -> dict[str, float]:
+    """Score, k1 and length."""
+    figures = rollout_metrics(rollout)
+    return {name: figures[name] for name in ("score", "kl", "length")}
+
+
+def _postfix(figures: dict[str, float]) -> dict[str, str]:
+    shown = {"reward": "score", "KL": "kl", "value loss": "value_loss", "tok/s": "tokens_per_second"}
+    return {label: f"{figures[name]:.3g}" for label, name in shown.items() if name in figures}

@@ -1,0 +1,77 @@
+"""What stands between a bad number and the weights: an optimizer step whose numbers are not in order is skipped."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_core.config import PPOConfig
+
+SETTLED = 20
+"""Gradient norms to have seen before one can stand out."""
+WINDOW = 100
+"""Steps over which the mean norm forgets."""
+
+
+class Diverged(FloatingPointError):
+    """More steps in a row had to be skipped than the configuration allows."""
+
+
+@dataclass
+class StepGuard:
+    """Admits optimizer steps, counts those it does not, and ends a run that has no others.
+
+    A step is not admitted whose loss or gradient norm is not finite, nor, with ``spike_factor``, one whose gradient
+    norm exceeds that many times the mean of those admitted before. Rollouts with figures that are not finite are
+    counted with them. ``skipped`` holds a record of each, for whoever writes them down to take away.
+    """
+
+    max_skipped: int
+    spike_factor: float | None
+    in_a_row: int = 0
+    norms: int = 0
+    mean_norm: float = 0.0
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+    def fault(self, loss: float, norm: float) -> str:
+        """Why a step with this loss and gradient norm must not be taken; empty where it may."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return f"loss {loss} and gradient norm {norm} must be finite"
+        limit = math.inf if self.spike_factor is None else self.spike_factor * self.mean_norm
+        if self.norms >= SETTLED and norm > limit:
+            return f"gradient norm {norm:.3g} exceeds {self.spike_factor} x its running mean {self.mean_norm:.3g}"
+        return ""
+
+    def admit(self, norm: float) -> None:
+        """Take note of a step that was taken."""
+        self.in_a_row = 0
+        self.norms += 1
+        self.mean_norm += (norm - self.mean_norm) / min(self.norms, WINDOW)
+
+    def skip(self, record: Mapping[str, Any]) -> None:
+        """Take note of a step that was not; ``record`` says why.
+
+        Raises:
+            Diverged: one too many in a row.
+        """
+        self.skipped.append(dict(record))
+        self.in_a_row += 1
+        if self.in_a_row > self.max_skipped:
+            raise Diverged(
+                f"{self.in_a_row} optimizer steps or rollouts in a row had to be skipped, and max_skipped is "
+                f"{self.max_skipped}; the last: {record['reason']}. Weights and optimizer state are as they were "
+                "before the first of them. Lower learning_rate or set max_grad_norm; fit lists them in skipped.jsonl"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to decide alike."""
+        return {"in_a_row": self.in_a_row, "norms": self.norms, "mean_norm": self.mean_norm}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put ``state`` back."""
+        self.in_a_row, self.norms, self.mean_norm = state["in_a_row"], state["norms"], state["mean_norm"]
+
+
+def step_guard(config: PPOConfig) -> StepGuard:
+    """The guard a configuration asks for."""
+    return StepGuard(max_skipped=config.max_skipped, spike_factor=config.spike_factor)

@@ -1,0 +1,89 @@
+"""What a run is: its settings and a measurement of its models, so that another is not taken for it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from typing import Any
+
+import torch
+
+from rlhf_core.config import PPOConfig
+from rlhf_core.health import log_ratio_bounds
+from rlhf_core.rewards import TextReward, TokenReward
+from rlhf_core.types import Policy, Redistributor, RewardModel, Sequences
+
+MAY_CHANGE = frozenset(
+    {"eval_every", "config.micro_batch_tokens", "config.sampling_tokens", "config.first_step_checks"}
+)
+"""What decides how a run is computed or logged, not what comes out of it beyond rounding."""
+MEASURED = 4
+SCORE_TOLERANCE = 1e-2
+
+
+def run_settings(
+    config: PPOConfig, redistributor: Redistributor, prompts: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """Everything a resumed run is compared in, as JSON gives it back."""
+    settings = {
+        "config": asdict(config),
+        "redistributor": repr(redistributor),
+        "prompts": _hash(prompts),
+        "eval_prompts": _hash(held_out),
+    }
+    found: dict[str, Any] = json.loads(json.dumps(settings))
+    return found
+
+
+def differences(noted: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Each setting that is another now and must not be, in words."""
+    for name in sorted(noted.keys() | now.keys()):
+        was, is_now = noted.get(name), now.get(name)
+        if isinstance(was, dict) and isinstance(is_now, dict):
+            yield from differences(was, is_now, f"{prefix}{name}.")
+        elif was != is_now and f"{prefix}{name}" not in MAY_CHANGE:
+            yield f"{prefix}{name} was {was!r} and is {is_now!r}"
+
+
+@torch.no_grad()
+def model_measurement(
+    policy: Policy, reward: RewardModel, prompts: Sequence[Sequence[int]], longest: int
+) -> dict[str, Any]:
+    """Mean reference log-probability (nats a token) and score of the first prompts, each taken for a response to
+    itself. A callable's scores are left out: it need not answer twice alike."""
+    rows = [list(prompt[:longest]) for prompt in prompts[:MEASURED]]
+    sequences = _as_responses(rows)
+    logprobs = policy.reference_logprobs(sequences).sum(1).cpu() / sequences.response_mask.sum(1).cpu()
+    measured = {"reference": logprobs.tolist()}
+    if not isinstance(reward, TextReward | TokenReward):
+        measured["scores"] = reward.score(sequences, frozenset()).scores.tolist()
+    return measured
+
+
+def changed_models(noted: Mapping[str, Any], now: Mapping[str, Any], dtype: torch.dtype) -> Iterator[str]:
+    """Which of the two models answers otherwise than it did when the run began, in words."""
+    allowed, _ = log_ratio_bounds(dtype)
+    for what, tolerance in (("reference", 10 * allowed), ("scores", SCORE_TOLERANCE)):
+        before, after = (torch.tensor(measured.get(what, []), dtype=torch.float64) for measured in (noted, now))
+        if before.shape != after.shape or bool(((before - after).abs() > tolerance * before.abs().clamp(min=1)).any()):
+            yield f"{what} of the first prompts were {before.tolist()} and are {after.tolist()}"
+
+
+def _as_responses(rows: Sequence[Sequence[int]]) -> Sequences:
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(width) < lengths[:, None]
+    return Sequences(
+        prompt_ids=ids[:, :1],
+        prompt_mask=mask[:, :1],
+        response_ids=ids,
+        response_mask=mask,
+        min_lengths=torch.zeros_like(lengths),
+        max_lengths=lengths,
+        finished=lengths > 0,
+    )
+
+
+def _hash(prompts: Sequence[Sequence[int]]) -> str:
+    return f"{len(prompts)} prompts, sha256 {sha256(json.dumps([list(row) for row in prompts]).encode()).hexdigest()}"

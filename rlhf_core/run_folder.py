@@ -1,0 +1,110 @@
+"""The folder of a run: what it was started with, its figures, its checkpoints; and how it is taken up again."""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+from rlhf_core import manifest
+from rlhf_core.checkpoint import checkpoints, newest_complete
+from rlhf_core.logging import JSONLines
+
+SETTINGS, METRICS, SAMPLES, SKIPPED = "settings.json", "metrics.jsonl", "samples.jsonl", "skipped.jsonl"
+RECORDS = (METRICS, SAMPLES, SKIPPED)
+
+
+@final
+class RunFolder:
+    """A folder that one run writes into."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / SETTINGS).is_file()
+
+    def require_free(self) -> None:
+        """Raise FileExistsError where something stands here already."""
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"fit: {self.path} is a file; out must name a new folder")
+        if self.path.exists() and any(self.path.iterdir()):
+            way_out = " (resume=True goes on with the run in it)" if self.begun else ""
+            raise FileExistsError(
+                f"fit: the folder {self.path} is not empty; give a new one, nothing is overwritten{way_out}"
+            )
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Note the settings of a new run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        _replace(self.path / SETTINGS, (json.dumps(settings, indent=2, allow_nan=False) + "\n").encode())
+
+    def settings(self) -> dict[str, Any]:
+        """What ``begin`` noted; raises ValueError where that cannot be read."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.path / SETTINGS} is not the JSON that a run writes: {error}") from error
+        return found
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint. Newer ones that are not are said, with the reason, and renamed, so that the
+        run can write theirs again; nothing is deleted."""
+        newest, passed_over = newest_complete(self.path)
+        for folder in checkpoints(self.path)[: len(passed_over)]:
+            os.replace(folder, _free_name(folder.with_name(f"{folder.name}.broken")))
+        if passed_over:
+            start = newest.name if newest else "the beginning"
+            words = f"{self.path}: going on from {start}; set aside as *.broken: {'; '.join(passed_over)}"
+            warnings.warn(words, RuntimeWarning, stacklevel=2)
+        return newest
+
+    def cut(self, step: int) -> None:
+        """Drop the records of later steps than ``step``, which are taken again, and a last line that was cut short.
+
+        Raises:
+            ValueError: a record file that is not what a run writes.
+        """
+        for path in self._records():
+            _replace(path, b"".join(_until(path, step)))
+
+    def record(self, name: str) -> JSONLines:
+        """One of the record files, to append to."""
+        return JSONLines(self.path / name, mode="append")
+
+    def flush(self) -> None:
+        """Bring the records to the disk: no checkpoint is there without them."""
+        for path in self._records():
+            manifest.flush(path)
+
+    def _records(self) -> Iterator[Path]:
+        return (self.path / name for name in RECORDS if (self.path / name).is_file())
+
+
+def _until(path: Path, step: int) -> Iterator[bytes]:
+    *lines, _ = path.read_bytes().split(b"\n")  # what follows the last line's end is nothing, or a line cut short
+    for number, line in enumerate(lines, 1):
+        try:
+            taken = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from None
+        if taken <= step:
+            yield line + b"\n"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write ``path``, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.unfinished")
+    temporary.write_bytes(content)
+    manifest.flush(temporary)
+    os.replace(temporary, path)
+    manifest.flush(path.parent)
+
+
+def _free_name(path: Path) -> Path:
+    """``path``, or the first of path-2, path-3 ... where nothing stands."""
+    names = (path, *(path.with_name(f"{path.name}-{n}") for n in range(2, 1000)))
+    return next(name for name in names if not name.exists())

@@ -1,0 +1,58 @@
+"""Being asked to stop: SIGTERM and SIGINT end a run after its step, not within it."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import final
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@final
+class StopRequest:
+    """Whether a signal has asked to stop, and which."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def note(self, number: int, _: FrameType | None) -> None:
+        """Handle a signal: the first is noted, a second acts at once, as if this handler were not there."""
+        if self.signal is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.signal = number
+        name = signal.Signals(number).name
+        words = f"\n{name}: the step in progress is finished and saved; once more ends at once\n"
+        os.write(2, words.encode())  # print is not reentrant
+
+    @property
+    def exit_status(self) -> int:
+        """What a shell reports for a process that the signal ended: 130, 143."""
+        return 128 + (self.signal or 0)
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Note the first SIGTERM or SIGINT inside instead of acting on it; handlers are put back afterwards.
+
+    A signal that is ignored (``nohup``, a worker whose parent answers Ctrl-C) stays ignored. Outside of the main
+    thread, where Python allows no handlers, nothing changes.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler not in (signal.SIG_IGN, None):
+            signal.signal(number, request.note)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)

@@ -1,0 +1,119 @@
+"""A run that a fresh process can begin, or take up: ``python resumable.py OUT KIND METHOD STEPS SAVE_EVERY [how]``.
+
+``how``: "new", "resume", or "kills N": fork N children that resume, and kill each at a random moment.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from fakes import TablePolicy
+from safetensors.torch import load_file
+
+from redistributors import REDISTRIBUTORS
+from rlhf_core import KLConfig, PPOConfig, PPOTrainer, ScoreConfig, TokenReward
+
+PROMPTS = [[1], [2, 3], [4, 5, 1], [5], [3, 3, 1]]
+CONFIG = PPOConfig(
+    rollout_batch_size=8,
+    minibatch_size=4,
+    epochs=2,
+    learning_rate=0.01,
+    min_length=2,
+    max_length=(4, 8),
+    optimizer="adamw",
+    weight_decay=0.1,
+    schedule="linear",
+    schedule_steps=1000,
+    warmup_steps=3,
+    kl=KLConfig(horizon=100.0),
+    score=ScoreConfig(centring="running_mean", scaling="running_std"),
+    spike_factor=50.0,
+    seed=5,
+)
+EVAL_EVERY = 3
+RUN_TIME = ("seconds", "tokens_per_second")
+
+
+def share_of_threes(prompts, responses):
+    """More of token 3 is better."""
+    return [row.count(3) / len(row) for row in responses]
+
+
+def trainer(kind: str, method: str, folder: Path) -> PPOTrainer:
+    """A trainer as at first: on a table, on a whole GPT-2, or on an adapter of a Llama."""
+    redistributor = REDISTRIBUTORS[method]()
+    if kind == "table":
+        return PPOTrainer(TablePolicy(), TokenReward(share_of_threes), redistributor, CONFIG)
+    from models import LoraSettings, load_policy, load_reward_model
+    from models.tiny import save_tiny
+
+    family, lora = {"gpt2": ("gpt2", None), "llama-lora": ("llama", LoraSettings(rank=2, alpha=4))}[kind]
+    paths = {name: str(folder.with_name(f"{folder.name}-{name}")) for name in ("policy", "reward")}
+    if not Path(paths["reward"]).exists():
+        save_tiny(paths["policy"], family=family, seed=1)
+        save_tiny(paths["reward"], family=family, head="classifier", num_labels=2, seed=2)
+    reward = load_reward_model(paths["reward"], score="logit_difference")
+    return PPOTrainer(load_policy(paths["policy"], lora=lora), reward, redistributor, CONFIG)
+
+
+def fit(out: Path, kind: str, method: str, steps: int, save_every: int, *, resume: bool) -> None:
+    """Begin or take up the run in ``out``."""
+    trainer(kind, method, out).fit(PROMPTS, steps, out=out, eval_every=EVAL_EVERY, save_every=save_every, resume=resume)
+
+
+def left_behind(out: Path, step: int) -> tuple[dict[str, torch.Tensor], str, list[str]]:
+    """All tensors of a checkpoint, its state, and the records, without what depends on the clock and without the
+    samples that a run writes where it ends for now."""
+    folder = out / f"checkpoint-{step}"
+    tensors = {
+        f"{path.relative_to(folder)} {name}": tensor
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+    records = []
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        for line in (out / name).read_text().splitlines():
+            taken = json.loads(line)["step"]
+            if name == "samples.jsonl" and taken % EVAL_EVERY and taken != step:
+                continue
+            parts = [part for part in line.split(", ") if not any(f'"{clock}"' in part for clock in RUN_TIME)]
+            records.append(", ".join(parts).rstrip("}"))
+    return tensors, (folder / "state.json").read_text(), records
+
+
+def kill(times: int, run) -> int:
+    """Fork ``times`` children that call ``run``, and kill each after a random while; how many were alive by then."""
+    rng, killed = random.Random(0), 0
+    for _ in range(times):
+        child = os.fork()
+        if child == 0:
+            run()
+            os._exit(0)
+        time.sleep(rng.uniform(0.0, 0.12))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        killed += os.WIFSIGNALED(status)
+    return killed
+
+
+def main() -> None:
+    """The command line."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    out, kind, method, steps, save_every, how = sys.argv[1:7]
+    asked = (Path(out), kind, method, int(steps), int(save_every))
+    if how == "kills":
+        print(kill(int(sys.argv[7]), lambda: fit(*asked, resume=True)))
+    else:
+        fit(*asked, resume=how == "resume")
+
+
+if __name__ == "__main__":
+    main()

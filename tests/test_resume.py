@@ -1,0 +1,371 @@
+"""A run that is cut short and taken up again is the run that was never cut short."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import TablePolicy
+from resumable import CONFIG, PROMPTS, fit, left_behind, share_of_threes, trainer
+from test_trainer import Learner
+
+from redistributors import REDISTRIBUTORS, Sparse, Uniform
+from rlhf_core import PPOTrainer, TokenReward, manifest
+from rlhf_core.checkpoint import TrainerState, checkpoints, newest_complete, save_checkpoint
+from rlhf_core.stopping import stop_requests
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "HF_HUB_OFFLINE": "1"}
+KIND_OF = {"sparse": "gpt2", "uniform": "llama-lora", "abc": "llama-lora", "abc-d": "gpt2", "abc-d2": "llama-lora"}
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(HERE / "resumable.py"), *map(str, arguments)]
+
+
+def in_a_new_process(*arguments: object) -> str:
+    done = subprocess.run(
+        command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def assert_same(one, other, step: int) -> None:
+    (tensors, state, records), (tensors2, state2, records2) = left_behind(one, step), left_behind(other, step)
+    assert tensors.keys() == tensors2.keys()
+    assert all(torch.equal(tensors[name], tensors2[name]) for name in tensors)
+    assert state == state2
+    assert records == records2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", REDISTRIBUTORS)
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_six_steps_are_k_and_the_rest_in_a_new_process(method, k, tmp_path):
+    if method not in ("abc", "sparse") and k != 3:
+        pytest.skip("every k for two methods, one k for all")
+    kind, whole, parts = KIND_OF[method], tmp_path / "run", tmp_path / "again" / "run"
+    parts.parent.mkdir()
+    in_a_new_process(whole, kind, method, 6, 0, "new")
+    for name in ("policy", "reward"):
+        shutil.copytree(tmp_path / f"run-{name}", tmp_path / "again" / f"run-{name}")
+    in_a_new_process(parts, kind, method, k, 0, "new")
+    in_a_new_process(parts, kind, method, 6, 0, "resume")
+    tensors, _, _ = left_behind(whole, 6)
+    tensors2, _, _ = left_behind(parts, 6)
+    assert tensors.keys() == tensors2.keys()
+    assert len(tensors) > 10
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, tensors2[name]), name
+    assert_same(whole, parts, 6)
+    earlier, _, _ = left_behind(parts, k)
+    assert not all(torch.equal(tensor, tensors[name]) for name, tensor in earlier.items())
+
+
+@pytest.mark.parametrize("k", [1, 4, 8])
+@pytest.mark.parametrize("method", ["sparse", "uniform"])
+def test_nine_steps_are_k_and_the_rest(method, k, tmp_path):
+    fit(tmp_path / "whole", "table", method, 9, 2, resume=False)
+    fit(tmp_path / "parts", "table", method, k, 2, resume=False)
+    fit(tmp_path / "parts", "table", method, 9, 2, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "parts", 9)
+    fit(tmp_path / "parts", "table", method, 9, 2, resume=True)  # nothing is left to do
+    assert_same(tmp_path / "whole", tmp_path / "parts", 9)
+
+
+def test_what_a_redistributor_has_learned_is_restored(tmp_path):
+    def learner():
+        return PPOTrainer(TablePolicy(), TokenReward(share_of_threes), Learner(), CONFIG)
+
+    learner().fit(PROMPTS, 2, out=tmp_path / "run")
+    learner().fit(PROMPTS, 4, out=tmp_path / "run", resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["seen"] for line in lines] == [0, 8, 16, 24]
+
+
+def test_without_a_run_to_take_up_one_is_begun_and_without_being_asked_none_is_taken_up(tmp_path):
+    fit(tmp_path / "run", "table", "uniform", 2, 0, resume=True)
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+    with pytest.raises(FileExistsError, match=r"is not empty; .* nothing is overwritten \(resume=True goes on with"):
+        fit(tmp_path / "run", "table", "uniform", 3, 0, resume=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="is not empty; give a new one, nothing is overwritten$"):
+        fit(tmp_path / "mine", "table", "uniform", 3, 0, resume=True)
+
+
+def test_a_run_with_other_settings_is_refused_with_every_difference(tmp_path):
+    fit(tmp_path / "run", "table", "uniform", 2, 0, resume=False)
+    other = replace(CONFIG, lam=0.9, kl=replace(CONFIG.kl, target=2.0), micro_batch_tokens=64)
+    changed = PPOTrainer(TablePolicy(), TokenReward(share_of_threes), Sparse(), other)
+    words = (
+        r"run with other settings: config.kl.target was 6.0 and is 2.0; config.lam was 0.95 and is 0.9; "
+        r"prompts was '5 prompts, .*' and is '4 prompts, .*'; redistributor was 'Uniform\(beta=1.0\)' and is 'Sparse"
+    )
+    with pytest.raises(ValueError, match=words):
+        changed.fit(PROMPTS[:4], 4, out=tmp_path / "run", resume=True)
+    smaller = PPOTrainer(TablePolicy(), TokenReward(share_of_threes), Uniform(), replace(CONFIG, micro_batch_tokens=64))
+    smaller.fit(PROMPTS, 3, out=tmp_path / "run", eval_every=1, resume=True)
+    assert smaller.steps_done == 3
+
+
+def test_a_run_on_another_model_is_refused(tmp_path):
+    fit(tmp_path / "run", "table", "uniform", 2, 0, resume=False)
+    other = PPOTrainer(TablePolicy(seed=1), TokenReward(share_of_threes), Uniform(), CONFIG)
+    with pytest.raises(ValueError, match=r"reference of the first prompts were \[-.*\] and are \[-.*\]"):
+        other.fit(PROMPTS, 4, out=tmp_path / "run", eval_every=3, resume=True)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def rename_in_manifest(name: str):
+    def change(file: Path) -> None:
+        found = json.loads((file.parent / "manifest.json").read_text())
+        found["files"][name] = found["files"].pop(file.name)
+        (file.parent / "manifest.json").write_text(json.dumps(found))
+
+    return change
+
+
+def link_out(file: Path) -> None:
+    shutil.move(file, file.parent.parent / "elsewhere")
+    file.symlink_to(file.parent.parent / "elsewhere")
+
+
+def empty(file: Path) -> None:
+    shutil.rmtree(file.parent)
+    file.parent.mkdir()
+
+
+BROKEN = {
+    "truncated": (truncate, r"trainer.safetensors has \d+ bytes instead of \d+"),
+    "bit": (flip, r"trainer.safetensors has changed since it was written"),
+    "missing": (Path.unlink, "trainer.safetensors is missing"),
+    "empty": (empty, "it has no manifest.json, so it was never finished"),
+    "unsealed": (lambda file: (file.parent / "manifest.json").unlink(), "it has no manifest.json"),
+    "garbled": (lambda file: truncate(file.parent / "manifest.json"), "its manifest.json cannot be read"),
+    "up": (rename_in_manifest("../trainer.safetensors"), "names '../trainer.safetensors', which lies outside"),
+    "absolute": (rename_in_manifest("/etc/hostname"), "names '/etc/hostname', which lies outside"),
+    "link": (link_out, "trainer.safetensors is a link"),
+    "more": (lambda file: (file.parent / "pytorch_model.bin").touch(), "pytorch_model.bin is not in its manifest"),
+    "future": (
+        lambda file: (file.parent / "manifest.json").write_text('{"format": 99}'),
+        "has format 99, and this version reads 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_checkpoint_is_passed_over_set_aside_and_the_run_ends_alike(fault, tmp_path):
+    breaks, words = BROKEN[fault]
+    fit(tmp_path / "whole", "table", "uniform", 6, 2, resume=False)
+    fit(tmp_path / "run", "table", "uniform", 4, 2, resume=False)
+    breaks(tmp_path / "run/checkpoint-4/trainer.safetensors")
+    with pytest.raises(ValueError, match=rf"checkpoint-4 cannot be used: .*{words}"):
+        trainer("table", "uniform", tmp_path).restore(tmp_path / "run/checkpoint-4")
+    with pytest.warns(RuntimeWarning, match=rf"going on from checkpoint-2; .*checkpoint-4: .*{words}"):
+        fit(tmp_path / "run", "table", "uniform", 6, 2, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "run", 6)
+    assert (tmp_path / "run/checkpoint-4.broken").is_dir()
+
+
+def test_leftovers_of_a_killed_save_and_broken_lines_are_no_hindrance(tmp_path):
+    fit(tmp_path / "whole", "table", "uniform", 4, 2, resume=False)
+    fit(tmp_path / "run", "table", "uniform", 2, 2, resume=False)
+    (tmp_path / "run/.checkpoint-4.unfinished/policy").mkdir(parents=True)
+    (tmp_path / "run/.checkpoint-4.unfinished/policy/half.safetensors").write_bytes(b"half")
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "score": 1.0}\n{"step": 4, "sco')
+    fit(tmp_path / "run", "table", "uniform", 4, 2, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "run", 4)
+    (tmp_path / "run/metrics.jsonl").write_text("no record\n")
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1 is no record of a run: b'no record'"):
+        fit(tmp_path / "run", "table", "uniform", 5, 2, resume=True)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_again(tmp_path):
+    fit(tmp_path / "whole", "table", "uniform", 3, 0, resume=False)
+    fit(tmp_path / "run", "table", "uniform", 2, 0, resume=False)
+    shutil.rmtree(tmp_path / "run/checkpoint-2")
+    fit(tmp_path / "run", "table", "uniform", 3, 0, resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "run", 3)
+    shutil.rmtree(tmp_path / "run/checkpoint-3")
+    tired = trainer("table", "uniform", tmp_path)
+    tired.step(PROMPTS)
+    with pytest.raises(ValueError, match="its run began at step 0, but this trainer is at step 1; give a trainer at"):
+        tired.fit(PROMPTS, 5, out=tmp_path / "run", eval_every=3, resume=True)
+
+
+def test_the_newest_checkpoints_are_kept_and_only_once_the_newest_verifies(tmp_path):
+    learner = trainer("table", "uniform", tmp_path)
+    learner.fit(PROMPTS, 5, out=tmp_path / "run", save_every=1, keep=2)
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["checkpoint-5", "checkpoint-4"]
+    with pytest.raises(ValueError, match="keep must be a whole number, 1 or more, got 0"):
+        learner.fit(PROMPTS, 1, out=tmp_path / "more", keep=0)
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments_lose_nothing(tmp_path):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    killed = int(in_a_new_process(run, "table", "uniform", 400, 1, "kills", 50))
+    assert killed == 50
+    reached = int(newest_complete(run)[0].name.removeprefix("checkpoint-"))
+    assert 10 < reached < 400
+    last = reached + 3
+    in_a_new_process(run, "table", "uniform", last, 1, "resume")
+    in_a_new_process(whole, "table", "uniform", last, 0, "new")
+    assert_same(whole, run, last)
+
+
+def start(out: Path, steps: int, save_every: int) -> subprocess.Popen:
+    """A run in a process of its own, once it has taken two steps."""
+    process = subprocess.Popen(
+        command(out, "table", "uniform", steps, save_every, "new"), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    metrics = out / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 2:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(number, status, tmp_path):
+    process = start(tmp_path / "run", 10_000, 0)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert f"{number.name}: the step in progress is finished and saved; once more ends at once" in said
+    folder, passed_over = newest_complete(tmp_path / "run")
+    assert not passed_over
+    done = int(folder.name.removeprefix("checkpoint-"))
+    assert (tmp_path / "run/metrics.jsonl").read_text().count("\n") == done
+    in_a_new_process(tmp_path / "run", "table", "uniform", done + 2, 0, "resume")
+    in_a_new_process(tmp_path / "whole", "table", "uniform", done + 2, 0, "new")
+    assert_same(tmp_path / "whole", tmp_path / "run", done + 2)
+
+
+class Slow(TablePolicy):
+    """Sends itself a second signal within the step that the first one waits for."""
+
+    def evaluate(self, sequences, needs):
+        if torch.is_grad_enabled():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().evaluate(sequences, needs)
+
+
+def test_a_second_signal_ends_at_once_and_leaves_the_last_checkpoint(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from resumable import *; from test_resume import Slow;"
+        "PPOTrainer(Slow(), TokenReward(share_of_threes), REDISTRIBUTORS['uniform'](), CONFIG)"
+        ".fit(PROMPTS, 4, out=Path(sys.argv[1]), eval_every=3, resume=True)"
+    )
+    fit(tmp_path / "run", "table", "uniform", 2, 0, resume=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")], env=ENVIRONMENT, capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGINT
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+    assert newest_complete(tmp_path / "run")[0].name == "checkpoint-2"
+
+
+def test_handlers_are_put_back_and_ignored_signals_stay_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        term = signal.getsignal(signal.SIGTERM)
+        with stop_requests() as asked:
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked.signal == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == term
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    def elsewhere():
+        with stop_requests() as asked:
+            found.append(asked.signal)
+
+    found: list = []
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [None]
+
+
+class Greedy(TablePolicy):
+    """The disk is full in the middle of a save."""
+
+    def save(self, folder):
+        super().save(folder)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
+
+
+def test_a_full_disk_is_said_with_what_is_needed_and_leaves_nothing_half_done(tmp_path):
+    save_checkpoint(tmp_path / "checkpoint-1", TablePolicy(), TrainerState(numbers={}, tensors={}))
+    state = TrainerState(numbers={}, tensors={"moment": torch.zeros(2**20)})
+    with pytest.raises(
+        OSError, match=r"a checkpoint needs about 4.0 MiB and .* are free; nothing was written"
+    ) as error:
+        save_checkpoint(tmp_path / "checkpoint-2", Greedy(), state)
+    assert error.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert not manifest.fault(tmp_path / "checkpoint-1")
+
+
+FULL = """
+import sys
+from pathlib import Path
+from resumable import *
+small = Path(sys.argv[1])
+fit(small / "run", "table", "uniform", 2, 1, resume=False)
+(small / "ballast").write_bytes(bytes(4096 * int(sys.argv[2])))
+try:
+    fit(small / "run", "table", "uniform", 200, 1, resume=True)
+except OSError as error:
+    print(error.errno, error)
+from rlhf_core.checkpoint import newest_complete
+before = newest_complete(small / "run")
+assert not before[1], before
+(small / "ballast").unlink()
+last = int(before[0].name.removeprefix("checkpoint-")) + 2
+fit(small / "run", "table", "uniform", last, 1, resume=True)
+fit(Path(sys.argv[3]) / "whole", "table", "uniform", last, 0, resume=False)
+one, other = left_behind(small / "run", last), left_behind(Path(sys.argv[3]) / "whole", last)
+assert one[1:] == other[1:] and all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+"""
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs a small file system of its own")
+def test_a_run_on_a_disk_that_really_fills_up_goes_on_once_there_is_room(tmp_path):
+    (tmp_path / "small").mkdir()
+    mount = f"mount -t tmpfs -o size=512k none {tmp_path}/small"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("no file system may be mounted here")
+    script = f'{mount} && exec "{sys.executable}" -c "$0" {tmp_path}/small 60 {tmp_path}'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, FULL], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{errno.ENOSPC} "), done.stdout + done.stderr
