@@ -31,7 +31,7 @@ class RunFolder:
         """Raise FileExistsError where something stands here already."""
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"fit: {self.path} is a file; out must name a new folder")
-        if self.path.exists() and any(self.path.iterdir()):
+        if self.path.exists() and any(path.name != _unfinished(SETTINGS) for path in self.path.iterdir()):
             way_out = " (resume=True goes on with the run in it)" if self.begun else ""
             raise FileExistsError(
                 f"fit: the folder {self.path} is not empty; give a new one, nothing is overwritten{way_out}"
@@ -97,11 +97,15 @@ def _until(path: Path, step: int) -> Iterator[bytes]:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write ``path``, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.unfinished")
+    temporary = path.with_name(_unfinished(path.name))
     temporary.write_bytes(content)
     manifest.flush(temporary)
     os.replace(temporary, path)
     manifest.flush(path.parent)
+
+
+def _unfinished(name: str) -> str:
+    return f".{name}.unfinished"
 
 
 def _free_name(path: Path) -> Path:

@@ -88,15 +88,17 @@ def left_behind(out: Path, step: int) -> tuple[dict[str, torch.Tensor], str, lis
     return tensors, (folder / "state.json").read_text(), records
 
 
-def kill(times: int, run) -> int:
-    """Fork ``times`` children that call ``run``, and kill each after a random while; how many were alive by then."""
+def kill(times: int, run, span: float) -> int:
+    """Fork ``times`` children that call ``run``, and kill each within ``span`` seconds; how many were alive then."""
     rng, killed = random.Random(0), 0
     for _ in range(times):
         child = os.fork()
         if child == 0:
-            run()
-            os._exit(0)
-        time.sleep(rng.uniform(0.0, 0.12))
+            try:
+                run()
+            finally:
+                os._exit(0)
+        time.sleep(rng.uniform(0.0, span))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         killed += os.WIFSIGNALED(status)
@@ -110,7 +112,11 @@ def main() -> None:
     out, kind, method, steps, save_every, how = sys.argv[1:7]
     asked = (Path(out), kind, method, int(steps), int(save_every))
     if how == "kills":
-        print(kill(int(sys.argv[7]), lambda: fit(*asked, resume=True)))
+        fit(asked[0].with_name("warm-up"), kind, method, 1, 1, resume=False)
+        started = time.monotonic()
+        fit(asked[0].with_name("rehearsal"), kind, method, 6, 1, resume=False)
+        span = time.monotonic() - started  # enough for some steps, whatever else the machine does
+        print(kill(int(sys.argv[7]), lambda: fit(*asked, resume=True), span))
     else:
         fit(*asked, resume=how == "resume")
 

@@ -98,6 +98,9 @@ def test_without_a_run_to_take_up_one_is_begun_and_without_being_asked_none_is_t
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["checkpoint-2"]
     with pytest.raises(FileExistsError, match=r"is not empty; .* nothing is overwritten \(resume=True goes on with"):
         fit(tmp_path / "run", "table", "uniform", 3, 0, resume=False)
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early/.settings.json.unfinished").write_text("{")  # a run that died as it began
+    fit(tmp_path / "early", "table", "uniform", 2, 0, resume=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="is not empty; give a new one, nothing is overwritten$"):
