@@ -27,6 +27,7 @@ from rlhf_core.health import (
 )
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
 from rlhf_core.logging import JSONLines, Logger
+from rlhf_core.memory import Budgets
 from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
 from rlhf_core.optimization import make_optimizer, make_schedule
 from rlhf_core.prompts import Prompts, encoded, shuffled_batch
@@ -86,6 +87,7 @@ class PPOTrainer:
         self.schedule = make_schedule(self.optimizer, config)
         self.kl_controller = _kl_controller(config)
         self.score_moments = ScoreMoments()
+        self.budgets = Budgets.of(config)
         self.steps_done = 0
         self._trained = False
         self._to_conclude = False
@@ -157,7 +159,13 @@ class PPOTrainer:
         buffer.add(experience)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         figures = ppo_update(
-            self.policy, self.optimizer, buffer, self.config, step=self.steps_done, check_first=self._before_training
+            self.policy,
+            self.optimizer,
+            buffer,
+            self.config,
+            step=self.steps_done,
+            check_first=self._before_training,
+            budgets=self.budgets,
         )
         self.schedule.step()
         self._to_conclude = True
@@ -256,9 +264,17 @@ class PPOTrainer:
         }
 
     def _measured(self, ids: list[list[int]], draw: Draw, redistributor: Redistributor | None) -> Rollout:
-        sequences = sample(self.policy, ids, self.config, draw)
+        sequences = sample(self.policy, ids, self.config, draw, self.budgets)
         needs = redistributor.needs if redistributor is not None else frozenset()
-        return measure(self.policy, self.reward, sequences, needs, config=self.config, moments=self.score_moments)
+        return measure(
+            self.policy,
+            self.reward,
+            sequences,
+            needs,
+            config=self.config,
+            moments=self.score_moments,
+            budgets=self.budgets,
+        )
 
     def _evaluation_rollout(self, prompts: Prompts) -> Rollout:
         ids = encoded(self.policy, self.reward, prompts, self.config)

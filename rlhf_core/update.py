@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from rlhf_core.batching import micro_batches
@@ -12,6 +14,7 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.distributed import global_max, global_sum
 from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean
+from rlhf_core.memory import Budgets, TokenBudget, run_in_parts
 from rlhf_core.streams import stream
 from rlhf_core.types import Policy
 
@@ -51,6 +54,7 @@ class UpdateStatistics:
         }
 
 
+LARGEST = ("ratio_max", "log_ratio_max")
 MEANS = ("policy_loss", "value_loss", "entropy", "clip_fraction", "value_clip_fraction", "approx_kl", "logprob_drop")
 
 
@@ -62,21 +66,23 @@ def ppo_update(
     *,
     step: int,
     check_first: FirstMinibatch,
+    budgets: Budgets | None = None,
 ) -> dict[str, float]:
     """Run the epochs of one step; ``check_first(max, mean)`` is given the first minibatch's |log ratio|.
 
     A minibatch whose token-mean ratio exceeds ``config.ratio_threshold`` is skipped without an optimizer step. With
-    ``target_kl`` the remaining epochs are dropped once mean(old − new logprob) passes 1.5 x it.
+    ``target_kl`` the remaining epochs are dropped once mean(old − new logprob) passes 1.5 x it. A minibatch that runs
+    out of memory is begun again in smaller micro-batches than ``budgets`` (the config's, unless given) said.
 
     Raises:
+        MemoryError: a single row ran out of memory.
         FloatingPointError: a loss or gradient is not finite; raised before weights or optimizer state are touched.
     """
-    statistics = UpdateStatistics()
+    statistics, budget = UpdateStatistics(), (budgets or Budgets.of(config)).micro_batch
     for epoch in range(config.epochs):
         generator = stream(config.seed, "minibatches", step, epoch)
         for minibatch in buffer.minibatches(config.minibatch_size, generator):
-            optimizer.zero_grad(set_to_none=True)
-            measured = _accumulate(policy, minibatch, config)
+            measured = _accumulate(policy, optimizer, minibatch, config, budget)
             statistics.ratio_max = max(statistics.ratio_max, measured["ratio_max"])
             if not statistics.first:
                 statistics.first = measured
@@ -97,21 +103,32 @@ def ppo_update(
     return statistics.summary()
 
 
-def _accumulate(policy: Policy, minibatch: Minibatch, config: PPOConfig) -> dict[str, float]:
+def _accumulate(
+    policy: Policy, optimizer: torch.optim.Optimizer, minibatch: Minibatch, config: PPOConfig, budget: TokenBudget
+) -> dict[str, float]:
     """Add up the minibatch's gradient over micro-batches; the figures that belong to it, over all processes."""
     tokens = int(global_sum(minibatch.sequences.response_mask.sum()))
     rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
-    totals: dict[str, float] = {}
-    largest = {"ratio_max": 0.0, "log_ratio_max": 0.0}
-    for rows in micro_batches(minibatch.sequences, config.micro_batch_tokens):
+
+    def backward(rows: Int[Tensor, " row"]) -> dict[str, float]:
+        """What the micro-batch adds to each of the minibatch's figures; of ``LARGEST``, its own."""
         part = minibatch.select(rows)
         loss, means = _loss(policy, part, config)
         token_share = int(part.sequences.response_mask.sum()) / tokens
         (loss * token_share).backward()  # type: ignore[no-untyped-call]
-        largest = {name: max(seen, float(means.pop(name))) for name, seen in largest.items()}
-        for name, mean in means.items():
-            share = len(part.sequences) / rows_in_all if name == "response_loss" else token_share
-            totals[name] = totals.get(name, 0.0) + float(mean) * share
+        shares = {"response_loss": len(part.sequences) / rows_in_all, **dict.fromkeys(LARGEST, 1.0)}
+        return {name: float(mean) * shares.get(name, token_share) for name, mean in means.items()}
+
+    parts = run_in_parts(
+        backward,
+        partial(micro_batches, minibatch.sequences),
+        minibatch.sequences.lengths,
+        budget,
+        phase="update",
+        begin=partial(optimizer.zero_grad, set_to_none=True),
+    )
+    totals = {name: sum(part[name] for part in parts) for name in parts[0] if name not in LARGEST}
+    largest = {name: max(0.0, *(part[name] for part in parts)) for name in LARGEST}
     totals = {name: float(global_sum(torch.tensor(total, dtype=torch.float64))) for name, total in totals.items()}
     largest = {name: float(global_max(torch.tensor(most, dtype=torch.float64))) for name, most in largest.items()}
     return {**totals, **largest, "tokens": float(tokens)}
