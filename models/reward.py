@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +22,7 @@ from models.qlora import four_bit_config, keep_unpacked
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, Layout
+from rlhf_core.memory import TokenBudget, run_in_parts
 from rlhf_core.types import Scored, Sequences
 
 ScoreKind = Literal["single_logit", "logit_difference"]
@@ -120,9 +121,11 @@ class ClassifierReward:
 
     @torch.no_grad()
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """Score every row, and answer ``needs``, in one pass a micro-batch.
+        """Score every row, and answer ``needs``, in one pass a micro-batch. Where one runs out of memory, all are made
+        smaller, and ``micro_batch_tokens`` stays at what fitted.
 
         Raises:
+            MemoryError: a single row ran out of memory.
             ValueError: a row exceeds the context or holds an id outside the vocabulary; a need this model cannot
                 answer, with the reason.
         """
@@ -133,7 +136,8 @@ class ClassifierReward:
         self._require_readable(sequences)
         scores = torch.zeros(len(sequences), device=home)
         evidence = {request: torch.zeros(sequences.response_ids.shape, device=home) for request in needs}
-        for chosen in micro_batches(sequences, self.micro_batch_tokens):
+
+        def score_rows(chosen: Int[Tensor, " row"]) -> None:
             part = sequences.select(chosen)
             rows, mask = right_padded(part), part.response_mask.to(device)
             ids, real = rows.input_ids.to(device), rows.attention_mask.to(device)
@@ -146,6 +150,10 @@ class ClassifierReward:
             scores[chosen] = batch_scores.to(home)
             for request, answer in answers.items():
                 evidence[request][chosen, : answer.shape[1]] = answer.to(home)
+
+        budget = TokenBudget(setting="the reward model's micro_batch_tokens", tokens=self.micro_batch_tokens)
+        run_in_parts(score_rows, partial(micro_batches, sequences), sequences.lengths, budget, phase="scoring")
+        self.micro_batch_tokens = budget.tokens
         return Scored(scores=scores, evidence=evidence)
 
     def score_ids(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, " row"]:

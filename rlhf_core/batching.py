@@ -21,7 +21,7 @@ def micro_batches(sequences: Sequences, token_budget: int) -> Iterator[Int[Tenso
     holds an eighth of the budget: padding costs as much as text. Longest first, so that running out of memory happens
     at once.
     """
-    lengths = sequences.prompt_lengths + sequences.response_lengths
+    lengths = sequences.lengths
     order = torch.argsort(lengths, descending=True, stable=True)
     ordered, start = lengths[order].tolist(), 0
     while start < len(ordered):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import EvidenceRequest, FullKL
 from rlhf_core.health import require_finite
 from rlhf_core.kl import kl_estimate
+from rlhf_core.memory import Budgets, TokenBudget, run_in_parts
 from rlhf_core.rewards import ScoreMoments, normalise_scores
 from rlhf_core.streams import Stream, stream, uniforms
 from rlhf_core.types import Evaluation, Limits, Policy, RewardModel, Rollout, Sequences
@@ -31,16 +33,30 @@ class Draw:
 
 
 @torch.no_grad()
-def sample(policy: Policy, prompts: Prompts, config: PPOConfig, draw: Draw) -> Sequences:
-    """One response per prompt, limits and uniforms from the named streams, ``config.sampling_tokens`` at a time."""
+def sample(
+    policy: Policy, prompts: Prompts, config: PPOConfig, draw: Draw, budgets: Budgets | None = None
+) -> Sequences:
+    """One response per prompt, limits and uniforms from the named streams, so many tokens at a time as ``budgets``
+    (the config's, unless given) allow; fewer, of the same rows, where memory runs out.
+
+    Raises:
+        MemoryError: a single row ran out of memory.
+    """
     limits = _limits(config, len(prompts), draw)
     uniform = uniforms(draw.seed, draw.name, draw.step, len(prompts), int(limits.max_lengths.max()))
     lengths = torch.tensor([len(prompt) for prompt in prompts]) + limits.max_lengths
-    batches = list(row_batches(lengths, config.sampling_tokens))
-    if len(batches) == 1:
-        return policy.sample(prompts, limits, uniform)
-    parts = [_sample_rows(policy, prompts, limits, uniform, rows) for rows in batches]
-    together = Sequences.concatenate(parts)
+
+    def draw_rows(rows: Int[Tensor, " row"]) -> tuple[Int[Tensor, " row"], Sequences]:
+        if len(rows) == len(prompts):  # in the order given
+            return torch.arange(len(rows)), policy.sample(prompts, limits, uniform)
+        return rows, _sample_rows(policy, prompts, limits, uniform, rows)
+
+    budget = (budgets or Budgets.of(config)).sampling
+    parts = run_in_parts(draw_rows, partial(row_batches, lengths), lengths, budget, phase="sampling")
+    if len(parts) == 1:
+        return parts[0][1]
+    batches, drawn = zip(*parts, strict=True)
+    together = Sequences.concatenate(drawn)
     return together.select(torch.argsort(torch.cat(batches)).to(together.response_ids.device))
 
 
@@ -66,16 +82,20 @@ def measure(
     *,
     config: PPOConfig,
     moments: ScoreMoments,
+    budgets: Budgets | None = None,
 ) -> Rollout:
-    """Everything the later stages need to know about ``sequences``.
+    """Everything the later stages need to know about ``sequences``, in passes of what ``budgets`` (the config's, unless
+    given) allow, or less where memory runs out.
 
     Raises:
+        MemoryError: a single row ran out of memory.
         FloatingPointError: a log-probability, value, KL or score is not finite; names the row.
     """
     of_policy = frozenset(request for request in needs if request.source != "reward")
     asked = of_policy | ({FullKL()} if config.kl.kind == "full" else frozenset())
-    evaluation = _evaluate(policy, sequences, asked, config.micro_batch_tokens)
-    ref_logprobs = _reference_logprobs(policy, sequences, config.micro_batch_tokens)
+    budget = (budgets or Budgets.of(config)).micro_batch
+    evaluation = _evaluate(policy, sequences, asked, budget)
+    ref_logprobs = _reference_logprobs(policy, sequences, budget)
     if config.kl.kind == "full":
         kl = evaluation.evidence[FullKL()]
     else:
@@ -113,25 +133,35 @@ def _limits(config: PPOConfig, rows: int, draw: Draw) -> Limits:
     return Limits(min_lengths=torch.full((rows,), config.min_length), max_lengths=longest)
 
 
-def _evaluate(policy: Policy, sequences: Sequences, needs: frozenset[EvidenceRequest], token_budget: int) -> Evaluation:
+def _evaluate(
+    policy: Policy, sequences: Sequences, needs: frozenset[EvidenceRequest], budget: TokenBudget
+) -> Evaluation:
     mask = sequences.response_mask
     logprobs, values, entropy = (torch.zeros(mask.shape, device=mask.device) for _ in range(3))
     evidence = {request: torch.zeros(mask.shape, device=mask.device) for request in needs}
-    for rows in micro_batches(sequences, token_budget):
+
+    def measure_rows(rows: Int[Tensor, " row"]) -> None:
         part = policy.evaluate(sequences.select(rows), needs)
         _put(logprobs, rows, part.logprobs)
         _put(values, rows, part.values)
         _put(entropy, rows, part.entropy)
         for request, whole in evidence.items():
             _put(whole, rows, part.evidence[request])
+
+    run_in_parts(measure_rows, partial(micro_batches, sequences), sequences.lengths, budget, phase="log-probabilities")
     return Evaluation(logprobs=logprobs, values=values, entropy=entropy, evidence=evidence)
 
 
-def _reference_logprobs(policy: Policy, sequences: Sequences, token_budget: int) -> Float[Tensor, "batch response"]:
+def _reference_logprobs(policy: Policy, sequences: Sequences, budget: TokenBudget) -> Float[Tensor, "batch response"]:
     mask = sequences.response_mask
     logprobs = torch.zeros(mask.shape, device=mask.device)
-    for rows in micro_batches(sequences, token_budget):
+
+    def measure_rows(rows: Int[Tensor, " row"]) -> None:
         _put(logprobs, rows, policy.reference_logprobs(sequences.select(rows)))
+
+    run_in_parts(
+        measure_rows, partial(micro_batches, sequences), sequences.lengths, budget, phase="reference log-probabilities"
+    )
     return logprobs
 
 

@@ -29,6 +29,7 @@ from rlhf_core.health import (
 )
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
 from rlhf_core.logging import Logger
+from rlhf_core.memory import Budgets
 from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
 from rlhf_core.optimization import make_optimizer, make_schedule
 from rlhf_core.prompts import Prompts, encoded
@@ -89,6 +90,7 @@ class PPOTrainer:
         self.kl_controller = _kl_controller(config)
         self.score_moments = ScoreMoments()
         self.guard = step_guard(config)
+        self.budgets = Budgets.of(config)
         self.steps_done = 0
         self._trained = False
         self._to_conclude = False
@@ -168,6 +170,7 @@ class PPOTrainer:
             step=self.steps_done,
             check_first=self._before_training,
             guard=self.guard,
+            budgets=self.budgets,
         )
         self.schedule.step()
         self._to_conclude = True
@@ -264,6 +267,7 @@ class PPOTrainer:
             "kl_coef": self.kl_controller.coef,
             "score_moments": asdict(self.score_moments),
             "guard": self.guard.state(),
+            "budgets": self.budgets.state(),
             "optimizer": optimizer_state.numbers_of(self.optimizer),
             "schedule": self.schedule.state_dict(),
             "redistributor": repr(self.redistributor),
@@ -290,14 +294,23 @@ class PPOTrainer:
         self.kl_controller.coef = numbers["kl_coef"]
         self.score_moments = ScoreMoments(**numbers["score_moments"])
         self.guard.restore(numbers["guard"])
+        self.budgets.restore(numbers["budgets"])
         if isinstance(self.redistributor, Learns):
             self.redistributor.load_state(_part(state.tensors, REDISTRIBUTOR))
         self.steps_done, self._trained, self._to_conclude = numbers["steps_done"], numbers["trained"], False
 
     def _measured(self, ids: list[list[int]], draw: Draw, redistributor: Redistributor | None) -> Rollout:
-        sequences = sample(self.policy, ids, self.config, draw)
+        sequences = sample(self.policy, ids, self.config, draw, self.budgets)
         needs = redistributor.needs if redistributor is not None else frozenset()
-        return measure(self.policy, self.reward, sequences, needs, config=self.config, moments=self.score_moments)
+        return measure(
+            self.policy,
+            self.reward,
+            sequences,
+            needs,
+            config=self.config,
+            moments=self.score_moments,
+            budgets=self.budgets,
+        )
 
     def evaluation_rollout(self, prompts: Prompts) -> Rollout:
         """Responses to ``prompts`` as ``evaluate`` draws them, measured."""

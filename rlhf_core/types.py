@@ -60,6 +60,11 @@ class Sequences:
         """Response tokens of each row, EOS included."""
         return self.response_mask.sum(1)
 
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Tokens of each row, prompt and response."""
+        return self.prompt_lengths + self.response_lengths
+
     def select(self, rows: Int[Tensor, " row"]) -> "Sequences":
         """The given rows, without the columns that are padding in all of them."""
         chosen = {field.name: getattr(self, field.name)[rows] for field in fields(self)}

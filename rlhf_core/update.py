@@ -1,9 +1,12 @@
 """The update: epochs of minibatches, each one optimizer step on a loss normalised by the minibatch's tokens."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from rlhf_core.batching import micro_batches
@@ -14,6 +17,7 @@ from rlhf_core.guard import StepGuard, step_guard
 from rlhf_core.logging import shown
 from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean
+from rlhf_core.memory import Budgets, TokenBudget, run_in_parts
 from rlhf_core.streams import stream
 from rlhf_core.types import Policy
 
@@ -57,6 +61,7 @@ class UpdateStatistics:
         }
 
 
+LARGEST = ("ratio_max", "log_ratio_max")
 MEANS = ("policy_loss", "value_loss", "entropy", "clip_fraction", "value_clip_fraction", "approx_kl", "logprob_drop")
 
 
@@ -69,32 +74,27 @@ def ppo_update(
     step: int,
     check_first: FirstMinibatch,
     guard: StepGuard | None = None,
+    budgets: Budgets | None = None,
 ) -> dict[str, float]:
     """Run the epochs of one step; ``check_first(max, mean)`` is given the first minibatch's |log ratio|.
 
     A minibatch whose token-mean ratio exceeds ``config.ratio_threshold`` is skipped without an optimizer step, and so
-    is one that ``guard`` (None: a new one, as the config says) refuses, whose rows it is given. With ``target_kl`` the
-    remaining epochs are dropped once mean(old − new logprob) passes 1.5 x it.
+    is one that ``guard`` refuses, whose rows it is given. With ``target_kl`` the remaining epochs are dropped once
+    mean(old − new logprob) passes 1.5 x it. A minibatch that runs out of memory is begun again in smaller
+    micro-batches than ``budgets`` said. Guard and budgets are made as the config says, unless given.
 
     Raises:
         Diverged: the guard has refused too many in a row; weights and optimizer state are those before the first.
+        MemoryError: a single row ran out of memory.
     """
     statistics, guard = UpdateStatistics(), guard or step_guard(config)
+    budget = (budgets or Budgets.of(config)).micro_batch
     for epoch in range(config.epochs):
         generator = stream(config.seed, "minibatches", step, epoch)
         for minibatch in buffer.minibatches(config.minibatch_size, generator):
-            optimizer.zero_grad(set_to_none=True)
-            measured = _accumulate(policy, minibatch, config)
-            norm = gradient_norm(policy)
-            fault = guard.fault(measured["loss"], float(norm))
-            if fault:
-                optimizer.zero_grad(set_to_none=True)
-                statistics.refused += 1
-                place = {"step": step + 1, "what": "minibatch", "epoch": epoch, "reason": fault}
-                guard.skip({**place, "rows": offending_rows(policy, minibatch)})
-                continue
+            measured = _accumulate(policy, optimizer, minibatch, config, budget)
             statistics.ratio_max = max(statistics.ratio_max, measured["ratio_max"])
-            if not statistics.first:
+            if not statistics.first and not math.isnan(measured["log_ratio"]):
                 statistics.first = measured
                 check_first(measured["log_ratio_max"], measured["log_ratio"])
             if config.target_kl is not None and measured["logprob_drop"] > EARLY_STOP_FACTOR * config.target_kl:
@@ -106,6 +106,14 @@ def ppo_update(
                 statistics.skipped += 1
                 statistics.response_losses.append(0.0)
                 continue
+            norm = gradient_norm(policy)
+            fault = guard.fault(measured["loss"], float(norm))
+            if fault:
+                optimizer.zero_grad(set_to_none=True)
+                statistics.refused += 1
+                place = {"step": step + 1, "what": "minibatch", "epoch": epoch, "reason": fault}
+                guard.skip({**place, "rows": offending_rows(policy, minibatch)})
+                continue
             _step(policy, optimizer, norm, config)
             guard.admit(float(norm))
             statistics.taken.append({**measured, "gradient_norm": float(norm)})
@@ -114,21 +122,32 @@ def ppo_update(
     return statistics.summary()
 
 
-def _accumulate(policy: Policy, minibatch: Minibatch, config: PPOConfig) -> dict[str, float]:
+def _accumulate(
+    policy: Policy, optimizer: torch.optim.Optimizer, minibatch: Minibatch, config: PPOConfig, budget: TokenBudget
+) -> dict[str, float]:
     """Add up the minibatch's gradient over micro-batches; the figures that belong to it, over all processes."""
     tokens = int(global_sum(minibatch.sequences.response_mask.sum()))
     rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
-    totals: dict[str, float] = {}
-    largest = {"ratio_max": 0.0, "log_ratio_max": 0.0}
-    for rows in micro_batches(minibatch.sequences, config.micro_batch_tokens):
+
+    def backward(rows: Int[Tensor, " row"]) -> dict[str, float]:
+        """What the micro-batch adds to each of the minibatch's figures; of ``LARGEST``, its own."""
         part = minibatch.select(rows)
         loss, means = _loss(policy, part, config)
         token_share = int(part.sequences.response_mask.sum()) / tokens
         (loss * token_share).backward()  # type: ignore[no-untyped-call]
-        largest = {name: max(seen, float(means.pop(name))) for name, seen in largest.items()}
-        for name, mean in means.items():
-            share = len(part.sequences) / rows_in_all if name == "response_loss" else token_share
-            totals[name] = totals.get(name, 0.0) + float(mean) * share
+        shares = {"response_loss": len(part.sequences) / rows_in_all, **dict.fromkeys(LARGEST, 1.0)}
+        return {name: float(mean) * shares.get(name, token_share) for name, mean in means.items()}
+
+    parts = run_in_parts(
+        backward,
+        partial(micro_batches, minibatch.sequences),
+        minibatch.sequences.lengths,
+        budget,
+        phase="update",
+        begin=partial(optimizer.zero_grad, set_to_none=True),
+    )
+    totals = {name: sum(part[name] for part in parts) for name in parts[0] if name not in LARGEST}
+    largest = {name: max(0.0, *(part[name] for part in parts)) for name in LARGEST}
     totals = {name: float(global_sum(torch.tensor(total, dtype=torch.float64))) for name, total in totals.items()}
     largest = {name: float(global_max(torch.tensor(most, dtype=torch.float64))) for name, most in largest.items()}
     return {**totals, **largest, "tokens": float(tokens)}

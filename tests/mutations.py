@@ -539,4 +539,34 @@ MUTATIONS = (
         "> KEPT_CELLS",
         "tests/test_policy.py::test_logits_that_are_scaled_after_the_head_are_kept",
     ),
+    Mutation(
+        "rlhf_core/memory.py",
+        "        begin()",
+        "        pass",
+        "tests/test_out_of_memory.py::test_steps_that_run_out_of_memory_learn_the_same[update]",
+    ),
+    Mutation(
+        "rlhf_core/memory.py",
+        "budget.tokens = budget.tokens, rows * longest // 2",
+        "budget.tokens = budget.tokens, budget.tokens // 2",
+        "tests/test_out_of_memory.py::test_every_way_of_running_out_of_memory_is_known",
+    ),
+    Mutation(
+        "rlhf_core/memory.py",
+        "        gc.collect()",
+        "        pass",
+        "tests/test_out_of_memory.py::test_what_a_failed_pass_held_is_free_before_the_next",
+    ),
+    Mutation(
+        "rlhf_core/memory.py",
+        "if not _out_of_memory(error):",
+        "if False:",
+        "tests/test_out_of_memory.py::test_other_errors_pass_through_and_change_nothing",
+    ),
+    Mutation(
+        "models/reward.py",
+        "self.micro_batch_tokens = budget.tokens",
+        "pass",
+        "tests/test_out_of_memory.py::test_steps_that_run_out_of_memory_learn_the_same[scoring]",
+    ),
 )

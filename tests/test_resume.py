@@ -24,7 +24,12 @@ from rlhf_core.checkpoint import TrainerState, checkpoints, newest_complete, sav
 from rlhf_core.stopping import stop_requests
 
 HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
+    "HF_HUB_OFFLINE": "1",
+}
 KIND_OF = {"sparse": "gpt2", "uniform": "llama-lora", "abc": "llama-lora", "abc-d": "gpt2", "abc-d2": "llama-lora"}
 
 

@@ -90,11 +90,11 @@ def test_a_step_that_broke_off_can_be_taken_again():
     def failing(sequences, needs):
         calls.append(torch.is_grad_enabled())
         if calls[-1] and sum(calls) == 3:
-            raise MemoryError
+            raise KeyboardInterrupt
         return evaluate(sequences, needs)
 
     learner.policy.evaluate = failing
-    with pytest.raises(MemoryError):
+    with pytest.raises(KeyboardInterrupt):
         learner.step(batch())
     assert learner.step(batch())["kl"] != 0
     assert learner.steps_done == 1
