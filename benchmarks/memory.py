@@ -94,7 +94,7 @@ def config_of(name: str, head: Head) -> PreTrainedConfig:
         ValueError: neither; names what is built in.
     """
     if Path(name, "config.json").is_file():
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False)
         return config
     if name not in SHAPES:
         raise ValueError(

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast, final
 
 import torch
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
-from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks.memory_model import Settings, Shape
@@ -61,6 +59,8 @@ def shape_of(config: PreTrainedConfig, head: Head, name: str) -> Shape:
             f"{name} is a {config.model_type!r} model, and memory is predicted for {', '.join(FAMILIES)} only, whose "
             "activations were checked: measure with a training run instead, or name one of those"
         )
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # after models.qlora
+
     with torch.device("meta"):
         model = _from_config(config, head, torch.float32)
     linear = {part: module for part, module in model.named_modules() if _quantised(part, module)}
@@ -299,6 +299,8 @@ def random_model(
     with _EmptyOnMeta():
         model: Any = _from_config(config, head, dtype)
     if four_bit:
+        from transformers.integrations.bitsandbytes import replace_with_bnb_linear  # after models.qlora
+
         model = replace_with_bnb_linear(model, [*NOT_QUANTISED], four_bit_config(dtype))
         model.is_quantized = model.is_loaded_in_4bit = True  # what PEFT and our checks look at
     filled: dict[nn.Parameter, nn.Parameter] = {}

@@ -20,6 +20,7 @@ from transformers import (
 
 from benchmarks.atomic import temporary_sibling
 from benchmarks.cli import RECORD, is_free, require_made_by, run_record, write_json
+from models.files import require_safe_files
 from models.loading import ModelSource, context_length, load_tokenizer
 from models.training import new_language_model
 
@@ -68,10 +69,13 @@ def from_base(name: str, *, context: int) -> tuple[PreTrainedModel, PreTrainedTo
     """A causal language model from a folder or the hub, in float32, with its own tokenizer.
 
     Raises:
-        ValueError: it reads fewer than ``context`` tokens, or its tokenizer has no EOS.
+        ValueError: it reads fewer than ``context`` tokens, its tokenizer has no EOS, or its files are not safe to read.
     """
     tokenizer = base_tokenizer(name)
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    require_safe_files(name, None)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
     require_context(model, name, context)
     return model, tokenizer
 

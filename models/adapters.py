@@ -11,10 +11,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 
+from models.files import WAY_OUT
 from models.loading import ModelSource, remove_randomness
 from models.reference import FROZEN, TRAINED, AdapterOff, FrozenAdapter, require_trained_adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+LEAVES_THE_BASE = (True, False, "gaussian", "orthogonal", "eva")
+"""Ways of drawing a LoRA that only draw; others take a part of each base weight out of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +52,7 @@ def adapter_folder(source: ModelSource) -> str | None:
         return None
     weights = cached_file(source.name_or_path, WEIGHTS, **settings)
     if weights is None:
-        raise ValueError(
-            f"{source.name_or_path} is an adapter without {WEIGHTS}; pickled adapter_model.bin files are not read. "
-            "Save it again with save_pretrained, where you trust it"
-        )
+        raise ValueError(f"{source.name_or_path} is an adapter without {WEIGHTS}; {WAY_OUT}")
     return str(Path(weights).parent)
 
 
@@ -60,7 +60,8 @@ def base_source(adapter: str, source: ModelSource) -> ModelSource:
     """The model under an adapter.
 
     Raises:
-        ValueError: not a LoRA adapter, one that names no base, or one that trains biases of the base.
+        ValueError: not a LoRA adapter, one that names no base or another adapter as its base, or one that trains
+            biases of the base or rewrites its weights.
     """
     from peft import PeftConfig
 
@@ -75,7 +76,19 @@ def base_source(adapter: str, source: ModelSource) -> ModelSource:
             f"{source.name_or_path} trains biases of its base (bias={config.bias!r}), which its frozen "
             "copy would share; train it with bias='none'"
         )
-    return replace(source, name_or_path=config.base_model_name_or_path, revision=config.revision)
+    if config.init_lora_weights not in LEAVES_THE_BASE:
+        raise ValueError(
+            f"{source.name_or_path} rewrites the weights of its base when loaded (init_lora_weights="
+            f"{config.init_lora_weights!r}), a second time for its frozen copy; save it as a plain LoRA adapter, with "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...) of PEFT"
+        )
+    base = replace(source, name_or_path=config.base_model_name_or_path, revision=config.revision)
+    if adapter_folder(base) is not None:
+        raise ValueError(
+            f"{source.name_or_path} is an adapter on {base.name_or_path}, which is an adapter itself; merge that one "
+            "into its base (merge_and_unload of PEFT, then save_pretrained) and train on the result"
+        )
+    return base
 
 
 def add_fresh_adapter(lm: PreTrainedModel, lora: LoraSettings, *, revision: str | None) -> AdapterOff:

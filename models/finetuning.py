@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from models.adapters import LoraSettings, add_fresh_adapter, fresh_adapter_config, peft_on_new_transformers
 from models.classifier_head import HEAD_NAMES
+from models.files import require_safe_files
 from models.loading import DTYPES, ModelSource, load_language_model, load_tokenizer, remove_randomness
 from models.modes import recompute_activations
 from models.qlora import four_bit_config, keep_unpacked
@@ -63,8 +64,10 @@ def load_trunk(source: ModelSource, *, labels: int) -> PreTrainedModel:
     """A sequence classifier whose trunk comes from ``source``, without dropout, and whose head is random.
 
     Raises:
-        ValueError: weights of the trunk are missing, or the architecture has no ``score`` head on the last token.
+        ValueError: files that :func:`models.files.require_safe_files` refuses, weights of the trunk are missing, or the
+            architecture has no ``score`` head on the last token.
     """
+    require_safe_files(source.name_or_path, source.revision)
     dtype = DTYPES[source.dtype]
     options: dict[str, Any] = dict(source.code)
     if source.four_bit:

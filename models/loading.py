@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from models.files import require_safe_files
 from models.forward import response_predictions
 from models.qlora import four_bit_config, keep_unpacked
 from models.rows import Rows
@@ -29,7 +30,7 @@ class ModelSource:
     """Where weights come from and how they are held.
 
     Raises:
-        ValueError: remote code without a pinned commit, an unknown dtype, or a folder without safetensors.
+        ValueError: remote code without a pinned commit, or an unknown dtype.
         FileNotFoundError: neither a folder nor a name that the hub, or offline its cache, could have.
     """
 
@@ -48,14 +49,8 @@ class ModelSource:
                 f"trust_remote_code runs code that comes with {self.name_or_path!r}: pin it with revision=<the 40 hex "
                 f"digits of a commit you have read>, got revision={self.revision!r}"
             )
-        folder = Path(self.name_or_path)
-        if not folder.is_dir():
+        if not Path(self.name_or_path).is_dir():
             _require_hub_name(self.name_or_path, self.revision)
-        if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
-            raise ValueError(
-                f"{folder} holds only pickled weights (*.bin), which can run code when read. Convert them where you "
-                "trust them: load the folder with its transformers class and save_pretrained(new_folder)"
-            )
 
     @property
     def code(self) -> dict[str, Any]:
@@ -82,9 +77,11 @@ def load_language_model(source: ModelSource) -> PreTrainedModel:
     """The causal language model, with every dropout at zero, in eval mode.
 
     Raises:
-        ValueError: weights missing from the files (transformers would draw them at random).
+        ValueError: files that :func:`models.files.require_safe_files` refuses, or weights missing from them
+            (transformers would draw them at random).
         ModuleNotFoundError: 4-bit without bitsandbytes.
     """
+    require_safe_files(source.name_or_path, source.revision)
     dtype = DTYPES[source.dtype]
     quantised = {"quantization_config": four_bit_config(dtype), "device_map": {"": source.device}}
     loaded: Any = AutoModelForCausalLM.from_pretrained(

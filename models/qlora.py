@@ -3,11 +3,14 @@
 import importlib
 import importlib.util
 import logging
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
+from huggingface_hub import constants
 from torch import nn
 from transformers import BitsAndBytesConfig
 
@@ -75,7 +78,7 @@ def import_bitsandbytes() -> None:
 
     On CPUs with AVX512-BF16 its import downloads a compiled kernel from the hub if the package ``kernels`` is there,
     and logs advice to install that if not; either way it has its own. PEFT imports it wherever it can, and
-    transformers' Trainer imports PEFT. So ``kernels`` is hidden and the advice silenced meanwhile.
+    transformers' Trainer imports PEFT. So ``kernels`` is hidden, the hub offline and the advice silenced meanwhile.
     """
     if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
         return
@@ -84,13 +87,30 @@ def import_bitsandbytes() -> None:
     logger.setLevel(logging.ERROR)
     sys.modules["kernels"] = None  # type: ignore[assignment]  # the documented way to make an import fail
     try:
-        importlib.import_module("bitsandbytes")
+        with _hub_offline():
+            importlib.import_module("bitsandbytes")
     finally:
         logger.setLevel(level)
         if hidden is _ABSENT:
             del sys.modules["kernels"]
         else:
             sys.modules["kernels"] = hidden
+
+
+@contextmanager
+def _hub_offline() -> Iterator[None]:
+    """Nothing is fetched inside: huggingface_hub has read the variable already, whatever is imported now has not."""
+    constant, variable = constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE")
+    constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = constant
+        if variable is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = variable
 
 
 import_bitsandbytes()  # before anything else imports PEFT

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from models.adapters import WEIGHTS, adapter_folder, base_source, peft_on_new_transformers
 from models.attention import AttentionReader, UnsupportedAttention
 from models.classifier_head import HEAD_NAMES, context_length, find_head, read_logits, require_own_logits
+from models.files import require_safe_files
 from models.finetuning import load_trunk
 from models.loading import DType, ModelSource, load_tokenizer
 from models.prompts import listed, prompt_problems
@@ -227,9 +228,9 @@ def load_reward_model(
     the head included, in ``dtype``. ``score`` as in :class:`ClassifierReward`.
 
     Raises:
-        ValueError: no safetensors weights; weights missing from the folder (a model without a head would score at
-            random) or left over for trunk or head; labels that do not fit ``score``; ``trust_remote_code`` without
-            a commit hash as ``revision``.
+        ValueError: files that :func:`models.files.require_safe_files` refuses; weights missing from the folder (a
+            model without a head would score at random) or left over for trunk or head; labels that do not fit
+            ``score``; ``trust_remote_code`` without a commit hash as ``revision``.
         FileNotFoundError: no such folder, and no name that a hub could know.
     """
     given = ModelSource(name_or_path=name_or_path, revision=revision, trust_remote_code=trust_remote_code)
@@ -237,7 +238,8 @@ def load_reward_model(
     if adapter is not None:
         source = replace(given, dtype=cast(DType, dtype), four_bit=four_bit, device=device)
         return _with_adapter(adapter, source, score=score, micro_batch_tokens=micro_batch_tokens)
-    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    require_safe_files(name_or_path, revision)
+    options: dict[str, Any] = dict(given.code)
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
     if four_bit:
         quantization = four_bit_config(torch.bfloat16)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhf_core import manifest
+from rlhf_core.model_card import write_model_card
 from rlhf_core.types import Policy
 
 POLICY, STATE, TENSORS = "policy", "state.json", "trainer.safetensors"
@@ -29,9 +30,9 @@ class TrainerState:
     tensors: Mapping[str, Tensor]
 
 
-def save_checkpoint(folder: Path, policy: Policy, state: TrainerState) -> None:
-    """Write ``folder/policy``, ``trainer.safetensors``, ``state.json`` and, last, ``manifest.json``: beside the final
-    name first, flushed to the disk, then renamed.
+def save_checkpoint(folder: Path, policy: Policy, state: TrainerState, metrics: Mapping[str, float]) -> None:
+    """Write ``folder/policy`` with a card that shows ``metrics``, ``trainer.safetensors``, ``state.json`` and, last,
+    ``manifest.json``: beside the final name first, flushed to the disk, then renamed.
 
     Raises:
         FileExistsError: ``folder`` exists.
@@ -45,6 +46,7 @@ def save_checkpoint(folder: Path, policy: Policy, state: TrainerState) -> None:
     (unfinished / POLICY).mkdir(parents=True)
     try:
         policy.save(str(unfinished / POLICY))
+        write_model_card(unfinished / POLICY, state=state.numbers, metrics=metrics)
         save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, unfinished / TENSORS)
         (unfinished / STATE).write_text(json.dumps(state.numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         manifest.seal(unfinished)

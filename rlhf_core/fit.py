@@ -93,6 +93,7 @@ class Fit:
 
     def __init__(self, trainer: Trainer, plan: Plan) -> None:
         self.trainer, self.plan, self.run = trainer, plan, RunFolder(plan.out)
+        self.figures: dict[str, float] = {}
 
     def __call__(self) -> None:
         """Begin the run, or take it up, and take its steps."""
@@ -103,8 +104,8 @@ class Fit:
             tqdm(total=last, initial=self.trainer.steps_done, desc=who, unit="step", dynamic_ncols=True) as bar,
         ):
             while self.trainer.steps_done < last and asked.signal is None:
-                figures = self._step(last)
-                bar.set_postfix(_postfix(figures))
+                self._step(last)
+                bar.set_postfix(_postfix(self.figures))
                 bar.update()
             self._end(asked, first)
 
@@ -151,9 +152,9 @@ class Fit:
         longest = self.trainer.config.max_length[1]
         return model_measurement(self.trainer.policy, self.trainer.reward, self.plan.prompts, longest)
 
-    def _step(self, last: int) -> dict[str, float]:
+    def _step(self, last: int) -> None:
         """Take a step, and write down what it gave."""
-        figures = self._guarded_step()
+        self.figures = figures = self._guarded_step()
         done, plan = self.trainer.steps_done, self.plan
         if done % plan.eval_every == 0 or done == last:
             figures |= self._evaluated()
@@ -162,7 +163,6 @@ class Fit:
                 logger.log(done, figures)
         if done == last or (plan.save_every and done % plan.save_every == 0):
             self._save()
-        return figures
 
     def _evaluated(self) -> dict[str, float]:
         """Write samples down; figures of held-out prompts, unless some are not finite."""

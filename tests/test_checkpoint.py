@@ -41,21 +41,21 @@ class Interrupted(TablePolicy):
 def test_an_interrupted_save_leaves_nothing_under_the_final_name_and_does_not_block_the_next(tmp_path):
     policy, folder = Interrupted(), tmp_path / "checkpoint-1"
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(folder, policy, STATE)
+        save_checkpoint(folder, policy, STATE, {})
     assert not folder.exists()
-    save_checkpoint(folder, policy, STATE)
+    save_checkpoint(folder, policy, STATE, {})
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert sorted(path.name for path in folder.rglob("*")) == [
         *("manifest.json", "policy", "state.json", "table.safetensors", "trainer.safetensors")
     ]
     with pytest.raises(FileExistsError, match="checkpoint-1 exists; move it away"):
-        save_checkpoint(folder, policy, STATE)
+        save_checkpoint(folder, policy, STATE, {})
 
 
 def test_a_state_that_is_no_json_is_no_checkpoint_either(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         save_checkpoint(
-            tmp_path / "checkpoint-1", TablePolicy(), TrainerState(numbers={"kl_coef": float("nan")}, tensors={})
+            tmp_path / "checkpoint-1", TablePolicy(), TrainerState(numbers={"kl_coef": float("nan")}, tensors={}), {}
         )
     assert not (tmp_path / "checkpoint-1").exists()
 

@@ -331,12 +331,12 @@ class Greedy(TablePolicy):
 
 
 def test_a_full_disk_is_said_with_what_is_needed_and_leaves_nothing_half_done(tmp_path):
-    save_checkpoint(tmp_path / "checkpoint-1", TablePolicy(), TrainerState(numbers={}, tensors={}))
+    save_checkpoint(tmp_path / "checkpoint-1", TablePolicy(), TrainerState(numbers={}, tensors={}), {})
     state = TrainerState(numbers={}, tensors={"moment": torch.zeros(2**20)})
     with pytest.raises(
         OSError, match=r"a checkpoint needs about 4.0 MiB and .* are free; nothing was written"
     ) as error:
-        save_checkpoint(tmp_path / "checkpoint-2", Greedy(), state)
+        save_checkpoint(tmp_path / "checkpoint-2", Greedy(), state, {})
     assert error.value.errno == errno.ENOSPC
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert not manifest.fault(tmp_path / "checkpoint-1")

@@ -358,13 +358,6 @@ def test_dropped_weights_are_refused(tmp_path: Path) -> None:
             load_reward_model(folder, score="single_logit")
 
 
-def test_pickled_weights_are_refused(tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path, "gpt2", head="classifier", vocab_size=VOCAB)
-    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="pickled weights.*save_pretrained"):
-        load_reward_model(folder, score="single_logit")
-
-
 @pytest.mark.parametrize("revision", [None, "main", "abc123"])
 def test_remote_code_needs_a_commit(revision: str | None, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="40 hex digits of a commit"):
