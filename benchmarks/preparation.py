@@ -20,8 +20,9 @@ from transformers import (
 
 from benchmarks.atomic import temporary_sibling
 from benchmarks.cli import RECORD, is_free, require_made_by, run_record, write_json
-from models.loading import ModelSource, context_length, load_tokenizer
+from models.loading import ModelSource, context_length, load_tokenizer, require_complete
 from models.training import new_language_model
+from rlhf_core.reading import reading
 
 MADE_BY = "benchmarks.prepare"
 VOCABULARY = 2048
@@ -71,7 +72,12 @@ def from_base(name: str, *, context: int) -> tuple[PreTrainedModel, PreTrainedTo
         ValueError: it reads fewer than ``context`` tokens, or its tokenizer has no EOS.
     """
     tokenizer = base_tokenizer(name)
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    with reading(name):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    model, loading = loaded
+    require_complete(name, model, loading)
     require_context(model, name, context)
     return model, tokenizer
 
