@@ -188,8 +188,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The folder's ``run.json``; raises ValueError naming the file where it is damaged."""
     path = folder / RECORD
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        record: object = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError(f"a {type(record).__name__} where an object is expected")
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); move it, or its folder, away") from error
     return record
 
@@ -198,7 +200,9 @@ def _require_same(folder: Path, part: str, value: Mapping[str, Any], may_change:
     """Raise FileExistsError, naming every difference, unless the folder's record holds the same in ``part``."""
     earlier = read_record(folder)
     free = {"out", "overwrite", *may_change}
-    old, new = ({name: item for name, item in some.items() if name not in free} for some in (earlier[part], value))
+    old, new = (
+        {name: item for name, item in some.items() if name not in free} for some in (earlier.get(part, {}), value)
+    )
     changed = differences(old, new, part)
     if changed:
         raise FileExistsError(

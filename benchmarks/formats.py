@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.rows import RowFault
+from benchmarks.rows import RowFault, unwritable
 
 Row = Mapping[str, Any]
 TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -107,6 +107,8 @@ def _text(columns: Row, name: str) -> str:
         raise RowFault(f"{name!r} is not a string")
     if not value.strip():
         raise RowFault(f"{name!r} is empty")
+    if unwritable(value):
+        raise RowFault(f"{name!r} is not valid Unicode")
     return value
 
 
@@ -120,6 +122,8 @@ def _turns(columns: Row, name: str) -> Prompt:
             raise RowFault(f"{name!r} holds a turn that is not {{'role': {' | '.join(ROLES)}, 'content': text}}")
         if not turn["content"].strip():
             raise RowFault(f"{name!r} holds an empty turn")
+        if unwritable(turn["content"]):
+            raise RowFault(f"{name!r} is not valid Unicode")
     return tuple(Turn(role=turn["role"], content=turn["content"]) for turn in turns)
 
 
@@ -154,16 +158,17 @@ def _reply(columns: Row, name: str) -> str:
 
 def _compared_summaries(columns: Row) -> Comparison:
     summaries, choice = columns["summaries"], columns.get("choice")
-    if not isinstance(summaries, Sequence) or len(summaries) != 2 or choice not in (0, 1) or isinstance(choice, bool):
+    two = isinstance(summaries, Sequence) and not isinstance(summaries, str) and len(summaries) == 2
+    if not two or type(choice) is not int or choice not in (0, 1):
         raise RowFault("'summaries' are not two, or 'choice' is neither 0 nor 1")
-    texts = [one["text"] if isinstance(one, Mapping) else one for one in summaries]
+    texts = [one.get("text") if isinstance(one, Mapping) else one for one in summaries]
     for text in texts:
         _text({"summaries": text}, "summaries")
     info = columns.get("info")
     post = _text(info, "post") if isinstance(info, Mapping) else _text(columns, "prompt")
     extra = columns.get("extra")
     confidence = extra.get("confidence") if isinstance(extra, Mapping) else columns.get("confidence")
-    if confidence is not None and not isinstance(confidence, int):
+    if confidence is not None and type(confidence) is not int:
         raise RowFault("'confidence' is not a whole number")
     return Comparison(prompt=_post(post), chosen=texts[choice], rejected=texts[1 - choice], confidence=confidence)
 

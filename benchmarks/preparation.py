@@ -21,8 +21,9 @@ from transformers import (
 from benchmarks.atomic import temporary_sibling
 from benchmarks.cli import RECORD, is_free, require_made_by, run_record, write_json
 from models.files import require_safe_files
-from models.loading import ModelSource, context_length, load_tokenizer
+from models.loading import ModelSource, context_length, load_tokenizer, require_complete
 from models.training import new_language_model
+from rlhf_core.reading import reading
 
 MADE_BY = "benchmarks.prepare"
 VOCABULARY = 2048
@@ -73,9 +74,17 @@ def from_base(name: str, *, context: int) -> tuple[PreTrainedModel, PreTrainedTo
     """
     tokenizer = base_tokenizer(name)
     require_safe_files(name, None)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
+    with reading(name):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    model, loading = loaded
+    require_complete(name, model, loading)
     require_context(model, name, context)
     return model, tokenizer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.rows import Rejected, RowFault, Sieve, read_rows, rejected_lines, source_name
+from benchmarks.rows import Rejected, RowFault, Sieve, read_rows, rejected_lines, source_name, unwritable
 
 LONGEST = 50_000
 """Characters beyond which a row is taken for a mistake."""
@@ -112,7 +112,7 @@ def _checked(row: object, wants_label: bool, seen: set[str]) -> str:
         ("text" not in row, "no column 'text'"),
         (not isinstance(text, str), "'text' is not a string"),
         (not cleaned, "'text' is empty"),
-        (not cleaned.isprintable() and _unwritable(cleaned), "'text' is not valid Unicode"),
+        (not cleaned.isprintable() and unwritable(cleaned), "'text' is not valid Unicode"),
         (len(cleaned) > LONGEST, f"'text' has more than {LONGEST} characters"),
         (wants_label and "label" not in row, "no column 'label'"),
         (wants_label and (isinstance(label, bool) or label not in (0, 1)), "'label' is neither 0 nor 1"),
@@ -122,8 +122,3 @@ def _checked(row: object, wants_label: bool, seen: set[str]) -> str:
         if holds:
             raise RowFault(reason)
     return cleaned
-
-
-def _unwritable(text: str) -> bool:
-    """Whether it holds half a surrogate pair, which no file can."""
-    return any(0xD800 <= ord(character) <= 0xDFFF for character in text)

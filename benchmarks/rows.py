@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from benchmarks.cli import fingerprint
+from rlhf_core.reading import reading
 
 SHOWN = 3
 HUB = re.compile(r"hub:(?P<name>[\w./-]+?)(@(?P<config>[\w.-]+))?(#(?P<folder>[\w./-]+))?(:(?P<split>[\w.-]+))?")
@@ -47,7 +48,8 @@ class Sieve(Generic[Kept]):
             try:
                 self.kept.append(use(row))
             except RowFault as fault:
-                self.rejected.setdefault(str(fault), []).append(f"{source}:{number}: {str(row)[:80]}")
+                shown = str(row)[:80].encode(errors="backslashreplace").decode()
+                self.rejected.setdefault(str(fault), []).append(f"{source}:{number}: {shown}")
         if len(self.kept) == before:
             reasons = ", ".join(f"{reason} ({some[0]})" for reason, some in self.rejected.items())
             raise ValueError(
@@ -77,13 +79,20 @@ def rejected_lines(rejected: Rejected) -> list[str]:
 
 
 def read_rows(source: str | Path) -> list[object]:
-    """Every row of a source, as it is; a line that is not JSON comes as its text.
+    """Every row of a source, as it is; a line that is not JSON comes as its text, and bytes that are not UTF-8 as what
+    :func:`unwritable` finds.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or an unknown ending.
+        FileNotFoundError, ValueError: no such file, an unknown ending, or a file that is not what its ending says.
     """
     hub = HUB.fullmatch(str(source))
-    return list(_from_hub(hub) if hub else _from_file(Path(source)))
+    with reading(str(source)):
+        return list(_from_hub(hub) if hub else _from_file(Path(source)))
+
+
+def unwritable(text: str) -> bool:
+    """Whether a text holds half a surrogate pair, which no file and no tokenizer takes."""
+    return any(0xD800 <= ord(character) <= 0xDFFF for character in text)
 
 
 def source_name(source: str | Path) -> str:
@@ -135,9 +144,9 @@ def _from_file(file: Path) -> Iterator[object]:
 def _json_lines(file: Path) -> Iterator[object]:
     """Read here and not by ``datasets``, which gives up on a whole file for one row of another type."""
     opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8-sig") as lines:
+    with opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape") as lines:
         for line in lines:
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 yield line

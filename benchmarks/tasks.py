@@ -205,7 +205,7 @@ class PreferenceTask:
         """
         if self.models is not None:
             policy_name, reward_name = str(part(self.models, "policy")), str(part(self.models, "reward"))
-            policy, splits = self.loading.policy(policy_name), read_prompts(self.models)
+            policy, splits = self.loading.policy(policy_name), read_prompts(self.models, ("ids", "reward_ids"))
         else:
             policy_name, reward_name, policy = self.policy, self.reward, self.loading.policy(self.policy)
             splits = self._rendered(policy)
@@ -288,11 +288,15 @@ def made_small(models: str | None) -> bool:
     record = read_record(Path(models))
     if record.get("made_by", MADE_BY) != MADE_BY:
         raise ValueError(f"--models {models} was made by {record['made_by']}; give a folder made by {MADE_BY}")
-    return record["settings"].get("size") in ("micro", "tiny")
+    settings = record.get("settings")
+    if not isinstance(settings, dict):
+        raise ValueError(f"{Path(models, RECORD)} is damaged: it holds no settings; prepare the folder again")
+    return settings.get("size") in ("micro", "tiny")
 
 
-def read_prompts(models: str) -> dict[str, list[dict[str, Any]]]:
-    """Rows by split ("train", "held_out") of the prompts.jsonl that ``benchmarks.prepare`` wrote.
+def read_prompts(models: str, columns: Sequence[str] = ("ids",)) -> dict[str, list[dict[str, Any]]]:
+    """Rows by split ("train", "held_out") of the prompts.jsonl that ``benchmarks.prepare`` wrote, with token ids in
+    each of ``columns``.
 
     Raises:
         FileNotFoundError: there is none.
@@ -300,17 +304,24 @@ def read_prompts(models: str) -> dict[str, list[dict[str, Any]]]:
     """
     file = part(models, "prompts.jsonl")
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                splits[row["split"]].append({**row, "ids": [int(token) for token in row["ids"]]})
-            except (KeyError, TypeError, ValueError) as error:
+                for column in columns:
+                    _require_ids(column, row[column])
+                splits[row["split"]].append(row)
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
                 raise ValueError(f"{file}:{number} is no prompt ({error!r}): {line[:80]!r}") from error
     empty = [split for split, prompts in splits.items() if not prompts]
     if empty:
         raise ValueError(f"{file} has no prompts for {', '.join(empty)}")
     return splits
+
+
+def _require_ids(column: str, ids: object) -> None:
+    if not isinstance(ids, list) or not ids or not all(type(token) is int and token >= 0 for token in ids):
+        raise ValueError(f"{column!r} must be a list of token ids")
 
 
 def _review_prompts(data: str, policy: CausalPolicy) -> dict[str, list[list[int]]]:

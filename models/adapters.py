@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 
 from models.files import WAY_OUT
+from models.intact import require_finite_weights
 from models.loading import ModelSource, remove_randomness
 from models.reference import FROZEN, TRAINED, AdapterOff, FrozenAdapter, require_trained_adapter
 
@@ -26,7 +27,7 @@ class LoraSettings:
     training evaluate another policy than the one that was sampled.
 
     Raises:
-        ValueError: a rank or alpha that is not positive.
+        ValueError: a rank or alpha that is not a positive whole number, or target modules that are no names.
     """
 
     rank: int = 32
@@ -37,8 +38,15 @@ class LoraSettings:
     """Names of the modules to adapt; None is PEFT's default for the architecture (the paper's choice)."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"LoraSettings: rank and alpha must be positive, got {self.rank} and {self.alpha}")
+        if not all(type(number) is int and number >= 1 for number in (self.rank, self.alpha)):
+            raise ValueError(
+                f"LoraSettings: rank and alpha must be positive whole numbers, got {self.rank!r} and {self.alpha!r}"
+            )
+        modules = self.target_modules
+        if modules is not None and not (
+            isinstance(modules, tuple | list) and modules and all(isinstance(name, str) for name in modules)
+        ):
+            raise ValueError(f"LoraSettings: target_modules must be names of modules, or None, got {modules!r}")
 
 
 def adapter_folder(source: ModelSource) -> str | None:
@@ -128,6 +136,7 @@ def add_trained_adapter(lm: PreTrainedModel, folder: str) -> FrozenAdapter:
         adapters = PeftModel.from_pretrained(lm, folder, adapter_name=TRAINED, is_trainable=True, torch_device=device)
         adapters.load_adapter(folder, adapter_name=FROZEN, is_trainable=False, torch_device=device)
     adapters.set_adapter(TRAINED)
+    require_finite_weights(folder, adapters)
     remove_randomness(adapters)
     require_trained_adapter(adapters)
     return FrozenAdapter(lm=lm, adapters=adapters)

@@ -16,9 +16,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from models.adapters import LoraSettings, add_fresh_adapter, fresh_adapter_config, peft_on_new_transformers
 from models.classifier_head import HEAD_NAMES
 from models.files import require_safe_files
+from models.intact import require_intact
 from models.loading import DTYPES, ModelSource, load_language_model, load_tokenizer, remove_randomness
 from models.modes import recompute_activations
 from models.qlora import four_bit_config, keep_unpacked
+from rlhf_core.reading import reading
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,8 +66,9 @@ def load_trunk(source: ModelSource, *, labels: int) -> PreTrainedModel:
     """A sequence classifier whose trunk comes from ``source``, without dropout, and whose head is random.
 
     Raises:
-        ValueError: files that :func:`models.files.require_safe_files` refuses, weights of the trunk are missing, or the
-            architecture has no ``score`` head on the last token.
+        ValueError: files that :func:`models.files.require_safe_files` refuses or that cannot be read, weights of the
+            trunk that are missing or that :func:`models.intact.require_intact` refuses, or an architecture without
+            ``score`` head on the last token.
     """
     require_safe_files(source.name_or_path, source.revision)
     dtype = DTYPES[source.dtype]
@@ -74,9 +77,11 @@ def load_trunk(source: ModelSource, *, labels: int) -> PreTrainedModel:
         quantisation = four_bit_config(dtype)
         quantisation.llm_int8_skip_modules = list(HEAD_NAMES)
         options |= {"quantization_config": quantisation, "device_map": {"": source.device}}
-    loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-        source.name_or_path, num_labels=labels, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-    )
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with reading(source.name_or_path):
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            source.name_or_path, num_labels=labels, dtype=dtype, use_safetensors=True, **options
+        )
     model, loading = loaded
     missing = [key for key in loading["missing_keys"] if key.split(".")[0] not in HEAD_NAMES]
     if missing or not isinstance(getattr(model, "score", None), nn.Module):
@@ -84,6 +89,8 @@ def load_trunk(source: ModelSource, *, labels: int) -> PreTrainedModel:
             f"{source.name_or_path}: no trunk of a reward model that reads its last token "
             f"({type(model).__name__}; weights missing from the files: {missing[:3]})"
         )
+    trunk_only = {key for key in loading["mismatched_keys"] if key[0].split(".")[0] not in HEAD_NAMES}
+    require_intact(source.name_or_path, model, {**loading, "mismatched_keys": trunk_only}, heads=())
     if not source.four_bit:
         model.to(source.device)
     model.config.pad_token_id = None  # its own pooling, which looks for padding, is never used

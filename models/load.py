@@ -32,6 +32,7 @@ from models.policy import CausalPolicy, Network
 from models.reference import AdapterOff, FrozenAdapter, FrozenCopy
 from models.restoring import restore_adapter, restore_model
 from models.value_head import FILE, ValueHead
+from rlhf_core.reading import reading
 
 
 def load_policy(
@@ -68,13 +69,13 @@ def load_policy(
     trainer sets its config's, and refuses a policy that was given another one.
 
     Raises:
-        ValueError: combinations that cannot be trained, unsafe or incomplete files, an unsuitable architecture, or a
-            temperature that is not above 0.
+        TypeError: a name, ``lora`` or ``eos_ids`` of another kind.
+        ValueError: combinations that cannot be trained, unsafe, damaged or incomplete files, an unsuitable
+            architecture, no such device, a negative seed, or a temperature that is not above 0.
         FileNotFoundError: no such folder, and no name that a hub could know.
         ModuleNotFoundError: ``four_bit`` without bitsandbytes.
     """
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature divides the logits and must be a finite number above 0, got {temperature}")
+    _check_settings(temperature, lora, seed, gradient_checkpointing)
     source = ModelSource(
         name_or_path=name_or_path,
         revision=revision,
@@ -83,9 +84,21 @@ def load_policy(
         four_bit=four_bit,
         device=device,
     )
-    with _seeded(seed, device):
+    with _seeded(seed, device), reading(str(name_or_path)):
         network = _network(source, lora, eos_ids, gradient_checkpointing)
     return CausalPolicy(network, temperature=temperature)
+
+
+def _check_settings(temperature: object, lora: object, seed: object, checkpointing: object) -> None:
+    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if not number or not 0 < temperature < float("inf"):  # type: ignore[operator]  # a number by then
+        raise ValueError(f"temperature divides the logits and must be a finite number above 0, got {temperature!r}")
+    if lora is not None and not isinstance(lora, LoraSettings):
+        raise TypeError(f"lora must be a LoraSettings or None, got {lora!r}")
+    if not isinstance(checkpointing, bool):
+        raise TypeError(f"gradient_checkpointing must be True or False, got {checkpointing!r}")
+    if type(seed) is not int or not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
 
 
 def _network(
@@ -154,6 +167,8 @@ def _reader(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdap
 
 
 def _checked(eos_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    if not isinstance(eos_ids, Sequence) or not all(type(token) is int for token in eos_ids):
+        raise TypeError(f"eos_ids must be a list of token ids, got {eos_ids!r}")
     outside = [token for token in eos_ids if not 0 <= token < vocab_size]
     if outside:
         raise ValueError(f"EOS ids {outside} lie outside the vocabulary of {vocab_size}; give eos_ids=(...)")

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from models.files import require_safe_files
 from models.forward import response_predictions
+from models.intact import check_settings_files, require_intact
 from models.qlora import four_bit_config, keep_unpacked
 from models.rows import Rows
 from models.sampling import CachedDecoder, left_padded
+from rlhf_core.reading import reading
 
 DType = Literal["float32", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -30,7 +32,8 @@ class ModelSource:
     """Where weights come from and how they are held.
 
     Raises:
-        ValueError: remote code without a pinned commit, or an unknown dtype.
+        TypeError: a name or revision that is no text, a flag that is neither True nor False.
+        ValueError: remote code without a pinned commit, an unknown dtype or device, a folder with damaged settings.
         FileNotFoundError: neither a folder nor a name that the hub, or offline its cache, could have.
     """
 
@@ -42,15 +45,25 @@ class ModelSource:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
+        if not isinstance(self.name_or_path, str | Path) or not str(self.name_or_path):
+            raise TypeError(f"a model is a folder or a name on the hub, as text, got {self.name_or_path!r}")
+        for flag in ("trust_remote_code", "four_bit"):
+            if not isinstance(getattr(self, flag), bool):
+                raise TypeError(f"{flag} must be True or False, got {getattr(self, flag)!r}")
+        if self.revision is not None and not isinstance(self.revision, str):
+            raise TypeError(f"revision must be the name of one, as text, got {self.revision!r}")
+        if self.dtype not in list(DTYPES):
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
             raise ValueError(
                 f"trust_remote_code runs code that comes with {self.name_or_path!r}: pin it with revision=<the 40 hex "
                 f"digits of a commit you have read>, got revision={self.revision!r}"
             )
-        if not Path(self.name_or_path).is_dir():
+        folder = Path(self.name_or_path)
+        if not folder.is_dir():
             _require_hub_name(self.name_or_path, self.revision)
+        check_settings_files(folder)
+        _require_device(self.device)
 
     @property
     def code(self) -> dict[str, Any]:
@@ -73,31 +86,38 @@ def _require_hub_name(name: str, revision: str | None) -> None:
         )
 
 
+def _require_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be 'cpu', 'cuda' or kin, got {device!r}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: torch finds no CUDA device on this machine")
+
+
 def load_language_model(source: ModelSource) -> PreTrainedModel:
     """The causal language model, with every dropout at zero, in eval mode.
 
     Raises:
-        ValueError: files that :func:`models.files.require_safe_files` refuses, or weights missing from them
-            (transformers would draw them at random).
+        ValueError: files that :func:`models.files.require_safe_files` refuses or that cannot be read, weights missing
+            from them (transformers would draw them at random), or what :func:`models.intact.require_intact` refuses.
         ModuleNotFoundError: 4-bit without bitsandbytes.
     """
     require_safe_files(source.name_or_path, source.revision)
     dtype = DTYPES[source.dtype]
     quantised = {"quantization_config": four_bit_config(dtype), "device_map": {"": source.device}}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source.name_or_path,
-        dtype=dtype,
-        use_safetensors=True,
-        output_loading_info=True,
-        **(quantised if source.four_bit else {}),
-        **source.code,
-    )
-    lm, loading = loaded
-    if loading["missing_keys"]:
-        raise ValueError(
-            f"{source.name_or_path} is no complete {type(lm).__name__}: {sorted(loading['missing_keys'])[:5]} are not "
-            "in its files and would be random; fine-tune and save it as a causal language model first"
+    with reading(source.name_or_path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.name_or_path,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **(quantised if source.four_bit else {}),
+            **source.code,
         )
+    lm, loading = loaded
+    require_complete(source.name_or_path, lm, loading)
     if not source.four_bit:
         lm.to(source.device)
     remove_randomness(lm)
@@ -106,28 +126,49 @@ def load_language_model(source: ModelSource) -> PreTrainedModel:
     return lm  # type: ignore[no-any-return]
 
 
+def require_complete(name: str, lm: PreTrainedModel, loading: Mapping[str, Any]) -> None:
+    """Raise ValueError where weights of a language model are missing, or what else ``require_intact`` refuses."""
+    if loading["missing_keys"]:
+        raise ValueError(
+            f"{name} is no complete {type(lm).__name__}: {sorted(loading['missing_keys'])[:5]} are not in its files "
+            "and would be random; fine-tune and save it as a causal language model first"
+        )
+    require_intact(name, lm, loading)
+
+
 def load_tokenizer(sources: Sequence[ModelSource]) -> PreTrainedTokenizerBase:
-    """The tokenizer of the first source that has one: an adapter's, else its base model's.
+    """A policy's tokenizer, found as :func:`find_tokenizer` does.
 
     Raises:
         ValueError: none has one, or it ends every text with EOS, after which nothing can be generated.
     """
+    tokenizer = find_tokenizer(sources)
+    ids = tokenizer("a")["input_ids"]
+    if tokenizer.eos_token_id is not None and ids and ids[-1] == tokenizer.eos_token_id:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path} ends every text with EOS, after which a policy has nothing to "
+            "say; set add_eos_token to false in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def find_tokenizer(sources: Sequence[ModelSource]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the first source that has one: an adapter's, else its base model's.
+
+    Raises:
+        ValueError: none has one, with the reasons.
+    """
     reasons = []
     for source in sources:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source.name_or_path, **source.code)
+            with reading(source.name_or_path):
+                tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name_or_path, **source.code)
         except (OSError, ValueError) as reason:
-            reasons.append(f"{source.name_or_path}: {reason}")
+            reasons.append(str(reason))
             continue
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             reasons.append(f"{source.name_or_path} has no tokenizer files")
             continue
-        ids = tokenizer("a")["input_ids"]
-        if tokenizer.eos_token_id is not None and ids and ids[-1] == tokenizer.eos_token_id:
-            raise ValueError(
-                f"the tokenizer of {source.name_or_path} ends every text with EOS, after which a policy has nothing "
-                "to say; set add_eos_token to false in its tokenizer_config.json"
-            )
         return tokenizer
     raise ValueError("no tokenizer could be loaded: " + "; ".join(reasons))
 
@@ -155,7 +196,12 @@ def collect_eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     found: set[int] = set()
     for owner in (tokenizer, lm.config, lm.generation_config):
         ids = getattr(owner, "eos_token_id", None)
-        found |= {ids} if isinstance(ids, int) else set(ids or ())
+        given = ids if isinstance(ids, list | tuple) else [] if ids is None else [ids]
+        if not all(type(token) is int for token in given):
+            raise ValueError(
+                f"eos_token_id of {type(owner).__name__} must be a token id or a list of them, got {ids!r}"
+            )
+        found |= set(given)
     return tuple(sorted(found))
 
 

@@ -4,26 +4,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, cast, final, get_args
 
 import torch
 from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from models.adapters import WEIGHTS, adapter_folder, base_source, peft_on_new_transformers
 from models.attention import AttentionReader, UnsupportedAttention
 from models.classifier_head import HEAD_NAMES, context_length, find_head, read_logits, require_own_logits
 from models.files import require_safe_files
 from models.finetuning import load_trunk
-from models.loading import DType, ModelSource, load_tokenizer
+from models.intact import require_finite_weights, require_intact, some
+from models.loading import DType, ModelSource, find_tokenizer, load_tokenizer
 from models.prompts import listed, prompt_problems
 from models.qlora import four_bit_config, keep_unpacked
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, Layout
 from rlhf_core.memory import TokenBudget, run_in_parts
+from rlhf_core.reading import reading
 from rlhf_core.types import Scored, Sequences
 
 ScoreKind = Literal["single_logit", "logit_difference"]
@@ -228,35 +230,53 @@ def load_reward_model(
     the head included, in ``dtype``. ``score`` as in :class:`ClassifierReward`.
 
     Raises:
-        ValueError: files that :func:`models.files.require_safe_files` refuses; weights missing from the folder (a
-            model without a head would score at random) or left over for trunk or head; labels that do not fit
-            ``score``; ``trust_remote_code`` without a commit hash as ``revision``.
+        ValueError: files that :func:`models.files.require_safe_files` refuses or that cannot be read; weights missing
+            from the folder (a model without a head would score at random) or left over for trunk or head; labels that
+            do not fit ``score``; ``trust_remote_code`` without a commit hash as ``revision``.
         FileNotFoundError: no such folder, and no name that a hub could know.
     """
-    given = ModelSource(name_or_path=name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    adapter = adapter_folder(given)
-    if adapter is not None:
-        source = replace(given, dtype=cast(DType, dtype), four_bit=four_bit, device=device)
-        return _with_adapter(adapter, source, score=score, micro_batch_tokens=micro_batch_tokens)
-    require_safe_files(name_or_path, revision)
-    options: dict[str, Any] = dict(given.code)
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+    given = ModelSource(
+        name_or_path=name_or_path, revision=revision, trust_remote_code=trust_remote_code, device=device
+    )
+    if dtype not in list(get_args(Precision)):
+        raise ValueError(f"dtype must be one of {', '.join(get_args(Precision))}, got {dtype!r}")
+    with reading(str(name_or_path)):
+        adapter = adapter_folder(given)
+        if adapter is not None:
+            source = replace(given, dtype=cast(DType, dtype), four_bit=four_bit)
+            model, tokenizer = _with_adapter(adapter, source)
+        else:
+            model, tokenizer = _whole(given, getattr(torch, dtype), four_bit=four_bit), find_tokenizer([given])
+        return ClassifierReward(model, tokenizer, score=score, micro_batch_tokens=micro_batch_tokens)
+
+
+def _whole(source: ModelSource, dtype: torch.dtype, *, four_bit: bool) -> PreTrainedModel:
+    """A classifier that was saved with its head."""
+    require_safe_files(source.name_or_path, source.revision)
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **source.code}
     if four_bit:
         quantization = four_bit_config(torch.bfloat16)
         quantization.llm_int8_skip_modules = list(HEAD_NAMES)
-        options.update(quantization_config=quantization, device_map={"": device})
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        name_or_path, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **options
+        options.update(quantization_config=quantization, device_map={"": source.device})
+    loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+        source.name_or_path, dtype=dtype, use_safetensors=True, **options
     )
-    _require_complete(name_or_path, model, info)
+    model, info = loaded
+    require_intact(source.name_or_path, model, info, heads=HEAD_NAMES)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{source.name_or_path}: {type(model).__name__} has no weights for {some(missing)} there and would score "
+            "with random ones. Point to a folder saved from a trained sequence classifier"
+        )
     if four_bit:
         keep_unpacked(model)
     else:
-        model.to(device)
-    return ClassifierReward(model, tokenizer, score=score, micro_batch_tokens=micro_batch_tokens)
+        model.to(source.device)
+    return model  # type: ignore[no-any-return]
 
 
-def _with_adapter(adapter: str, source: ModelSource, *, score: ScoreKind, micro_batch_tokens: int) -> ClassifierReward:
+def _with_adapter(adapter: str, source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A trunk under a LoRA adapter that brings its own head (see :mod:`models.finetuning`)."""
     from peft import PeftModel
 
@@ -272,7 +292,8 @@ def _with_adapter(adapter: str, source: ModelSource, *, score: ScoreKind, micro_
     model = load_trunk(base, labels=labels)
     with peft_on_new_transformers():
         PeftModel.from_pretrained(model, adapter, torch_device=str(model.device))  # in place, in eval mode
-    return ClassifierReward(model, load_tokenizer([source, base]), score=score, micro_batch_tokens=micro_batch_tokens)
+    require_finite_weights(source.name_or_path, model)
+    return model, load_tokenizer([source, base])
 
 
 def _last_token_as_response(rows: Sequence[Sequence[int]]) -> Sequences:
@@ -289,24 +310,3 @@ def _last_token_as_response(rows: Sequence[Sequence[int]]) -> Sequences:
         max_lengths=ones,
         finished=torch.ones(len(rows), dtype=torch.bool),
     )
-
-
-def _require_complete(name: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
-    """Every weight that takes part in the score came from the folder, and none of the folder's was dropped."""
-    missing = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
-    if missing:
-        raise ValueError(
-            f"{name}: {type(model).__name__} has no weights for {_some(missing)} there and would score with random "
-            "ones. Point to a folder saved from a trained sequence classifier"
-        )
-    parts = (model.base_model_prefix, *HEAD_NAMES)
-    dropped = sorted(key for key in info["unexpected_keys"] if key.split(".")[0] in parts)
-    if dropped:
-        raise ValueError(
-            f"{name}: the folder holds {_some(dropped)}, for which {type(model).__name__} has no place; its scores "
-            "would not be those of the model that was saved"
-        )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlhf_core.reading import reading
+
 FILE = "value_head.safetensors"
 
 
@@ -39,12 +41,17 @@ class ValueHead(nn.Module):
         """Read ``value_head.safetensors``.
 
         Raises:
-            ValueError: a head of another size.
+            ValueError: a head of another size, or a file that holds none.
         """
-        state = load_file(Path(folder, FILE))
-        wanted, found = self.linear.weight.shape, state["weight"].shape
+        file = Path(folder, FILE)
+        with reading(str(file)):
+            state = load_file(file)
+        found, wanted = (
+            {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in some.items()}
+            for some in (state, self.linear.state_dict())
+        )
         if wanted != found:
-            raise ValueError(
-                f"{Path(folder, FILE)} holds a head of shape {tuple(found)}, the model needs {tuple(wanted)}"
-            )
+            raise ValueError(f"{file} holds a head of {found}, the model needs {wanted}")
+        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+            raise ValueError(f"{file} holds values that are not finite")
         self.linear.load_state_dict(state)

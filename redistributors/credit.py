@@ -4,7 +4,26 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.masking import last_token
+from rlhf_core.types import Rollout
+
+
+def evidence_of(rollout: Rollout, request: EvidenceRequest, who: str) -> Float[Tensor, "batch response"]:
+    """What ``rollout`` holds for ``request``.
+
+    Raises:
+        ValueError: it holds nothing for it, or something of another shape than the responses.
+    """
+    if request not in rollout.evidence:
+        raise ValueError(
+            f"{who} needs {request!r}, which this rollout does not hold; collect it with a trainer whose redistributor "
+            "needs it"
+        )
+    evidence, shape = rollout.evidence[request], rollout.sequences.response_mask.shape
+    if evidence.shape != shape:
+        raise ValueError(f"{who}: evidence of shape {tuple(evidence.shape)} for responses of shape {tuple(shape)}")
+    return evidence
 
 
 def normalised(
@@ -16,7 +35,8 @@ def normalised(
         ValueError: evidence that is negative or not finite on a response token; dividing a signed attribution by
             its sum may flip every sign.
     """
-    weights = torch.where(mask, evidence, 0)
+    # at least in float32: the sum of low-precision credit would not be the score
+    weights = torch.where(mask, evidence, 0).to(torch.promote_types(evidence.dtype, torch.float32))
     bad = ~torch.isfinite(weights) | (weights < 0)
     if bool(bad.any()):
         row, token = bad.nonzero()[0].tolist()

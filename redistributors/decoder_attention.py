@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from redistributors.attention import AttentionRow, AttentionRowMean
-from redistributors.credit import check_beta, check_layer, fallback_fraction, normalised, spread
+from redistributors.credit import check_beta, check_layer, evidence_of, fallback_fraction, normalised, spread
 from rlhf_core.evidence import AttentionTap, EvidenceRequest
 from rlhf_core.types import Rollout
 
@@ -63,7 +63,7 @@ class DecoderAttention:
         return {"credit_fallback": fallback_fraction(self._shifted(rollout), rollout.sequences.response_mask)}
 
     def _shifted(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
-        weights = rollout.evidence[self.request]
+        weights = evidence_of(rollout, self.request, "DecoderAttention")
         width = weights.shape[1]
         return torch.nn.functional.pad(weights, (self.shift, 0))[:, :width]
 

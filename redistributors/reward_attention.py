@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from redistributors.attention import AttentionRow
-from redistributors.credit import check_beta, check_layer, fallback_fraction, normalised, spread
+from redistributors.credit import check_beta, check_layer, evidence_of, fallback_fraction, normalised, spread
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.types import Rollout
 
@@ -44,10 +44,11 @@ class RewardAttention:
     def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
         """Token scores (batch, response), in score units."""
         mask = rollout.sequences.response_mask
-        credit = normalised(rollout.evidence[self.request], mask)
+        credit = normalised(evidence_of(rollout, self.request, "RewardAttention"), mask)
         return spread(rollout.scores, credit, mask, beta=self.beta)
 
     def metrics(self, rollout: Rollout) -> dict[str, float]:
         """``credit_fallback``: share of responses without any attention on themselves (credit: last token)."""
         mask = rollout.sequences.response_mask
-        return {"credit_fallback": fallback_fraction(rollout.evidence[self.request], mask)}
+        weights = evidence_of(rollout, self.request, "RewardAttention")
+        return {"credit_fallback": fallback_fraction(weights, mask)}

@@ -19,6 +19,7 @@ from rlhf_core.model_card import write_model_card
 from rlhf_core.types import Policy
 
 POLICY, STATE, TENSORS = "policy", "state.json", "trainer.safetensors"
+ON_CARD = ("steps_done", "redistributor", "config")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -46,7 +47,8 @@ def save_checkpoint(folder: Path, policy: Policy, state: TrainerState, metrics: 
     (unfinished / POLICY).mkdir(parents=True)
     try:
         policy.save(str(unfinished / POLICY))
-        write_model_card(unfinished / POLICY, state=state.numbers, metrics=metrics)
+        told = {name: state.numbers[name] for name in ON_CARD if name in state.numbers}
+        write_model_card(unfinished / POLICY, state=told, metrics=metrics)
         save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, unfinished / TENSORS)
         (unfinished / STATE).write_text(json.dumps(state.numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         manifest.seal(unfinished)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from rlhf_core.kl import MAX_RELATIVE_ERROR
+
 KLKind = Literal["k1", "abs", "k2", "k3", "full"]
 PaperTask = Literal["positive_generation", "summarisation", "dialogue"]
 
@@ -212,6 +214,8 @@ PLAIN: Mapping[type, tuple[Any, str]] = {
     bool: (bool, "True or False"),
     NoneType: (NoneType, "None"),
 }
+LARGEST = 3.4028234663852886e38
+"""The largest number in float32, in which a larger setting would be infinite."""
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("gamma", "lam"), lambda x: 0 <= x <= 1, "in [0, 1]"),
     (
@@ -219,12 +223,12 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
             *("clip_range", "value_clip_range", "learning_rate", "ratio_threshold", "temperature", "max_grad_norm"),
             *("target_kl", "spike_factor", "kl.target", "kl.horizon", "score.clip"),
         ),
-        lambda x: 0 < x < float("inf"),
+        lambda x: 0 < x <= LARGEST,
         "a finite number above 0",
     ),
     (
         ("value_coef", "entropy_coef", "weight_decay", "kl.init_coef"),
-        lambda x: 0 <= x < float("inf"),
+        lambda x: 0 <= x <= LARGEST,
         "a finite number, 0 or more",
     ),
     (
@@ -239,11 +243,16 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 def _contradictions(config: PPOConfig) -> Iterator[str]:
     """Settings that are fine alone and not together."""
     low, high = config.max_length
+    if config.kl.adaptive and config.kl.horizon <= MAX_RELATIVE_ERROR * config.rollout_batch_size:
+        yield (
+            f"kl.horizon {config.kl.horizon} with rollout_batch_size {config.rollout_batch_size}: one step could make "
+            f"the coefficient negative; give more than {MAX_RELATIVE_ERROR * config.rollout_batch_size}"
+        )
     if config.minibatch_size > config.rollout_batch_size:
         yield f"minibatch_size {config.minibatch_size} exceeds rollout_batch_size {config.rollout_batch_size}"
-    if not (1 <= low <= high and config.min_length <= low):
+    if not (1 <= low <= high < 2**31 and config.min_length <= low):
         yield (
-            f"max_length must be (low, high) with 1 <= low <= high and min_length {config.min_length} <= low, "
+            f"max_length must be (low, high) with 1 <= low <= high < 2**31 and min_length {config.min_length} <= low, "
             f"got {config.max_length}"
         )
     if (config.schedule_steps is not None) != (config.schedule == "linear"):

@@ -200,9 +200,8 @@ class Fit:
 
     def _save(self) -> None:
         self.run.flush()
-        save_checkpoint(
-            self.run.path / f"checkpoint-{self.trainer.steps_done}", self.trainer.policy, self.trainer.state()
-        )
+        folder = self.run.path / f"checkpoint-{trainer.steps_done}"
+        save_checkpoint(folder, trainer.policy, trainer.state(), self.figures)
         if self.plan.keep is not None:
             prune(self.run.path, self.plan.keep)
 

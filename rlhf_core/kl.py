@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -63,6 +64,9 @@ class AdaptiveKL:
     """Proportional controller of Ziegler et al. 2019, section 2.2, as in TRL 0.7.4.
 
     ``target``: k1 in nats summed over a response, mean over the batch. ``horizon``: in responses.
+
+    Raises:
+        ValueError: at construction, a coefficient that is negative, or a target or horizon that is not above 0.
     """
 
     init_coef: float
@@ -70,10 +74,21 @@ class AdaptiveKL:
     horizon: float
 
     def __post_init__(self) -> None:
+        if not (0 <= self.init_coef < float("inf") and self.target > 0 and self.horizon > 0):
+            raise ValueError(f"a coefficient must be 0 or more and target and horizon above 0, got {self}")
         self.coef = self.init_coef
 
     def update(self, mean_response_kl: float, n_responses: int) -> None:
-        """coef ← coef · (1 + clip(kl / target − 1, ±0.2) · n_responses / horizon); once per step, after the update."""
+        """coef ← coef · (1 + clip(kl / target − 1, ±0.2) · n_responses / horizon); once per step, after the update.
+
+        Raises:
+            ValueError: a horizon so short that the coefficient might become negative, or a KL that is not finite.
+        """
+        if MAX_RELATIVE_ERROR * n_responses >= self.horizon or not isfinite(mean_response_kl):
+            raise ValueError(
+                f"{self} cannot follow a KL of {mean_response_kl} over {n_responses} responses: it must be finite, and "
+                f"the horizon above {MAX_RELATIVE_ERROR * n_responses}, or the coefficient could become negative"
+            )
         error = mean_response_kl / self.target - 1
         clipped = min(max(error, -MAX_RELATIVE_ERROR), MAX_RELATIVE_ERROR)
         self.coef *= 1 + clipped * n_responses / self.horizon

@@ -6,6 +6,10 @@ from torch import Tensor
 
 from rlhf_core.masking import masked_mean
 
+LOG_RATIO_LIMIT = 60.0
+"""Beyond it (nats) a ratio is cut: a minibatch is skipped long before, but an infinite ratio times an advantage of 0,
+or times the gradient of the side that was not taken, would be NaN."""
+
 Loss = tuple[Float[Tensor, ""], dict[str, Tensor]]
 
 
@@ -25,7 +29,7 @@ def policy_loss(
     ratio and |log ratio| of a token, ``ratio_max`` and ``log_ratio_max``.
     """
     log_ratio = torch.where(mask, new_logprobs - logprobs, 0)
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(max=LOG_RATIO_LIMIT).exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = masked_mean(torch.maximum(unclipped, clipped), mask)

@@ -24,6 +24,7 @@ def masked_var(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[
 
     Raises:
         ValueError: nothing is selected.
+        FloatingPointError: finite values whose squares are not.
     """
     _, variance = _moments(x, mask)
     return variance
@@ -36,6 +37,7 @@ def masked_whiten(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Flo
 
     Raises:
         ValueError: nothing is selected.
+        FloatingPointError: finite values whose squares are not.
     """
     mean, variance = _moments(x, mask)
     return torch.where(mask, (x - mean) * torch.rsqrt(variance + WHITENING_EPSILON), 0)
@@ -58,4 +60,9 @@ def _moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     # A mean lies among its elements; rounding may put it outside, and whitening equal elements would magnify that.
     mean = mean.clamp(smallest, largest)
     squares = global_sum(torch.where(mask, x - mean, 0).square().sum())
+    if bool(torch.isinf(squares)) and bool(torch.isfinite(largest - smallest)):
+        raise FloatingPointError(
+            f"masked_var, masked_whiten: values from {float(smallest):.3g} to {float(largest):.3g} have a variance "
+            f"beyond {x.dtype}; scale them (ScoreConfig(scaling='running_std') does so for scores)"
+        )
     return mean, squares / (count - 1).clamp(min=1)

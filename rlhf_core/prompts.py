@@ -1,6 +1,6 @@
 """Prompts on their way into a run: encoded, checked all at once, shuffled."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from operator import index
 from reprlib import repr as shortened
 from typing import Any
@@ -10,6 +10,7 @@ from rlhf_core.streams import stream
 from rlhf_core.types import Policy, RewardModel, ValidatesPrompts
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
+NO_IDS = (bytes, bytearray, Mapping, Set)
 
 
 def encoded(policy: Policy, reward: RewardModel, prompts: Prompts, config: PPOConfig) -> list[list[int]]:
@@ -21,9 +22,11 @@ def encoded(policy: Policy, reward: RewardModel, prompts: Prompts, config: PPOCo
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts must be a list of them, got one text; for a single prompt give [{prompts!r}]")
+    if isinstance(prompts, Mapping) or not (hasattr(prompts, "__len__") and hasattr(prompts, "__getitem__")):
+        raise ValueError(f"prompts must be a list of texts or of lists of token ids, got {shortened(prompts)}")
     if not len(prompts):
         raise ValueError("no prompts were given")
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    texts = [_text(row, prompt) for row, prompt in enumerate(prompts) if isinstance(prompt, str)]
     given_ids = [_token_ids(row, prompt) for row, prompt in enumerate(prompts) if not isinstance(prompt, str)]
     if texts and given_ids:
         raise ValueError(f"prompts must be all texts or all token ids, got {len(texts)} texts and {len(given_ids)} ids")
@@ -34,10 +37,27 @@ def encoded(policy: Policy, reward: RewardModel, prompts: Prompts, config: PPOCo
     return ids
 
 
-def _token_ids(row: int, prompt: Any) -> list[int]:
-    """Plain integers of a prompt that is no text; anything with an index is one (numpy's and torch's are)."""
+def _text(row: int, prompt: str) -> str:
     try:
-        return [index(token) for token in prompt]
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"prompt {row} is not valid Unicode, which no tokenizer takes: {shortened(prompt)}; decode its bytes with "
+            "the encoding they were written in"
+        ) from None
+    return prompt
+
+
+def _token_ids(row: int, prompt: Any) -> list[int]:
+    """Plain integers of a prompt that is no text; anything with an index is one (numpy's and torch's are) but a truth
+    value, which would be one of a mask."""
+    try:
+        if isinstance(prompt, NO_IDS):
+            raise TypeError
+        tokens = prompt.tolist() if hasattr(prompt, "tolist") else list(prompt)
+        if any(isinstance(token, bool) for token in tokens):
+            raise TypeError
+        return [index(token) for token in tokens]
     except TypeError:
         raise ValueError(
             f"prompt {row} must be a text or a list of token ids (integers), got {shortened(prompt)}"

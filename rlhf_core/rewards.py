@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from reprlib import repr as shortened
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -84,8 +85,11 @@ def as_reward_model(reward: RewardModel | TextScorer, policy: Policy) -> RewardM
 
 def _scored(scores: Any, sequences: Sequences, fn: object) -> Scored:
     try:
-        values = torch.as_tensor(scores, dtype=torch.float32, device=sequences.response_ids.device).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
+        given = torch.as_tensor(scores) if isinstance(scores, Tensor | np.ndarray) else scores
+        if isinstance(given, Tensor) and (given.is_complex() or given.layout != torch.strided):
+            raise TypeError("an imaginary part, or what a sparse tensor leaves out, would be lost without a word")
+        values = torch.as_tensor(given, dtype=torch.float32, device=sequences.response_ids.device).detach()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(
             f"reward {fn!r} must return a number for each of the {len(sequences)} responses, got {shortened(scores)}"
         ) from error
@@ -124,15 +128,21 @@ def normalise_scores(
     """Centre, scale and clip the scalar scores; also the factor that scaled them.
 
     Done before redistribution, because clipping single tokens would break the sum. Scores that have had no spread so
-    far are not scaled.
+    far, or none but that of rounding, are not scaled.
     """
     centre = {"none": 0.0, "running_mean": moments.mean}[config.centring]
     spread = {"none": 1.0, "running_std": moments.std}[config.scaling]
-    scale = 1 / spread if spread > 0 else 1.0
+    scale = 1 / spread if spread > _resolution(moments) else 1.0
     scores = (raw_scores - centre) * scale
     if config.clip is not None:
         scores = scores.clamp(-config.clip, config.clip)
     return scores, scale
+
+
+def _resolution(moments: ScoreMoments) -> float:
+    """The largest spread that rounding alone explains: scores that differ at all in float32 differ by more than this
+    share of their size. And none so small that one over it overflows."""
+    return max(1e-12 * abs(moments.mean), torch.finfo(torch.float32).tiny)
 
 
 def penalised(

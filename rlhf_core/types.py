@@ -24,7 +24,8 @@ class Sequences:
     tokens, and generation was cut after ``max_lengths``. ``finished`` is False where it was cut.
 
     Raises:
-        ValueError: a mask with holes, padding on the wrong side, an empty prompt or response, or impossible lengths.
+        ValueError: no rows, tensors of other shapes or kinds than annotated, a mask with holes, padding on the wrong
+            side, an empty prompt or response, or impossible lengths.
     """
 
     prompt_ids: Int[Tensor, "batch prompt"]
@@ -36,10 +37,11 @@ class Sequences:
     finished: Bool[Tensor, " batch"]
 
     def __post_init__(self) -> None:
+        _require_tensors(self)
         _require_padding(self.prompt_mask.flip(1), "prompt_mask", "left-padded")
         _require_padding(self.response_mask, "response_mask", "right-padded")
         lengths = self.response_mask.sum(1)
-        wrong = (lengths > self.max_lengths) | (self.min_lengths > self.max_lengths)
+        wrong = (lengths > self.max_lengths) | (self.min_lengths > self.max_lengths) | (self.min_lengths < 0)
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
             raise ValueError(
@@ -66,7 +68,13 @@ class Sequences:
         return self.prompt_lengths + self.response_lengths
 
     def select(self, rows: Int[Tensor, " row"]) -> "Sequences":
-        """The given rows, without the columns that are padding in all of them."""
+        """The given rows, without the columns that are padding in all of them.
+
+        Raises:
+            ValueError: no rows.
+        """
+        if not len(rows):
+            raise ValueError("Sequences.select: rows are empty; there is nothing to select")
         chosen = {field.name: getattr(self, field.name)[rows] for field in fields(self)}
         prompt = int(chosen["prompt_mask"].sum(1).max())
         response = int(chosen["response_mask"].sum(1).max())
@@ -99,6 +107,28 @@ class Sequences:
                     tensor = torch.nn.functional.pad(tensor, (0, response - tensor.shape[1]))
                 values.append(tensor)
         return Sequences(**{name: torch.cat(values) for name, values in padded.items()})
+
+
+def _require_tensors(sequences: Sequences) -> None:
+    """Kinds and shapes, which annotations promise and nothing else would check where no type checker runs."""
+    shapes: dict[str, tuple[int, ...]] = {
+        part: tuple(getattr(getattr(sequences, f"{part}_ids"), "shape", ())) for part in ("prompt", "response")
+    }
+    rows = shapes["prompt"][:1]
+    if len(shapes["prompt"]) != 2 or rows == (0,):
+        raise ValueError(f"Sequences: prompt_ids must be at least one row of token ids, got shape {shapes['prompt']}")
+    shapes["response"] = rows + shapes["response"][1:2]
+    for field in fields(sequences):
+        tensor, shape = getattr(sequences, field.name), shapes.get(field.name.split("_")[0], rows)
+        kind = "bool" if field.name.endswith("_mask") or field.name == "finished" else "int"
+        if not isinstance(tensor, Tensor) or tensor.shape != shape or not _is(tensor, kind):
+            got = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
+            raise ValueError(f"Sequences: {field.name} must be a tensor of kind {kind} and shape {shape}, got {got}")
+
+
+def _is(tensor: Tensor, kind: str) -> bool:
+    whole = not tensor.is_floating_point() and not tensor.is_complex()
+    return tensor.dtype == torch.bool if kind == "bool" else whole and tensor.dtype != torch.bool
 
 
 def _require_padding(mask: Tensor, name: str, wanted: str) -> None:

@@ -1,0 +1,25 @@
+"""Files that others wrote: whatever goes wrong while one is read names it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Libraries answer a damaged file with KeyError, TypeError, bare Exception and what not, and leave out which file
+    it was; inside this block that becomes a ValueError that says so, with theirs as its cause.
+
+    Errors that name the file already, and those that are not about it (of the system or the network, no memory, a
+    missing package, a failed assertion), pass as they are.
+    """
+    try:
+        yield
+    except (ImportError, MemoryError, torch.OutOfMemoryError, AssertionError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) and name in str(error):
+            raise
+        said = f"{error}" if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name} cannot be read: {said}") from error
