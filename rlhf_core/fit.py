@@ -200,6 +200,7 @@ class Fit:
 
     def _save(self) -> None:
         self.run.flush()
+        trainer = self.trainer
         folder = self.run.path / f"checkpoint-{trainer.steps_done}"
         save_checkpoint(folder, trainer.policy, trainer.state(), self.figures)
         if self.plan.keep is not None:

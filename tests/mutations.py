@@ -725,4 +725,52 @@ MUTATIONS = (
         ":",
         "tests/test_bad_models.py::test_what_only_a_policy_reads_is_refused_by_name[EOS beyond the vocabulary]",
     ),
+    Mutation(
+        "rlhf_core/types.py",
+        "& ~mask[:, :-1]).any(1) | ~mask.any(1)",
+        "& ~mask[:, :-1]).any(1)",
+        "tests/test_engine.py::test_sequences_refuse_masks_with_holes_and_empty_rows",
+    ),
+    Mutation(
+        "rlhf_core/update.py",
+        "tokens = int(global_sum(minibatch.sequences.response_mask.sum()))",
+        "tokens = int(global_sum(torch.tensor(minibatch.sequences.response_mask.numel())))",
+        "tests/test_trainer.py::test_the_loss_is_a_mean_over_real_tokens",
+    ),
+    Mutation(
+        "models/reference.py",
+        "self.adapters.set_adapter(FROZEN, inference_mode=True)",
+        "self.adapters.set_adapter(FROZEN)",
+        "tests/test_policy.py::test_nothing_of_the_reference_can_be_trained_while_it_runs",
+    ),
+    Mutation(
+        "models/policy.py",
+        "reader.check(self.vocab_size)",
+        "pass",
+        "tests/test_pitfalls.py::test_attention_is_held_against_the_models_own_before_any_of_it_is_used",
+    ),
+    Mutation(
+        "models/reward.py",
+        "reader.check(self.vocab_size)",
+        "pass",
+        "tests/test_pitfalls.py::test_attention_is_held_against_the_models_own_before_any_of_it_is_used",
+    ),
+    Mutation(
+        "models/objectives.py",
+        "torch.tensor([[len(ids) - 1] for ids in both])",
+        "torch.tensor([[len(ids) - 2] for ids in both])",
+        "tests/test_training.py::test_what_is_trained_is_what_ppo_scores",
+    ),
+    Mutation(
+        "benchmarks/templates.py",
+        ", add_special_tokens=False",
+        "",
+        "tests/test_formats.py::test_every_text_begins_once",
+    ),
+    Mutation(
+        "benchmarks/preparation.py",
+        "model.generation_config = GenerationConfig(",
+        "_ = GenerationConfig(",
+        "tests/test_prepare.py::test_samples_come_from_the_whole_distribution",
+    ),
 )

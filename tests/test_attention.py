@@ -47,6 +47,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 REFUSED: dict[str, dict[str, Any]] = {
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "rwkv": {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "intermediate_size": 48},
     "gpt_oss": GQA | {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "pad_token_id": 0},
     "albert": LLAMA,
     "t5": {"d_model": 32, "d_kv": 8, "num_layers": 2, "num_heads": HEADS, "d_ff": 48},

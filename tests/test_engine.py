@@ -40,6 +40,11 @@ def test_sequences_refuse_masks_with_holes_and_empty_rows():
         Sequences(**{**parts, "response_mask": holes})
     with pytest.raises(ValueError, match="row 0 of prompt_mask is empty or not left-padded"):
         Sequences(**{**parts, "prompt_mask": good.prompt_mask.flip(1)})
+    for name in ("prompt_mask", "response_mask"):
+        nothing = getattr(good, name).clone()
+        nothing[1] = False
+        with pytest.raises(ValueError, match=f"row 1 of {name} is empty"):
+            Sequences(**{**parts, name: nothing})
     with pytest.raises(ValueError, match="row 0 has 4 response tokens with min_lengths 0 and max_lengths 3"):
         Sequences(**{**parts, "max_lengths": good.max_lengths - 1})
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from benchmarks.formats import Comparison, Demonstration, Turn, comparison, demonstration, key
 from benchmarks.preference_rows import Tokens, read_comparisons, read_demonstrations, reading, split_prompts
@@ -197,6 +198,22 @@ def test_the_reward_model_reads_its_own_prompt_and_the_same_response(tokenizer, 
     (prompt,) = splits["train"] or splits["held_out"]
     assert prompt["ids"] == list(row.prompt)
     assert prompt["reward_ids"] == list(row.reward_prompt)
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES, CHAT])
+def test_every_text_begins_once(template, tmp_path):
+    """With a tokenizer that puts a token in front of every text, and a chat template that writes it too."""
+    tokenizer = byte_level_tokenizer(["Why? Because."] * 3, 300)
+    begin = str(tokenizer.eos_token)  # any special token will do
+    first = tokenizer.convert_tokens_to_ids(begin)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, first)])
+    tokenizer.chat_template = begin + "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    source = write(tmp_path / "rows.jsonl", [{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}])
+    settings = {"max_prompt_tokens": 200, "max_response_tokens": 40, "template": template, "reads": template}
+    (row,) = Tokens(tokenizer=tokenizer, faults="error", **settings).pairs(read_comparisons([source])).kept
+    for whole in (row.best, reading(row, row.rejected)):
+        assert whole[0] == first
+        assert first not in whole[1:-1]
 
 
 def test_accuracy_beside_the_longer_response():

@@ -190,6 +190,14 @@ def test_only_what_should_be_trained_is(folders, family):
     assert not any("lora" in name for name in names["full"])
 
 
+def test_nothing_of_the_reference_can_be_trained_while_it_runs(folders, family):
+    policy = build(folders, family, "adapter")
+    with policy._network.reference.active():
+        assert not [name for name, p in policy._lm.named_parameters() if ".reference." in name and p.requires_grad]
+    assert not [name for name, p in policy._lm.named_parameters() if ".reference." in name and p.requires_grad]
+    assert all(p.requires_grad for p in policy.parameters())
+
+
 def test_an_adapter_switched_from_outside_is_noticed(folders, family):
     policy = build(folders, family, "lora")
     s = sample(policy)
@@ -207,6 +215,20 @@ def test_a_merged_adapter_is_refused(folders, family, kind):
         policy.reference_logprobs(s)
     adapters.unmerge_adapter()
     assert policy.reference_logprobs(s).isfinite().all()
+
+
+def test_a_reference_pass_that_leaves_something_else_behind_is_an_error(folders, family):
+    fresh, tuned = (build(folders, family, kind)._network.reference for kind in ("lora", "adapter"))
+    with (
+        pytest.raises(RuntimeError, match=r"adapter 'default' must be .* merged_adapters=\['default'\]"),
+        fresh.active(),
+    ):
+        fresh.adapters.merge_adapter()
+    with (
+        pytest.raises(RuntimeError, match=r"adapter 'default' must be .* active_adapters=\['reference'\]"),
+        tuned.active(),
+    ):
+        tuned.adapters.set_adapter = lambda *_, **__: None
 
 
 def test_an_error_inside_the_reference_pass_leaves_the_trained_adapter_on(folders, family):

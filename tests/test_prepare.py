@@ -3,12 +3,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from transformers import GenerationConfig
 
+from benchmarks.preparation import continuations
 from benchmarks.prepare import main
 from benchmarks.prepare_reviews import PositiveGeneration, prepare_positive_generation
 from benchmarks.reviews import clean, held_out, read_reviews, review_prompts
 from benchmarks.tasks import read_prompts
 from models.reward import load_reward_model
+from models.tiny import tiny_gpt2, tiny_tokenizer
 from models.training import TrainingSettings
 
 QUICK = TrainingSettings(steps=3, batch_size=4)
@@ -85,6 +89,16 @@ def test_a_base_model_is_fine_tuned_with_its_own_tokenizer(prepared, tmp_path):
         json.loads((folder / "policy" / "tokenizer.json").read_text()) for folder in (prepared, tmp_path / "out")
     )
     assert first["model"]["vocab"] == second["model"]["vocab"]
+
+
+def test_samples_come_from_the_whole_distribution():
+    """Where all tokens are equally likely, and the folder's own settings would leave five of them."""
+    model, tokenizer = tiny_gpt2(vocab_size=512, eos_ids=None), tiny_tokenizer(vocab_size=512)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.generation_config = own = GenerationConfig(do_sample=True, top_p=0.1, top_k=5, repetition_penalty=2.0)
+    drawn = " ".join(text.split("|")[1] for text in continuations(model, tokenizer, [[2, 3]] * 8, seed=0))
+    assert len(set(drawn.split())) > 150  # 200 expected of 8 x 32
+    assert model.generation_config is own
 
 
 def test_an_occupied_folder_is_kept(prepared, tmp_path):

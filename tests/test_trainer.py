@@ -439,6 +439,38 @@ def run_update(policy, experience, config):
     return ppo_update(policy, optimizer, buffer, config, step=0, check_first=lambda largest, mean: None)
 
 
+@pytest.mark.parametrize("budget", [1, 10_000])
+def test_the_loss_is_a_mean_over_real_tokens(budget):
+    """At ratio 1 the gradient is that of −A · logprob, averaged over the tokens of ragged rows laid end to end."""
+    policy, experience = experience_with(0.0)
+    mask = experience.sequences.response_mask
+    advantages = experience.advantages[mask].double()
+    advantages = (advantages - advantages.mean()) / advantages.std()
+    own = TablePolicy()
+    (-advantages * own.evaluate(experience.sequences, frozenset()).logprobs[mask]).mean().backward()
+    settings = replace(CONFIG, epochs=1, value_coef=0.0, micro_batch_tokens=budget)
+    figures = run_update(policy, experience, settings)
+    assert figures["gradient_norm"] == pytest.approx(float(own.logits.grad.norm()), rel=1e-4)
+
+
+def test_eos_is_learned_from_like_any_other_token():
+    """The end of every response is what was good about it; a table moves only where its tokens count."""
+    policy, sequences = TablePolicy(), sequences_of([[1], [2]], [[3, EOS], [4, 5, EOS]])
+    ends = sequences.response_mask & (sequences.response_ids == EOS)
+    with torch.no_grad():
+        before = policy.evaluate(sequences, frozenset())
+    experience = Experience(
+        sequences=sequences,
+        logprobs=before.logprobs,
+        values=before.values,
+        advantages=ends.float(),
+        returns=torch.zeros_like(before.values),
+    )
+    run_update(policy, experience, replace(CONFIG, epochs=1))
+    gained = policy.evaluate(sequences, frozenset()).logprobs - before.logprobs
+    assert gained[ends].min() > 0.01
+
+
 def test_a_minibatch_above_the_ratio_threshold_is_skipped_without_a_step():
     config = replace(CONFIG, minibatch_size=2, epochs=3, ratio_threshold=1.5)
     policy, experience = experience_with(0.5)  # ratio 1.65

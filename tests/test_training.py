@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.objectives import Completion, Labelled, Pair
-from models.reward import load_reward_model
+from models.objectives import Completion, Labelled, Pair, label_batch, label_loss, pair_batch, pair_loss
+from models.reward import ClassifierReward, load_reward_model
 from models.tiny import tiny_gpt2, tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
 from models.training import (
     TrainingSettings,
@@ -86,6 +86,19 @@ def test_training_and_ppo_score_the_same_folder_alike(tmp_path):
     reward = load_reward_model(str(tmp_path), score="logit_difference")
     rows = [[4, 5, EOS], [6, 7, 8, 9]]
     torch.testing.assert_close(reward.score_ids(rows), last_token_scores(reward.model, rows), atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_trained_is_what_ppo_scores():
+    """Losses written out from the reward model's scores of the same rows, EOS included and ragged."""
+    model, tokenizer = tiny_gpt2_classifier(num_labels=2, pad_id=EOS), tiny_tokenizer(padding="eos")
+    reward = ClassifierReward(model, tokenizer, score="logit_difference")
+    pairs = [Pair(chosen=[4, 5, EOS], rejected=[4, 5, 6, 7, EOS]), Pair(chosen=[8, 9, 10], rejected=[8, EOS])]
+    better, worse = (reward.score_ids([getattr(pair, side) for pair in pairs]) for side in ("chosen", "rejected"))
+    wanted = -torch.log(torch.sigmoid(better - worse)).mean()
+    torch.testing.assert_close(pair_loss(model, pair_batch(pairs)), wanted, rtol=1e-4, atol=1e-5)
+    rows = [Labelled(ids=pair.rejected, labels=[row]) for row, pair in enumerate(pairs)]
+    wanted = -torch.log(torch.sigmoid(worse * torch.tensor([-1.0, 1.0]))).mean()
+    torch.testing.assert_close(label_loss(model, label_batch(rows)), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_language_model_learns_a_cycle_and_reports_its_own_perplexity():
