@@ -66,7 +66,7 @@ class Settings:
         unknown = [name for name in self.lengths if name not in LENGTHS]
         if unknown or not self.lengths or self.prompts < 1 or self.repeats < 2:
             raise ValueError(
-                f"lengths must be of {', '.join(LENGTHS)}, prompts 1 or more and repeats 2 or more, got {self.lengths}, "
+                f"lengths must be of {', '.join(LENGTHS)}, prompts 1 or more, repeats 2 or more; got {self.lengths}, "
                 f"{self.prompts} and {self.repeats}"
             )
         require_published_python(self.against, self.published_python)
