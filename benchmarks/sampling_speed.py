@@ -1,25 +1,33 @@
 """How fast is sampling, against ``generate`` one prompt at a time and against ``generate`` on a left-padded batch?
 
 All draw responses of the same ragged lengths from the same GPT-2 shaped model with random weights. The published loop
-is the first alternative: one prompt at a time, every attention map kept. The second is transformers at its best: all
-prompts at once under SDPA; its batch goes on until the longest response ends. Before anything is timed, both
-alternatives draw with our uniform numbers and must come to our tokens.
+is one alternative: one prompt at a time, every attention map kept; on the transformers that is installed, and, with
+``--against trl-0.7.4``, in the published stack. The other is transformers at its best: all prompts at once under SDPA;
+its batch goes on until the longest response ends. Before anything is timed, those on our transformers draw with our
+uniform numbers and must come to our tokens.
 """
 
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 from tqdm import tqdm
-from transformers import GPT2Config, GPT2LMHeadModel, LogitsProcessor, StoppingCriteria
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, LogitsProcessor, StoppingCriteria
 
 from benchmarks.cli import measurement_folder, parse
-from benchmarks.pairing import CPU, Pass, median_ratio, paired_seconds, peak_bytes
+from benchmarks.floor import clock
+from benchmarks.pairing import CPU, median_ratio
 from benchmarks.publishing import publish
 from benchmarks.tables import Table, Value
+from benchmarks.throughput import VARIANTS, published, require_published_python
+from benchmarks.throughput_case import Case
 from models.sampling import CachedDecoder, inverse_cdf, left_padded, sample_responses
 from models.tiny import EOS_ID
 from rlhf_core.allocation import keep_freed_memory
@@ -29,6 +37,7 @@ from rlhf_core.types import Limits
 ANY_LENGTH: Mapping[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "suppress_tokens": [EOS_ID]}
 LENGTHS: Mapping[str, tuple[int, int]] = {"short": (8, 15), "long": (100, 200)}
 SIZES: Mapping[str, tuple[int, int, int]] = {"gpt2": (12, 768, 50_257), "small": (2, 64, 512)}
+Timed = Callable[[], float]
 ALTERNATIVES = ("one by one, with attentions", "left-padded batch")
 
 
@@ -42,8 +51,12 @@ class Settings:
     """Prompts of 2 to 8 tokens."""
     size: Literal["gpt2", "small"] = "gpt2"
     """Shape of the model: GPT-2 124M's, or one for a first try."""
-    seconds: float = 300.0
-    """CPU seconds to spend on a length; never fewer than 5 passes of each kind, nor more than 60."""
+    repeats: int = 5
+    """Passes of each kind, 2 or more."""
+    against: Literal["nothing", "trl-0.7.4"] = "nothing"
+    """The stack the paper was published on; installed by benchmarks/published_stack/install.sh."""
+    published_python: str = ""
+    """Interpreter of the published stack's environment (DIR/bin/python after ``install.sh DIR``)."""
     out: str = "sampling_speed"
     """Folder for the table."""
     overwrite: bool = False
@@ -51,10 +64,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.lengths if name not in LENGTHS]
-        if unknown or not self.lengths or self.prompts < 1:
+        if unknown or not self.lengths or self.prompts < 1 or self.repeats < 2:
             raise ValueError(
-                f"lengths must be of {', '.join(LENGTHS)} and prompts 1 or more, got {self.lengths}, {self.prompts}"
+                f"lengths must be of {', '.join(LENGTHS)}, prompts 1 or more, repeats 2 or more; got {self.lengths}, "
+                f"{self.prompts} and {self.repeats}"
             )
+        require_published_python(self.against, self.published_python)
 
 
 class EndsAt(StoppingCriteria):
@@ -144,6 +159,14 @@ class Samplers:
         )
         return self._cut(found[:, n:])
 
+    def save(self, folder: Path) -> dict[str, str]:
+        """The model, and a reward model beside it, as folders that another stack can load."""
+        config = GPT2Config(**{**self._model.config.to_dict(), "num_labels": 2, "pad_token_id": EOS_ID})
+        parts = {"policy": self._model, "reward": GPT2ForSequenceClassification(config)}
+        for name, model in parts.items():
+            model.save_pretrained(folder / name)
+        return {name: str(folder / name) for name in parts}
+
     def require_same_tokens(self) -> None:
         """Raises RuntimeError unless all three come to the same tokens by the same uniform numbers."""
         mine = self.ours()
@@ -155,18 +178,52 @@ class Samplers:
         return [row[:length] for row, length in zip(ids.tolist(), self.lengths.tolist(), strict=True)]
 
 
+def here(work: Callable[[], object]) -> Timed:
+    """CPU seconds of a pass in this process."""
+
+    def seconds() -> float:
+        start = clock(CPU)
+        work()
+        return clock(CPU) - start
+
+    return seconds
+
+
+@contextmanager
+def elsewhere(samplers: Samplers, settings: Settings) -> Iterator[dict[str, Timed]]:
+    """The published stack on the same weights, in a process of its own; nothing where it is not asked for."""
+    if settings.against == "nothing":
+        yield {}
+        return
+    case = Case(prompts=settings.prompts, minibatch_size=settings.prompts)
+    lengths = samplers.lengths.tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        folders = samplers.save(Path(folder))
+        with published(case, folders, VARIANTS["as run"], python=settings.published_python) as ask:
+
+            def seconds() -> float:
+                answer = ask(do="generate", prompts=samplers.prompts, lengths=lengths)
+                if answer["lengths"] != lengths:
+                    raise RuntimeError(f"{settings.against} drew {answer['lengths']} tokens, not {lengths}")
+                return float(answer["cpu_seconds"])
+
+            yield {f"one by one, with attentions, {settings.against}": seconds}
+
+
 def lines(name: str, settings: Settings) -> Iterator[tuple[Value, ...]]:
     """Rows of the table, one an alternative."""
     samplers = Samplers(settings, LENGTHS[name])
     samplers.require_same_tokens()
-    kinds: tuple[Pass, ...] = (samplers.ours, samplers.one_by_one, samplers.left_padded, samplers.ours)
-    mine, *others, again = paired_seconds(kinds, settings.seconds)
-    tokens = int(samplers.lengths.sum())
-    peak = peak_bytes(samplers.ours) / 2**20
-    for alternative, work, seconds in zip(ALTERNATIVES, kinds[1:3], others, strict=True):
-        speed = tokens / sorted(mine)[len(mine) // 2]
-        ratios = median_ratio(seconds, mine), median_ratio(again, mine)
-        yield name, alternative, *ratios, speed, peak, peak_bytes(work) / 2**20, len(mine)
+    alternatives = dict(zip(ALTERNATIVES, (here(samplers.one_by_one), here(samplers.left_padded)), strict=True))
+    with elsewhere(samplers, settings) as others:
+        kinds = {"ours": here(samplers.ours), **alternatives, **others, "ours again": here(samplers.ours)}
+        taken: dict[str, list[float]] = {kind: [] for kind in kinds}
+        for turn in range(settings.repeats):
+            for kind in list(kinds)[:: 1 if turn % 2 else -1]:
+                taken[kind].append(kinds[kind]())
+    mine, tokens = taken.pop("ours"), int(samplers.lengths.sum())
+    for kind, seconds in taken.items():
+        yield name, kind, median_ratio(seconds, mine), tokens / float(np.median(seconds)), len(seconds)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -180,11 +237,10 @@ def main(argv: list[str] | None = None) -> None:
         rows.extend(lines(name, settings))
     table = Table(
         title="sampling",
-        columns=("responses", "against", "time ratio", "A/A", "tokens/s, ours", "MiB, ours", "MiB, theirs", "passes"),
+        columns=("responses", "against ours", "time ratio", "tokens/s", "passes"),
         rows=tuple(rows),
         notes=(
-            "Ratio: the alternative's CPU seconds over ours, median of passes taken in turn [95 % bootstrap interval]; "
-            "tokens are equal by equal uniform numbers. Peak of tensors made, without weights.",
+            "Ratio: the alternative's CPU seconds over ours, median of passes taken in turn [95 % bootstrap interval].",
         ),
     )
     publish(table, {}, out, Console())

@@ -53,6 +53,15 @@ TOLERANCE = 1e-3
 Ask = Callable[..., dict[str, Any]]
 
 
+def require_published_python(against: str, python: str) -> None:
+    """Raises ValueError, with the way out, where a stack is asked for that has no interpreter."""
+    if against != "nothing" and not Path(python).is_file():
+        raise ValueError(
+            f"--against {against} needs its own environment: run benchmarks/published_stack/install.sh DIR, "
+            f"then give --published_python DIR/bin/python (got {python!r})"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What is timed."""
@@ -85,11 +94,7 @@ class Settings:
             raise ValueError(f"variants must be of {'; '.join(VARIANTS)}, got {self.variants}")
         if self.repeats < 1:
             raise ValueError(f"repeats must be 1 or more, got {self.repeats}")
-        if self.against != "nothing" and not Path(self.published_python).is_file():
-            raise ValueError(
-                f"--against {self.against} needs its own environment: run benchmarks/published_stack/install.sh DIR, "
-                f"then give --published_python DIR/bin/python (got {self.published_python!r})"
-            )
+        require_published_python(self.against, self.published_python)
         if self.against != "nothing" and self.device != "cpu":
             raise ValueError("the published stack is timed on a CPU only: leave --device cpu")
         for name in self.cases:

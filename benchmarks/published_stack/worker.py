@@ -53,28 +53,39 @@ class Stack:
         yield
         self.seconds[name] += time.process_time() - start
 
+    def generate(self, prompts, lengths):
+        """Prompts and a response to each, of exactly the given length, as tensors."""
+        queries, responses = [torch.tensor(prompt) for prompt in prompts], []
+        for query, length in zip(queries, lengths, strict=True):
+            output = self.trainer.generate(
+                query,
+                output_attentions=True,
+                return_dict_in_generate=True,
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                min_new_tokens=length,
+                max_new_tokens=length,
+                pad_token_id=self.eos,
+                eos_token_id=self.eos,
+            )
+            responses.append(output.sequences[0, len(query) :])
+        return queries, responses
+
+    def timed_generate(self, prompts, lengths):
+        """CPU seconds of generation alone, and the lengths that came out."""
+        start = time.process_time()
+        _, responses = self.generate(prompts, lengths)
+        return {"cpu_seconds": time.process_time() - start, "lengths": [len(response) for response in responses]}
+
     def step(self, prompts, lengths):
         """A PPO step on the prompts, responses of exactly the given lengths."""
         self.seconds.clear()
         self.optimizer_steps = 0
-        queries = [torch.tensor(prompt) for prompt in prompts]
-        responses, scores = [], []
+        scores = []
         start, wall = time.process_time(), time.perf_counter()
         with self.phase("generate"):
-            for query, length in zip(queries, lengths, strict=True):
-                output = self.trainer.generate(
-                    query,
-                    output_attentions=True,
-                    return_dict_in_generate=True,
-                    do_sample=True,
-                    top_k=0,
-                    top_p=1.0,
-                    min_new_tokens=length,
-                    max_new_tokens=length,
-                    pad_token_id=self.eos,
-                    eos_token_id=self.eos,
-                )
-                responses.append(output.sequences[0, len(query) :])
+            queries, responses = self.generate(prompts, lengths)
         with self.phase("score"), torch.no_grad():
             for query, response in zip(queries, responses, strict=True):
                 output = self.reward(torch.cat([query, response])[None], output_attentions=True)
@@ -114,6 +125,8 @@ def main():
         request = json.loads(line)
         if request["do"] == "measure":
             answer = stack.measure(request["prompt"], request["response"])
+        elif request["do"] == "generate":
+            answer = stack.timed_generate(request["prompts"], request["lengths"])
         else:
             answer = stack.step(request["prompts"], request["lengths"])
         answers.write(json.dumps(answer) + "\n")
