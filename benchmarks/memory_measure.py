@@ -7,6 +7,7 @@ right shape, 4-bit layers quantised one at a time. Every row is as long as the s
 
 import copy
 import importlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from models.value_head import ValueHead
 from redistributors import DecoderAttention, RewardAttention, Sparse
 from rlhf_core.batching import micro_batches
 from rlhf_core.config import PPOConfig
+from rlhf_core.memory import SmallerParts
 from rlhf_core.optimization import make_schedule
 from rlhf_core.rollout import Draw, sample
 from rlhf_core.trainer import PPOTrainer
@@ -200,8 +202,10 @@ def _phase(name: str, meter: Meter, peaks: dict[str, int]) -> Iterator[None]:
     """Enter the peak of what happens inside under ``name``."""
     meter.reset()
     try:
-        yield
-    except torch.OutOfMemoryError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SmallerParts)  # a step that shrank would fit by another measure
+            yield
+    except (torch.OutOfMemoryError, MemoryError, SmallerParts) as error:
         raise MemoryError(f"measuring ran out of memory in the phase {name!r}: {error}") from error
     peaks[name] = meter.peak()
 

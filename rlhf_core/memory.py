@@ -24,6 +24,10 @@ SIGNS = (
 )
 
 
+class SmallerParts(RuntimeWarning):
+    """Memory ran out, and the same work goes on in smaller parts."""
+
+
 @dataclass(kw_only=True)
 class TokenBudget:
     """How many tokens one pass may hold, padding included: what ``setting`` says, less once memory has run out."""
@@ -72,7 +76,7 @@ def run_in_parts(
 ) -> list[Part]:
     """What ``run`` gives for each part that ``cut`` makes under the budget of rows that are ``lengths`` tokens long.
 
-    Where a part runs out of memory, the budget falls to half of what that part held, which is said in a RuntimeWarning
+    Where a part runs out of memory, the budget falls to half of what that part held, which is said in a warning
     and stays so, and all parts are made and run again, after ``begin``: the result must not depend on how rows are cut.
 
     Raises:
@@ -111,7 +115,7 @@ def _shrink(budget: TokenBudget, rows: int, longest: int, phase: str) -> None:
         f"{phase}: out of memory with {rows} rows of up to {longest} tokens in one pass; repeating it with at most "
         f"{budget.tokens} tokens in a pass (so far {before}), and so for the rest of the run. Results stay the same; "
         f"set {budget.setting} to {budget.tokens} next time",
-        RuntimeWarning,
+        SmallerParts,
         stacklevel=3,
     )
 

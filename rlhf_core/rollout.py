@@ -90,6 +90,7 @@ def measure(
     Raises:
         MemoryError: a single row ran out of memory.
         FloatingPointError: a log-probability, value, KL or score is not finite; names the row.
+        ValueError: a reward model that does not return one score a response.
     """
     of_policy = frozenset(request for request in needs if request.source != "reward")
     asked = of_policy | ({FullKL()} if config.kl.kind == "full" else frozenset())
@@ -101,6 +102,11 @@ def measure(
     else:
         kl = kl_estimate(evaluation.logprobs, ref_logprobs, config.kl.kind)
     scored = reward.score(sequences, needs - of_policy)
+    if scored.scores.shape != (len(sequences),):  # one score would be broadcast to every response
+        raise ValueError(
+            f"{type(reward).__name__}.score returned scores of shape {tuple(scored.scores.shape)} for {len(sequences)} "
+            "responses"
+        )
     raw_scores = scored.scores.detach().to(kl.device, torch.float32)
     for name, values in (
         ("logprobs", evaluation.logprobs),

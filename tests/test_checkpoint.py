@@ -46,7 +46,7 @@ def test_an_interrupted_save_leaves_nothing_under_the_final_name_and_does_not_bl
     save_checkpoint(folder, policy, STATE, {})
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert sorted(path.name for path in folder.rglob("*")) == [
-        *("manifest.json", "policy", "state.json", "table.safetensors", "trainer.safetensors")
+        *("README.md", "manifest.json", "policy", "state.json", "table.safetensors", "trainer.safetensors")
     ]
     with pytest.raises(FileExistsError, match="checkpoint-1 exists; move it away"):
         save_checkpoint(folder, policy, STATE, {})

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from fakes import EOS, TablePolicy, ragged_sequences, rollout_of, sequences_of
+from fakes import EOS, TablePolicy, ragged_sequences, rollout_of, sequences_of, unchecked
 
 from redistributors import RewardAttention, Sparse, Uniform
 from rlhf_core import (
@@ -234,6 +234,19 @@ def test_a_reward_callable_that_returns_no_numbers_is_named(returned, wrap):
     learner = PPOTrainer(TablePolicy(), wrap(judge), Sparse(), CONFIG)
     with pytest.raises(ValueError, match=r"reward <function .*judge.* a number for each of the 16 responses, got .*"):
         learner.collect(batch())
+
+
+@pytest.mark.parametrize("shape", [(1,), (15,), (16, 1)])
+def test_a_reward_model_that_returns_another_number_of_scores_is_named(shape):
+    class Broadcast:
+        def score(self, sequences, needs):
+            return unchecked(lambda: Scored(scores=torch.ones(16), evidence={}), scores=torch.ones(shape))
+
+        def provides(self, request):
+            return False
+
+    with pytest.raises(ValueError, match=r"Broadcast.score returned scores of shape \(.*\) for 16 responses"):
+        trainer(Sparse(), reward=Broadcast()).collect(batch())
 
 
 class Differentiable:
