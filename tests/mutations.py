@@ -669,7 +669,7 @@ MUTATIONS = (
         "rlhf_core/prompts.py",
         "if any(isinstance(token, bool) for token in tokens):",
         "if False:",
-        "tests/test_bad_input.py::test_prompts_are_refused_or_read_as_they_stand",
+        "tests/test_bad_input.py::test_what_only_looks_like_prompts_is_refused",
     ),
     Mutation(
         "rlhf_core/config.py",

@@ -73,15 +73,6 @@ ids = st.lists(st.integers(-1, 40), max_size=4)
         anything, st.lists(texts, max_size=3), st.lists(ids, max_size=3), st.lists(st.one_of(ids, anything), max_size=3)
     )
 )
-@example(prompts={"w2": 1})
-@example(prompts={"w2"})
-@example(prompts=["w2\ud800"])
-@example(prompts=[[True, False]])
-@example(prompts=[b"ab"])
-@example(prompts=[{1: 2}])
-@example(prompts=[torch.tensor([[1], [2]])])
-@example(prompts=[torch.tensor([True])])
-@example(prompts=None)
 def test_prompts_are_refused_or_read_as_they_stand(policy, prompts):
     call = lambda: encoded(policy, TokenReward(lambda *_: []), prompts, PPOConfig())  # noqa: E731
     found, refusal = outcome(call, "prompt")
@@ -91,6 +82,18 @@ def test_prompts_are_refused_or_read_as_they_stand(policy, prompts):
         assert all(found)
         given_ids = [list(prompt) for prompt in prompts if not isinstance(prompt, str)]
         assert given_ids in ([], found)
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        *(None, 3, iter(["w2"]), {"w2": 1}, {"w2"}, ["w2\ud800"]),
+        *([[True, False]], [b"ab"], [{1: 2}], [{1, 2}], [torch.tensor([[1], [2]])], [torch.tensor([True])]),
+    ],
+    ids=repr,
+)
+def test_what_only_looks_like_prompts_is_refused(policy, prompts):
+    refused(lambda: encoded(policy, TokenReward(lambda *_: []), prompts, PPOConfig()), "prompt")
 
 
 # -- settings
@@ -270,6 +273,7 @@ def test_every_row_of_a_file_is_kept_or_counted_under_a_reason(read, ending, row
     content = written(rows)
     file.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
     found, refusal = outcome(lambda: read(str(file)), "case.jsonl")
+    assert not refusal or ROWS[0] not in rows or ROWS[1] not in rows  # one of which either reader can use
     if not refusal:
         labelled = hasattr(found, "labelled")
         kept = [*found.labelled, *found.unlabelled] if labelled else found.kept
@@ -319,13 +323,18 @@ def test_a_truncated_archive_is_refused_by_name(tmp_path):
 @example([{"split": "train", "ids": []}, {"split": "held_out", "ids": [1]}])
 def test_prepared_prompts_are_ids_or_refused_by_line(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("prepared", numbered=True)
-    good = [{"split": split, "ids": [1], "reward_ids": [2]} for split in ("train", "held_out")]
+    good = [{"split": split, "ids": [1]} for split in ("train", "held_out")]
     (folder / "prompts.jsonl").write_bytes(written([*good, *rows]))
-    found, refusal = outcome(lambda: read_prompts(str(folder), ("ids", "reward_ids")), "prompts.jsonl:")
+    found, refusal = outcome(lambda: read_prompts(str(folder)), "prompts.jsonl:")
     if not refusal:
-        every = [row[name] for some in found.values() for row in some for name in ("ids", "reward_ids")]
+        every = [row["ids"] for some in found.values() for row in some]
         assert all(row and all(type(token) is int and token >= 0 for token in row) for row in every)
         assert sum(map(len, found.values())) == 2 + len(rows)
+
+
+def test_prompts_without_the_reward_models_ids_are_refused_by_line(tmp_path):
+    (tmp_path / "prompts.jsonl").write_bytes(written([{"split": split, "ids": [1]} for split in ("train", "held_out")]))
+    assert "reward_ids" in refused(lambda: read_prompts(str(tmp_path), ("ids", "reward_ids")), "prompts.jsonl:1")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"{}", b'{"settings": 3}', b"\xff", b"[" * 50_000])

@@ -114,7 +114,8 @@ def weights(change):
 
 def spoil_one(value):
     def change(state):
-        state[sorted(state)[-1]].view(-1)[0] = value
+        embedding = next(name for name in state if "embed_tokens" in name or "wte" in name)
+        state[embedding][-1, 0] = value  # of a token that no check at loading reads
 
     return weights(change)
 
@@ -129,7 +130,7 @@ def kin(name, **small):
     return settings("config.json", model_type=name, **(small or sizes))
 
 
-ADAPTER = put("adapter_config.json", b'{"peft_type": "LORA", "base_model_name_or_path": "x"}')
+ADAPTER = put("adapter_config.json", b'{"peft_type": "LORA", "base_model_name_or_path": "./none"}')
 DAMAGES = {
     "an empty folder": removed("*"),
     **{
