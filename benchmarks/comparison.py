@@ -68,6 +68,8 @@ class Comparison:
     """Steps between evaluations on held-out prompts."""
     eval_prompts: int = 64
     """Held-out prompts evaluated on."""
+    save_every: int = 0
+    """Steps between checkpoints that a killed run goes on from; 0: it begins again. Ctrl-C saves one in any case."""
     processes: int = 2
     """Runs at a time, each in a process of its own with one thread."""
     paper_curves: str | None = None
@@ -79,6 +81,8 @@ class Comparison:
         for name in ("steps", "eval_every", "eval_prompts", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.save_every < 0:
+            raise ValueError(f"save_every must be 0 or more, got {self.save_every}")
         seeds = self.seed_list()
         if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds must be different numbers, 0 or more, and at least one, got {self.seeds}")
@@ -200,6 +204,7 @@ def plan(settings: Comparison, task: Task, panel: Panel, config: PPOConfig) -> l
             config=replace(with_settings(config, arm.changes), seed=seed),
             steps=settings.steps,
             eval_every=settings.eval_every,
+            save_every=settings.save_every,
             eval_prompts=settings.eval_prompts,
             sampler=panel.sampler,
             folder=Path(settings.out) / "runs" / panel.name / arm.label / f"seed-{seed}",

@@ -99,6 +99,8 @@ class Run:
     eval_every: int
     eval_prompts: int
     folder: Path
+    save_every: int = 0
+    """Steps between checkpoints to go on from; decides no number."""
     sampler: str = "matched"
     """How responses are drawn: a name of ``benchmarks.samplers``."""
 
@@ -120,7 +122,8 @@ def identity(task: Task) -> dict[str, Any]:
 
 
 def execute(run: Run) -> None:
-    """Train, then measure the final policy on held-out prompts; ``run.json`` comes last and marks the run finished.
+    """Train, then measure the final policy on held-out prompts; ``run.json`` comes last and marks the run finished. A
+    run that was cut short goes on from its newest checkpoint, or begins again.
 
     What the run prints goes to ``seed-N.log`` beside its folder.
 
@@ -129,7 +132,7 @@ def execute(run: Run) -> None:
     """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     log = run.folder.with_name(run.folder.name + ".log")
-    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
         loaded = run.task.load()
         if loaded.fingerprint != run.fingerprint:
             raise RuntimeError("models or prompts of the task changed after the experiment began; start it again")
@@ -146,7 +149,16 @@ def execute(run: Run) -> None:
         )
         before = frozen_rollout(loaded, [redistributor], run.config, held_out)
         figures = credit_figures(loaded, before, redistributor)
-        trainer.fit(loaded.train_prompts, run.steps, out=run.folder, eval_prompts=held_out, eval_every=run.eval_every)
+        trainer.fit(
+            loaded.train_prompts,
+            run.steps,
+            out=run.folder,
+            eval_prompts=held_out,
+            eval_every=run.eval_every,
+            save_every=run.save_every,
+            keep=1,
+            resume=True,
+        )
         figures |= held_out_figures(loaded, frozen_rollout(loaded, [], run.config, held_out))
     record = run_record(run.settings(), {"prompts and models": loaded.fingerprint}, made_by="a run")
     write_json(run.folder / RECORD, {**record, FINAL: figures})

@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
@@ -32,7 +31,7 @@ def run_all(runs: Sequence[Run], processes: int) -> None:
     Raises:
         FileExistsError: a finished run has other settings than the one asked for; nothing is run then.
         RuntimeError: a run failed; the others in progress are let finish, the rest is not started.
-        Interrupted: Ctrl-C; runs in progress are ended, finished ones are kept.
+        Interrupted: Ctrl-C; runs in progress are ended after their step, with a checkpoint to go on from.
     """
     due = [run for run in runs if not finished(run)]
     with tqdm(total=sum(run.steps for run in runs), unit="step", dynamic_ncols=True, desc="runs") as bar:
@@ -42,9 +41,6 @@ def run_all(runs: Sequence[Run], processes: int) -> None:
 
 
 def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) -> None:
-    for run in due:
-        if run.folder.exists():
-            shutil.rmtree(run.folder)  # cut short, and inside a folder that is ours and locked
     bar.update(before)
     bar.unpause()
     context = multiprocessing.get_context("spawn")  # forking a process that has used torch's threads can hang

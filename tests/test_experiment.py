@@ -165,7 +165,7 @@ def test_end_to_end_resume_and_refusals(tmp_path, request):
         assert (curves["sparse"][metric][:, 0] == curves["uniform"][metric][:, 0]).all()
         assert curves["sparse"][metric].shape == (2, 2)
 
-    # A finished run is not repeated, a cut one is done again and comes out the same.
+    # A finished run is not repeated, a cut one goes on from its checkpoint and comes out the same.
     stamps = {path: path.stat().st_mtime_ns for path in records}
     before = (records[0].parent / "metrics.jsonl").read_text().splitlines()
     records[0].unlink()
