@@ -20,7 +20,7 @@ from test_trainer import Learner
 
 from redistributors import REDISTRIBUTORS, Sparse, Uniform
 from rlhf_core import PPOTrainer, TokenReward, manifest
-from rlhf_core.checkpoint import TrainerState, checkpoints, newest_complete, save_checkpoint
+from rlhf_core.checkpoint import TrainerState, checkpoints, newest_complete, prune, save_checkpoint
 from rlhf_core.stopping import stop_requests
 
 HERE = Path(__file__).parent
@@ -228,6 +228,13 @@ def test_the_newest_checkpoints_are_kept_and_only_once_the_newest_verifies(tmp_p
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["checkpoint-5", "checkpoint-4"]
     with pytest.raises(ValueError, match="keep must be a whole number, 1 or more, got 0"):
         learner.fit(PROMPTS, 1, out=tmp_path / "more", keep=0)
+
+
+def test_old_checkpoints_stay_where_the_newest_is_broken(tmp_path):
+    trainer("table", "uniform", tmp_path).fit(PROMPTS, 3, out=tmp_path / "run", save_every=1)
+    flip(tmp_path / "run/checkpoint-3/trainer.safetensors")
+    prune(tmp_path / "run", 1)
+    assert len(checkpoints(tmp_path / "run")) == 3
 
 
 @pytest.mark.slow
