@@ -41,7 +41,8 @@ CASES: Mapping[str, Case] = {
     "default-allocator": Case(keep_freed_memory=False),
     "tiny": Case(layers=2, hidden=64, vocab=128, prompts=4, minibatch_size=4),
 }
-"""GPT-2 124M in the paper's setting, with larger minibatches, with long responses, and those with less memory; "tiny" is for a first try."""
+"""GPT-2 124M in the paper's setting, with larger minibatches, with long responses, and with those in less memory;
+"tiny" is for a first try."""
 SWEEP = Case(layers=4, hidden=256, vocab=8_192, minibatch_size=16, lengths=(32, 32))
 WORKER = Path(__file__).parent / "published_stack" / "worker.py"
 VARIANTS: Mapping[str, Mapping[str, bool]] = {
