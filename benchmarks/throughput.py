@@ -34,13 +34,15 @@ CASES: Mapping[str, Case] = {
     "paper": Case(),
     "minibatch-16": Case(minibatch_size=16),
     "long": Case(lengths=(100, 200), minibatch_size=8),
+    "long-small-passes": Case(lengths=(100, 200), minibatch_size=8, micro_batch_tokens=512),
     "lora": Case(minibatch_size=16, training="lora"),
     "bf16": Case(minibatch_size=16, dtype="bfloat16", training="lora"),
     "four-bit": Case(minibatch_size=16, dtype="bfloat16", training="lora", four_bit="both"),
     "default-allocator": Case(keep_freed_memory=False),
     "tiny": Case(layers=2, hidden=64, vocab=128, prompts=4, minibatch_size=4),
 }
-"""GPT-2 124M in the paper's setting, with larger minibatches, and with long responses; "tiny" is for a first try."""
+"""GPT-2 124M in the paper's setting, with larger minibatches, with long responses, and with those in less memory;
+"tiny" is for a first try."""
 SWEEP = Case(layers=4, hidden=256, vocab=8_192, minibatch_size=16, lengths=(32, 32))
 WORKER = Path(__file__).parent / "published_stack" / "worker.py"
 VARIANTS: Mapping[str, Mapping[str, bool]] = {
@@ -67,7 +69,7 @@ class Settings:
     """What is timed."""
 
     cases: tuple[str, ...] = ("paper", "minibatch-16", "long")
-    """Of paper, minibatch-16, long, lora, bf16, four-bit, default-allocator, tiny."""
+    """Of paper, minibatch-16, long, long-small-passes, lora, bf16, four-bit, default-allocator, tiny."""
     repeats: int = 3
     """Timed steps of each engine."""
     against: Literal["nothing", "trl-0.7.4"] = "nothing"

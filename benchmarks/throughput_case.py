@@ -44,6 +44,7 @@ class Case:
     lengths: tuple[int, int] = (8, 15)
     """Closed range the response lengths are drawn from; the other stack is told ours."""
     minibatch_size: int = 1
+    micro_batch_tokens: int = 4096
     dtype: Literal["float32", "bfloat16"] = "float32"
     training: Literal["full", "lora"] = "full"
     four_bit: Literal["none", "both"] = "none"
@@ -58,8 +59,9 @@ class Case:
         model = f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}"
         allocator = "" if self.keep_freed_memory else ", freed memory given back"
         weights = " on 4-bit weights" if self.four_bit == "both" else ""
+        batches = f"minibatch {self.minibatch_size}, passes of up to {self.micro_batch_tokens} tokens"
         return (
-            f"{model}; {self.prompts} prompts, {low}-{high} tokens, minibatch {self.minibatch_size}; "
+            f"{model}; {self.prompts} prompts, {low}-{high} tokens, {batches}; "
             f"{self.training} fine-tuning in {self.dtype}{weights} on {self.device}{allocator}"
         )
 
@@ -83,9 +85,11 @@ class Engine:
             dtype=case.dtype, four_bit=case.four_bit, training=case.training, gradient_checkpointing=False
         )
         policy, reward = random_models(settings, shape, shape, self.device)
+        reward.micro_batch_tokens = case.micro_batch_tokens
         config = PPOConfig(
             rollout_batch_size=case.prompts,
             minibatch_size=case.minibatch_size,
+            micro_batch_tokens=case.micro_batch_tokens,
             min_length=case.lengths[0],
             max_length=case.lengths,
             first_step_checks="warn",
