@@ -224,9 +224,9 @@ class PPOTrainer:
         The trainer's own loggers are the caller's to close, so that ``fit`` can be called again.
 
         ``resume`` goes on with the run in ``out`` from its newest complete checkpoint, to ``steps`` steps in all, as if
-        it had never ended (to the bit on a CPU; docs/reliability.md). Make models, redistributor and trainer as at
-        first. Where no run was begun in ``out``, one is. SIGTERM and SIGINT end a run after the step in progress, with
-        a checkpoint; a second one ends it at once.
+        it had never ended: to the bit on a CPU (a card needs ``torch.use_deterministic_algorithms(True)`` for that).
+        Make models, redistributor and trainer as at first. Where no run was begun in ``out``, one is. SIGTERM and
+        SIGINT end a run after the step in progress, with a checkpoint; a second one ends it at once.
 
         Raises:
             FileExistsError: ``out`` is a folder that is not empty, or a file.

@@ -47,20 +47,23 @@ def share_of_threes(prompts, responses):
 
 
 def trainer(kind: str, method: str, folder: Path) -> PPOTrainer:
-    """A trainer as at first: on a table, on a whole GPT-2, or on an adapter of a Llama."""
+    """A trainer as at first: on a table, on a whole GPT-2, or on an adapter of a Llama, there or on a card."""
     redistributor = REDISTRIBUTORS[method]()
     if kind == "table":
         return PPOTrainer(TablePolicy(), TokenReward(share_of_threes), redistributor, CONFIG)
     from models import LoraSettings, load_policy, load_reward_model
     from models.tiny import save_tiny
 
-    family, lora = {"gpt2": ("gpt2", None), "llama-lora": ("llama", LoraSettings(rank=2, alpha=4))}[kind]
+    adapter = LoraSettings(rank=2, alpha=4)
+    family, lora = {"gpt2": ("gpt2", None), "llama-lora": ("llama", adapter), "cuda": ("llama", adapter)}[kind]
+    device = "cuda" if kind == "cuda" else "cpu"
     paths = {name: str(folder.with_name(f"{folder.name}-{name}")) for name in ("policy", "reward")}
     if not Path(paths["reward"]).exists():
         save_tiny(paths["policy"], family=family, seed=1)
         save_tiny(paths["reward"], family=family, head="classifier", num_labels=2, seed=2)
-    reward = load_reward_model(paths["reward"], score="logit_difference")
-    return PPOTrainer(load_policy(paths["policy"], lora=lora), reward, redistributor, CONFIG)
+    reward = load_reward_model(paths["reward"], score="logit_difference", device=device)
+    policy = load_policy(paths["policy"], lora=lora, device=device)
+    return PPOTrainer(policy, reward, redistributor, CONFIG)
 
 
 def fit(out: Path, kind: str, method: str, steps: int, save_every: int, *, resume: bool) -> None:
@@ -108,6 +111,7 @@ def kill(times: int, run, span: float) -> int:
 def main() -> None:
     """The command line."""
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # a CPU is so anyway
     warnings.simplefilter("ignore")
     out, kind, method, steps, save_every, how = sys.argv[1:7]
     asked = (Path(out), kind, method, int(steps), int(save_every))

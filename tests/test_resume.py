@@ -59,7 +59,17 @@ def assert_same(one, other, step: int) -> None:
 def test_six_steps_are_k_and_the_rest_in_a_new_process(method, k, tmp_path):
     if method not in ("abc", "sparse") and k != 3:
         pytest.skip("every k for two methods, one k for all")
-    kind, whole, parts = KIND_OF[method], tmp_path / "run", tmp_path / "again" / "run"
+    require_six_are_k_and_the_rest(KIND_OF[method], method, k, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+def test_on_a_card_too_under_deterministic_algorithms(tmp_path):
+    require_six_are_k_and_the_rest("cuda", "abc", 3, tmp_path)
+
+
+def require_six_are_k_and_the_rest(kind: str, method: str, k: int, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "run", tmp_path / "again" / "run"
     parts.parent.mkdir()
     in_a_new_process(whole, kind, method, 6, 0, "new")
     for name in ("policy", "reward"):
