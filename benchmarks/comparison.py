@@ -27,7 +27,7 @@ from benchmarks.tasks import make_task
 from rlhf_core.config import PPOConfig
 
 MADE_BY = "a comparison"
-MAY_CHANGE = ("redistributors", "controls", "seeds", "processes", "options", "paper_curves", *PLACES)
+MAY_CHANGE = ("redistributors", "controls", "seeds", "processes", "save_every", "options", "paper_curves", *PLACES)
 """What a later call may ask for differently: it adds runs or pictures, and changes no run that is there."""
 TASK_SETTINGS = ("models", "cache", "policy", "reward", "data", "template", "reward_template", "loading")
 

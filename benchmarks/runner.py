@@ -3,11 +3,13 @@
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from transformers.utils.logging import set_verbosity_error
 from benchmarks.cli import RECORD, differences, read_record
 from benchmarks.experiment import Run, execute
 from rlhf_core.allocation import keep_freed_memory
+from rlhf_core.run_folder import SETTINGS
 
 
 class Interrupted(RuntimeError):
@@ -41,6 +44,9 @@ def run_all(runs: Sequence[Run], processes: int) -> None:
 
 
 def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) -> None:
+    for run in due:
+        if run.folder.exists() and not (run.folder / SETTINGS).exists():
+            shutil.rmtree(run.folder)  # nothing to go on from, and inside a folder that is ours and locked
     bar.update(before)
     bar.unpause()
     context = multiprocessing.get_context("spawn")  # forking a process that has used torch's threads can hang
@@ -48,7 +54,8 @@ def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) 
         min(processes, len(due)), mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
     )
     try:
-        _await([(pool.submit(execute, run), run) for run in due], bar, before)
+        with _terminated_like_interrupted():
+            _await([(pool.submit(_execute, run), run) for run in due], bar, before)
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
             process.terminate()
@@ -74,8 +81,52 @@ def _await(submitted: Sequence[tuple[Future[None], Run]], bar: "tqdm[Any]", befo
                 raise RuntimeError(f"{run.arm.label}, seed {run.config.seed} failed: {error}") from error
 
 
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends the experiment as Ctrl-C does: runs in progress get to save."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass
+class _Worker:
+    """What a worker process is doing. It never exits of itself: a pool that loses one kills the others as they save."""
+
+    stopping: bool = False
+    busy: bool = False
+
+    def stop(self, *_: object) -> None:
+        """Answer SIGTERM where ``fit`` does not: give up the run that is being loaded or measured, begin no other."""
+        self.stopping = True
+        if self.busy:
+            raise SystemExit(143)
+
+
+_worker = _Worker()
+
+
+def _execute(run: Run) -> None:
+    if _worker.stopping:
+        raise SystemExit(143)
+    _worker.busy = True
+    try:
+        execute(run)
+    except SystemExit:
+        _worker.stopping = True
+        raise
+    finally:
+        _worker.busy = False
+
+
 def _start_worker(parent: int) -> None:
     """One thread, its own freed memory; Ctrl-C is the parent's to answer; and no worker outlives it."""
+    signal.signal(signal.SIGTERM, _worker.stop)
     torch.set_num_threads(1)
     keep_freed_memory()
     set_verbosity_error()

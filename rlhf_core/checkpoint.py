@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from rlhf_core.model_card import write_model_card
 from rlhf_core.types import Policy
 
 POLICY, STATE, TENSORS = "policy", "state.json", "trainer.safetensors"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 ON_CARD = ("steps_done", "redistributor", "config")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -41,7 +41,7 @@ def save_checkpoint(folder: Path, policy: Policy, state: TrainerState, metrics: 
     """
     if folder.exists():
         raise FileExistsError(f"checkpoint {folder} exists; move it away to save here")
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    unfinished = _unfinished(folder)
     if unfinished.exists():
         shutil.rmtree(unfinished)
     (unfinished / POLICY).mkdir(parents=True)
@@ -49,13 +49,13 @@ def save_checkpoint(folder: Path, policy: Policy, state: TrainerState, metrics: 
         policy.save(str(unfinished / POLICY))
         told = {name: state.numbers[name] for name in ON_CARD if name in state.numbers}
         write_model_card(unfinished / POLICY, state=told, metrics=metrics)
-        save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, unfinished / TENSORS)
+        save_file(_apart(state.tensors), unfinished / TENSORS)
         (unfinished / STATE).write_text(json.dumps(state.numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         manifest.seal(unfinished)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # libraries have their own for a full disk
+        shutil.rmtree(unfinished)
         if not _disk_is_full(error):
             raise
-        shutil.rmtree(unfinished)
         raise OSError(errno.ENOSPC, _needed(folder, policy, state), str(folder)) from error
     os.replace(unfinished, folder)
     manifest.flush(folder.parent)
@@ -90,13 +90,35 @@ def prune(run: Path, keep: int) -> None:
     found = checkpoints(run)
     if len(found) <= keep or manifest.fault(found[0]):
         return
-    complete = [folder for folder in found if (folder / manifest.NAME).is_file()]
+    complete = [folder for folder in found if not folder.is_symlink() and not manifest.fault(folder)]
     for folder in complete[keep:]:
-        shutil.rmtree(folder)
+        os.replace(folder, _unfinished(folder))
+        shutil.rmtree(_unfinished(folder))
 
 
-def _disk_is_full(error: OSError | SafetensorError) -> bool:
-    return getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+def sweep(run: Path) -> None:
+    """Delete what a killed save or prune left behind."""
+    for leftover in run.glob(".checkpoint-*.unfinished"):
+        shutil.rmtree(leftover)
+
+
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors, none in the memory of another, which safetensors refuses."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        own = tensor.contiguous()
+        apart[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
+        seen.add(own.untyped_storage().data_ptr())
+    return apart
+
+
+def _disk_is_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL)
 
 
 def _needed(folder: Path, policy: Policy, state: TrainerState) -> str:

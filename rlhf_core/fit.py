@@ -9,9 +9,9 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from tqdm import tqdm
 
-from rlhf_core.checkpoint import TrainerState, checkpoints, prune, save_checkpoint
+from rlhf_core.checkpoint import TrainerState, checkpoints, prune, save_checkpoint, sweep
 from rlhf_core.config import PPOConfig
-from rlhf_core.guard import Diverged, StepGuard
+from rlhf_core.guard import StepGuard, UnusableRollout
 from rlhf_core.identity import changed_models, differences, model_measurement, run_settings
 from rlhf_core.logging import Logger
 from rlhf_core.metrics import rollout_metrics
@@ -35,7 +35,13 @@ class Trainer(Protocol):
     config: PPOConfig
     guard: StepGuard
     loggers: tuple[Logger, ...]
+    optimizer: torch.optim.Optimizer
     steps_done: int
+
+    @property
+    def trained(self) -> bool:
+        """Whether an update has begun."""
+        ...
 
     def step(self, prompts: Ids) -> dict[str, float]:
         """One PPO step."""
@@ -97,7 +103,13 @@ class Fit:
 
     def __call__(self) -> None:
         """Begin the run, or take it up, and take its steps."""
-        first = self._take_up() if self.plan.resume and self.run.begun else self._begin()
+        resumed = self.plan.resume and self.run.begun
+        before = None if resumed else self._before()
+        with self.run.claimed():
+            first = self._take_up() if before is None else self._begin(*before)
+            self._loop(first)
+
+    def _loop(self, first: int) -> None:
         last, who = first + self.plan.steps, type(self.trainer.redistributor).__name__
         with (
             stop_requests() as asked,
@@ -109,14 +121,19 @@ class Fit:
                 bar.update()
             self._end(asked, first)
 
-    def _begin(self) -> int:
+    def _before(self) -> tuple[Rollout, dict[str, list[float]]]:
+        """What is measured before a run begins: a reward that fails does so before anything is written."""
         self.run.require_free()
-        before = self.trainer.evaluation_rollout(
-            self.plan.shown
-        )  # a reward that fails does so before anything is written
-        self.run.begin({"first_step": self.trainer.steps_done, **self._settings(), "models": self._models()})
-        self._write_samples(before)
+        return self.trainer.evaluation_rollout(self.plan.shown), self._models()
+
+    def _begin(self, rollout: Rollout, models: dict[str, list[float]]) -> int:
+        self.run.require_free()
+        self.run.begin({**self._stage(), **self._settings(), "models": models})
+        self._write_samples(rollout)
         return self.trainer.steps_done
+
+    def _stage(self) -> dict[str, int | bool]:
+        return {"first_step": self.trainer.steps_done, "trained": self.trainer.trained}
 
     def _take_up(self) -> int:
         """Compare, restore, and cut the records; the step that the run began with.
@@ -125,18 +142,24 @@ class Fit:
             ValueError: settings or models are not the run's.
         """
         noted = self.run.settings()
-        first, models = noted.pop("first_step"), noted.pop("models")
+        first, trained, models = (noted.pop(name) for name in ("first_step", "trained", "models"))
         changed = [*differences(noted, self._settings())]
         changed = changed or [*changed_models(models, self._models(), self.trainer.policy.compute_dtype)]
         if changed:
             raise ValueError(f"fit: {self.plan.out} holds a run with other settings: {'; '.join(changed)}")
         newest = self.run.newest_checkpoint()
+        sweep(self.run.path)
         if newest is not None:
             self.trainer.restore(newest)
-        elif self.trainer.steps_done != first:
+        elif self._stage() != {"first_step": first, "trained": trained}:
             raise ValueError(
                 f"fit: {self.plan.out} holds no checkpoint, and its run began at step {first}, but this trainer is at "
-                f"step {self.trainer.steps_done}; give a trainer at step {first}"
+                f"step {self.trainer.steps_done}, or in the middle of one; give a trainer at step {first}"
+            )
+        if self.trainer.steps_done > first + self.plan.steps:
+            raise ValueError(
+                f"fit: the run in {self.plan.out} is at step {self.trainer.steps_done} already, and steps "
+                f"{self.plan.steps} asks for {first + self.plan.steps} in all"
             )
         self.run.cut(self.trainer.steps_done if newest else first - 1)
         if newest is None:
@@ -145,7 +168,7 @@ class Fit:
 
     def _settings(self) -> dict[str, Any]:
         trainer, plan = self.trainer, self.plan
-        settings = run_settings(trainer.config, trainer.redistributor, plan.prompts, plan.held_out)
+        settings = run_settings(trainer.config, trainer.redistributor, trainer.optimizer, plan.prompts, plan.held_out)
         return {**settings, "eval_every": plan.eval_every}
 
     def _models(self) -> dict[str, list[float]]:
@@ -161,7 +184,8 @@ class Fit:
         with contextlib.closing(self.run.record(METRICS)) as metrics:
             for logger in (metrics, *self.trainer.loggers):
                 logger.log(done, figures)
-        if done == last or (plan.save_every and done % plan.save_every == 0):
+        sound = self.trainer.guard.in_a_row == 0  # else the last good checkpoint might be pruned for a bad one
+        if done == last or (sound and plan.save_every and done % plan.save_every == 0):
             self._save()
 
     def _evaluated(self) -> dict[str, float]:
@@ -182,9 +206,7 @@ class Fit:
         trainer = self.trainer
         try:
             return trainer.step(shuffled_batch(self.plan.prompts, trainer.config, trainer.steps_done))
-        except Diverged:
-            raise
-        except FloatingPointError as error:
+        except UnusableRollout as error:
             return trainer.skip(str(error))
         finally:
             self._write_skipped()
@@ -203,7 +225,7 @@ class Fit:
         trainer = self.trainer
         folder = self.run.path / f"checkpoint-{trainer.steps_done}"
         save_checkpoint(folder, trainer.policy, trainer.state(), self.figures)
-        if self.plan.keep is not None:
+        if self.plan.keep is not None and trainer.guard.in_a_row == 0:
             prune(self.run.path, self.plan.keep)
 
     def _write_samples(self, rollout: Rollout) -> None:

@@ -17,6 +17,10 @@ class Diverged(FloatingPointError):
     """More steps in a row had to be skipped than the configuration allows."""
 
 
+class UnusableRollout(FloatingPointError):
+    """A rollout with a figure that is not finite; nothing has been learned from it."""
+
+
 @dataclass
 class StepGuard:
     """Admits optimizer steps, counts those it does not, and ends a run that has no others.
@@ -60,7 +64,8 @@ class StepGuard:
             raise Diverged(
                 f"{self.in_a_row} optimizer steps or rollouts in a row had to be skipped, and max_skipped is "
                 f"{self.max_skipped}; the last: {record['reason']}. Weights and optimizer state are as they were "
-                "before the first of them. Lower learning_rate or set max_grad_norm; fit lists them in skipped.jsonl"
+                "before the first of them; fit lists them in skipped.jsonl. Begin a run with a lower learning_rate, or "
+                "with max_grad_norm"
             )
 
     def state(self) -> dict[str, Any]:
@@ -69,6 +74,7 @@ class StepGuard:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put ``state`` back."""
+        self.skipped.clear()
         self.in_a_row, self.norms, self.mean_norm = state["in_a_row"], state["norms"], state["mean_norm"]
 
 

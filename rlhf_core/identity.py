@@ -1,6 +1,7 @@
 """What a run is: its settings and a measurement of its models, so that another is not taken for it."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
@@ -11,7 +12,7 @@ import torch
 from rlhf_core.config import PPOConfig
 from rlhf_core.health import log_ratio_bounds
 from rlhf_core.rewards import TextReward, TokenReward
-from rlhf_core.types import Policy, Redistributor, RewardModel, Sequences
+from rlhf_core.types import Learns, Policy, Redistributor, RewardModel, Sequences
 
 MAY_CHANGE = frozenset(
     {"eval_every", "config.micro_batch_tokens", "config.sampling_tokens", "config.first_step_checks"}
@@ -22,15 +23,25 @@ SCORE_TOLERANCE = 1e-2
 
 
 def run_settings(
-    config: PPOConfig, redistributor: Redistributor, prompts: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]]
+    config: PPOConfig,
+    redistributor: Redistributor,
+    optimizer: torch.optim.Optimizer,
+    prompts: Sequence[Sequence[int]],
+    held_out: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
     """Everything a resumed run is compared in, as JSON gives it back."""
     settings = {
         "config": asdict(config),
-        "redistributor": repr(redistributor),
+        "redistributor": _name(redistributor),
+        "optimizer": f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in optimizer.defaults.items())})",
         "prompts": _hash(prompts),
         "eval_prompts": _hash(held_out),
     }
+    return as_json(settings)
+
+
+def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file: tuples are lists."""
     found: dict[str, Any] = json.loads(json.dumps(settings))
     return found
 
@@ -50,13 +61,15 @@ def model_measurement(
     policy: Policy, reward: RewardModel, prompts: Sequence[Sequence[int]], longest: int
 ) -> dict[str, Any]:
     """Mean reference log-probability (nats a token) and score of the first prompts, each taken for a response to
-    itself. A callable's scores are left out: it need not answer twice alike."""
+    itself. A callable's scores are left out, as it need not answer twice alike, and those that are not finite."""
     rows = [list(prompt[:longest]) for prompt in prompts[:MEASURED]]
     sequences = _as_responses(rows)
     logprobs = policy.reference_logprobs(sequences).sum(1).cpu() / sequences.response_mask.sum(1).cpu()
     measured = {"reference": logprobs.tolist()}
     if not isinstance(reward, TextReward | TokenReward):
-        measured["scores"] = reward.score(sequences, frozenset()).scores.tolist()
+        scores = reward.score(sequences, frozenset()).scores
+        if bool(torch.isfinite(scores).all()):
+            measured["scores"] = scores.tolist()
     return measured
 
 
@@ -64,7 +77,9 @@ def changed_models(noted: Mapping[str, Any], now: Mapping[str, Any], dtype: torc
     """Which of the two models answers otherwise than it did when the run began, in words."""
     allowed, _ = log_ratio_bounds(dtype)
     for what, tolerance in (("reference", 10 * allowed), ("scores", SCORE_TOLERANCE)):
-        before, after = (torch.tensor(measured.get(what, []), dtype=torch.float64) for measured in (noted, now))
+        if what not in noted or what not in now:
+            continue
+        before, after = (torch.tensor(measured[what], dtype=torch.float64) for measured in (noted, now))
         if before.shape != after.shape or bool(((before - after).abs() > tolerance * before.abs().clamp(min=1)).any()):
             yield f"{what} of the first prompts were {before.tolist()} and are {after.tolist()}"
 
@@ -83,6 +98,14 @@ def _as_responses(rows: Sequence[Sequence[int]]) -> Sequences:
         max_lengths=lengths,
         finished=lengths > 0,
     )
+
+
+def _name(redistributor: Redistributor) -> str:
+    """Its settings, without the place in memory that Python shows where a class has no representation of its own, and
+    without what it has learned since."""
+    if isinstance(redistributor, Learns):
+        return type(redistributor).__qualname__
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(redistributor))
 
 
 def _hash(prompts: Sequence[Sequence[int]]) -> str:

@@ -33,7 +33,7 @@ def fault(folder: Path) -> str:
         manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return f"it has no {NAME}, so it was never finished"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"its {NAME} cannot be read ({error})"
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
@@ -53,7 +53,7 @@ def _difference(folder: Path, listed: dict[str, dict[str, Any]]) -> str:
         if path.is_symlink():
             return f"{name} is a link"
         if path.is_file() and name not in listed and name != NAME:
-            return f"{name} is not in its {NAME}"
+            return f"{name} is not in its {NAME} (move it away)"
     for name, entry in listed.items():
         if name not in present or not present[name].is_file():
             return f"{name} is missing"

@@ -1,9 +1,11 @@
 """The folder of a run: what it was started with, its figures, its checkpoints; and how it is taken up again."""
 
+import fcntl
 import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -37,28 +39,53 @@ class RunFolder:
                 f"fit: the folder {self.path} is not empty; give a new one, nothing is overwritten{way_out}"
             )
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The right to write here, for as long as this process lives.
+
+        Raises:
+            FileExistsError: another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            _lock(descriptor, self.path)
+            yield
+        finally:
+            os.close(descriptor)
+
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Note the settings of a new run."""
-        self.path.mkdir(parents=True, exist_ok=True)
         _replace(self.path / SETTINGS, (json.dumps(settings, indent=2, allow_nan=False) + "\n").encode())
 
     def settings(self) -> dict[str, Any]:
         """What ``begin`` noted; raises ValueError where that cannot be read."""
         try:
-            found: dict[str, Any] = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
-        except ValueError as error:
+            found = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.path / SETTINGS} is not the JSON that a run writes: {error}") from error
+        if not isinstance(found, dict) or not {"first_step", "trained", "models"} <= found.keys():
+            raise ValueError(f"{self.path / SETTINGS} is not what a run of this version writes: {str(found)[:80]!r}")
         return found
 
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint. Newer ones that are not are said, with the reason, and renamed, so that the
-        run can write theirs again; nothing is deleted."""
+        run can write theirs again; nothing is deleted.
+
+        Raises:
+            ValueError: there are checkpoints, and none is complete.
+        """
         newest, passed_over = newest_complete(self.path)
+        if passed_over and newest is None:
+            raise ValueError(
+                f"{self.path}: no checkpoint can be used ({'; '.join(passed_over)}). Put one right, or move all of "
+                "them away to take the run's steps again from the first"
+            )
         for folder in checkpoints(self.path)[: len(passed_over)]:
             os.replace(folder, _free_name(folder.with_name(f"{folder.name}.broken")))
         if passed_over:
-            start = newest.name if newest else "the beginning"
-            words = f"{self.path}: going on from {start}; set aside as *.broken: {'; '.join(passed_over)}"
+            said = "; ".join(passed_over)
+            words = f"{self.path}: going on from {newest.name if newest else ''}; set aside as *.broken: {said}"
             warnings.warn(words, RuntimeWarning, stacklevel=2)
         return newest
 
@@ -84,14 +111,21 @@ class RunFolder:
         return (self.path / name for name in RECORDS if (self.path / name).is_file())
 
 
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FileExistsError(f"fit: another process works in {path}; wait for its end") from None
+
+
 def _until(path: Path, step: int) -> Iterator[bytes]:
     *lines, _ = path.read_bytes().split(b"\n")  # what follows the last line's end is nothing, or a line cut short
     for number, line in enumerate(lines, 1):
         try:
-            taken = json.loads(line)["step"]
+            later = json.loads(line)["step"] > step
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from None
-        if taken <= step:
+        if not later:
             yield line + b"\n"
 
 

@@ -3,11 +3,13 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import final
 
+AGAIN = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -17,14 +19,19 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0
+        self._process = os.getpid()
 
     def note(self, number: int, _: FrameType | None) -> None:
-        """Handle a signal: the first is noted, a second acts at once, as if this handler were not there."""
-        if self.signal is not None:
+        """Handle a signal: the first is noted, a second acts at once, as if this handler were not there. One that comes
+        within a second is the first again: a whole group is often told twice. In a forked child (a pool in a reward,
+        say) nothing is there to be saved."""
+        if os.getpid() != self._process or (self.signal is not None and time.monotonic() - self._since > AGAIN):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        if self.signal is not None:
             return
-        self.signal = number
+        self.signal, self._since = number, time.monotonic()
         name = signal.Signals(number).name
         words = f"\n{name}: the step in progress is finished and saved; once more ends at once\n"
         os.write(2, words.encode())  # print is not reentrant

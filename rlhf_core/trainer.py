@@ -14,7 +14,7 @@ from rlhf_core.buffer import RolloutBuffer
 from rlhf_core.checkpoint import POLICY, TrainerState, load_state
 from rlhf_core.config import PPOConfig
 from rlhf_core.fit import Fit, Plan, evaluation_figures
-from rlhf_core.guard import step_guard
+from rlhf_core.guard import UnusableRollout, step_guard
 from rlhf_core.health import (
     check_credit,
     check_gamma,
@@ -27,6 +27,7 @@ from rlhf_core.health import (
     report,
     require_token_scores,
 )
+from rlhf_core.identity import as_json, differences
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
 from rlhf_core.logging import Logger
 from rlhf_core.memory import Budgets
@@ -95,16 +96,24 @@ class PPOTrainer:
         self._trained = False
         self._to_conclude = False
 
+    @property
+    def trained(self) -> bool:
+        """Whether an update has begun since the trainer was made."""
+        return self._trained
+
     def step(self, prompts: Prompts) -> dict[str, float]:
         """One PPO step on the given prompts; the metrics of README's glossary. Writes nothing to disk.
 
         Raises:
             HealthError: numbers that no honest run produces (first step, unless the config asks for warnings).
-            FloatingPointError: a score, log-probability or value of the rollout is not finite; nothing has changed.
+            UnusableRollout: a score, log-probability or value of the rollout is not finite; nothing has changed.
             Diverged: too many minibatches in a row had a loss or gradient that is not finite (``guard.skipped``).
         """
         started = time.perf_counter()
-        rollout = self.collect(prompts)
+        try:
+            rollout = self.collect(prompts)
+        except FloatingPointError as error:
+            raise UnusableRollout(str(error)) from error
         token_scores = self.redistribute(rollout)
         experience = self.estimate_returns(rollout, token_scores)
         figures = self.measure(rollout, token_scores, experience)
@@ -281,13 +290,19 @@ class PPOTrainer:
         """Put policy and trainer back to what they were when ``checkpoint`` was saved.
 
         Raises:
-            ValueError: the checkpoint is not complete, or belongs to another policy.
+            ValueError: the checkpoint is not complete, of another version, or belongs to another policy or config.
         """
         wrong = manifest.fault(checkpoint)
         if wrong:
             raise ValueError(f"{checkpoint} cannot be used: {wrong}")
         state = load_state(checkpoint)
         numbers = state.numbers
+        missing = self.state().numbers.keys() - numbers.keys()
+        if missing:
+            raise ValueError(f"{checkpoint} was saved by another version: its state lacks {', '.join(sorted(missing))}")
+        changed = list(differences({"config": numbers["config"]}, {"config": as_json(asdict(self.config))}))
+        if changed:
+            raise ValueError(f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}")
         self.policy.restore(str(checkpoint / POLICY))
         optimizer_state.restore(self.optimizer, _part(state.tensors, OPTIMIZER), numbers["optimizer"])
         self.schedule.load_state_dict(dict(numbers["schedule"]))

@@ -19,9 +19,11 @@ from resumable import CONFIG, PROMPTS, fit, left_behind, share_of_threes, traine
 from test_trainer import Learner
 
 from redistributors import REDISTRIBUTORS, Sparse, Uniform
-from rlhf_core import PPOTrainer, TokenReward, manifest
-from rlhf_core.checkpoint import TrainerState, checkpoints, newest_complete, prune, save_checkpoint
-from rlhf_core.stopping import stop_requests
+from rlhf_core import PPOTrainer, TokenReward, manifest, optimizer_state
+from rlhf_core.checkpoint import TrainerState, checkpoints, load_state, newest_complete, prune, save_checkpoint
+from rlhf_core.guard import Diverged
+from rlhf_core.run_folder import RunFolder
+from rlhf_core.stopping import AGAIN, stop_requests
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {
@@ -210,10 +212,12 @@ def test_leftovers_of_a_killed_save_and_broken_lines_are_no_hindrance(tmp_path):
     fit(tmp_path / "run", "table", "uniform", 2, 2, resume=False)
     (tmp_path / "run/.checkpoint-4.unfinished/policy").mkdir(parents=True)
     (tmp_path / "run/.checkpoint-4.unfinished/policy/half.safetensors").write_bytes(b"half")
+    (tmp_path / "run/.checkpoint-1.unfinished").mkdir()
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "score": 1.0}\n{"step": 4, "sco')
     fit(tmp_path / "run", "table", "uniform", 4, 2, resume=True)
     assert_same(tmp_path / "whole", tmp_path / "run", 4)
+    assert not list((tmp_path / "run").glob(".checkpoint-*"))
     (tmp_path / "run/metrics.jsonl").write_text("no record\n")
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 1 is no record of a run: b'no record'"):
         fit(tmp_path / "run", "table", "uniform", 5, 2, resume=True)
@@ -245,6 +249,146 @@ def test_old_checkpoints_stay_where_the_newest_is_broken(tmp_path):
     flip(tmp_path / "run/checkpoint-3/trainer.safetensors")
     prune(tmp_path / "run", 1)
     assert len(checkpoints(tmp_path / "run")) == 3
+
+
+def test_a_run_whose_only_checkpoint_was_touched_is_refused_and_keeps_its_records(tmp_path):
+    fit(tmp_path / "run", "table", "uniform", 3, 0, resume=False)
+    (tmp_path / "run/checkpoint-3/.DS_Store").touch()
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"no checkpoint can be used \(checkpoint-3: .DS_Store is not in its manifest"):
+        fit(tmp_path / "run", "table", "uniform", 5, 0, resume=True)
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+    (tmp_path / "run/checkpoint-3/.DS_Store").unlink()
+    fit(tmp_path / "run", "table", "uniform", 5, 0, resume=True)
+    with pytest.raises(ValueError, match=r"is at step 5 already, and steps 4 asks for 4 in all"):
+        fit(tmp_path / "run", "table", "uniform", 4, 0, resume=True)
+
+
+def test_two_processes_do_not_write_into_one_folder(tmp_path):
+    fit(tmp_path / "run", "table", "uniform", 2, 0, resume=False)
+    with (
+        RunFolder(tmp_path / "run").claimed(),
+        pytest.raises(FileExistsError, match="another process works in .*run; wait for its end"),
+    ):
+        fit(tmp_path / "run", "table", "uniform", 3, 0, resume=True)
+    fit(tmp_path / "run", "table", "uniform", 3, 0, resume=True)
+
+
+class Plain:
+    """A redistributor without a representation of its own: Python's shows where in memory it is."""
+
+    needs: frozenset = frozenset()
+    causal = conserving = False
+
+    def __call__(self, rollout):
+        return Uniform()(rollout)
+
+
+def test_a_redistributor_without_a_representation_is_known_again(tmp_path):
+    for steps in (2, 3):
+        learner = PPOTrainer(TablePolicy(), TokenReward(share_of_threes), Plain(), CONFIG)
+        learner.fit(PROMPTS, steps, out=tmp_path / "run", resume=True)
+    assert learner.steps_done == 3
+
+
+def test_another_optimizer_is_refused(tmp_path):
+    fit(tmp_path / "run", "table", "uniform", 2, 0, resume=False)
+    other = PPOTrainer(
+        TablePolicy(),
+        TokenReward(share_of_threes),
+        Uniform(),
+        CONFIG,
+        optimizer=lambda parameters, config: torch.optim.SGD(parameters, lr=0.1),
+    )
+    with pytest.raises(ValueError, match=r"optimizer was 'AdamW\(lr=0.01, .*' and is 'SGD\(lr=0.1, "):
+        other.fit(PROMPTS, 3, out=tmp_path / "run", eval_every=3, resume=True)
+
+
+def test_a_checkpoint_of_another_config_is_not_restored(tmp_path):
+    fit(tmp_path / "run", "table", "uniform", 2, 0, resume=False)
+    other = PPOTrainer(TablePolicy(), TokenReward(share_of_threes), Uniform(), replace(CONFIG, learning_rate=1e-5))
+    with pytest.raises(ValueError, match=r"with other settings: config.learning_rate was 0.01 and is 1e-05"):
+        other.restore(tmp_path / "run/checkpoint-2")
+
+
+def test_a_trainer_that_broke_off_in_its_first_step_does_not_begin_again_with_moved_weights(tmp_path):
+    learner = trainer("table", "uniform", tmp_path)
+    step, learner.optimizer.step = learner.optimizer.step, lambda: (step(), 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        learner.fit(PROMPTS, 2, out=tmp_path / "run", eval_every=3)
+    learner.optimizer.step = step
+    with pytest.raises(
+        ValueError, match="this trainer is at step 0, or in the middle of one; give a trainer at step 0"
+    ):
+        learner.fit(PROMPTS, 2, out=tmp_path / "run", eval_every=3, resume=True)
+
+
+def test_no_checkpoint_is_written_or_pruned_between_steps_that_had_to_be_skipped(tmp_path):
+    policy = TablePolicy()
+
+    def spoilt(prompts, responses):
+        if len(seen) > 3:
+            policy.value.data.fill_(float("nan"))  # something outside of the engine
+        seen.append(1)
+        return share_of_threes(prompts, responses)
+
+    seen: list = []
+    learner = PPOTrainer(policy, TokenReward(spoilt), Uniform(), CONFIG)
+    with pytest.raises(Diverged):
+        learner.fit(PROMPTS, 9, out=tmp_path / "run", eval_every=20, save_every=1, keep=2)
+    for folder in checkpoints(tmp_path / "run"):
+        assert not manifest.fault(folder)
+        assert all(
+            bool(torch.isfinite(t).all()) for t in left_behind(tmp_path / "run", int(folder.name[11:]))[0].values()
+        )
+    assert checkpoints(tmp_path / "run")
+
+
+def test_an_optimizer_that_nests_and_shares_its_tensors_is_restored():
+    class Nested(torch.optim.SGD):
+        """As bitsandbytes does: a dictionary within a parameter's state, and one table for all parameters."""
+
+        def state_dict(self):
+            held = super().state_dict()
+            entries = {
+                0: {"quantised": {"state1": torch.ones(3), "map": TABLE}, "step": 4},
+                1: {"quantised": {"map": TABLE}},
+            }
+            return {**held, "state": entries}
+
+        def load_state_dict(self, state):
+            self.loaded = state["state"]
+
+    TABLE = torch.arange(4.0)
+    optimizer = Nested([torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+    tensors = optimizer_state.tensors_of(optimizer)
+    numbers = json.loads(json.dumps(optimizer_state.numbers_of(optimizer)))
+    optimizer_state.restore(optimizer, tensors, numbers)
+    assert optimizer.loaded[0]["step"] == 4
+    assert torch.equal(optimizer.loaded[1]["quantised"]["map"], TABLE)
+    assert torch.equal(optimizer.loaded[0]["quantised"]["state1"], torch.ones(3))
+
+
+def test_tensors_that_share_memory_are_saved_apart(tmp_path):
+    table = torch.arange(4.0)
+    state = TrainerState(numbers={}, tensors={"a": table, "b": table})
+    save_checkpoint(tmp_path / "checkpoint-1", TablePolicy(), state, {})
+    assert torch.equal(load_state(tmp_path / "checkpoint-1").tensors["b"], table)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_reward_that_forks_a_pool_does_not_hang(tmp_path):
+    code = (
+        "import sys, multiprocessing; from pathlib import Path; from resumable import *\n"
+        "def pooled(prompts, responses):\n"
+        "    with multiprocessing.get_context('fork').Pool(2) as pool:\n"
+        "        return pool.map(len, responses)\n"
+        "PPOTrainer(TablePolicy(), TokenReward(pooled), REDISTRIBUTORS['uniform'](), CONFIG)"
+        ".fit(PROMPTS, 2, out=Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "run")]
+    subprocess.run(command, env=ENVIRONMENT, capture_output=True, check=True, timeout=120)
 
 
 @pytest.mark.slow
@@ -291,11 +435,12 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(number, status, 
 
 
 class Slow(TablePolicy):
-    """Sends itself a second signal within the step that the first one waits for."""
+    """Sends itself a second signal within the step that the first one waits for, and not at once."""
 
     def evaluate(self, sequences, needs):
         if torch.is_grad_enabled():
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(AGAIN + 0.1)
             os.kill(os.getpid(), signal.SIGINT)
         return super().evaluate(sequences, needs)
 
@@ -321,7 +466,8 @@ def test_handlers_are_put_back_and_ignored_signals_stay_ignored():
         term = signal.getsignal(signal.SIGTERM)
         with stop_requests() as asked:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(2):  # a group that is told twice is asked once
+                os.kill(os.getpid(), signal.SIGTERM)
             assert asked.signal == signal.SIGTERM
         assert signal.getsignal(signal.SIGTERM) == term
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
