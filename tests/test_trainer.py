@@ -428,7 +428,7 @@ def test_a_rollout_that_is_not_finite_is_passed_over_by_a_run_and_ends_it_when_i
     skipped = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
     assert [(record["step"], record["what"]) for record in skipped] == [(n, "rollout") for n in (2, 6, 7, 8, 9)]
     assert "row 1: nan for '" in skipped[0]["reason"]
-    assert newest_complete(tmp_path / "run")[0].name == "checkpoint-8"
+    assert newest_complete(tmp_path / "run")[0].name == "checkpoint-5"  # the last before the damage
 
 
 def experience_with(logprobs_shift):
