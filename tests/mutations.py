@@ -547,8 +547,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/memory.py",
-        "budget.tokens = budget.tokens, rows * longest // 2",
-        "budget.tokens = budget.tokens, budget.tokens // 2",
+        "budget.lowered = budget.tokens, rows * longest // 2, True",
+        "budget.lowered = budget.tokens, budget.tokens // 2, True",
         "tests/test_out_of_memory.py::test_every_way_of_running_out_of_memory_is_known",
     ),
     Mutation(
@@ -613,8 +613,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/reward.py",
-        "options: dict[str, Any] = dict(given.code)",
-        'options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}',
+        '"ignore_mismatched_sizes": True, **source.code}',
+        '"ignore_mismatched_sizes": True, "trust_remote_code": source.trust_remote_code, "revision": source.revision}',
         "tests/test_safety.py::test_the_commit_pins_code_that_lives_in_another_repository_too",
     ),
     Mutation(
@@ -675,7 +675,7 @@ MUTATIONS = (
         "rlhf_core/config.py",
         "lambda x: 0 < x <= LARGEST,",
         "lambda x: 0 < x,",
-        "tests/test_bad_input.py::test_a_setting_is_refused_by_name_or_kept_as_it_was_given",
+        "tests/test_bad_input.py::test_a_setting_that_float32_cannot_hold_is_refused",
     ),
     Mutation(
         "rlhf_core/types.py",
@@ -793,7 +793,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/run_folder.py",
-        "if taken <= step:",
+        "if not later:",
         "if True:",
         "tests/test_resume.py::test_leftovers_of_a_killed_save_and_broken_lines_are_no_hindrance",
     ),
@@ -823,7 +823,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/optimizer_state.py",
-        "state.setdefault(int(place), {})[name] = tensor",
+        "entry[last] = value",
         "pass",
         "tests/test_resume.py::test_nine_steps_are_k_and_the_rest[uniform-4]",
     ),

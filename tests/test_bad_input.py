@@ -105,6 +105,12 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.parametrize("value", [1e39, float("inf")])
+def test_a_setting_that_float32_cannot_hold_is_refused(value):
+    with pytest.raises(ValueError, match="clip_range must be"):
+        PPOConfig(clip_range=value)
+
+
 @tries(100)
 @given(st.sampled_from(SETTINGS), anything)
 @example((PPOConfig, "", "learning_rate"), 10**400)
