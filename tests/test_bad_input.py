@@ -90,7 +90,7 @@ def test_prompts_are_refused_or_read_as_they_stand(policy, prompts):
         *(None, 3, iter(["w2"]), {"w2": 1}, {"w2"}, ["w2\ud800"]),
         *([[True, False]], [b"ab"], [{1: 2}], [{1, 2}], [torch.tensor([[1], [2]])], [torch.tensor([True])]),
     ],
-    ids=repr,
+    ids=lambda prompts: type(prompts).__name__,
 )
 def test_what_only_looks_like_prompts_is_refused(policy, prompts):
     refused(lambda: encoded(policy, TokenReward(lambda *_: []), prompts, PPOConfig()), "prompt")
