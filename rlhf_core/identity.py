@@ -60,10 +60,9 @@ def differences(noted: Mapping[str, Any], now: Mapping[str, Any], prefix: str = 
 def model_measurement(
     policy: Policy, reward: RewardModel, prompts: Sequence[Sequence[int]], longest: int
 ) -> dict[str, Any]:
-    """Mean reference log-probability (nats a token) and score of the first prompts, each taken for a response to
-    itself. A callable's scores are left out, as it need not answer twice alike, and those that are not finite."""
-    rows = [list(prompt[:longest]) for prompt in prompts[:MEASURED]]
-    sequences = _as_responses(rows)
+    """Mean reference log-probability (nats a token) and score of the first prompts, each with itself for a response.
+    A callable's scores are left out, as it need not answer twice alike, and those that are not finite."""
+    sequences = _repeated(prompts[:MEASURED], longest)
     logprobs = policy.reference_logprobs(sequences).sum(1).cpu() / sequences.response_mask.sum(1).cpu()
     measured = {"reference": logprobs.tolist()}
     if not isinstance(reward, TextReward | TokenReward):
@@ -84,16 +83,16 @@ def changed_models(noted: Mapping[str, Any], now: Mapping[str, Any], dtype: torc
             yield f"{what} of the first prompts were {before.tolist()} and are {after.tolist()}"
 
 
-def _as_responses(rows: Sequence[Sequence[int]]) -> Sequences:
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = torch.arange(width) < lengths[:, None]
+def _repeated(prompts: Sequence[Sequence[int]], longest: int) -> Sequences:
+    """Each prompt, and itself for a response, cut to ``longest`` tokens."""
+    responses = [prompt[:longest] for prompt in prompts]
+    before, after = max(map(len, prompts)), max(map(len, responses))
+    lengths = torch.tensor(list(map(len, responses)))
     return Sequences(
-        prompt_ids=ids[:, :1],
-        prompt_mask=mask[:, :1],
-        response_ids=ids,
-        response_mask=mask,
+        prompt_ids=torch.tensor([[*[0] * (before - len(row)), *row] for row in prompts]),
+        prompt_mask=torch.tensor([[False] * (before - len(row)) + [True] * len(row) for row in prompts]),
+        response_ids=torch.tensor([[*row, *[0] * (after - len(row))] for row in responses]),
+        response_mask=torch.arange(after) < lengths[:, None],
         min_lengths=torch.zeros_like(lengths),
         max_lengths=lengths,
         finished=lengths > 0,

@@ -225,7 +225,7 @@ def test_an_adapter_of_pickles_is_refused(planted, tmp_path, folder, change, sai
 
 def test_a_value_head_that_is_a_pickle_is_refused(planted, tmp_path):
     Evil(tmp_path / "ran").plant(planted / "policy" / "value_head.safetensors")
-    with pytest.raises(SafetensorError):
+    with pytest.raises(ValueError, match="policy cannot be read: SafetensorError"):
         load_policy(str(planted / "policy"))
     assert not (tmp_path / "ran").exists()
 
@@ -234,7 +234,10 @@ def test_a_value_head_that_is_a_pickle_is_refused(planted, tmp_path):
 def test_a_damaged_index_is_named(planted, written):
     only_pickles(planted / "policy")
     (planted / "policy" / "model.safetensors.index.json").write_text(written)
-    with pytest.raises(ValueError, match=r"of .*policy|policy holds no safetensors"):
+    with pytest.raises(
+        ValueError,
+        match=r"of .*policy|policy holds no safetensors|policy/model.safetensors.index.json (must|is damaged)",
+    ):
         load_policy(str(planted / "policy"))
 
 
@@ -290,8 +293,8 @@ def test_the_base_of_an_adapter_needs_a_commit_of_its_own(planted):
             load(str(folder), trust_remote_code=True, revision=REMOTE)
 
 
-class Asked(Exception):
-    """What a loader of transformers was asked for."""
+class Asked(BaseException):
+    """What a loader of transformers was asked for; not an error that anything on the way out may word anew."""
 
 
 @pytest.mark.parametrize("folder", ["policy", "reward"])
