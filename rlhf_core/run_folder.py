@@ -76,17 +76,18 @@ class RunFolder:
             ValueError: there are checkpoints, and none is complete.
         """
         newest, passed_over = newest_complete(self.path)
-        if passed_over and newest is None:
+        if not passed_over:
+            return newest
+        said = "; ".join(passed_over)
+        if newest is None:
             raise ValueError(
-                f"{self.path}: no checkpoint can be used ({'; '.join(passed_over)}). Put one right, or move all of "
-                "them away to take the run's steps again from the first"
+                f"{self.path}: no checkpoint can be used ({said}). Put one right, or move all of them away to take the "
+                "run's steps again from the first"
             )
         for folder in checkpoints(self.path)[: len(passed_over)]:
             os.replace(folder, _free_name(folder.with_name(f"{folder.name}.broken")))
-        if passed_over:
-            said = "; ".join(passed_over)
-            words = f"{self.path}: going on from {newest.name if newest else ''}; set aside as *.broken: {said}"
-            warnings.warn(words, RuntimeWarning, stacklevel=2)
+        words = f"{self.path}: going on from {newest.name}; set aside as *.broken: {said}"
+        warnings.warn(words, RuntimeWarning, stacklevel=2)
         return newest
 
     def cut(self, step: int) -> None:
