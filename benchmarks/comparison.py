@@ -127,6 +127,8 @@ class Panel:
     """How responses are drawn: a name of ``benchmarks.samplers``."""
     arms: tuple[Arm, ...] | None = None
     """Arms of its own; None for the comparison's."""
+    task: Callable[[Task], Task] = lambda task: task
+    """What the panel makes of the task; a run is sent to another process, so the result must be picklable."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -198,7 +200,7 @@ def plan(settings: Comparison, task: Task, panel: Panel, config: PPOConfig) -> l
     config = with_settings(config, panel.changes)
     return [
         Run(
-            task=task,
+            task=panel.task(task),
             fingerprint="",
             arm=arm,
             config=replace(with_settings(config, arm.changes), seed=seed),

@@ -118,7 +118,15 @@ class Run:
 
 def identity(task: Task) -> dict[str, Any]:
     """A task's settings without where its files stand: their content is in the fingerprint."""
-    return {name: value for name, value in jsonable(task).items() if name not in PLACES}
+    named: dict[str, Any] = _placeless(jsonable(task))
+    return named
+
+
+def _placeless(value: Any) -> Any:
+    """Without places at any depth: a task may hold another."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _placeless(item) for name, item in value.items() if name not in PLACES}
 
 
 def execute(run: Run) -> None:

@@ -1,0 +1,170 @@
+"""The length canary: every response earns the same score, so no length is better; which methods move it all the same?
+
+At a constant score the true gradient is zero. Credit that lands before the last token makes reward-to-go depend on
+how long the response became, and PPO follows it. At lam 1 sparse stays put; below, a critic that is still learning
+makes even sparse drift. Centring takes the constant away before it is redistributed. The KL penalty is on, as always:
+it pulls length back to the reference's and never away from it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from benchmarks import figures
+from benchmarks.comparison import Comparison, Panel, Script, Study
+from benchmarks.constant_score import ConstantTask
+from benchmarks.experiment import Task
+from benchmarks.outcomes import LAST
+from benchmarks.publishing import publish
+from benchmarks.statistics import Array, Results, Summary, nan_mean, summarise
+from benchmarks.tables import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which constants, under which settings, at which lengths."""
+
+    values: tuple[float, ...] = (1.0, -1.0)
+    """The score of every response, before centring."""
+    lams: tuple[float, ...] = (1.0, 0.95)
+    """λ of GAE."""
+    centred: bool = True
+    """Whether to run every λ with the score centred by its running mean too. A centred constant is 0 whatever it was,
+    so that is run for the first value only."""
+    lengths: tuple[int, int] = (1, 48)
+    """Fewest tokens of a response and most: a wide range, or nothing can drift."""
+
+    def __post_init__(self) -> None:
+        low, high = self.lengths
+        if not 1 <= low < high:
+            raise ValueError(f"lengths must be (fewest, most) with 1 <= fewest < most, got {self.lengths}")
+        for name, given in (("values", self.values), ("lams", self.lams)):
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"{name} must be different numbers, at least one, got {given}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One panel: what every response scores, λ, and whether the score is centred."""
+
+    value: float
+    lam: float
+    centring: str
+
+    @property
+    def name(self) -> str:
+        """Folder and title."""
+        return f"{self.value:+g}-lam{self.lam:g}" + ("-centred" if self.centring != "none" else "")
+
+
+def settings_of(options: Options) -> list[Setting]:
+    """Every panel's setting, in the order they are shown."""
+    plain = [Setting(value=value, lam=lam, centring="none") for lam in options.lams for value in options.values]
+    centred = [Setting(value=options.values[0], lam=lam, centring="running_mean") for lam in options.lams]
+    return plain + (centred if options.centred else [])
+
+
+def panels(_: Comparison, options: Options) -> Sequence[Panel]:
+    """A panel for every setting."""
+    low, high = options.lengths
+    return [
+        Panel(
+            name=setting.name,
+            changes={
+                "lam": setting.lam,
+                "score.centring": setting.centring,
+                "min_length": low,
+                "max_length": [high, high],
+            },
+            task=partial(_constant, value=setting.value),
+        )
+        for setting in settings_of(options)
+    ]
+
+
+def _constant(task: Task, *, value: float) -> Task:
+    return ConstantTask(task=task, value=value)
+
+
+def write(study: Study, options: Options, out: Path, console: Console) -> None:
+    """drift.png and .pdf, table.md and .csv."""
+    publish(summary(study, options), {"drift": draw(study)}, out, console)
+
+
+def draw(study: Study) -> Figure:
+    """Length over steps, a panel for every setting, all of one height."""
+    with figures.style():
+        figure = figures.grid(len(study.results), columns=2 if len(study.results) % 2 == 0 else 1)
+        for axes, (name, results) in zip(figure.axes, study.results.items(), strict=True):
+            figures.panel(axes, results, "length")
+            axes.set_title(f"score {name.replace('-lam', ', lam ').replace('-centred', ', centred')}", loc="left")
+        low = min(axes.get_ylim()[0] for axes in figure.axes)
+        high = max(axes.get_ylim()[1] for axes in figure.axes)
+        for axes in figure.axes:
+            axes.set_ylim(low, high)
+        results = next(iter(study.results.values()))
+        title = f"{results.task}: response length (tokens) at a constant score ({figures.band_meaning(results)})"
+        figures.legend(figure, figure.axes[0], title)
+    return figure
+
+
+def change(curve: Array) -> Array:
+    """Mean of the last ``LAST`` steps minus that of the first, for each seed; of half the steps each in a short run."""
+    steps = min(LAST, max(1, curve.shape[1] // 2))
+    return nan_mean(curve[:, -steps:]) - nan_mean(curve[:, :steps])
+
+
+def drifts(measured: Summary) -> str:
+    """Whether the interval leaves 0 out, and on which side."""
+    side = "longer" if measured.low > 0 else "shorter" if measured.high < 0 else "no"
+    return side if measured.kind == "95 % interval" else f"{side} (range)"
+
+
+def summary(study: Study, options: Options) -> Table:
+    """A row for every setting and arm."""
+    rows = [
+        _row(setting, study.results[setting.name], arm)
+        for setting in settings_of(options)
+        for arm in study.results[setting.name].arms
+    ]
+    columns = ("score", "lam", "centring", "arm", f"length, first {LAST}", "change", "drifts", f"KL, last {LAST}")
+    notes = (
+        f"Change: mean length of the last {LAST} steps minus that of the first, 95 % t-interval over seeds (range "
+        "below 4); it drifts where that leaves 0 out. With many rows one in twenty does so by chance.",
+        f"Responses of {options.lengths[0]} to {options.lengths[1]} tokens; a constant score has no gradient.",
+    )
+    return Table(title="length at a constant score", columns=columns, rows=tuple(rows), notes=notes)
+
+
+def _row(setting: Setting, results: Results, arm: str) -> tuple[str | float | Summary, ...]:
+    length = results.curves[arm]["length"]
+    moved = summarise(change(length))
+    first = summarise(nan_mean(length[:, :LAST]))
+    kl = summarise(results.per_seed(arm, "kl", LAST))
+    return f"{setting.value:+g}", float(setting.lam), setting.centring, arm, first, moved, drifts(moved), kl
+
+
+SCRIPT = Script(
+    name="length_drift",
+    summary="The length canary: PPO at a constant score, whose true gradient is zero; length per step of every method "
+    "at lam 1 and 0.95, for a positive and a negative constant, with and without centring. PPO settings are "
+    "--ppo.NAME.",
+    write=write,
+    panels=panels,
+    options=Options,
+    defaults={
+        "redistributors": "sparse,uniform,abc,abc-d",
+        "controls": "",
+        "seeds": 4,
+        "steps": 40,
+        "eval_every": 40,
+        "eval_prompts": 8,
+    },
+)
+
+if __name__ == "__main__":
+    SCRIPT.main()

@@ -1,0 +1,97 @@
+"""What a tabular world answers when a redistributor asks for evidence.
+
+Attention is made up: every row of it is drawn for the prefix that a causal model would have read by then, so that it
+depends on those tokens and no later ones.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from benchmarks.tabular import PROMPT, Tokens, World, distributions, generator
+from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL, Layout
+from rlhf_core.types import Redistributor
+
+HEADS = 2
+
+
+class Unanswerable(Exception):
+    """Evidence that no table can give; says which and why."""
+
+
+def evidence_for(world: World, redistributor: Redistributor) -> dict[EvidenceRequest, Tensor]:
+    """The world's answer to every need.
+
+    Raises:
+        Unanswerable: a request of a kind that a table has no answer to.
+    """
+    return {request: answer(world, request) for request in redistributor.needs}
+
+
+def answer(world: World, request: EvidenceRequest) -> Tensor:
+    """Dispatches on the kind of request; raises as :func:`evidence_for`."""
+    for kind, measure in ANSWERS.items():
+        if isinstance(request, kind):
+            return measure(world, request)
+    raise Unanswerable(f"a table has no answer to {type(request).__name__}")
+
+
+def layout_of(world: World, request: EvidenceRequest) -> Layout:
+    """One prompt token, so response token t (from 0) stands in column t + 1."""
+    mask = world.sequences.response_mask
+    last = mask.sum(1)
+    return Layout(
+        response_positions=torch.where(mask, torch.arange(mask.shape[1]) + 1, 0),
+        response_mask=mask,
+        read_positions=last if request.source == "reward" else last - 1,
+    )
+
+
+def attention(world: World, request: AttentionTap) -> Float[Tensor, "batch head query key"]:
+    """Attention after softmax of every query on the keys up to itself, in float64."""
+    width = world.sequences.response_mask.shape[1] + 1
+    maps = np.zeros((len(world.responses), HEADS, width, width))
+    for row, response in enumerate(world.responses):
+        for query in range(len(response) + 1):
+            prefix = (PROMPT, *response[:query])
+            maps[row, :, query, : query + 1] = _attention_row(world.seed, request, prefix)
+    return torch.from_numpy(maps)
+
+
+@lru_cache(maxsize=100_000)
+def _attention_row(seed: int, request: AttentionTap, prefix: Tokens) -> np.ndarray:
+    # Other layers are other draws; a layer counted from the end is one too.
+    stream = generator(seed, f"{request.source} {request.layer}", *prefix)
+    weights = np.exp(stream.normal(size=(HEADS, len(prefix))))
+    normalised: np.ndarray = weights / weights.sum(1, keepdims=True)
+    return normalised
+
+
+def _tapped(world: World, request: AttentionTap) -> Float[Tensor, "batch response"]:
+    """The tap's own reduction of the rows it names, as a model would call it."""
+    layout, maps = layout_of(world, request), attention(world, request)
+    rows = request.rows(layout)
+    chosen = maps.gather(2, rows.clamp(min=0)[:, None, :, None].expand(-1, HEADS, -1, maps.shape[3]))
+    weights = torch.where(rows[:, None, :, None] >= 0, chosen, 0)
+    return request.finish(request.reduce(weights, rows, layout), _seen_by(rows, layout))
+
+
+def _seen_by(rows: Int[Tensor, "batch row"], layout: Layout) -> Int[Tensor, "batch response"]:
+    sees = (rows[:, :, None] >= layout.response_positions[:, None, :]) & (rows[:, :, None] >= 0)
+    return torch.where(layout.response_mask, sees.sum(1), 0)
+
+
+def _full_kl(world: World, request: FullKL) -> Float[Tensor, "batch response"]:
+    ours, theirs = (distributions(world, logits) for logits in (world.logits, world.ref_logits))
+    ratio = torch.where(ours.isfinite(), ours - theirs, 0)
+    return torch.where(world.sequences.response_mask, (ours.exp() * ratio).sum(-1), 0)
+
+
+ANSWERS: Mapping[type[EvidenceRequest], Callable[[World, EvidenceRequest], Tensor]] = {
+    AttentionTap: _tapped,
+    FullKL: _full_kl,
+}
