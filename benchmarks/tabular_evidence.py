@@ -6,6 +6,7 @@ depends on those tokens and no later ones.
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from benchmarks.tabular import PROMPT, Tokens, World, distributions, generator
-from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL, Layout
+from benchmarks.tabular_probe import ABILITIES, TabularProbe
+from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL, HiddenTap, Layout
+from rlhf_core.probe import Experiment, measured
 from rlhf_core.types import Redistributor
 
 HEADS = 2
@@ -91,7 +94,24 @@ def _full_kl(world: World, request: FullKL) -> Float[Tensor, "batch response"]:
     return torch.where(world.sequences.response_mask, (ours.exp() * ratio).sum(-1), 0)
 
 
-ANSWERS: Mapping[type[EvidenceRequest], Callable[[World, EvidenceRequest], Tensor]] = {
+def _hidden(world: World, request: HiddenTap) -> Tensor:
+    """Of the state before a token a table knows the score only, so that is its hidden state, and its head reads it."""
+    states = TabularProbe(world=world).prefix_scores()[..., None]
+    answer = request.read(states, lambda hidden: hidden[..., 0])
+    return torch.where(world.sequences.response_mask.reshape(*states.shape[:2], *[1] * (answer.ndim - 2)), answer, 0)
+
+
+def _experiment(world: World, request: Experiment) -> Tensor:
+    unable = sorted(request.uses - ABILITIES)
+    if request.source != "reward" or unable:
+        wanted = f" with {', '.join(unable)}" if unable else ""
+        raise Unanswerable(f"a table cannot measure {type(request).__name__} on the {request.source}{wanted}")
+    return measured(request, TabularProbe(world=world))
+
+
+ANSWERS: Mapping[type[EvidenceRequest], Callable[[World, Any], Tensor]] = {
     AttentionTap: _tapped,
+    HiddenTap: _hidden,
+    Experiment: _experiment,
     FullKL: _full_kl,
 }

@@ -13,10 +13,10 @@ from typing import final
 
 import torch
 from jaxtyping import Bool, Float
-from rlhf_core.probe import Ability, Baseline, Cost, PathPoint, Variants
 from torch import Tensor
 
 from benchmarks.tabular import Tokens, World
+from rlhf_core.probe import Ability, Baseline, Cost, PathPoint, Variants
 from rlhf_core.types import Sequences
 
 ABILITIES: frozenset[Ability] = frozenset({"delete", "replace", "prefix_scores", "embedding_gradients"})

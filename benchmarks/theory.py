@@ -176,8 +176,8 @@ def draw(found: list[Finding]) -> Figure:
 
 
 def _draw_bias(axes: Axes) -> None:
-    threshold = float(PUBLISHED)
-    world, betas = counterexample(), np.array([*np.linspace(0, threshold - 1e-6, 5), *np.linspace(threshold + 1e-6, 1)])
+    threshold, world = float(PUBLISHED), counterexample()
+    betas = (0.0, threshold - 1e-3, threshold + 1e-3, 1.0)
     for word, (name, *_) in WORDS.items():
         row = world.responses.index((1, word))
         to_go = [float(reward_to_go(world, counterexample_credit(world, beta))[row, 1]) for beta in betas]

@@ -3,7 +3,9 @@
 import io
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,24 +22,20 @@ from benchmarks.tabular import (
     true_gradient,
 )
 from benchmarks.tabular_evidence import Unanswerable, attention, evidence_for
-from benchmarks.theory import Settings, run
+from benchmarks.tabular_probe import TabularProbe
+from benchmarks.theory import Settings, check, method_table, run
 from benchmarks.theory_checks import EARLIER, declared, length_push, reward_to_go, score_shares, shaping_error
 from benchmarks.theory_identities import exact_threshold, fixed_point, found_threshold, identities
 from redistributors import REDISTRIBUTORS, RewardAttention, Sparse, Uniform
 from redistributors.attention import AttentionRow, AttentionRowMean
-from rlhf_core.evidence import EvidenceRequest, FullKL
+from rlhf_core.evidence import EvidenceRequest, FullKL, PrefixScores
+from rlhf_core.probe import Variants
 
-SMALL = Settings(worlds=2, longest=4)
+SMALL = Settings(worlds=1, longest=4)
 
 
 def world_of(**changes):
     return random_world(**{"words": 2, "shortest": 0, "longest": 4, "seed": 0, **changes})
-
-
-def checked(tmp_path, methods, settings=SMALL):
-    text = io.StringIO()
-    holds = run(methods, settings, tmp_path, Console(file=text, width=200))
-    return holds, text.getvalue()
 
 
 def test_a_world_holds_every_response_once_and_nothing_else():
@@ -127,6 +125,52 @@ def test_full_kl_averages_the_log_ratio_over_the_next_token():
     assert found[:, 0].tolist() == pytest.approx([float(expected)] * 2)
 
 
+def test_the_probe_scores_what_is_left_of_a_response():
+    world = world_of(longest=3)
+    row, keep = world.responses.index((1, 2, 0)), torch.ones(len(world.responses), 2, 3, dtype=torch.bool)
+    keep[row, 1, 1] = False
+    for absent, altered in (("delete", (1, 0)), ("replace", (1, 3, 0))):
+        found = TabularProbe(world=world).scores(Variants(keep=keep, absent=absent))
+        assert found[row].tolist() == [world.table((1, 2, 0)), world.table(altered)]
+        torch.testing.assert_close(found[:, 0], world.raw_scores)
+
+
+def test_prefix_scores_are_those_of_the_beginnings():
+    world = world_of(longest=3)
+    row = world.responses.index((1, 0))
+    assert TabularProbe(world=world).prefix_scores()[row].tolist() == [world.table(()), world.table((1,)), 0]
+    tapped = evidence_for(world, REDISTRIBUTORS["prefix-difference"]())[PrefixScores()]
+    torch.testing.assert_close(tapped, TabularProbe(world=world).prefix_scores())
+
+
+def test_integrated_gradients_of_the_table_are_its_shapley_values():
+    """Gauss-Legendre with three nodes is exact for the polynomials of a response of four tokens."""
+    world = world_of()
+    row, probe, null = (1, 2, 2, 0), TabularProbe(world=world), 3
+    nodes, weights = np.polynomial.legendre.leggauss(3)
+    points = [probe.embedding_gradients((node + 1) / 2, "null").contributions for node in nodes]
+    integrated = sum(weight / 2 * point for weight, point in zip(weights, points, strict=True))
+
+    def score(present):
+        return world.table(tuple(token if t in present else null for t, token in enumerate(row)))
+
+    shapley = np.zeros(4)
+    for order in permutations(range(4)):
+        for place, token in enumerate(order):
+            shapley[token] += (score(order[: place + 1]) - score(order[:place])) / 24
+    assert integrated[world.responses.index(row)].tolist() == pytest.approx(shapley.tolist())
+
+
+def test_the_path_ends_at_the_response_and_begins_at_its_baseline():
+    world = world_of(longest=3)
+    probe, row = TabularProbe(world=world), world.responses.index((1, 2, 0))
+    torch.testing.assert_close(probe.embedding_gradients(1.0, "null").scores, world.raw_scores)
+    assert float(probe.embedding_gradients(0.0, "null").scores[row]) == world.table((3, 3, 3))
+    zero = probe.embedding_gradients(0.5, "zero")
+    assert float(zero.scores[row]) == pytest.approx(world.table((1, 2, 0)) / 8)
+    assert zero.contributions[row].tolist() == pytest.approx([world.table((1, 2, 0)) / 4] * 3)
+
+
 def test_the_counterexample_turns_at_ten_over_eighty_one():
     assert exact_threshold() == Fraction(10, 81)
     assert found_threshold() == pytest.approx(10 / 81, abs=1e-7)
@@ -168,9 +212,9 @@ def test_shaping_error_knows_a_potential_from_a_look_ahead():
 
 
 def test_every_registered_method_keeps_what_it_declares(tmp_path):
-    holds, printed = checked(tmp_path, REDISTRIBUTORS)
-    assert holds, printed
-    assert "FAIL" not in printed
+    text = io.StringIO()
+    assert run(REDISTRIBUTORS, SMALL, tmp_path, Console(file=text, width=200)), text.getvalue()
+    assert "FAIL" not in text.getvalue()
     assert {path.name for path in tmp_path.iterdir()} == {
         *(f"{name}.{kind}" for name in ("table", "claims") for kind in ("md", "csv")),
         *("theory.png", "theory.pdf"),
@@ -201,21 +245,12 @@ class Liar:
         ({"share": 0.999, "conserving": True}, "FAIL: conserving"),
         ({"causal": True}, "FAIL: causal"),
         ({"shaping": True}, "FAIL: shaping, gradient, length"),
-        ({"method": Sparse(), "share": 0.999, "conserving": True, "causal": True, "shaping": True}, "conserving, shap"),
+        ({"method": Sparse(), "share": 0.999, "conserving": True, "causal": True}, "FAIL: conserving"),
+        ({"share": 0.5}, "pass"),
     ],
 )
-def test_a_declaration_that_does_not_hold_fails(tmp_path, lies, said):
-    holds, printed = checked(tmp_path, {"honest": Sparse, "liar": lambda: Liar(**lies)})
-    assert not holds
-    assert said in (tmp_path / "table.md").read_text()
-    assert "liar declares what does not hold" in printed
-    assert "honest declares" not in printed
-
-
-def test_what_is_not_declared_may_fail_and_is_measured(tmp_path):
-    holds, _ = checked(tmp_path, {"modest": lambda: Liar(share=0.5)})
-    assert holds
-    assert "| modest | pass | no |" in (tmp_path / "table.md").read_text()
+def test_a_declaration_that_does_not_hold_fails_and_what_is_not_declared_may(lies, said):
+    assert check("liar", lambda: Liar(**lies), SMALL).verdict == said
 
 
 def test_shaping_follows_from_causal_and_conserving_or_from_a_discount():
@@ -230,7 +265,7 @@ def test_shaping_follows_from_causal_and_conserving_or_from_a_discount():
     assert declared(Discounted()).shaping
 
 
-def test_evidence_that_a_table_cannot_give_is_said_and_fails_nothing(tmp_path):
+def test_evidence_that_a_table_cannot_give_is_said_and_fails_nothing():
     @dataclass(frozen=True, kw_only=True)
     class Dreams(EvidenceRequest):
         source: str = "policy"
@@ -238,10 +273,11 @@ def test_evidence_that_a_table_cannot_give_is_said_and_fails_nothing(tmp_path):
     dreamer = replace(Liar(), needs=frozenset({Dreams()}))
     with pytest.raises(Unanswerable, match="Dreams"):
         evidence_for(world_of(), dreamer)
-    holds, printed = checked(tmp_path, {"dreamer": lambda: dreamer, "sparse": Sparse})
-    assert holds
-    assert "dreamer was not checked: a table has no answer to Dreams." in printed
-    assert "| dreamer | not checked |" in (tmp_path / "table.md").read_text()
+    found = check("dreamer", lambda: dreamer, SMALL)
+    assert (found.verdict, found.broken) == ("not checked", [])
+    table = method_table([found, check("sparse", Sparse, SMALL)])
+    assert table.rows[0][:2] == ("dreamer", "not checked")
+    assert "dreamer was not checked: a table has no answer to Dreams." in table.notes
 
 
 def test_a_method_that_learns_has_seen_earlier_rollouts_only():
@@ -282,16 +318,17 @@ def test_reward_to_go_is_discounted_where_a_method_is():
 
 
 def test_the_command_ends_with_status_one_where_something_fails(tmp_path, monkeypatch, capsys):
-    words = ["--worlds", "1", "--longest", "3", "--methods"]
-    theory.main([*words, "sparse,uniform(beta=0.8)", "--out", str(tmp_path / "a")])
-    assert "uniform-beta0.8" in (tmp_path / "a" / "table.md").read_text()
-    with pytest.raises(SystemExit, match="not empty"):
-        theory.main([*words, "sparse", "--out", str(tmp_path / "a")])
-    monkeypatch.setattr("benchmarks.arms.REDISTRIBUTORS", {"liar": lambda: Liar(causal=True)})
+    monkeypatch.setattr("benchmarks.arms.REDISTRIBUTORS", {"liar": Liar, "sparse": Sparse})
+    monkeypatch.setattr("benchmarks.figures.save", lambda *_: [])  # seconds, and looked at elsewhere
+    words = ["--worlds", "1", "--longest", "3", "--out", str(tmp_path), "--methods"]
     with pytest.raises(SystemExit) as ended:
-        theory.main([*words, "liar", "--out", str(tmp_path / "b")])
+        theory.main([*words, "sparse,liar(causal=true)"])
     assert ended.value.code == 1
-    assert "liar declares what does not hold (causal)" in capsys.readouterr().out.replace("\n", " ")
+    printed = capsys.readouterr().out.replace("\n", " ")
+    assert "liar-causalTrue declares what does not hold (causal)" in printed
+    assert "sparse declares" not in printed
+    with pytest.raises(SystemExit, match="not empty"):
+        theory.main([*words, "sparse"])
 
 
 @pytest.mark.parametrize(
