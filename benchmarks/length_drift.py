@@ -157,7 +157,7 @@ SCRIPT = Script(
     panels=panels,
     options=Options,
     defaults={
-        "redistributors": "sparse,uniform,abc,abc-d",
+        "redistributors": "sparse,uniform,abc,prefix-difference",
         "controls": "",
         "seeds": 4,
         "steps": 40,
