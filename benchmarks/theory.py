@@ -128,7 +128,8 @@ def method_table(found: list[Finding]) -> Table:
     """A row for every method."""
     columns = (
         *("method", "verdict", "conserving", "sum error", "causal", "later tokens change", "shaping", "GAE error"),
-        *("gradient cosine", "least", "lambda .95, no critic", "KL growth, last token", "push at +1", "push at -1"),
+        *("gradient cosine", "least", "lambda .95, no critic", "score left, last token", "KL growth"),
+        *("push at +1", "push at -1"),
     )
     notes = [f"{one.name} was not checked: {one.why_not}." for one in found if one.why_not]
     notes += [
@@ -137,9 +138,11 @@ def method_table(found: list[Finding]) -> Table:
         "Shaping follows from causal and conserving (or exact at a gamma): then GAE advantages equal sparse's for "
         "every lambda once the critic is shifted, and at gamma 1 the expected gradient on reward-to-go is the true "
         "one and a constant score pushes no length; these are checked too.",
-        "Gradient cosine: expected reward-to-go gradient and true gradient. KL growth: 1 / the share of the score's "
-        "gradient left at the last of a fixed number of tokens. Push: derivative of the mean length along the gradient "
-        "at a constant score, tokens.",
+        "Gradient cosine: expected reward-to-go gradient and true gradient. Score left: the share of the true gradient "
+        "that reward-to-go keeps at the last token of a fixed length; KL growth: 1 / that share. Push: derivative of "
+        "the mean length (tokens) along the gradient where every response scores +1 or -1.",
+        "Scores are drawn for every text by itself, so no token means anything alone: the hardest case for a method "
+        "that attributes scores to tokens.",
     ]
     return Table(title="declared properties", columns=columns, rows=tuple(map(_row, found)), notes=tuple(notes))
 
@@ -148,12 +151,13 @@ def _row(one: Finding) -> tuple[Value, ...]:
     words = declared(one.method)
     said = ["yes" if value else "no" for value in (words.conserving, words.causal, words.shaping)]
     if not one.measured:
-        return (one.name, one.verdict, said[0], None, said[1], None, said[2], *[None] * 7)
+        return (one.name, one.verdict, said[0], None, said[1], None, said[2], *[None] * 8)
     all_worlds = together(one.measured)
     return (
         *(one.name, one.verdict, said[0], all_worlds.sum_error, said[1], all_worlds.lookahead),
         *(said[2], all_worlds.shaping_error, all_worlds.cosine, min(world.cosine for world in one.measured)),
-        *(all_worlds.cosine_blind, all_worlds.kl_growth, all_worlds.push_up, all_worlds.push_down),
+        *(all_worlds.cosine_blind, all_worlds.last_share, all_worlds.kl_growth),
+        *(all_worlds.push_up, all_worlds.push_down),
     )
 
 

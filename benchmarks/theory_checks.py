@@ -6,6 +6,7 @@ of the state. So it must also leave GAE advantages alone once the critic is shif
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import nan
 
 import torch
 from jaxtyping import Float
@@ -66,8 +67,9 @@ class Measured:
 
     @property
     def kl_growth(self) -> float:
-        """How many times the KL coefficient weighs at the last token, whose penalty keeps its size."""
-        return 1 / self.last_share
+        """How many times the KL coefficient weighs at the last token, whose penalty keeps its size; NaN where nothing
+        of the score is left, or its opposite."""
+        return 1 / self.last_share if self.last_share > 0 else nan
 
 
 @dataclass(frozen=True, kw_only=True)
