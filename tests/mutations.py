@@ -271,8 +271,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/reward.py",
-        "scores[chosen] = batch_scores.to(home)",
-        "scores[: len(chosen)] = batch_scores.to(home)",
+        "scores[chosen] = batch_scores.to(home, scores.dtype)",
+        "scores[: len(chosen)] = batch_scores.to(home, scores.dtype)",
         "tests/test_reward.py::test_score_and_evidence_do_not_depend_on_batch_padding_or_pad_id[1-gpt2]",
     ),
     Mutation(
