@@ -46,6 +46,13 @@ def test_a_world_holds_every_response_once_and_nothing_else():
     for shortest in (0, 1, 3):
         world = world_of(shortest=shortest)
         assert float(probabilities(world, world.logits).sum()) == pytest.approx(1)
+        assert bool((probabilities(world, world.logits) > 0).all())
+
+
+def test_scores_are_centred_before_they_are_scaled():
+    world = replace(world_of(words=1, longest=1), raw_scores=torch.tensor([5.0, 1.0]), centre=1.0, scale=0.5)
+    assert world.scores.tolist() == [2, 0]
+    assert world.rewarded(-1.0).scores.tolist() == [-1, -1]
 
 
 def test_states_and_nodes_number_the_text_before_and_with_a_token():
