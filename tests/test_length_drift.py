@@ -25,7 +25,7 @@ from rlhf_core.rewards import TokenReward
 from rlhf_core.trainer import PPOTrainer
 from rlhf_core.types import RewardModel, Scored
 
-ONE = Options(values=(1.0,), lams=(1.0,), centred=False, lengths=(1, 5))
+ONE = Options(values=(1.0,), lams=(1.0,), extras=(), lengths=(1, 5))
 
 
 def run(chosen, options):
@@ -87,15 +87,16 @@ def test_runs_of_one_value_are_not_those_of_another_but_do_not_depend_on_where_f
 def test_every_setting_is_a_panel_and_a_centred_constant_is_run_once():
     made = panels(Comparison(), Options(lengths=(2, 9)))
     assert [panel.name for panel in made] == [
-        "+1-lam1", "-1-lam1", "+1-lam0.95", "-1-lam0.95", "+1-lam1-centred", "+1-lam0.95-centred"
-    ]  # fmt: skip
-    assert made[3].changes == {
-        "lam": 0.95, "score.centring": "none", "min_length": 2, "max_length": [9, 9]
-    }  # fmt: skip
-    assert made[4].changes["score.centring"] == "running_mean"
+        *("+1-lam1", "-1-lam1", "+1-lam0.95", "-1-lam0.95"),
+        *("+1-lam1-no-critic", "-1-lam1-no-critic", "+1-lam1-centred"),
+    ]
+    lengths = {"min_length": 2, "max_length": [9, 9]}
+    assert made[3].changes == {"lam": 0.95, **lengths}
+    assert made[5].changes == {"lam": 1.0, "value_coef": 0.0, **lengths}
+    assert made[6].changes == {"lam": 1.0, "score.centring": "running_mean", **lengths}
     tasks = [pickle.loads(pickle.dumps(panel.task(TableTask()))) for panel in made]
-    assert [task.value for task in tasks] == [1, -1, 1, -1, 1, 1]
-    assert len(panels(Comparison(), replace(Options(), centred=False))) == 4
+    assert [task.value for task in tasks] == [1, -1, 1, -1, 1, -1, 1]
+    assert len(panels(Comparison(), Options(extras=()))) == 4
 
 
 @pytest.mark.parametrize(
@@ -112,9 +113,9 @@ def test_impossible_options_are_refused(options, said):
 
 
 def test_change_and_drift_by_hand():
-    curve = np.array([[1.0] * 10 + [99.0] * 5 + [4.0] * 10, [2.0] * 10 + [99.0] * 5 + [1.0] * 10])
+    curve = np.array([[1.0] + [99.0] * 5 + [4.0] * 10, [2.0] + [99.0] * 5 + [1.0] * 10])
     assert change(curve).tolist() == [3, -1]
-    assert change(np.array([[1.0, 5, 7]])).tolist() == [6]
+    assert change(np.array([[1.0, 5, 7]])).tolist() == [5]
     interval = Summary(mean=1, low=0.5, high=2, kind="95 % interval")
     assert drifts(interval) == "longer"
     assert drifts(replace(interval, low=-3, high=-1)) == "shorter"
