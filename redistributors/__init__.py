@@ -5,6 +5,9 @@ from functools import partial
 from types import MappingProxyType
 
 from redistributors.decoder_attention import DecoderAttention
+from redistributors.gradient import Gradient
+from redistributors.integrated_gradients import IntegratedGradients
+from redistributors.leave_one_out import LeaveOneOut
 from redistributors.prefix_difference import PrefixDifference
 from redistributors.reward_attention import RewardAttention
 from redistributors.sparse import Sparse
@@ -19,8 +22,21 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
         "abc-d": partial(DecoderAttention, rows="mean"),
         "abc-d2": partial(DecoderAttention, rows="last"),
         "prefix-difference": PrefixDifference,
+        "gradient": Gradient,
+        "integrated-gradients": IntegratedGradients,
+        "leave-one-out": LeaveOneOut,
     }
 )
 """Every method by name; each is constructible without arguments and takes its own settings as keywords."""
 
-__all__ = ["REDISTRIBUTORS", "DecoderAttention", "PrefixDifference", "RewardAttention", "Sparse", "Uniform"]
+__all__ = [
+    "REDISTRIBUTORS",
+    "DecoderAttention",
+    "Gradient",
+    "IntegratedGradients",
+    "LeaveOneOut",
+    "PrefixDifference",
+    "RewardAttention",
+    "Sparse",
+    "Uniform",
+]

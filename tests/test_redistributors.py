@@ -55,7 +55,10 @@ def test_rows_do_not_depend_on_each_other_nor_on_padding(redistributor):
     for row in range(len(rollout.sequences)):
         alone = rollout.sequences.select(torch.tensor([row]))
         width = alone.response_ids.shape[1]
-        evidence = {request: x[row : row + 1, :width] for request, x in rollout.evidence.items()}
+        evidence = {
+            request: x[row : row + 1][(slice(None), *map(slice, request.shape(1, width)[1:]))]
+            for request, x in rollout.evidence.items()
+        }
         token_scores = redistributor(rollout_of(alone, rollout.scores[row : row + 1], evidence))
         torch.testing.assert_close(token_scores[0], together[row, :width], atol=1e-7, rtol=1e-6)
 
