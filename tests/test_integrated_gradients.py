@@ -48,7 +48,7 @@ def test_it_is_captums_integrated_gradients_at_as_many_steps(judge, rule, baseli
         start[0, len(prompt) :] = null
 
         def score(inputs):
-            return judge.model(inputs_embeds=inputs, attention_mask=torch.ones(inputs.shape[:2])).logits[:, 0]
+            return judge.model.score(judge.model.base_model(inputs_embeds=inputs).last_hidden_state[:, -1])[:, 0]
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -58,9 +58,9 @@ def test_it_is_captums_integrated_gradients_at_as_many_steps(judge, rule, baseli
         assert not found[row, len(response) :].any()
 
 
-@pytest.mark.parametrize("rule", ["gauss", "midpoint"])
-@pytest.mark.parametrize("tolerance", [0.1, 0.003])
-def test_attributions_sum_to_the_difference_from_the_baseline(judge, rule, tolerance):
+@pytest.mark.parametrize(("rule", "tolerance"), [("gauss", 0.1), ("gauss", 0.003), ("midpoint", 0.02)])
+def test_attributions_sum_to_the_difference_from_the_baseline(rule, tolerance):
+    judge = judge_of("gpt2")
     request = PathIntegral(rule=rule, steps=2, tolerance=tolerance, max_steps=512)
     difference = differences(judge)
     gaps = (measure(judge, request).sum(1) - difference).abs()
@@ -104,7 +104,7 @@ def test_five_points_integrate_polynomials(rule, degree):
     assert (np.diff(points) > 0).all()
 
 
-REQUEST = PathIntegral(steps=2, tolerance=0.02, max_steps=64)
+REQUEST = PathIntegral(steps=2, tolerance=0.1, max_steps=16)
 
 
 def points_of(judge, row):
@@ -114,12 +114,13 @@ def points_of(judge, row):
     return probe.cost.backwards - 1  # one for the baseline
 
 
-def test_each_row_keeps_the_first_sum_within_its_own_tolerance(judge):
+def test_each_row_keeps_the_first_sum_within_its_own_tolerance():
     """A row that needs few steps does not change beside one that needs many, and is not paid for again."""
+    judge = judge_of("gpt2")
     probe = judge.probe(SEQUENCES)
     together = REQUEST.measure(probe)
     counts = [points_of(judge, row) for row in range(4)]
-    assert set(counts) <= {2, 6, 14, 30, 62, 126}
+    assert set(counts) <= {2, 6, 14, 30}  # 2, 2 + 4, 2 + 4 + 8, ...
     assert len(set(counts)) > 1
     assert probe.cost.backwards == sum(counts) + 4
     assert probe.cost.forwards == sum(counts) + 8
