@@ -10,6 +10,8 @@ from redistributors.integrated_gradients import IntegratedGradients
 from redistributors.leave_one_out import LeaveOneOut
 from redistributors.prefix_difference import PrefixDifference
 from redistributors.reward_attention import RewardAttention
+from redistributors.segment import EntropyPeaks, NGrams, Segment, Sentences
+from redistributors.shapley import Shapley
 from redistributors.sparse import Sparse
 from redistributors.uniform import Uniform
 from rlhf_core.types import Redistributor
@@ -25,6 +27,8 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
         "gradient": Gradient,
         "integrated-gradients": IntegratedGradients,
         "leave-one-out": LeaveOneOut,
+        "shapley": Shapley,
+        "segment": Segment,
     }
 )
 """Every method by name; each is constructible without arguments and takes its own settings as keywords."""
@@ -32,11 +36,16 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
 __all__ = [
     "REDISTRIBUTORS",
     "DecoderAttention",
+    "EntropyPeaks",
     "Gradient",
     "IntegratedGradients",
     "LeaveOneOut",
+    "NGrams",
     "PrefixDifference",
     "RewardAttention",
+    "Segment",
+    "Sentences",
+    "Shapley",
     "Sparse",
     "Uniform",
 ]
