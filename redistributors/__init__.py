@@ -5,6 +5,7 @@ from functools import partial
 from types import MappingProxyType
 
 from redistributors.decoder_attention import DecoderAttention
+from redistributors.general_attention import Attention
 from redistributors.prefix_difference import PrefixDifference
 from redistributors.reward_attention import RewardAttention
 from redistributors.sparse import Sparse
@@ -19,8 +20,17 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
         "abc-d": partial(DecoderAttention, rows="mean"),
         "abc-d2": partial(DecoderAttention, rows="last"),
         "prefix-difference": PrefixDifference,
+        "attention": Attention,
     }
 )
 """Every method by name; each is constructible without arguments and takes its own settings as keywords."""
 
-__all__ = ["REDISTRIBUTORS", "DecoderAttention", "PrefixDifference", "RewardAttention", "Sparse", "Uniform"]
+__all__ = [
+    "REDISTRIBUTORS",
+    "Attention",
+    "DecoderAttention",
+    "PrefixDifference",
+    "RewardAttention",
+    "Sparse",
+    "Uniform",
+]
