@@ -110,7 +110,8 @@ class CausalPolicy:
     def why_not(self, request: EvidenceRequest) -> str:
         """Why ``provides`` says no, for an error message."""
         if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
-            return self.attention_problem or f"there is no layer {request.layer}"
+            reader = self._attention_readers().get(request.source)
+            return self.attention_problem if reader is None else reader.why_not(request)
         return (
             "a policy measures attention, full KL, token entropy and sentence ends, not "
             f"{type(request).__name__} of the {request.source}"
@@ -217,7 +218,7 @@ class CausalPolicy:
         """
         if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
             reader = self._attention_readers().get(request.source)
-            return reader is not None and -reader.n_layers <= request.layer < reader.n_layers
+            return reader is not None and not reader.why_not(request)
         return isinstance(request, (FullKL, *FREE)) and request.source == "policy"
 
     def save(self, folder: str) -> None:

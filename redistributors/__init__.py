@@ -5,6 +5,7 @@ from functools import partial
 from types import MappingProxyType
 
 from redistributors.decoder_attention import DecoderAttention
+from redistributors.general_attention import Attention
 from redistributors.gradient import Gradient
 from redistributors.integrated_gradients import IntegratedGradients
 from redistributors.leave_one_out import LeaveOneOut
@@ -29,12 +30,14 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
         "leave-one-out": LeaveOneOut,
         "shapley": Shapley,
         "segment": Segment,
+        "attention": Attention,
     }
 )
 """Every method by name; each is constructible without arguments and takes its own settings as keywords."""
 
 __all__ = [
     "REDISTRIBUTORS",
+    "Attention",
     "DecoderAttention",
     "EntropyPeaks",
     "Gradient",

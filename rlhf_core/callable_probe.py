@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
-from rlhf_core.probe import Baseline, Cost, Experiment, PathPoint, Variants
+from rlhf_core.probe import AttentionMaps, Baseline, Cost, Experiment, MapGradients, PathPoint, Variants
 from rlhf_core.types import Sequences
 
 Scores = Callable[[list[list[int]], list[list[int]]], Float[Tensor, " row"]]
@@ -61,3 +61,15 @@ class CallableProbe:
     def embedding_gradients(self, alpha: float, baseline: Baseline) -> PathPoint:
         """Refused."""
         raise ValueError("a callable has no embeddings")
+
+    def attention(
+        self, reduce: Callable[[AttentionMaps], Float[Tensor, "batch response ..."]]
+    ) -> Float[Tensor, "batch response ..."]:
+        """Refused."""
+        raise ValueError("a callable shows no attention")
+
+    def attention_gradients(
+        self, reduce: Callable[[MapGradients], Float[Tensor, "batch response ..."]]
+    ) -> Float[Tensor, "batch response ..."]:
+        """Refused."""
+        raise ValueError("a callable shows no attention")
