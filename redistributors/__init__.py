@@ -5,6 +5,8 @@ from functools import partial
 from types import MappingProxyType
 
 from redistributors.decoder_attention import DecoderAttention
+from redistributors.log_ratio import LogRatio
+from redistributors.potential_projection import PotentialProjection
 from redistributors.prefix_difference import PrefixDifference
 from redistributors.reward_attention import RewardAttention
 from redistributors.sparse import Sparse
@@ -19,8 +21,19 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
         "abc-d": partial(DecoderAttention, rows="mean"),
         "abc-d2": partial(DecoderAttention, rows="last"),
         "prefix-difference": PrefixDifference,
+        "log-ratio": LogRatio,
+        "potential-projection": PotentialProjection,
     }
 )
 """Every method by name; each is constructible without arguments and takes its own settings as keywords."""
 
-__all__ = ["REDISTRIBUTORS", "DecoderAttention", "PrefixDifference", "RewardAttention", "Sparse", "Uniform"]
+__all__ = [
+    "REDISTRIBUTORS",
+    "DecoderAttention",
+    "LogRatio",
+    "PotentialProjection",
+    "PrefixDifference",
+    "RewardAttention",
+    "Sparse",
+    "Uniform",
+]

@@ -109,3 +109,12 @@ class FullKL(EvidenceRequest):
     """Exact KL(policy || reference) over the vocabulary at every response token, in nats."""
 
     source: Source = "policy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxiliaryLogprobs(EvidenceRequest):
+    """Log-probabilities of the response tokens under a further frozen model that the policy was loaded with, by its
+    ``name`` there; in the policy's own distribution (temperature, EOS ban), in nats. One forward pass."""
+
+    name: str
+    source: Source = "policy"
