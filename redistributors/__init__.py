@@ -9,6 +9,8 @@ from redistributors.general_attention import Attention
 from redistributors.gradient import Gradient
 from redistributors.integrated_gradients import IntegratedGradients
 from redistributors.leave_one_out import LeaveOneOut
+from redistributors.log_ratio import LogRatio
+from redistributors.potential_projection import PotentialProjection
 from redistributors.prefix_difference import PrefixDifference
 from redistributors.reward_attention import RewardAttention
 from redistributors.segment import EntropyPeaks, NGrams, Segment, Sentences
@@ -31,6 +33,8 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
         "shapley": Shapley,
         "segment": Segment,
         "attention": Attention,
+        "log-ratio": LogRatio,
+        "potential-projection": PotentialProjection,
     }
 )
 """Every method by name; each is constructible without arguments and takes its own settings as keywords."""
@@ -43,7 +47,9 @@ __all__ = [
     "Gradient",
     "IntegratedGradients",
     "LeaveOneOut",
+    "LogRatio",
     "NGrams",
+    "PotentialProjection",
     "PrefixDifference",
     "RewardAttention",
     "Segment",

@@ -143,3 +143,12 @@ class SentenceEnds(EvidenceRequest):
 
     source: Source = "policy"
     marks: str = ".!?…。！？\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxiliaryLogprobs(EvidenceRequest):
+    """Log-probabilities of the response tokens under a further frozen model that the policy was loaded with, by its
+    ``name`` there; in the policy's own distribution (temperature, EOS ban), in nats. One forward pass."""
+
+    name: str
+    source: Source = "policy"
