@@ -24,7 +24,15 @@ from benchmarks.arms import Arm, parse_arms, with_settings
 from benchmarks.cli import measurement_folder, parse
 from benchmarks.compare_on import Credit, compare_on, reference_gradient
 from benchmarks.experiment import Loaded, Task
-from benchmarks.gradients import cosine, expected_cosine, gram, jackknifed, policy_gradients, relative_variance
+from benchmarks.gradients import (
+    cosine,
+    expected_cosine,
+    gram,
+    inverted,
+    jackknifed,
+    policy_gradients,
+    signal_to_noise,
+)
 from benchmarks.loading import Loading
 from benchmarks.publishing import publish
 from benchmarks.statistics import LEVEL, RESAMPLES, Summary
@@ -192,14 +200,14 @@ def _judged(own: list[Tensor], plain: list[Tensor], reference: Tensor, signal: f
     def direction(chosen: Tensor) -> float:
         return expected_cosine(products[chosen][:, chosen], with_reference[chosen], signal)
 
-    def noise(chosen: Tensor) -> float:
-        return relative_variance(products[chosen][:, chosen])
+    def clarity(chosen: Tensor) -> float:
+        return signal_to_noise(products[chosen][:, chosen])
 
     return (
         bootstrapped([cosine(a, b) for a, b in zip(own, plain, strict=True)]),
         bootstrapped([cosine(a, reference) for a in own]),
         jackknifed(direction, len(own)),
-        jackknifed(noise, len(own)),
+        inverted(jackknifed(clarity, len(own))),
     )
 
 
@@ -261,7 +269,8 @@ def table(rows: Sequence[tuple[Value, ...]], ceilings: Sequence[float], settings
             "rollouts]. Cosine of expectations: of the mean gradient, noise of both removed; 1 is no bias, and chance "
             "may put it above [95 % jackknife interval].",
             "Relative variance: trace of the covariance over the squared norm of the expectation, of a rollout's "
-            "gradient [95 % jackknife interval]: how many rollouts a mean takes for as much signal as noise.",
+            "gradient [95 % jackknife interval; inf: noise may hide it altogether]: how many rollouts a mean takes for "
+            "as much signal as noise.",
         ),
     )
 
@@ -282,10 +291,15 @@ def draw(made: Table) -> figures.Figure:
 
 
 def _dots(axes: Axes, values: Mapping[str, Value]) -> None:
+    """What is infinite runs off the right edge."""
+    edges = [edge for value in values.values() if isinstance(value, Summary) for edge in (value.low, value.high)]
+    right = 1.05 * max([edge for edge in edges if np.isfinite(edge)], default=1.0)
     for place, (arm, (colour, dash)) in enumerate(figures.line_styles(list(values)).items()):
         value: Any = values[arm]
-        axes.plot([value.low, value.high], [place, place], color=colour, linestyle=dash)
+        axes.plot([value.low, min(value.high, right)], [place, place], color=colour, linestyle=dash)
         axes.plot([value.mean], [place], "o", color=colour, markersize=4)
+    if np.isinf(edges).any():
+        axes.set_xlim(right=right)
     axes.set_yticks(range(len(values)), labels=list(values))
     axes.invert_yaxis()
 

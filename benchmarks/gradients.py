@@ -76,16 +76,29 @@ def squared_norm_of_expectation(products: Float[Tensor, "repetition repetition"]
     return float((products.sum() - products.trace()) / (repetitions * (repetitions - 1)))
 
 
-def relative_variance(products: Float[Tensor, "repetition repetition"]) -> float:
-    """tr Cov(g) / ‖E g‖² of the gradients whose :func:`gram` this is, both estimated without bias; NaN where the latter
-    comes out at 0 or below, so that more repetitions are needed.
+def signal_to_noise(products: Float[Tensor, "repetition repetition"]) -> float:
+    """‖E g‖² / tr Cov(g) of the gradients whose :func:`gram` this is, both estimated without bias: negative where noise
+    hides the signal, infinite where nothing varies, NaN where all gradients are 0.
 
     Raises:
         ValueError: fewer than two repetitions.
     """
     signal = squared_norm_of_expectation(products)
     trace = float(products.trace()) / len(products) - signal
-    return trace / signal if signal > 0 else float("nan")
+    if trace > 0:
+        return signal / trace
+    return float("inf") if signal > 0 else float("nan")
+
+
+def relative_variance(products: Float[Tensor, "repetition repetition"]) -> float:
+    """tr Cov(g) / ‖E g‖², the inverse of :func:`signal_to_noise`; NaN where that is not above 0, so that it takes more
+    repetitions.
+
+    Raises:
+        ValueError: fewer than two repetitions.
+    """
+    ratio = signal_to_noise(products)
+    return 1 / ratio if ratio > 0 else float("nan")
 
 
 def expected_cosine(
@@ -102,7 +115,7 @@ def expected_cosine(
     signal = squared_norm_of_expectation(products)
     if signal <= 0 or reference <= 0:
         return float("nan")
-    return float(with_reference.double().mean()) / (signal * reference) ** 0.5
+    return float(with_reference.double().mean() / np.sqrt(signal * reference))
 
 
 def jackknifed(statistic: Callable[[Tensor], float], repetitions: int) -> Summary:
@@ -115,3 +128,16 @@ def jackknifed(statistic: Callable[[Tensor], float], repetitions: int) -> Summar
     error = np.sqrt((repetitions - 1) * left_out.var()) * stats.t.ppf((1 + LEVEL) / 2, repetitions - 1)
     mean = statistic(every)
     return Summary(mean=mean, low=float(mean - error), high=float(mean + error), kind="95 % interval")
+
+
+def inverted(ratio: Summary) -> Summary:
+    """The interval of 1 / ratio: open above (infinite) where that of the ratio reaches 0, NaN where all of it does not
+    exceed 0. Intervals of a ratio whose denominator may be 0 are had so (Fieller 1954)."""
+    if not ratio.high > 0:
+        return Summary(mean=float("nan"), low=float("nan"), high=float("nan"), kind=ratio.kind)
+    return Summary(
+        mean=1 / ratio.mean if ratio.mean > 0 else float("inf"),
+        low=1 / ratio.high,
+        high=1 / ratio.low if ratio.low > 0 else float("inf"),
+        kind=ratio.kind,
+    )

@@ -17,13 +17,15 @@ from benchmarks.gradients import (
     cosine,
     expected_cosine,
     gram,
+    inverted,
     jackknifed,
     policy_gradients,
     relative_variance,
+    signal_to_noise,
     squared_norm_of_expectation,
 )
 from benchmarks.publishing import publish
-from benchmarks.statistics import band
+from benchmarks.statistics import Summary, band
 from models import load_policy
 from models.tiny import save_tiny
 from redistributors import RewardAttention, Sparse, Uniform
@@ -173,6 +175,10 @@ def test_noise_by_hand():
     products = gram(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
     assert squared_norm_of_expectation(products) == pytest.approx(3)
     assert relative_variance(products) == pytest.approx(2 / 3)
+    assert signal_to_noise(products) == pytest.approx(3 / 2)
+    assert signal_to_noise(gram(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))) == pytest.approx(-1 / 2)
+    assert signal_to_noise(gram(torch.ones(2, 3))) == np.inf
+    assert np.isnan(signal_to_noise(gram(torch.zeros(2, 3))))
     assert np.isnan(relative_variance(gram(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))))
     with pytest.raises(ValueError, match="2 repetitions or more, got 1"):
         relative_variance(gram(torch.ones(1, 3)))
@@ -214,6 +220,21 @@ def test_the_jackknife_of_a_mean_is_its_t_interval():
     mean, low, high, _ = band(values.numpy()[:, None])
     assert (found.mean, found.low, found.high) == pytest.approx((mean[0], low[0], high[0]))
     assert np.isnan(jackknifed(lambda chosen: float("nan"), 5).low)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        ((2.0, 1.0, 4.0), (0.5, 0.25, 1.0)),
+        ((2.0, -1.0, 4.0), (0.5, 0.25, np.inf)),
+        ((-1.0, -4.0, 2.0), (np.inf, 0.5, np.inf)),
+        ((-2.0, -3.0, -1.0), (np.nan, np.nan, np.nan)),
+        ((np.nan, np.nan, np.nan), (np.nan, np.nan, np.nan)),
+    ],
+)
+def test_an_interval_of_a_ratio_turned_over(ratio, expected):
+    found = inverted(Summary(mean=ratio[0], low=ratio[1], high=ratio[2], kind="95 % interval"))
+    np.testing.assert_equal((found.mean, found.low, found.high), expected)
 
 
 def test_bootstrapped_leaves_out_what_is_undefined():
@@ -320,7 +341,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path, capsys, monkeypatch):
     assert ended.value.code == 2
     assert "name sparse among" in capsys.readouterr().err
     arguments = ["--prompts", "3", "--repetitions", "3", "--reference_repetitions", "2", "--out", str(tmp_path / "out")]
-    gradient_quality.main([*arguments, "--redistributors", "sparse,uniform"])
+    gradient_quality.main([*arguments, "--redistributors", "sparse,uniform", "--sparse_steps", "[0]"])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "run.json", "table.md", "table.csv", "gradient_quality.png", "gradient_quality.pdf"
     }  # fmt: skip
