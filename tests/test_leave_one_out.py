@@ -33,8 +33,17 @@ def threes(prompts, responses):
     return [float(row.count(3)) for row in responses]
 
 
+class SharedTable(TablePolicy):
+    """Values move with the logits, as those of a head on a shared trunk do."""
+
+    def evaluate(self, sequences, needs):
+        evaluation = super().evaluate(sequences, needs)
+        previous, _, mask = self._states(sequences)
+        return replace(evaluation, values=evaluation.values + torch.where(mask, self.logits[previous, 3], 0))
+
+
 def trainer(config=CONFIG, redistributor=None, scorer=threes):
-    policy = TablePolicy()
+    policy = SharedTable()
     with torch.no_grad():
         policy.value += torch.tensor([0.5, -1.0, 2.0, 0.3, -0.7, 1.1])
     return PPOTrainer(policy, TokenReward(scorer), redistributor or Sparse(), config)
