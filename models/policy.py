@@ -222,8 +222,8 @@ class CausalPolicy:
         return self._trainable
 
     def provides(self, request: EvidenceRequest) -> bool:
-        """Full KL, token entropy and sentence ends; log-probabilities under its auxiliaries; attention of the policy and
-        of its reference where the architecture lets it be read.
+        """Full KL, token entropy and sentence ends; log-probabilities under its auxiliaries; attention of the policy
+        and of its reference where the architecture lets it be read.
 
         The first attention request builds and checks the readers; ``attention_problem`` says why there are none.
         """

@@ -32,10 +32,10 @@ class PotentialProjection:
     0 and the method is sparse. Sums to the score at γ = 1, whatever ``inner`` sums to; discounted otherwise. ``gamma``
     must be the config's; an ``inner`` made for a discount must be made for 1.
 
-    The default features are those that foretold best, measured on the embedded task (``benchmarks.toy``; credit of later
-    steps, mean R² of steps 21 to 40, two seeds of ABC): position and the frozen reward model's hidden states 0.62 to
-    0.64, and 0.64 to 0.68 with the default decay; position and the critic's values 0.15 to 0.40, as those move with the
-    critic; position alone −0.15 to 0.22.
+    The default features are those that foretold best, measured on the embedded task (``benchmarks.toy``; credit of
+    later steps, mean R² of steps 21 to 40, two seeds of ABC): position and the frozen reward model's hidden states 0.62
+    to 0.64, and 0.64 to 0.68 with the default decay; position and the critic's values 0.15 to 0.40, as those move with
+    the critic; position alone −0.15 to 0.22.
 
     ``ridge`` is relative to the features' own size (:class:`redistributors.ridge.RecursiveRidge`); ``decay`` is what an
     older step counts for each newer one. Sums are kept in raw score units, so that a running scale of the scores leaves
