@@ -15,6 +15,9 @@ from rlhf_core.types import Redistributor
 
 ARM = re.compile(r"(?P<method>[\w-]+)(\((?P<settings>[^()]*)\))?(?P<changes>(@[\w.]+=[^@]+)*)")
 
+BETWEEN = r",(?![^\[\]]*\])"
+"""A comma outside a list."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -39,7 +42,7 @@ def parse_arms(given: str | Sequence[str]) -> tuple[Arm, ...]:
     Raises:
         ValueError: an unreadable arm, an unknown method, settings it refuses, or two arms of one label.
     """
-    texts = re.split(r",(?![^()]*\))(?![^\[\]]*\])", given) if isinstance(given, str) else given
+    texts = re.split(rf"{BETWEEN}(?![^()]*\))", given) if isinstance(given, str) else given
     arms = tuple(_arm(text.strip()) for text in texts if text.strip())
     labels = [arm.label for arm in arms]
     for label in labels:
@@ -55,7 +58,7 @@ def _arm(text: str) -> Arm:
     method = match["method"]
     if method not in REDISTRIBUTORS:
         raise ValueError(f"no redistributor {method!r}; one of {', '.join(REDISTRIBUTORS)}")
-    settings = _assignments((match["settings"] or "").split(","), text)
+    settings = _assignments(re.split(BETWEEN, match["settings"] or ""), text)
     changes = _assignments(match["changes"].split("@"), text)
     if "seed" in changes:
         raise ValueError(f"arm {text!r}: every arm runs under every seed of --seeds, so it cannot set its own")

@@ -1,7 +1,7 @@
 """Reading attention rows off the forward pass a model makes anyway, without its (token, token) maps."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import final
 
@@ -15,13 +15,14 @@ from models.attention_taps import (
     TAPS,
     LayerAttention,
     Map,
+    Projections,
     Tap,
     UnsupportedAttention,
     attached,
     implementations,
     restore,
 )
-from rlhf_core.evidence import AttentionTap, Layout
+from rlhf_core.evidence import AttentionTap, EvidenceRequest, Layout, ValueTap
 
 __all__ = ["AttentionReader", "UnsupportedAttention"]
 
@@ -45,12 +46,22 @@ class AttentionReader:
     def __init__(self, model: nn.Module) -> None:
         self._model = transformers_model(model)
         self.architecture = type(self._model).__name__
-        self._tap, self._layers = _find(self._model, self.architecture)
+        self._tap, shown = _find(self._model, self.architecture)
+        self._layers = list(shown)
+        self._heads = min(attention.shape[1] for attention in shown.values())
+        self._shows_values = all(isinstance(attention, Projections) for attention in shown.values())
 
     @property
     def n_layers(self) -> int:
         """Attention layers."""
         return len(self._layers)
+
+    def why_not(self, request: EvidenceRequest) -> str:
+        """Why ``request`` cannot be answered, in words; empty where it can."""
+        if isinstance(request, ValueTap) and not self._shows_values:
+            return f"{self.architecture} shows whole maps only ({self._tap.name}), and with them no value vectors"
+        refusal = request.refusal(self.n_layers, self._heads)
+        return refusal and f"{self.architecture} cannot answer: {refusal}"
 
     def capture(
         self, requests: Iterable[AttentionTap], layout: Layout
@@ -61,13 +72,13 @@ class AttentionReader:
         (batch, response) without gradient, 0 on padding.
 
         Raises:
-            ValueError: a layer the model does not have.
+            ValueError: what ``why_not`` gives a reason for, as a layer the model does not have.
             RuntimeError: on leaving, a requested layer never ran; or the model ran twice, or with a KV cache.
         """
         wanted: defaultdict[int, list[AttentionTap]] = defaultdict(list)
         for request in requests:
-            if not -self.n_layers <= request.layer < self.n_layers:
-                raise ValueError(f"{request}: {self.architecture} has attention layers 0 to {self.n_layers - 1}")
+            if reason := self.why_not(request):
+                raise ValueError(f"{request}: {reason}")
             wanted[request.layer % self.n_layers].append(request)
         return self._capture(dict(wanted), layout)
 
@@ -125,10 +136,11 @@ def _measure(attention: LayerAttention, request: AttentionTap, layout: Layout) -
     total = torch.zeros(layout.response_mask.shape, device=rows.device)
     seen_by = torch.zeros(batch, keys, dtype=torch.long, device=rows.device)
     with torch.autocast(rows.device.type, enabled=False):
+        scaled = _scaled_by_values(attention, request)
         cells = CHUNK_CELLS.get(rows.device.type, CHUNK_CELLS["cuda"])
         for chunk in torch.split(rows, max(1, cells // (batch * heads * keys)), dim=1):
             columns, wanted = chunk.clamp(min=0), chunk >= 0
-            total = total + request.reduce(_wanted_weights(attention, columns, wanted), chunk, layout)
+            total = total + request.reduce(scaled(_wanted_weights(attention, columns, wanted)), chunk, layout)
             seen_by = seen_by + (attention.visible(columns) & wanted[..., None]).sum(1)
     finished = request.finish(total, seen_by.gather(1, layout.response_positions))
     return torch.where(layout.response_mask, finished, 0.0)
@@ -141,8 +153,19 @@ def _wanted_weights(
     return attention.weights(columns).masked_fill_(~wanted[:, None, :, None], 0.0)
 
 
-def _find(model: PreTrainedModel, architecture: str) -> tuple[Tap, list[nn.Module]]:
-    """The first tap through which a trial run reports attention weights, and the modules that report."""
+def _scaled_by_values(attention: LayerAttention, request: AttentionTap) -> Callable[[Tensor], Tensor]:
+    """What is done to (batch, head, row, key) weights before they are reduced: nothing, unless a tap reads values."""
+    if not isinstance(request, ValueTap):
+        return lambda weights: weights
+    if not isinstance(attention, Projections):
+        raise TypeError(f"{request}: a whole map shows no value vectors")
+    factors = request.factors(attention.value.float())
+    of_key = factors.repeat_interleave(attention.shape[1] // factors.shape[1], 1)[:, :, None]
+    return lambda weights: weights * of_key
+
+
+def _find(model: PreTrainedModel, architecture: str) -> tuple[Tap, dict[nn.Module, LayerAttention]]:
+    """The first tap through which a trial run reports attention weights, and what each module reported."""
     saved, reasons = implementations(model), []
     for tap in TAPS:
         try:
@@ -160,7 +183,7 @@ def _find(model: PreTrainedModel, architecture: str) -> tuple[Tap, list[nn.Modul
     )
 
 
-def _trial(model: PreTrainedModel, tap: Tap) -> list[nn.Module]:
+def _trial(model: PreTrainedModel, tap: Tap) -> dict[nn.Module, LayerAttention]:
     """Modules that report in the order they run, each map once, from the innermost module that shows it."""
     fired: list[tuple[nn.Module, LayerAttention]] = []
 
@@ -182,7 +205,7 @@ def _trial(model: PreTrainedModel, tap: Tap) -> list[nn.Module]:
     if len(set(layers)) < len(layers):
         raise UnsupportedAttention("several of its layers share one attention module")
     _require_distributions([attention for _, attention in fired], torch.arange(5, device=model.device).expand(2, 5))
-    return layers
+    return dict(fired)
 
 
 def _require_distributions(attentions: list[LayerAttention], columns: Int[Tensor, "batch row"]) -> None:

@@ -13,9 +13,7 @@ from models.attention_taps import (
     Tap,
     UnsupportedAttention,
     attached,
-    implementations,
-    restore,
-    switch,
+    eager,
 )
 
 TOLERANCE = 1e-4
@@ -110,9 +108,5 @@ def _tapped(
 
 
 def _eager(model: PreTrainedModel, ids: Tensor, real: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    saved = implementations(model)
-    switch(model, "eager")
-    try:
+    with eager(model):
         return run_backbone(model, ids, real, output_attentions=True)
-    finally:
-        restore(saved)

@@ -1,7 +1,7 @@
 """Three places where a transformers model can be tapped for the attention weights of a layer.
 
 ``DISPATCH``: models that look their attention function up in transformers' ``AttentionInterface`` get one of ours,
-SDPA plus a sink that sees queries, keys and mask. ``INSTANCE``: GPT-J and its kin compute attention in a method
+SDPA plus a sink that sees queries, keys, values and mask. ``INSTANCE``: GPT-J and its kin compute attention in a method
 ``_attn(query, key, value, attention_mask)``, shadowed on the instance while a sink listens. ``MAPS``: whatever returns
 its weights under eager attention is hooked; one layer's map at a time exists then, as the model made it.
 """
@@ -30,14 +30,15 @@ class UnsupportedAttention(ValueError):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Projections:
-    """Queries and keys as the attention function got them, position encoding applied.
+    """Queries, keys and values as the attention function got them, position encoding applied.
 
     ``mask``: boolean (True = may attend) or additive, broadcastable to (batch, head, query, key), or None, and then
-    ``causal`` decides. Fewer key heads than query heads are shared by consecutive query heads.
+    ``causal`` decides. Fewer key and value heads than query heads are shared by consecutive query heads.
     """
 
     query: Float[Tensor, "batch head query channel"]
     key: Float[Tensor, "batch key_head key channel"]
+    value: Float[Tensor, "batch key_head key value_channel"]
     scaling: float
     mask: Tensor | None
     causal: bool
@@ -131,6 +132,17 @@ def attached(tap: Tap, modules: list[nn.Module], sink: Sink) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def eager(model: PreTrainedModel) -> Iterator[None]:
+    """Eager attention for a while; every part's implementation is put back."""
+    saved = implementations(model)
+    switch(model, "eager")
+    try:
+        yield
+    finally:
+        restore(saved)
+
+
 def implementations(model: PreTrainedModel) -> list[tuple[Any, Any]]:
     """Every configuration inside ``model`` with the name of its attention implementation."""
     configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
@@ -159,7 +171,7 @@ _SINKS: WeakKeyDictionary[nn.Module, Sink] = WeakKeyDictionary()
 def _tapped_sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """transformers' SDPA attention function; where a sink listens to ``module``, it is told queries and keys first."""
+    """transformers' SDPA attention function; where a sink listens to ``module``, it is told what it is given first."""
     sink = _SINKS.get(module)
     if sink is not None:
         causal = options.get("is_causal")
@@ -167,6 +179,7 @@ def _tapped_sdpa(
         attention = Projections(
             query=query.detach(),
             key=key.detach(),
+            value=value.detach(),
             scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
             mask=attention_mask,
             causal=getattr(module, "is_causal", True) if causal is None else causal,
@@ -206,14 +219,16 @@ def _attach_instance(module: nn.Module, sink: Sink) -> Detach:
     _require_free("_attn" in vars(module), module)
 
     def shadow(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> Any:
-        sink(module, _instance_projections(module, query.detach(), key.detach(), attention_mask))
+        sink(module, _instance_projections(module, query.detach(), key.detach(), value.detach(), attention_mask))
         return original(query, key, value, attention_mask)
 
     module._attn = shadow  # type: ignore[assignment]  # a function on an instance, not a submodule
     return lambda: delattr(module, "_attn")
 
 
-def _instance_projections(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None) -> Projections:
+def _instance_projections(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> Projections:
     """GPT-J divides by ``scale_attn``; GPT-Neo does not scale and keeps causality and window in a boolean ``bias``."""
     allowed = getattr(module, "bias", None)
     if isinstance(allowed, Tensor) and allowed.ndim == 4:
@@ -222,7 +237,7 @@ def _instance_projections(module: nn.Module, query: Tensor, key: Tensor, mask: T
         additive = torch.zeros_like(window, dtype=torch.float32).masked_fill(~window, lowest)
         mask = additive if mask is None else torch.where(window, mask, additive)
     scaling = 1 / float(getattr(module, "scale_attn", 1.0))
-    return Projections(query=query, key=key, scaling=scaling, mask=mask, causal=True)
+    return Projections(query=query, key=key, value=value, scaling=scaling, mask=mask, causal=True)
 
 
 def _prepare_maps(model: PreTrainedModel) -> None:

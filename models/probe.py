@@ -1,23 +1,25 @@
 """The probe of a sequence classifier: altered responses, prefixes and embedding gradients, in micro-batches."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import cast, final
+from typing import TypeVar, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.attention_maps import attention_maps, map_gradients
 from models.classifier_head import Head, last_hidden, pooled_logits
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches, row_batches
-from rlhf_core.evidence import HiddenTap, PrefixScores
+from rlhf_core.evidence import HiddenTap, Layout, PrefixScores
 from rlhf_core.memory import TokenBudget, run_in_parts
-from rlhf_core.probe import Ability, Baseline, Cost, PathPoint, Variants
+from rlhf_core.probe import Ability, AttentionMaps, Baseline, Cost, MapGradients, PathPoint, Variants
 from rlhf_core.types import Sequences
 
+Part = TypeVar("Part")
 NULL_TOKENS = ("mask_token_id", "pad_token_id", "unk_token_id", "eos_token_id")
 
 
@@ -37,6 +39,12 @@ class Judge:
         """The model's class."""
         return type(self.model).__name__
 
+    def scores(
+        self, hidden: Float[Tensor, "row position hidden"], attention_mask: Bool[Tensor, "row position"]
+    ) -> Float[Tensor, " row"]:
+        """Raw scores of last hidden states of right-padded rows."""
+        return self.scalar(pooled_logits(self.head, hidden, attention_mask))
+
 
 def null_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id that replaces a token whose absence is studied: the mask token, or else padding, unknown, EOS."""
@@ -53,6 +61,10 @@ class ClassifierProbe:
     sequences: Sequences
     budget: TokenBudget
     cost: Cost = field(default_factory=Cost)
+
+    def select(self, rows: Int[Tensor, " row"]) -> "ClassifierProbe":
+        """The same model asked about some of the rows."""
+        return replace(self, sequences=self.sequences.select(rows))
 
     @torch.no_grad()
     def scores(self, variants: Variants) -> Float[Tensor, "batch variant"]:
@@ -105,6 +117,65 @@ class ClassifierProbe:
         self.cost.backwards += len(self.sequences)
         return PathPoint(scores=scores, contributions=contributions)
 
+    def attention(
+        self, reduce: Callable[[AttentionMaps], Float[Tensor, "batch response ..."]]
+    ) -> Float[Tensor, "batch response ..."]:
+        """What ``reduce`` makes of the maps, from one pass under eager attention.
+
+        Raises:
+            UnsupportedAttention: the model returns no maps.
+        """
+
+        def read(inputs: Rows, mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response ..."]:
+            weights = attention_maps(self.judge.model, inputs.input_ids, inputs.attention_mask)
+            return reduce(AttentionMaps(weights=weights, layout=self._layout(inputs, mask)))
+
+        return self._reduced(read, "attention maps")
+
+    def attention_gradients(
+        self, reduce: Callable[[MapGradients], Float[Tensor, "batch response ..."]]
+    ) -> Float[Tensor, "batch response ..."]:
+        """What ``reduce`` makes of maps and gradients, from one forward and one backward pass under eager attention.
+
+        Raises:
+            UnsupportedAttention: the model returns no maps, or maps that its score does not depend on.
+        """
+
+        def read(inputs: Rows, mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response ..."]:
+            real = inputs.attention_mask
+            weights, gradients = map_gradients(
+                self.judge.model, inputs.input_ids, real, lambda hidden: self.judge.scores(hidden, real)
+            )
+            maps = AttentionMaps(weights=weights, layout=self._layout(inputs, mask))
+            return reduce(MapGradients(maps=maps, gradients=gradients))
+
+        found = self._reduced(read, "attention gradients")
+        self.cost.backwards += len(self.sequences)
+        return found
+
+    def _layout(self, inputs: Rows, mask: Bool[Tensor, "batch response"]) -> Layout:
+        return Layout(
+            response_positions=inputs.response_positions,
+            response_mask=mask,
+            read_positions=self.judge.head.positions(inputs.attention_mask),
+        )
+
+    @torch.no_grad()
+    def _reduced(
+        self, read: Callable[[Rows, Bool[Tensor, "batch response"]], Tensor], phase: str
+    ) -> Float[Tensor, "batch response ..."]:
+        """One answer of the micro-batches' answers, 0 on padding."""
+
+        def measure_rows(rows: Int[Tensor, " row"]) -> tuple[Tensor, Tensor]:
+            return rows, read(*self._inputs(rows))
+
+        parts = self._run(measure_rows, phase)
+        mask = self.sequences.response_mask
+        found = parts[0][1].new_zeros(*mask.shape, *parts[0][1].shape[2:], device=mask.device)
+        for rows, answer in parts:
+            found[rows, : answer.shape[1]] = answer.to(found)
+        return found.masked_fill(~mask.reshape(*mask.shape, *(1 for _ in found.shape[2:])), 0)
+
     def _gradient(
         self, inputs: Rows, mask: Bool[Tensor, "batch response"], alpha: float, baseline: Float[Tensor, " hidden"]
     ) -> tuple[Tensor, Tensor]:
@@ -117,7 +188,7 @@ class ClassifierProbe:
             shift = ((alpha - 1) * difference).requires_grad_()
             moved = embedded.index_put((row[mask], positions[mask]), shift[mask], accumulate=True)
             hidden = last_hidden(self.judge.model, inputs.attention_mask, inputs_embeds=moved)
-            scores = self.judge.scalar(pooled_logits(self.judge.head, hidden, inputs.attention_mask))
+            scores = self.judge.scores(hidden, inputs.attention_mask)
             (gradient,) = torch.autograd.grad(scores.sum(), shift)
         return scores.detach(), (gradient * difference).sum(-1)
 
@@ -139,12 +210,14 @@ class ClassifierProbe:
         )
         return moved, part.response_mask.to(device)
 
-    def _run(self, measure_rows: Callable[[Int[Tensor, " row"]], None], phase: str) -> None:
+    def _run(self, measure_rows: Callable[[Int[Tensor, " row"]], Part], phase: str) -> list[Part]:
         lengths = self.sequences.lengths
         with self.cost.timed():
-            run_in_parts(measure_rows, partial(micro_batches, self.sequences), lengths, self.budget, phase=phase)
+            cut = partial(micro_batches, self.sequences)
+            parts = run_in_parts(measure_rows, cut, lengths, self.budget, phase=phase)
         self.cost.forwards += len(lengths)
         self.cost.tokens += int(lengths.sum())
+        return parts
 
     def _score_rows(
         self, ids: Int[Tensor, "row position"], mask: Bool[Tensor, "row position"]
@@ -158,7 +231,7 @@ class ClassifierProbe:
             width = int(lengths[rows].max())
             real = mask[rows, :width].to(device)
             hidden = last_hidden(self.judge.model, real, input_ids=ids[rows, :width].to(device))
-            scores[rows] = self.judge.scalar(pooled_logits(self.judge.head, hidden, real)).to(scores)
+            scores[rows] = self.judge.scores(hidden, real).to(scores)
 
         def cut(tokens: int) -> Iterator[Int[Tensor, " row"]]:
             return row_batches(lengths, tokens)

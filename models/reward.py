@@ -15,12 +15,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from models.adapters import WEIGHTS, adapter_folder, base_source, peft_on_new_transformers
 from models.attention import AttentionReader, UnsupportedAttention
+from models.attention_maps import why_no_gradients
 from models.classifier_head import (
     HEAD_NAMES,
     context_length,
     find_head,
     last_hidden,
-    pooled_logits,
     require_own_logits,
     why_not_causal,
 )
@@ -42,7 +42,14 @@ from rlhf_core.types import Scored, Sequences
 ScoreKind = Literal["single_logit", "logit_difference"]
 Precision = Literal["float32", "bfloat16", "float16"]
 LABELS = {"single_logit": 1, "logit_difference": 2}
-ABILITIES: tuple[Ability, ...] = ("delete", "replace", "prefix_scores", "embedding_gradients")
+ABILITIES: tuple[Ability, ...] = (
+    "delete",
+    "replace",
+    "prefix_scores",
+    "embedding_gradients",
+    "attention",
+    "attention_gradients",
+)
 
 
 @final
@@ -115,21 +122,23 @@ class ClassifierReward:
         if request.source != "reward":
             return f"{request} is asked of the {request.source}, not of a reward model"
         if isinstance(request, AttentionTap):
-            return self._why_no_attention(request.layer)
+            return self._why_no_attention(request)
         if isinstance(request, HiddenTap):
             return self._not_causal
         if isinstance(request, Experiment):
-            return "; ".join(reason for ability in sorted(request.uses) if (reason := self._why_unable(ability)))
+            reasons = [self._why_unable(ability, request) for ability in sorted(request.uses)]
+            return "; ".join(dict.fromkeys(filter(None, reasons)))
         return f"a classifier answers AttentionTap, HiddenTap and Experiment requests, not {type(request).__name__}"
 
-    def _why_no_attention(self, layer: int) -> str:
-        if isinstance(self._attention, str):
-            return self._attention
-        layers = self._attention.n_layers
-        return "" if -layers <= layer < layers else f"{self.name} has attention layers 0 to {layers - 1}, not {layer}"
+    def _why_no_attention(self, request: EvidenceRequest) -> str:
+        return self._attention if isinstance(self._attention, str) else self._attention.why_not(request)
 
-    def _why_unable(self, ability: str) -> str:
+    def _why_unable(self, ability: str, request: EvidenceRequest) -> str:
         """Why its probe cannot do something that an experiment uses."""
+        if ability in ("attention", "attention_gradients"):
+            # a reader was compared with the maps, so where there is one, there are those of as many layers
+            unread = self._why_no_attention(request)
+            return unread if unread or ability == "attention" else self._no_map_gradients
         if ability == "prefix_scores":
             return self._not_causal
         if ability == "replace" and self._judge.null_id is None:
@@ -141,6 +150,12 @@ class ClassifierReward:
         """Why there are no states that know only the beginning of a text; empty where there are."""
         reason = why_not_causal(self.model, self.head)
         return reason and f"{self.name} cannot score beginnings: {reason}"
+
+    @cached_property
+    def _no_map_gradients(self) -> str:
+        """Why the score has no gradient with respect to attention maps; empty where it has."""
+        every = torch.ones(1, 5, dtype=torch.bool, device=self.model.device)
+        return why_no_gradients(self.model, lambda hidden: self._judge.scores(hidden, every))
 
     @cached_property
     def _attention(self) -> AttentionReader | str:
@@ -239,7 +254,7 @@ class ClassifierReward:
             if isinstance(request, HiddenTap):
                 positions, mask = layout.response_positions, layout.response_mask
                 found[request] = read_states(request, hidden, positions, mask, self._judge)
-        return self._scalar(pooled_logits(self.head, hidden, attention_mask)), found
+        return self._judge.scores(hidden, attention_mask), found
 
     def _scalar(self, logits: Float[Tensor, "batch label"]) -> Float[Tensor, " batch"]:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

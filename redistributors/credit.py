@@ -36,6 +36,22 @@ def normalised(
     """Non-negative evidence as credit that sums to 1 over each response; all on the last token where it sums to 0.
 
     Raises:
+        ValueError: as :func:`as_weights`.
+    """
+    weights = as_weights(evidence, mask)
+    # Divided by the maximum first: evidence as small as 1e-40 must not lose its shape, or its sum, to underflow.
+    weights = weights / weights.amax(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    totals = weights.sum(1, keepdim=True)
+    fallback = last_token(mask).to(weights.dtype)
+    return torch.where(totals > 0, weights / torch.where(totals > 0, totals, 1), fallback)
+
+
+def as_weights(
+    evidence: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"]
+) -> Float[Tensor, "batch response"]:
+    """Non-negative evidence in float32 at least, 0 on padding.
+
+    Raises:
         ValueError: evidence that is negative or not finite on a response token; dividing a signed attribution by
             its sum may flip every sign.
     """
@@ -48,11 +64,7 @@ def normalised(
             f"credit: evidence must be finite and non-negative, got {float(weights[row, token])} at row {row}, "
             f"token {token}; a signed attribution is not normalised by its sum"
         )
-    # Divided by the maximum first: evidence as small as 1e-40 must not lose its shape, or its sum, to underflow.
-    weights = weights / weights.amax(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-    totals = weights.sum(1, keepdim=True)
-    fallback = last_token(mask).to(weights.dtype)
-    return torch.where(totals > 0, weights / torch.where(totals > 0, totals, 1), fallback)
+    return weights
 
 
 def spread(
@@ -81,6 +93,11 @@ def signed(
     equal = mask / mask.sum(1, keepdim=True)
     shares = {"last": last_token(mask).to(equal), "uniform": equal, "nowhere": torch.zeros_like(equal)}
     return (token_scores + left * shares[residual]).detach()
+
+
+def unattributed(attributions: Float[Tensor, "batch response"], rollout: Rollout) -> float:
+    """Mean over responses of abs(score − Σ attributions · scale), score units: what the residual holds."""
+    return float((rollout.scores - signed(attributions, rollout, residual="nowhere").sum(1)).abs().mean())
 
 
 def check_residual(residual: object, who: str) -> None:

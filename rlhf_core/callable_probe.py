@@ -1,15 +1,15 @@
 """The probe of a callable: it can be asked for scores of shortened responses, and for nothing else."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
-from rlhf_core.probe import Baseline, Cost, Experiment, PathPoint, Variants
+from rlhf_core.probe import AttentionMaps, Baseline, Cost, Experiment, MapGradients, PathPoint, Variants
 from rlhf_core.types import Sequences
 
 Scores = Callable[[list[list[int]], list[list[int]]], Float[Tensor, " row"]]
@@ -31,6 +31,10 @@ class CallableProbe:
     scores_of: Scores
     sequences: Sequences
     cost: Cost = field(default_factory=Cost)
+
+    def select(self, rows: Int[Tensor, " row"]) -> "CallableProbe":
+        """The same callable asked about some of the rows."""
+        return replace(self, sequences=self.sequences.select(rows))
 
     def scores(self, variants: Variants) -> Float[Tensor, "batch variant"]:
         """Scores of shortened responses, each different one once; raises ValueError where tokens are to be replaced."""
@@ -57,3 +61,15 @@ class CallableProbe:
     def embedding_gradients(self, alpha: float, baseline: Baseline) -> PathPoint:
         """Refused."""
         raise ValueError("a callable has no embeddings")
+
+    def attention(
+        self, reduce: Callable[[AttentionMaps], Float[Tensor, "batch response ..."]]
+    ) -> Float[Tensor, "batch response ..."]:
+        """Refused."""
+        raise ValueError("a callable shows no attention")
+
+    def attention_gradients(
+        self, reduce: Callable[[MapGradients], Float[Tensor, "batch response ..."]]
+    ) -> Float[Tensor, "batch response ..."]:
+        """Refused."""
+        raise ValueError("a callable shows no attention")

@@ -41,12 +41,20 @@ class EvidenceRequest:
         batch."""
         return (batch, response)
 
+    def refusal(self, layers: int, heads: int) -> str:
+        """Why a model of so many attention layers of so many heads cannot answer, in words; empty where it can."""
+        return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionTap(EvidenceRequest):
     """Evidence read off one layer's attention weights (negative ``layer`` counts from the last)."""
 
     layer: int = -1
+
+    def refusal(self, layers: int, heads: int) -> str:
+        """It lacks the layer."""
+        return "" if -layers <= self.layer < layers else f"it has attention layers 0 to {layers - 1}, not {self.layer}"
 
     def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
         """Query columns whose attention weights are wanted, -1 where a row of the batch wants fewer."""
@@ -68,6 +76,17 @@ class AttentionTap(EvidenceRequest):
         ``seen_by`` counts the rows asked for that may look at each response token: causality, padding and a sliding
         window of the layer decide, not the weights."""
         return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueTap(AttentionTap):
+    """Evidence read off one layer's attention weights and the value vectors they weight: ``reduce`` gets every weight
+    multiplied by the factor of its key."""
+
+    def factors(self, values: Float[Tensor, "batch value_head key channel"]) -> Float[Tensor, "batch value_head key"]:
+        """One number a key and head, made of its value vector (float32). Where there are fewer value heads than query
+        heads, consecutive query heads share one."""
+        raise TypeError(f"{type(self).__name__} must say what it makes of value vectors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,4 +127,28 @@ class PrefixScores(HiddenTap):
 class FullKL(EvidenceRequest):
     """Exact KL(policy || reference) over the vocabulary at every response token, in nats."""
 
+    source: Source = "policy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenEntropy(EvidenceRequest):
+    """Entropy, in nats, of the distribution each response token was drawn from. The token itself has no part in it."""
+
+    source: Source = "policy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceEnds(EvidenceRequest):
+    """1 on response tokens that, decoded alone, hold one of ``marks``; 0 on others."""
+
+    source: Source = "policy"
+    marks: str = ".!?…。！？\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxiliaryLogprobs(EvidenceRequest):
+    """Log-probabilities of the response tokens under a further frozen model that the policy was loaded with, by its
+    ``name`` there; in the policy's own distribution (temperature, EOS ban), in nats. One forward pass."""
+
+    name: str
     source: Source = "policy"

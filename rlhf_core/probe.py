@@ -7,19 +7,19 @@ are a few lines beside their redistributor, and a new one touches neither engine
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.evidence import EvidenceRequest, Layout
 from rlhf_core.types import Sequences
 
-Ability = Literal["delete", "replace", "prefix_scores", "embedding_gradients"]
+Ability = Literal["delete", "replace", "prefix_scores", "embedding_gradients", "attention", "attention_gradients"]
 Absence = Literal["delete", "replace"]
 Baseline = Literal["null", "zero"]
 
@@ -46,6 +46,26 @@ class PathPoint:
 
     scores: Float[Tensor, " batch"]
     contributions: Float[Tensor, "batch response"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AttentionMaps:
+    """What a micro-batch looked at: one whole map (batch, head, query, key) a layer, from the first on.
+
+    Weights after softmax, in float32 at least; the query rows of padding, and its keys, are 0. ``layout`` names
+    columns of the maps; its ``read_positions`` are where the score is read.
+    """
+
+    weights: tuple[Float[Tensor, "batch head query key"], ...]
+    layout: Layout
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MapGradients:
+    """The maps of a micro-batch and ∂r/∂A of each, in raw score units; 0 wherever the weights are those of padding."""
+
+    maps: AttentionMaps
+    gradients: tuple[Float[Tensor, "batch head query key"], ...]
 
 
 @dataclass(kw_only=True)
@@ -82,6 +102,11 @@ class Probe(Protocol):
         """What this probe has spent."""
         ...
 
+    def select(self, rows: Int[Tensor, " row"]) -> "Probe":
+        """The same model asked about some of the rows, without the columns that are padding in all of them; what it
+        spends counts here too."""
+        ...
+
     def scores(self, variants: Variants) -> Float[Tensor, "batch variant"]:
         """Scores of altered responses."""
         ...
@@ -93,6 +118,19 @@ class Probe(Protocol):
     def embedding_gradients(self, alpha: float, baseline: Baseline) -> PathPoint:
         """Score and gradient on the straight path from a baseline (the null token's embedding, or zeros, in the place
         of every response token; the prompt as it is) to the response."""
+        ...
+
+    def attention(
+        self, reduce: Callable[[AttentionMaps], Float[Tensor, "batch response ..."]]
+    ) -> Float[Tensor, "batch response ..."]:
+        """What ``reduce`` makes of the attention maps of every layer, 0 on padding. The maps of one micro-batch exist
+        at a time, those of all its layers together."""
+        ...
+
+    def attention_gradients(
+        self, reduce: Callable[[MapGradients], Float[Tensor, "batch response ..."]]
+    ) -> Float[Tensor, "batch response ..."]:
+        """The same of the maps and of the score's gradient with respect to them."""
         ...
 
 

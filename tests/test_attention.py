@@ -356,7 +356,12 @@ def test_no_map_is_made(family: str) -> None:
     )
     reader = AttentionReader(model)
     projections = attention_taps.Projections(
-        query=torch.randn(2, HEADS, columns, 8), key=torch.randn(2, 2, columns, 8), scaling=1.0, mask=None, causal=True
+        query=torch.randn(2, HEADS, columns, 8),
+        key=torch.randn(2, 2, columns, 8),
+        value=torch.randn(2, 2, columns, 8),
+        scaling=1.0,
+        mask=None,
+        causal=True,
     )
     with Largest() as tap_alone:
         attention._measure(projections, ReadRow(), layout)
