@@ -13,9 +13,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from benchmarks.tabular import PROMPT, Tokens, World, distributions, generator
+from benchmarks.tabular import PROMPT, Tokens, World, distributions, generator, token_logprobs
 from benchmarks.tabular_probe import ABILITIES, TabularProbe
-from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL, HiddenTap, Layout
+from rlhf_core.evidence import (
+    AttentionTap,
+    AuxiliaryLogprobs,
+    EvidenceRequest,
+    FullKL,
+    HiddenTap,
+    Layout,
+    TokenEntropy,
+    ValueTap,
+)
 from rlhf_core.probe import Experiment, measured
 from rlhf_core.types import Redistributor
 
@@ -109,9 +118,28 @@ def _experiment(world: World, request: Experiment) -> Tensor:
     return measured(request, TabularProbe(world=world))
 
 
+def _entropy(world: World, request: TokenEntropy) -> Float[Tensor, "batch response"]:
+    logprobs = distributions(world, world.logits)
+    entropy = -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(-1)
+    return torch.where(world.sequences.response_mask, entropy, 0)
+
+
+def _auxiliary(world: World, request: AuxiliaryLogprobs) -> Float[Tensor, "batch response"]:
+    """A third policy, drawn for the auxiliary's name."""
+    drawn = generator(world.seed, f"auxiliary {request.name}").normal(size=tuple(world.logits.shape))
+    return token_logprobs(world, torch.from_numpy(drawn))
+
+
+def _no_values(world: World, request: ValueTap) -> Tensor:
+    raise Unanswerable("a table has no value vectors")
+
+
 ANSWERS: Mapping[type[EvidenceRequest], Callable[[World, Any], Tensor]] = {
+    ValueTap: _no_values,  # a special attention tap, so it stands before it
     AttentionTap: _tapped,
     HiddenTap: _hidden,
     Experiment: _experiment,
     FullKL: _full_kl,
+    TokenEntropy: _entropy,
+    AuxiliaryLogprobs: _auxiliary,
 }

@@ -6,17 +6,18 @@ token to the response that is the multilinear extension of the replacement game,
 Shapley values (Owen 1972, "Multilinear extensions of games").
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from benchmarks.tabular import Tokens, World
-from rlhf_core.probe import Ability, Baseline, Cost, PathPoint, Variants
+from rlhf_core.probe import Ability, AttentionMaps, Baseline, Cost, MapGradients, PathPoint, Variants
 from rlhf_core.types import Sequences
 
 ABILITIES: frozenset[Ability] = frozenset({"delete", "replace", "prefix_scores", "embedding_gradients"})
@@ -25,15 +26,25 @@ ABILITIES: frozenset[Ability] = frozenset({"delete", "replace", "prefix_scores",
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TabularProbe:
-    """A ``Probe`` (see rlhf_core.probe) of all responses of a world, in float64."""
+    """A ``Probe`` (see rlhf_core.probe) of a world's responses, in float64; of all of them unless ``rows`` says."""
 
     world: World
+    rows: Int[Tensor, " row"] | None = None
     cost: Cost = field(default_factory=Cost)
 
-    @property
+    @cached_property
     def sequences(self) -> Sequences:
-        """Every response of the world."""
-        return self.world.sequences
+        """The responses."""
+        return self.world.sequences if self.rows is None else self.world.sequences.select(self.rows)
+
+    @cached_property
+    def responses(self) -> tuple[Tokens, ...]:
+        """The same as tokens."""
+        return tuple(tuple(row) for row in self.sequences.responses())
+
+    def select(self, rows: Int[Tensor, " row"]) -> "TabularProbe":
+        """Some of the rows, at the same cost account."""
+        return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
     @cached_property
     def _null(self) -> int:
@@ -43,28 +54,36 @@ class TabularProbe:
     def scores(self, variants: Variants) -> Float[Tensor, "batch variant"]:
         """What the table says of each altered response."""
         self.cost.forwards += variants.keep.shape[0] * variants.keep.shape[1]
-        rows = zip(self.world.responses, variants.keep.tolist(), strict=True)
+        rows = zip(self.responses, variants.keep.tolist(), strict=True)
         return _doubles([[self._score(row, kept, variants.absent) for kept in some] for row, some in rows])
 
     def prefix_scores(self) -> Float[Tensor, "batch response"]:
         """What the table says of the beginnings, r(x, nothing) first."""
-        self.cost.forwards += len(self.world.responses)
+        self.cost.forwards += len(self.responses)
         width = self.sequences.response_mask.shape[1]
-        rows = self.world.responses
+        rows = self.responses
         return _doubles([[self.world.table(row[:t]) if t < len(row) else 0.0 for t in range(width)] for row in rows])
 
     def embedding_gradients(self, alpha: float, baseline: Baseline) -> PathPoint:
         """The multilinear extension where every token of the response is there to the share alpha."""
-        self.cost.forwards += len(self.world.responses)
-        self.cost.backwards += len(self.world.responses)
+        self.cost.forwards += len(self.responses)
+        self.cost.backwards += len(self.responses)
         points, width = [], self.sequences.response_mask.shape[1]
-        for row in self.world.responses:
+        for row in self.responses:
             there = torch.tensor(list(product((False, True), repeat=len(row))))
             points.append(_extension(self._corners(row, there, baseline), there, alpha))
         contributions = torch.zeros(len(points), width, dtype=torch.float64)
         for number, (_, found) in enumerate(points):
             contributions[number, : len(found)] = found
         return PathPoint(scores=torch.stack([score for score, _ in points]), contributions=contributions)
+
+    def attention(self, reduce: Callable[[AttentionMaps], Tensor]) -> Tensor:
+        """Refused: one layer is made up for taps, and nothing says how layers follow each other."""
+        raise ValueError("a table has no attention maps of whole models")
+
+    def attention_gradients(self, reduce: Callable[[MapGradients], Tensor]) -> Tensor:
+        """Refused."""
+        raise ValueError("a table's score has no slope along attention that was made up")
 
     def _corners(
         self, row: Tokens, there: Bool[Tensor, "corner token"], baseline: Baseline
