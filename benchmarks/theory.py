@@ -176,6 +176,7 @@ def draw(found: list[Finding]) -> Figure:
         _draw_bias(bias)
         _draw_growth(growth, measured)
         _draw_pushes(pushes, measured)
+        figures.legend(figure, growth, "methods, in the second panel")
     return figure
 
 
@@ -195,15 +196,17 @@ def _draw_bias(axes: Axes) -> None:
 
 def _draw_growth(axes: Axes, found: list[Finding]) -> None:
     styles = figures.line_styles([one.name for one in found])
+    seen: list[str] = []
     for one in found:
-        colour, dash = styles[one.name]
+        colour = styles[one.name][0]
+        dash = figures.DASHES[seen.count(colour) % len(figures.DASHES)]  # colours come round again
+        seen.append(colour)
         # Beyond a share of nothing, the gradient points away from the true one and no coefficient describes it.
         growth = [1 / share if share > 0 else np.nan for share in one.shares]
         axes.plot(range(1, len(growth) + 1), growth, color=colour, linestyle=dash, label=one.name)
     axes.set_title("effective KL coefficient, times its own", loc="left")
     axes.set_xlabel("token of a response of fixed length")
     axes.set_xticks(range(1, 1 + max((len(one.shares) for one in found), default=1)))
-    axes.legend(frameon=False, loc="upper left")
 
 
 def _draw_pushes(axes: Axes, found: list[Finding]) -> None:
