@@ -75,7 +75,7 @@ def spread(
     beta: float,
 ) -> Float[Tensor, "batch response"]:
     """beta · credit_t · score + (1 − beta) · [t = T] · score (paper, eq. 8); sums to the score for every beta."""
-    weights = beta * credit + (1 - beta) * last_token(mask)
+    weights = beta * credit + (1 - beta) * last_token(mask).to(credit.dtype)
     return torch.where(mask & (weights != 0), weights * scores[:, None], 0).detach()
 
 

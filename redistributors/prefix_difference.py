@@ -26,8 +26,8 @@ class PrefixDifference:
 
     The differences sum to the score less the prompt's own share, Φ(s_1) = r(x, nothing). ``prompt_share`` says where
     that goes: on the "first" token, as if Φ(s_1) were 0, which is a potential too (sums to the score at γ = 1); on the
-    "last" (sums to the score; the part moved is a constant of the prompt, which is no shaping where λ or γ < 1); or
-    "nowhere" (sums to the score less the share, discounted).
+    "last" (sums to the score; as if Φ(s_1) were taken off Φ everywhere, which is shaping at γ = 1 alone); or "nowhere"
+    (sums to the score less the share).
 
     ``gamma`` must be the config's. A reward model that reads on before it scores (BERT) refuses.
     """
