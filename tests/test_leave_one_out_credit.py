@@ -72,7 +72,8 @@ def test_replacement_is_captums_feature_ablation(judge, span):
 
         @torch.no_grad()
         def score(ids, before=before):
-            return judge.model(input_ids=torch.cat([before, ids], 1), attention_mask=torch.ones(1, 1)).logits[:, 0]
+            states = judge.model.base_model(input_ids=torch.cat([before, ids], 1)).last_hidden_state
+            return judge.model.score(states[:, -1])[:, 0]
 
         groups = torch.arange(len(response))[None] // span
         with warnings.catch_warnings():
