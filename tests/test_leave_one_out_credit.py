@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def judge(request):
 
 def scored(prompts, responses):
     """The sum of the tokens, and 10 more where a 3 follows a 2: worth little apart, much together."""
-    pairs = [10 * sum(a == 2 and b == 3 for a, b in zip(row, row[1:])) for row in responses]
+    pairs = [10 * sum(a == 2 and b == 3 for a, b in pairwise(row)) for row in responses]
     return [sum(row) + extra for row, extra in zip(responses, pairs)]
 
 
@@ -32,7 +33,7 @@ def occluded(sequences, reward=None, **settings):
     return (reward or TokenReward(scored)).score(sequences, frozenset({request})).evidence[request]
 
 
-# 2 and 3 side by side, with and without a 5 in between that holds them apart; r = 20 + ..., see `scored`
+# 2 and 3 side by side (scores 25), held apart by a 5 (10), and neither (4)
 TABLE = sequences_of([[1], [1], [1]], [[2, 3, 1, 4, 5], [2, 5, 3], [4]])
 
 
