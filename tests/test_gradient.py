@@ -80,7 +80,8 @@ def test_the_residual_goes_where_stated(residual):
     """By hand: attributions 0.5, -1 and 0.25 at a scale of 2 leave 3.5 of a score of 3."""
     method = Gradient(residual=residual)
     given = {method.request: torch.tensor([[0.5, -1.0, 0.25]])}
-    rollout = replace(rollout_of(sequences_of([[1]], [[2, 3, 4]]), [3.0], given), score_scale=2.0)
+    rollout = rollout_of(sequences_of([[1]], [[2, 3, 4]]), [1.0], given)
+    rollout = replace(rollout, scores=torch.tensor([3.0]), score_scale=2.0)
     third = 3.5 / 3
     wanted = {"last": [1, -2, 4], "uniform": [1 + third, -2 + third, 0.5 + third], "nowhere": [1, -2, 0.5]}[residual]
     assert method(rollout)[0].tolist() == pytest.approx(wanted)

@@ -33,7 +33,7 @@ def occluded(sequences, reward=None, **settings):
     return (reward or TokenReward(scored)).score(sequences, frozenset({request})).evidence[request]
 
 
-# 2 and 3 side by side, with and without a 5 in between that holds them apart; r = 20 + ..., see `scored`
+# 2 and 3 side by side (scores 25), held apart by a 5 (10), and neither (4)
 TABLE = sequences_of([[1], [1], [1]], [[2, 3, 1, 4, 5], [2, 5, 3], [4]])
 
 
@@ -73,7 +73,8 @@ def test_replacement_is_captums_feature_ablation(judge, span):
 
         @torch.no_grad()
         def score(ids, before=before):
-            return judge.model(input_ids=torch.cat([before, ids], 1), attention_mask=torch.ones(1, 1)).logits[:, 0]
+            states = judge.model.base_model(input_ids=torch.cat([before, ids], 1)).last_hidden_state
+            return judge.model.score(states[:, -1])[:, 0]
 
         groups = torch.arange(len(response))[None] // span
         with warnings.catch_warnings():
