@@ -142,6 +142,27 @@ def add_trained_adapter(lm: PreTrainedModel, folder: str) -> FrozenAdapter:
     return FrozenAdapter(lm=lm, adapters=adapters)
 
 
+def add_frozen_adapter(adapters: Any, lm: PreTrainedModel, folder: str, *, name: str) -> FrozenAdapter:
+    """Put one more adapter beside the trained one, on the same weights, never merged and never trained."""
+    with peft_on_new_transformers():
+        adapters.load_adapter(folder, adapter_name=name, is_trainable=False, torch_device=str(lm.device))
+    adapters.set_adapter(TRAINED)
+    require_finite_weights(folder, adapters)
+    remove_randomness(adapters)
+    require_trained_adapter(adapters)
+    return FrozenAdapter(lm=lm, adapters=adapters, name=name)
+
+
+def put_adapter(lm: PreTrainedModel, folder: str) -> None:
+    """Put the adapter in ``folder`` on ``lm``, in place, on for good."""
+    from peft import PeftModel
+
+    with peft_on_new_transformers():
+        adapters = PeftModel.from_pretrained(lm, folder, torch_device=str(lm.device))
+    require_finite_weights(folder, adapters)
+    remove_randomness(adapters)
+
+
 def save_adapter(adapters: Any, folder: str) -> None:
     """Write the trained adapter where PeftModel.from_pretrained looks for it."""
     adapters.save_pretrained(folder, selected_adapters=[TRAINED], save_embedding_layers=False)

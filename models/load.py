@@ -1,9 +1,10 @@
 """``load_policy``: one function for full fine-tuning, LoRA and QLoRA, from a folder or a hub name."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from transformers import PreTrainedModel
@@ -16,6 +17,7 @@ from models.adapters import (
     base_source,
     save_adapter,
 )
+from models.auxiliary import load_auxiliaries
 from models.loading import (
     DTYPES,
     DType,
@@ -34,6 +36,8 @@ from models.restoring import restore_adapter, restore_model
 from models.value_head import FILE, ValueHead
 from rlhf_core.reading import reading
 
+NO_AUXILIARIES: Mapping[str, str] = MappingProxyType({})
+
 
 def load_policy(
     name_or_path: str,
@@ -48,6 +52,7 @@ def load_policy(
     gradient_checkpointing: bool = False,
     eos_ids: Sequence[int] | None = None,
     temperature: float = 1.0,
+    auxiliaries: Mapping[str, str] = NO_AUXILIARIES,
 ) -> CausalPolicy:
     """A policy from any causal language model of transformers: a folder or a hub name, safetensors only.
 
@@ -68,8 +73,13 @@ def load_policy(
     the one that belongs to a run's seed. ``temperature`` divides the logits while the policy is used by itself; a
     trainer sets its config's, and refuses a policy that was given another one.
 
+    ``auxiliaries`` names further frozen models, folders or hub names, whose log-probabilities a redistributor may ask
+    for (``LogRatio``): whole models, or LoRA adapters, which share the policy's frozen weights where they are made for
+    the same. They must read the policy's tokens, are held in its ``dtype`` (and 4-bit), are never trained, and are not
+    saved with the policy: name them again whenever it is loaded.
+
     Raises:
-        TypeError: a name, ``lora`` or ``eos_ids`` of another kind.
+        TypeError: a name, ``lora``, ``eos_ids`` or ``auxiliaries`` of another kind.
         ValueError: combinations that cannot be trained, unsafe, damaged or incomplete files, an unsuitable
             architecture, no such device, a negative seed, or a temperature that is not above 0.
         FileNotFoundError: no such folder, and no name that a hub could know.
@@ -85,7 +95,7 @@ def load_policy(
         device=device,
     )
     with _seeded(seed, device), reading(str(name_or_path)):
-        network = _network(source, lora, eos_ids, gradient_checkpointing)
+        network = _network(source, lora, eos_ids, gradient_checkpointing, auxiliaries)
     return CausalPolicy(network, temperature=temperature)
 
 
@@ -102,7 +112,11 @@ def _check_settings(temperature: object, lora: object, seed: object, checkpointi
 
 
 def _network(
-    source: ModelSource, lora: LoraSettings | None, eos_ids: Sequence[int] | None, gradient_checkpointing: bool
+    source: ModelSource,
+    lora: LoraSettings | None,
+    eos_ids: Sequence[int] | None,
+    gradient_checkpointing: bool,
+    auxiliaries: Mapping[str, str],
 ) -> Network:
     adapter = adapter_folder(source)
     _require_trainable(source, lora, adapter)
@@ -129,6 +143,7 @@ def _network(
         eos_ids=_checked(eos_ids if eos_ids is not None else collect_eos_ids(lm, tokenizer), vocabulary(lm)),
         compute_dtype=DTYPES[source.dtype],
         checkpointed=checkpointed_modules(lm) if gradient_checkpointing else (),
+        auxiliaries=load_auxiliaries(auxiliaries, base, reference, tokenizer),
     )
 
 

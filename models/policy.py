@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, final
 
 import torch
@@ -20,14 +19,25 @@ from models.prompts import listed, prompt_problems
 from models.reference import Reference
 from models.rows import Rows, policy_layout, right_padded
 from models.sampling import CachedDecoder, sample_responses
+from models.sentence_ends import sentence_ends
 from models.token_statistics import recomputed_statistics, token_logprobs, token_statistics
 from models.value_head import ValueHead
-from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL, Source
+from rlhf_core.evidence import (
+    AttentionTap,
+    AuxiliaryLogprobs,
+    EvidenceRequest,
+    FullKL,
+    SentenceEnds,
+    Source,
+    TokenEntropy,
+)
 from rlhf_core.types import Evaluation, Limits, Sequences
 
 Answers = Mapping[AttentionTap, Tensor]
 # (token, vocab) cells above which logits are made in parts, and once more for the backward pass: 1 GiB in float32.
 KEPT_CELLS = 2**28
+# Evidence that costs nothing: what every pass computes anyway, and what the tokens themselves tell.
+FREE = (TokenEntropy, SentenceEnds)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -46,6 +56,8 @@ class Network:
     compute_dtype: torch.dtype
     checkpointed: tuple[nn.Module, ...]
     """Modules that recompute their activations in the backward pass; empty where that is off."""
+    auxiliaries: Mapping[str, Reference] = field(default_factory=dict)
+    """Further frozen models over the same tokens, by name; never trained, never saved."""
 
 
 @final
@@ -66,6 +78,7 @@ class CausalPolicy:
             *network.value_head.parameters(),
         )
         self._readers: Mapping[Source, AttentionReader] | None = None
+        self._ending: dict[int, bool] = {}
         self.attention_problem = ""
 
     @property
@@ -109,7 +122,17 @@ class CausalPolicy:
         if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
             reader = self._attention_readers().get(request.source)
             return self.attention_problem if reader is None else reader.why_not(request)
-        return f"a policy measures attention and full KL, not {type(request).__name__} of the {request.source}"
+        if isinstance(request, AuxiliaryLogprobs) and request.source == "policy":
+            held = ", ".join(map(repr, self._network.auxiliaries)) or "none"
+            return (
+                f"it was loaded with no auxiliary model {request.name!r} (held: {held}); load it with "
+                f"load_policy(..., auxiliaries={{{request.name!r}: <folder or hub name>}})"
+            )
+        return (
+            "a policy measures attention, full KL, token entropy, sentence ends and log-probabilities of its "
+            f"auxiliaries, not "
+            f"{type(request).__name__} of the {request.source}"
+        )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids, with the special tokens the tokenizer puts in front."""
@@ -162,11 +185,12 @@ class CausalPolicy:
         self._require_evidence(needs)
         sequences = _to(sequences, self.device)
         rows, targets = right_padded(sequences), _targets(sequences)
-        if not needs and self._in_parts(targets):
+        if all(isinstance(request, FREE) for request in needs) and self._in_parts(self._lm, targets):
             with self._mode():
                 hidden, logprobs, entropies = self._statistics_in_parts(self._lm, rows, sequences, targets)
                 values = self._network.value_head(hidden)
-            return _evaluation(logprobs, values, entropies, sequences.response_mask, {})
+            free = self._free(needs, sequences, entropies)
+            return _evaluation(logprobs, values, entropies, sequences.response_mask, free)
         with self._mode():
             with self._captured("policy", needs, rows, sequences) as evidence:
                 predictions = response_predictions(self._lm, rows, sequences.response_mask)
@@ -179,38 +203,36 @@ class CausalPolicy:
             for request in needs
             if isinstance(request, FullKL)
         }
-        found = dict([*evidence.items(), *ref_evidence.items(), *full.items()])
+        auxiliary = {
+            request: self._logprobs_under(self._network.auxiliaries[request.name], sequences)
+            for request in needs
+            if isinstance(request, AuxiliaryLogprobs)
+        }
+        free = self._free(needs, sequences, entropies)
+        measured = (evidence, ref_evidence, full, auxiliary, free)
+        found = dict(pair for answers in measured for pair in answers.items())
         return _evaluation(logprobs, values, entropies, mask, found)
 
-    @torch.no_grad()
     def reference_logprobs(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
         """Log-probabilities of the responses under the frozen reference, in the same distribution."""
-        sequences = _to(sequences, self.device)
-        targets, reference = _targets(sequences), self._network.reference
-        with self._mode():
-            if self._in_parts(targets):
-                with reference.active():
-                    _, logprobs, _ = self._statistics_in_parts(
-                        reference.lm, right_padded(sequences), sequences, targets
-                    )
-            else:
-                _, logits = self._reference_pass(sequences, frozenset())
-                logprobs = token_logprobs(logits, targets, self._distribution)
-        return _spread(logprobs, sequences.response_mask)
+        return self._logprobs_under(self._network.reference, _to(sequences, self.device))
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The trainable ones: all weights or the adapter's, then the value head's."""
         return self._trainable
 
     def provides(self, request: EvidenceRequest) -> bool:
-        """Full KL; attention of the policy and of its reference where the architecture lets it be read.
+        """Full KL, token entropy and sentence ends; log-probabilities under its auxiliaries; attention of the policy
+        and of its reference where the architecture lets it be read.
 
         The first attention request builds and checks the readers; ``attention_problem`` says why there are none.
         """
         if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
             reader = self._attention_readers().get(request.source)
             return reader is not None and not reader.why_not(request)
-        return isinstance(request, FullKL) and request.source == "policy"
+        if isinstance(request, AuxiliaryLogprobs):
+            return request.source == "policy" and request.name in self._network.auxiliaries
+        return isinstance(request, (FullKL, *FREE)) and request.source == "policy"
 
     def save(self, folder: str) -> None:
         """Write model or adapter, value head and tokenizer into an existing folder; ``load_policy`` reads it back."""
@@ -227,9 +249,21 @@ class CausalPolicy:
         self._network.read(folder)
         self._network.value_head.restore(folder)
 
-    def _in_parts(self, targets: Targets) -> bool:
+    def _free(
+        self, needs: frozenset[EvidenceRequest], sequences: Sequences, entropies: Float[Tensor, " token"]
+    ) -> dict[EvidenceRequest, Tensor]:
+        ids, mask = sequences.response_ids, sequences.response_mask
+        found: dict[EvidenceRequest, Tensor] = {}
+        for request in needs:
+            if isinstance(request, TokenEntropy):
+                found[request] = _spread(entropies, mask)
+            elif isinstance(request, SentenceEnds):
+                found[request] = sentence_ends(self.tokenizer, ids, mask, request.marks)
+        return found
+
+    def _in_parts(self, lm: PreTrainedModel, targets: Targets) -> bool:
         """Whether the logits are too many to exist together, and can be made in parts."""
-        return len(targets.tokens) * self.vocab_size > KEPT_CELLS and self._head_ends_it
+        return len(targets.tokens) * self.vocab_size > KEPT_CELLS and self._head_ends(lm)
 
     def _statistics_in_parts(
         self, lm: PreTrainedModel, rows: Rows, sequences: Sequences, targets: Targets
@@ -239,13 +273,26 @@ class CausalPolicy:
         head: Any = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
         return hidden, *recomputed_statistics(hidden, head, self.vocab_size, targets, self._distribution)
 
-    @cached_property
-    def _head_ends_it(self) -> bool:
-        with self._mode():
-            return head_ends_it(self._lm)
+    def _head_ends(self, lm: PreTrainedModel) -> bool:
+        if id(lm) not in self._ending:
+            with self._mode():
+                self._ending[id(lm)] = head_ends_it(lm)
+        return self._ending[id(lm)]
 
     def _mode(self) -> AbstractContextManager[None]:
         return pass_mode(self._lm, self._network.checkpointed)
+
+    @torch.no_grad()
+    def _logprobs_under(self, frozen: Reference, sequences: Sequences) -> Float[Tensor, "batch response"]:
+        """Log-probabilities of the responses under a frozen model; no evidence, no gradient."""
+        rows, targets, mask = right_padded(sequences), _targets(sequences), sequences.response_mask
+        with self._mode(), frozen.active():
+            if self._in_parts(frozen.lm, targets):
+                _, logprobs, _ = self._statistics_in_parts(frozen.lm, rows, sequences, targets)
+            else:
+                logits = response_predictions(frozen.lm, rows, mask).logits
+                logprobs = token_logprobs(logits, targets, self._distribution)
+        return _spread(logprobs, mask)
 
     @torch.no_grad()
     def _reference_pass(

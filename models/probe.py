@@ -1,7 +1,7 @@
 """The probe of a sequence classifier: altered responses, prefixes and embedding gradients, in micro-batches."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar, cast, final
 
@@ -61,6 +61,10 @@ class ClassifierProbe:
     sequences: Sequences
     budget: TokenBudget
     cost: Cost = field(default_factory=Cost)
+
+    def select(self, rows: Int[Tensor, " row"]) -> "ClassifierProbe":
+        """The same model asked about some of the rows."""
+        return replace(self, sequences=self.sequences.select(rows))
 
     @torch.no_grad()
     def scores(self, variants: Variants) -> Float[Tensor, "batch variant"]:

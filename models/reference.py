@@ -60,17 +60,18 @@ class AdapterOff:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FrozenAdapter:
-    """The adapter a policy started from, of which it trains a copy."""
+    """A frozen adapter beside the trained one: that a policy started from, of which it trains a copy, or another."""
 
     lm: PreTrainedModel
     adapters: Any
+    name: str = FROZEN
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """The frozen original inside, the trained copy outside."""
+        """The frozen one inside, the trained one outside."""
         require_trained_adapter(self.adapters)
         try:
-            self.adapters.set_adapter(FROZEN, inference_mode=True)  # trainable otherwise
+            self.adapters.set_adapter(self.name, inference_mode=True)  # trainable otherwise
             yield
         finally:
             self.adapters.set_adapter(TRAINED)
@@ -89,6 +90,6 @@ def require_trained_adapter(adapters: Any) -> None:
         and status.enabled is True
         and status.merged_adapters == []
         and status.requires_grad[TRAINED] is True
-        and not status.requires_grad.get(FROZEN, False)
+        and not any(trains for name, trains in status.requires_grad.items() if name != TRAINED)
     ):
         raise RuntimeError(f"the policy's adapter {TRAINED!r} must be the one active, unmerged and trainable: {status}")

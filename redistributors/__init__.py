@@ -6,8 +6,15 @@ from types import MappingProxyType
 
 from redistributors.decoder_attention import DecoderAttention
 from redistributors.general_attention import Attention
+from redistributors.gradient import Gradient
+from redistributors.integrated_gradients import IntegratedGradients
+from redistributors.leave_one_out import LeaveOneOut
+from redistributors.log_ratio import LogRatio
+from redistributors.potential_projection import PotentialProjection
 from redistributors.prefix_difference import PrefixDifference
 from redistributors.reward_attention import RewardAttention
+from redistributors.segment import EntropyPeaks, NGrams, Segment, Sentences
+from redistributors.shapley import Shapley
 from redistributors.sparse import Sparse
 from redistributors.uniform import Uniform
 from rlhf_core.types import Redistributor
@@ -20,7 +27,14 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
         "abc-d": partial(DecoderAttention, rows="mean"),
         "abc-d2": partial(DecoderAttention, rows="last"),
         "prefix-difference": PrefixDifference,
+        "gradient": Gradient,
+        "integrated-gradients": IntegratedGradients,
+        "leave-one-out": LeaveOneOut,
+        "shapley": Shapley,
+        "segment": Segment,
         "attention": Attention,
+        "log-ratio": LogRatio,
+        "potential-projection": PotentialProjection,
     }
 )
 """Every method by name; each is constructible without arguments and takes its own settings as keywords."""
@@ -29,8 +43,18 @@ __all__ = [
     "REDISTRIBUTORS",
     "Attention",
     "DecoderAttention",
+    "EntropyPeaks",
+    "Gradient",
+    "IntegratedGradients",
+    "LeaveOneOut",
+    "LogRatio",
+    "NGrams",
+    "PotentialProjection",
     "PrefixDifference",
     "RewardAttention",
+    "Segment",
+    "Sentences",
+    "Shapley",
     "Sparse",
     "Uniform",
 ]

@@ -95,6 +95,11 @@ def signed(
     return (token_scores + left * shares[residual]).detach()
 
 
+def unattributed(attributions: Float[Tensor, "batch response"], rollout: Rollout) -> float:
+    """Mean over responses of abs(score − Σ attributions · scale), score units: what the residual holds."""
+    return float((rollout.scores - signed(attributions, rollout, residual="nowhere").sum(1)).abs().mean())
+
+
 def check_residual(residual: object, who: str) -> None:
     """Raise ValueError for what is no place for a residual."""
     if residual not in list(get_args(Residual)):

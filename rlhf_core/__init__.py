@@ -5,6 +5,7 @@ from rlhf_core.config import KLConfig, PPOConfig, ScoreConfig
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL, Layout
 from rlhf_core.health import HealthError
 from rlhf_core.kl import AdaptiveKL, FixedKL, kl_estimate
+from rlhf_core.leave_one_out import leave_one_out_advantages
 from rlhf_core.logging import JSONLines, Logger, TensorBoard, WeightsAndBiases
 from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean, masked_var, masked_whiten
@@ -57,6 +58,7 @@ __all__ = [
     "generalized_advantages",
     "kl_estimate",
     "lambda_returns",
+    "leave_one_out_advantages",
     "masked_mean",
     "masked_var",
     "masked_whiten",

@@ -1,11 +1,11 @@
 """The probe of a callable: it can be asked for scores of shortened responses, and for nothing else."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
@@ -31,6 +31,10 @@ class CallableProbe:
     scores_of: Scores
     sequences: Sequences
     cost: Cost = field(default_factory=Cost)
+
+    def select(self, rows: Int[Tensor, " row"]) -> "CallableProbe":
+        """The same callable asked about some of the rows."""
+        return replace(self, sequences=self.sequences.select(rows))
 
     def scores(self, variants: Variants) -> Float[Tensor, "batch variant"]:
         """Scores of shortened responses, each different one once; raises ValueError where tokens are to be replaced."""

@@ -51,6 +51,9 @@ class PPOConfig:
     """Discount per token."""
     lam: float = 0.95
     """λ of GAE and of the λ-returns."""
+    advantages: Literal["gae", "rloo"] = "gae"
+    """GAE with a critic; or "rloo", each response's total against the mean of the others' to the same prompt, without
+    a critic, whose value loss then weighs nothing, and without gamma and lam (``estimators.ESTIMATORS``)."""
     clip_range: float = 0.2
     """Clipping of the probability ratio, 1 ± clip_range."""
     value_clip_range: float = 0.2
@@ -65,6 +68,8 @@ class PPOConfig:
     """Passes over a rollout batch."""
     rollout_batch_size: int = 16
     """Responses collected per step."""
+    responses_per_prompt: int = 1
+    """Responses to each prompt of a step, which takes rollout_batch_size / responses_per_prompt prompts."""
     minibatch_size: int = 1
     """Responses per optimizer step (paper: 1)."""
     micro_batch_tokens: int = 4096
@@ -232,7 +237,10 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
         "a finite number, 0 or more",
     ),
     (
-        ("epochs", "rollout_batch_size", "minibatch_size", "micro_batch_tokens", "sampling_tokens"),
+        (
+            *("epochs", "rollout_batch_size", "responses_per_prompt", "minibatch_size"),
+            *("micro_batch_tokens", "sampling_tokens"),
+        ),
         lambda x: x >= 1,
         "at least 1",
     ),
@@ -250,6 +258,7 @@ def _contradictions(config: PPOConfig) -> Iterator[str]:
         )
     if config.minibatch_size > config.rollout_batch_size:
         yield f"minibatch_size {config.minibatch_size} exceeds rollout_batch_size {config.rollout_batch_size}"
+    yield from _prompt_contradictions(config)
     if not (1 <= low <= high < 2**31 and config.min_length <= low):
         yield (
             f"max_length must be (low, high) with 1 <= low <= high < 2**31 and min_length {config.min_length} <= low, "
@@ -264,3 +273,17 @@ def _contradictions(config: PPOConfig) -> Iterator[str]:
         yield f"schedule_steps {config.schedule_steps} must exceed warmup_steps {config.warmup_steps}"
     if config.weight_decay > 0 and config.optimizer != "adamw":
         yield f"weight_decay {config.weight_decay} needs optimizer 'adamw', got {config.optimizer!r}"
+
+
+def _prompt_contradictions(config: PPOConfig) -> Iterator[str]:
+    """What does not fit together about the responses of a prompt, and comparing them."""
+    rows, times = config.rollout_batch_size, config.responses_per_prompt
+    if times >= 1 and rows % times:
+        yield f"rollout_batch_size {rows} is no multiple of responses_per_prompt {times}"
+    if config.advantages == "rloo" and times < 2:
+        yield (
+            f"advantages 'rloo' compares responses to one prompt, and responses_per_prompt is {times}; give 2 or more, "
+            "or advantages 'gae'"
+        )
+    if config.advantages == "rloo" and config.gamma != 1:
+        yield f"advantages 'rloo' adds up whole responses and discounts nothing, so gamma must be 1, got {config.gamma}"

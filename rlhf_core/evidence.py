@@ -128,3 +128,27 @@ class FullKL(EvidenceRequest):
     """Exact KL(policy || reference) over the vocabulary at every response token, in nats."""
 
     source: Source = "policy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenEntropy(EvidenceRequest):
+    """Entropy, in nats, of the distribution each response token was drawn from. The token itself has no part in it."""
+
+    source: Source = "policy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceEnds(EvidenceRequest):
+    """1 on response tokens that, decoded alone, hold one of ``marks``; 0 on others."""
+
+    source: Source = "policy"
+    marks: str = ".!?…。！？\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxiliaryLogprobs(EvidenceRequest):
+    """Log-probabilities of the response tokens under a further frozen model that the policy was loaded with, by its
+    ``name`` there; in the policy's own distribution (temperature, EOS ban), in nats. One forward pass."""
+
+    name: str
+    source: Source = "policy"

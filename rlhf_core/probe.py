@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest, Layout
@@ -100,6 +100,11 @@ class Probe(Protocol):
     @property
     def cost(self) -> Cost:
         """What this probe has spent."""
+        ...
+
+    def select(self, rows: Int[Tensor, " row"]) -> "Probe":
+        """The same model asked about some of the rows, without the columns that are padding in all of them; what it
+        spends counts here too."""
         ...
 
     def scores(self, variants: Variants) -> Float[Tensor, "batch variant"]:

@@ -5,9 +5,13 @@ from operator import index
 from reprlib import repr as shortened
 from typing import Any
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from rlhf_core.config import PPOConfig
 from rlhf_core.streams import stream
-from rlhf_core.types import Policy, RewardModel, ValidatesPrompts
+from rlhf_core.types import Policy, RewardModel, Sequences, ValidatesPrompts
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
 NO_IDS = (bytes, bytearray, Mapping, Set)
@@ -65,9 +69,33 @@ def _token_ids(row: int, prompt: Any) -> list[int]:
 
 
 def shuffled_batch(ids: list[list[int]], config: PPOConfig, step: int) -> list[list[int]]:
-    """The prompts of a step: without replacement within an epoch, in an order fixed by the seed and the epoch."""
-    first = step * config.rollout_batch_size
-    return [_shuffled(ids, config.seed, first + row) for row in range(config.rollout_batch_size)]
+    """The prompts of a step, ``rollout_batch_size / responses_per_prompt``: without replacement within an epoch, in an
+    order fixed by the seed and the epoch."""
+    prompts = config.rollout_batch_size // config.responses_per_prompt
+    return [_shuffled(ids, config.seed, step * prompts + place) for place in range(prompts)]
+
+
+def repeated(ids: list[list[int]], times: int) -> list[list[int]]:
+    """Each prompt ``times`` times, one after the other: the rows that :func:`prompt_groups` finds again."""
+    return [prompt for prompt in ids for _ in range(times)]
+
+
+def prompt_groups(sequences: Sequences, times: int) -> Int[Tensor, " batch"]:
+    """Number of each row's prompt where :func:`repeated` laid the rows out, so row // times. Rows of one process never
+    belong to a group of another's.
+
+    Raises:
+        ValueError: rows that are no multiple of ``times``, or a run of ``times`` rows whose prompts differ.
+    """
+    prompts = sequences.prompts()
+    other = [row for row, prompt in enumerate(prompts) if prompt != prompts[row - row % times]]
+    if len(prompts) % times or other:
+        wrong = f"row {other[0]} has another prompt" if other else f"the last has {len(prompts) % times}"
+        raise ValueError(
+            f"expected {times} responses to each prompt, one after the other, in the {len(prompts)} rows, but {wrong}; "
+            "give collect or step each prompt once, and they repeat it responses_per_prompt times"
+        )
+    return torch.arange(len(prompts), device=sequences.response_ids.device) // times
 
 
 def _shuffled(ids: list[list[int]], seed: int, index: int) -> list[int]:

@@ -13,6 +13,7 @@ from rlhf_core import manifest, optimizer_state
 from rlhf_core.buffer import RolloutBuffer
 from rlhf_core.checkpoint import POLICY, TrainerState, load_state
 from rlhf_core.config import PPOConfig
+from rlhf_core.estimators import ESTIMATORS
 from rlhf_core.fit import Fit, Plan, evaluation_figures
 from rlhf_core.guard import UnusableRollout, step_guard
 from rlhf_core.health import (
@@ -33,8 +34,7 @@ from rlhf_core.logging import Logger
 from rlhf_core.memory import Budgets
 from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
 from rlhf_core.optimization import make_optimizer, make_schedule
-from rlhf_core.prompts import Prompts, encoded
-from rlhf_core.returns import generalized_advantages
+from rlhf_core.prompts import Prompts, encoded, repeated
 from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model, penalised
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
@@ -53,6 +53,8 @@ class PPOTrainer:
     it KL controller, score moments and random streams would stand still, so the next ``collect`` asks for it.
 
     The reward is a reward model, or any callable on (prompts, responses) as texts; ``TokenReward(fn)`` gets token ids.
+    Prompts are given once each, ``rollout_batch_size / responses_per_prompt`` for a step of the config's size; each
+    gets ``responses_per_prompt`` responses, in rows one after the other.
     The temperature is the config's: it is set on the policy. ``instruments`` are asked for further figures of every
     rollout, logged with the rest; ``optimizer`` makes another optimizer than the config's
     (``models.qlora.paged_adamw_8bit``, say) from the trainable parameters and the config.
@@ -78,7 +80,7 @@ class PPOTrainer:
         self.policy = policy
         self.reward = as_reward_model(reward, policy)
         self.redistributor = redistributor
-        self.config = config
+        self.config, self.estimator = config, ESTIMATORS[config.advantages]
         self.loggers, self.instruments = tuple(loggers), tuple(instruments)
         check_vocabulary(policy, self.reward)
         check_id_range(policy, self.reward)
@@ -127,7 +129,7 @@ class PPOTrainer:
         return figures | {"seconds": seconds, "tokens_per_second": tokens / seconds}
 
     def collect(self, prompts: Prompts) -> Rollout:
-        """Sample a response per prompt and measure it; the draw is fixed by (seed, steps done), so it can be
+        """Sample the responses of each prompt and measure them; the draw is fixed by (seed, steps done), so it can be
         repeated. Checks, before the first update, that the policy is its reference.
 
         Raises:
@@ -138,7 +140,7 @@ class PPOTrainer:
                 "collect: the last update was not concluded; call conclude(rollout) with the rollout it learned from, "
                 "or step(prompts), which does everything"
             )
-        ids = encoded(self.policy, self.reward, prompts, self.config)
+        ids = repeated(encoded(self.policy, self.reward, prompts, self.config), self.config.responses_per_prompt)
         draw = Draw(seed=self.config.seed, name="sampling", step=self.steps_done)
         rollout = self._measured(ids, draw, self.redistributor)
         if not self._trained:
@@ -154,17 +156,9 @@ class PPOTrainer:
         return token_scores
 
     def estimate_returns(self, rollout: Rollout, token_scores: Float[Tensor, "batch response"]) -> Experience:
-        """Subtract the KL penalty; advantages by GAE; returns are advantages plus values."""
+        """Subtract the KL penalty; then advantages and returns as ``config.advantages`` says."""
         rewards = penalised(token_scores, rollout.kl, self.kl_controller.coef)
-        mask = rollout.sequences.response_mask
-        advantages = generalized_advantages(rewards, rollout.values, mask, gamma=self.config.gamma, lam=self.config.lam)
-        return Experience(
-            sequences=rollout.sequences,
-            logprobs=rollout.logprobs,
-            values=rollout.values,
-            advantages=advantages,
-            returns=advantages + rollout.values,
-        )
+        return self.estimator.estimate(rewards, rollout, self.config)
 
     def update(self, experience: Experience) -> dict[str, float]:
         """Epochs of clipped PPO on the experience, then one step of the learning-rate schedule; then ``conclude``."""
@@ -175,7 +169,7 @@ class PPOTrainer:
             self.policy,
             self.optimizer,
             buffer,
-            self.config,
+            self.estimator.update_settings(self.config),
             step=self.steps_done,
             check_first=self._before_training,
             guard=self.guard,
@@ -183,7 +177,7 @@ class PPOTrainer:
         )
         self.schedule.step()
         self._to_conclude = True
-        return figures | {"learning_rate": float(learning_rate)}
+        return self.estimator.defined(figures) | {"learning_rate": float(learning_rate)}
 
     def conclude(self, rollout: Rollout) -> None:
         """What follows an update: KL controller, running score moments, a redistributor that learns, the step count."""
@@ -199,7 +193,8 @@ class PPOTrainer:
     ) -> dict[str, float]:
         """The figures of a rollout before its update, the redistributor's own among them."""
         figures = {"kl_coef": self.kl_controller.coef}
-        figures |= rollout_metrics(rollout) | credit_metrics(token_scores, rollout) | critic_metrics(experience)
+        figures |= rollout_metrics(rollout) | credit_metrics(token_scores, rollout)
+        figures |= self.estimator.defined(critic_metrics(experience))
         if isinstance(self.redistributor, ReportsMetrics):
             figures |= self.redistributor.metrics(rollout)
         for instrument in self.instruments:

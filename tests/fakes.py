@@ -1,6 +1,7 @@
 """A policy in thirty lines, ragged batches, and rollouts to try redistributors on."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -147,6 +148,20 @@ def rollout_of(
         score_scale=1.0,
         evidence=evidence or {},
     )
+
+
+def one_row(rollout: Rollout, row: int) -> Rollout:
+    """One row of everything, without its padding."""
+    sequences, padded = rollout.sequences.select(torch.tensor([row])), rollout.sequences.response_ids.shape[1]
+    width = sequences.response_ids.shape[1]
+
+    def of(x: Tensor) -> Tensor:
+        return x[row : row + 1, :width] if x.ndim > 1 and x.shape[1] == padded else x[row : row + 1]
+
+    names = ("logprobs", "ref_logprobs", "values", "kl", "raw_scores", "scores")
+    tokens = {name: of(getattr(rollout, name)) for name in names}
+    evidence = {request: of(x) for request, x in rollout.evidence.items()}
+    return replace(rollout, sequences=sequences, evidence=evidence, **tokens)
 
 
 def evidence_for(redistributor: Any, mask: Tensor, seed: int = 1) -> dict[EvidenceRequest, Tensor]:

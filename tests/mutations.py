@@ -535,7 +535,7 @@ MUTATIONS = (
     ),
     Mutation(
         "models/policy.py",
-        "> KEPT_CELLS and self._head_ends_it",
+        "> KEPT_CELLS and self._head_ends(lm)",
         "> KEPT_CELLS",
         "tests/test_policy.py::test_logits_that_are_scaled_after_the_head_are_kept",
     ),
@@ -739,8 +739,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/reference.py",
-        "self.adapters.set_adapter(FROZEN, inference_mode=True)",
-        "self.adapters.set_adapter(FROZEN)",
+        "self.adapters.set_adapter(self.name, inference_mode=True)",
+        "self.adapters.set_adapter(self.name)",
         "tests/test_policy.py::test_nothing_of_the_reference_can_be_trained_while_it_runs",
     ),
     Mutation(

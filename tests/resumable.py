@@ -57,12 +57,13 @@ def trainer(kind: str, method: str, folder: Path) -> PPOTrainer:
     adapter = LoraSettings(rank=2, alpha=4)
     family, lora = {"gpt2": ("gpt2", None), "llama-lora": ("llama", adapter), "cuda": ("llama", adapter)}[kind]
     device = "cuda" if kind == "cuda" else "cpu"
-    paths = {name: str(folder.with_name(f"{folder.name}-{name}")) for name in ("policy", "reward")}
+    paths = {name: str(folder.with_name(f"{folder.name}-{name}")) for name in ("policy", "reward", "dpo")}
     if not Path(paths["reward"]).exists():
         save_tiny(paths["policy"], family=family, seed=1)
+        save_tiny(paths["dpo"], family=family, seed=3)
         save_tiny(paths["reward"], family=family, head="classifier", num_labels=2, seed=2)
     reward = load_reward_model(paths["reward"], score="logit_difference", device=device)
-    policy = load_policy(paths["policy"], lora=lora, device=device)
+    policy = load_policy(paths["policy"], lora=lora, device=device, auxiliaries={"dpo": paths["dpo"]})
     return PPOTrainer(policy, reward, redistributor, CONFIG)
 
 

@@ -31,13 +31,19 @@ WORDS = [f"w{i}" for i in range(2, 32)]
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def folders(request, tmp_path_factory):
-    """A policy and a two-logit classifier of one family, every dropout at 0.1."""
+    """A policy, an auxiliary of it and a two-logit classifier of one family, every dropout at 0.1."""
     root = tmp_path_factory.mktemp(request.param)
-    (root / "policy").mkdir()
-    (root / "reward").mkdir()
+    for name in ("policy", "dpo", "reward"):
+        (root / name).mkdir()
     save_tiny(str(root / "policy"), family=request.param, dropout=0.1, std=0.3, seed=1)
+    save_tiny(str(root / "dpo"), family=request.param, dropout=0.1, std=0.3, seed=3)
     save_tiny(str(root / "reward"), family=request.param, head="classifier", num_labels=2, std=0.3, seed=2)
     return root
+
+
+def loaded(folders, **settings):
+    """The policy, with what any method may ask of it."""
+    return load_policy(str(folders / "policy"), auxiliaries={"dpo": str(folders / "dpo")}, **settings)
 
 
 def prompts_for(policy, n=8):
@@ -49,7 +55,7 @@ def prompts_for(policy, n=8):
 @pytest.mark.parametrize("name", sorted(REDISTRIBUTORS))
 @pytest.mark.parametrize("kind", ["k1", "full"])
 def test_a_step_of_every_method_on_real_architectures(folders, name, kind):
-    policy = load_policy(str(folders / "policy"))
+    policy = loaded(folders)
     reward = load_reward_model(str(folders / "reward"), score="logit_difference")
     config = replace(CONFIG, kl=replace(CONFIG.kl, kind=kind))
     learner = PPOTrainer(policy, reward, REDISTRIBUTORS[name](), config)
@@ -58,7 +64,7 @@ def test_a_step_of_every_method_on_real_architectures(folders, name, kind):
     assert first["first_log_ratio_max"] < 1e-5
     assert abs(first["kl"]) < 1e-5
     assert abs(first["kl_penalty"]) < 1e-5
-    assert first["conservation_error"] < 1e-5
+    assert first["conservation_error"] < 1e-5 or not learner.redistributor.conserving
     second = learner.step(prompts)
     assert second["first_log_ratio_max"] < 1e-5
     assert second["kl"] != 0
@@ -69,7 +75,7 @@ def test_a_step_of_every_method_on_real_architectures(folders, name, kind):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", sorted(REDISTRIBUTORS))
 def test_steps_on_a_gpu(folders, name):
-    policy = load_policy(str(folders / "policy"), device="cuda")
+    policy = loaded(folders, device="cuda")
     reward = load_reward_model(str(folders / "reward"), score="logit_difference", device="cuda")
     learner = PPOTrainer(policy, reward, REDISTRIBUTORS[name](), CONFIG)
     figures = [learner.step(prompts_for(policy)) for _ in range(2)]
@@ -105,7 +111,7 @@ def test_models_that_do_not_fit_are_refused_before_anything_is_generated(tmp_pat
 
 
 def test_one_rollout_can_be_handed_to_all_methods(folders):
-    policy = load_policy(str(folders / "policy"))
+    policy = loaded(folders)
     reward = load_reward_model(str(folders / "reward"), score="logit_difference")
     methods = {name: make() for name, make in REDISTRIBUTORS.items()}
 
@@ -114,7 +120,8 @@ def test_one_rollout_can_be_handed_to_all_methods(folders):
 
     rollout = PPOTrainer(policy, reward, Everything(), CONFIG).collect(prompts_for(policy))
     for method in methods.values():
-        torch.testing.assert_close(method(rollout).sum(1), rollout.scores, atol=1e-5, rtol=1e-5)
+        if method.conserving:
+            torch.testing.assert_close(method(rollout).sum(1), rollout.scores, atol=1e-5, rtol=1e-5)
 
 
 def test_returns_are_the_lambda_returns():

@@ -430,7 +430,7 @@ def test_logits_that_are_scaled_after_the_head_are_kept(folders, family, monkeyp
     s = sample(policy)
     wanted = rolled_out(policy, s).logprobs
     monkeypatch.setattr("models.policy.KEPT_CELLS", 0)
-    assert not policy._head_ends_it
+    assert not policy._head_ends(policy._lm)
     torch.testing.assert_close(policy.evaluate(s, NOTHING).logprobs, wanted)
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from fakes import rollout_of, sequences_of
+from fakes import one_row, rollout_of, sequences_of
 from generated import refused, tries
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -123,12 +123,7 @@ def test_a_redistributor_keeps_its_contract_whatever_the_rollout(name, data):
     garbage = {request: spoiled(x, mask) if x.shape == mask.shape else x for request, x in rollout.evidence.items()}
     assert torch.equal(method(replace(rollout, evidence=garbage)), token_scores)
     for row in range(len(mask)):
-        index, width = torch.tensor([row]), int(mask[row].sum())
-        some = {
-            request: x[row : row + 1] if x.ndim == 1 or x.shape[1] != mask.shape[1] else x[row : row + 1, :width]
-            for request, x in rollout.evidence.items()
-        }
-        one = rollout_of(rollout.sequences.select(index), rollout.scores[index], some)
+        one = one_row(rollout, row)
         apart = 1e-5 * largest if signed_evidence(rollout) else 1e-30
         torch.testing.assert_close(method(one)[0], token_scores[row][mask[row]], rtol=1e-5, atol=apart)
         assert all(math.isfinite(value) for value in getattr(method, "metrics", lambda _: {})(one).values())

@@ -5,15 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes import evidence_for, ragged_sequences, rollout_of, sequences_of, unchecked
+from fakes import evidence_for, one_row, ragged_sequences, rollout_of, sequences_of, unchecked
 
 from redistributors import REDISTRIBUTORS, DecoderAttention, RewardAttention, Sparse, Uniform
 from redistributors.attention import AttentionRow, AttentionRowMean
 from redistributors.credit import check_residual, normalised, signed
-from rlhf_core.evidence import HiddenTap, Layout
+from rlhf_core.evidence import AuxiliaryLogprobs, HiddenTap, Layout
 from rlhf_core.types import Redistributor, Sequences
 
 SCORES = (2.0, -3.0, 0.0, 0.5)
+KNOWN = {HiddenTap: 3, AuxiliaryLogprobs: 2}
+"""How many columns of evidence do not know the third token, nor later ones."""
 
 
 def rollout_for(redistributor, sequences=None, scores=SCORES, seed=1):
@@ -53,11 +55,8 @@ def test_rows_do_not_depend_on_each_other_nor_on_padding(redistributor):
     rollout = rollout_for(redistributor)
     together = redistributor(rollout)
     for row in range(len(rollout.sequences)):
-        alone = rollout.sequences.select(torch.tensor([row]))
-        width = alone.response_ids.shape[1]
-        evidence = {request: x[row : row + 1, :width] for request, x in rollout.evidence.items()}
-        token_scores = redistributor(rollout_of(alone, rollout.scores[row : row + 1], evidence))
-        torch.testing.assert_close(token_scores[0], together[row, :width], atol=1e-7, rtol=1e-6)
+        token_scores = redistributor(one_row(rollout, row))[0]
+        torch.testing.assert_close(token_scores, together[row, : len(token_scores)], atol=1e-7, rtol=1e-6)
 
 
 def test_one_token_gets_everything(redistributor):
@@ -77,13 +76,14 @@ def test_scales_with_the_score(redistributor):
 
 def test_declared_causality_holds_against_a_change_of_later_tokens(redistributor):
     """The probe keeps the first two tokens of an equally long response and changes what comes after, and with it the
-    score and all evidence, but for what states before a token tell; a causal method must not notice on those two
+    score and all evidence, but for what is known without them; a causal method must not notice on those two
     tokens."""
     before = rollout_for(redistributor, sequences_of([[1]], [[2, 3, 4, 5]]), [2.0], seed=1)
     after = rollout_for(redistributor, sequences_of([[1]], [[2, 3, 1, 1]]), [-1.0], seed=2)
     for request, evidence in after.evidence.items():
-        if isinstance(request, HiddenTap):
-            evidence[:, :3] = before.evidence[request][:, :3]
+        for kind, known in KNOWN.items():
+            if isinstance(request, kind):
+                evidence[:, :known] = before.evidence[request][:, :known]
     unchanged = torch.equal(redistributor(before)[:, :2], redistributor(after)[:, :2])
     assert unchanged == redistributor.causal
 

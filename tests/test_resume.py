@@ -32,7 +32,7 @@ ENVIRONMENT = {
     "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
     "HF_HUB_OFFLINE": "1",
 }
-KIND_OF = {"sparse": "gpt2", "uniform": "llama-lora", "abc": "llama-lora", "abc-d": "gpt2", "abc-d2": "llama-lora"}
+KIND_OF = {"uniform": "llama-lora", "abc": "llama-lora", "abc-d2": "llama-lora", "log-ratio": "llama-lora"}
 
 
 def command(*arguments: object) -> list[str]:
@@ -61,7 +61,7 @@ def assert_same(one, other, step: int) -> None:
 def test_six_steps_are_k_and_the_rest_in_a_new_process(method, k, tmp_path):
     if method not in ("abc", "sparse") and k != 3:
         pytest.skip("every k for two methods, one k for all")
-    require_six_are_k_and_the_rest(KIND_OF[method], method, k, tmp_path)
+    require_six_are_k_and_the_rest(KIND_OF.get(method, "gpt2"), method, k, tmp_path)
 
 
 @pytest.mark.gpu
@@ -74,7 +74,7 @@ def require_six_are_k_and_the_rest(kind: str, method: str, k: int, tmp_path: Pat
     whole, parts = tmp_path / "run", tmp_path / "again" / "run"
     parts.parent.mkdir()
     in_a_new_process(whole, kind, method, 6, 0, "new")
-    for name in ("policy", "reward"):
+    for name in ("policy", "reward", "dpo"):
         shutil.copytree(tmp_path / f"run-{name}", tmp_path / "again" / f"run-{name}")
     in_a_new_process(parts, kind, method, k, 0, "new")
     in_a_new_process(parts, kind, method, 6, 0, "resume")

@@ -1,0 +1,76 @@
+"""From rewards to experience: what ``PPOConfig.advantages`` names. A further estimator is one function and one line."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhf_core.config import PPOConfig
+from rlhf_core.leave_one_out import leave_one_out_advantages
+from rlhf_core.prompts import prompt_groups
+from rlhf_core.returns import generalized_advantages
+from rlhf_core.types import Experience, Rollout
+
+Estimate = Callable[[Tensor, Rollout, PPOConfig], Experience]
+
+OF_A_CRITIC = frozenset(
+    {
+        *("value_loss", "value_loss_paper", "value_clip_fraction", "return_mean", "return_variance"),
+        *("return_variance_within_position", "explained_variance", "explained_variance_over_position"),
+    }
+)
+"""Figures that say something about a critic only."""
+
+
+def gae(rewards: Float[Tensor, "batch response"], rollout: Rollout, config: PPOConfig) -> Experience:
+    """Generalized advantage estimates; returns are advantages plus values, the λ-returns."""
+    mask = rollout.sequences.response_mask
+    advantages = generalized_advantages(rewards, rollout.values, mask, gamma=config.gamma, lam=config.lam)
+    return _experience(rollout, advantages, advantages + rollout.values)
+
+
+def rloo(rewards: Float[Tensor, "batch response"], rollout: Rollout, config: PPOConfig) -> Experience:
+    """Leave-one-out advantages among the responses to each prompt; returns are the values themselves, as there is
+    nothing a critic should become. γ and λ play no part.
+
+    Raises:
+        ValueError: rows that are not ``config.responses_per_prompt`` responses to each prompt, one after the other.
+    """
+    groups = prompt_groups(rollout.sequences, config.responses_per_prompt)
+    advantages = leave_one_out_advantages(rewards, rollout.sequences.response_mask, groups)
+    return _experience(rollout, advantages, rollout.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimator:
+    """``estimate`` makes experience of rewards (score units, KL penalty subtracted); ``critic``: whether its returns
+    are what the values are trained towards."""
+
+    estimate: Estimate
+    critic: bool
+
+    def update_settings(self, config: PPOConfig) -> PPOConfig:
+        """``config`` as the update is to follow it: without a critic the value loss weighs nothing."""
+        return config if self.critic else replace(config, value_coef=0.0)
+
+    def defined(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """The figures that mean something: without a critic, none of its own."""
+        return {name: value for name, value in figures.items() if self.critic or name not in OF_A_CRITIC}
+
+
+ESTIMATORS: Mapping[str, Estimator] = MappingProxyType(
+    {"gae": Estimator(estimate=gae, critic=True), "rloo": Estimator(estimate=rloo, critic=False)}
+)
+"""By the names that ``PPOConfig.advantages`` takes."""
+
+
+def _experience(rollout: Rollout, advantages: Tensor, returns: Tensor) -> Experience:
+    return Experience(
+        sequences=rollout.sequences,
+        logprobs=rollout.logprobs,
+        values=rollout.values,
+        advantages=advantages,
+        returns=returns,
+    )
