@@ -10,37 +10,48 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from models.adapters import adapter_folder, add_frozen_adapter, base_source, put_adapter
 from models.loading import ModelSource, check_language_model, load_language_model, load_tokenizer, vocabulary
 from models.reference import AdapterOff, FrozenAdapter, FrozenCopy, Reference
+from rlhf_core.reading import reading
 
 Beside = AdapterOff | FrozenAdapter | FrozenCopy
 
 
-def load_auxiliaries(
-    named: Mapping[str, str], base: ModelSource, reference: Beside, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Reference]:
-    """Each as a frozen model by its name: an adapter on the weights that the policy is itself an adapter on shares
-    them; anything else (a whole model, an adapter on other weights) is loaded beside it, held as the policy is.
+def auxiliary_sources(named: Mapping[str, str], policy: ModelSource) -> dict[str, ModelSource]:
+    """Where each comes from, held as the policy is.
 
     Raises:
         TypeError: no mapping from names to folders or hub names.
-        ValueError: what cannot be read, as for a policy, or reads other tokens than the policy.
         FileNotFoundError: no such folder, and no name that a hub could know.
     """
     if not isinstance(named, Mapping) or not all(isinstance(name, str) and name for name in named):
         raise TypeError(f"auxiliaries must map names to folders or hub names, got {named!r}")
+    plain = replace(policy, revision=None, trust_remote_code=False)
+    return {name: replace(plain, name_or_path=where) for name, where in named.items()}
+
+
+def load_auxiliaries(
+    sources: Mapping[str, ModelSource], base: ModelSource, reference: Beside, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Reference]:
+    """Each as a frozen model by its name: an adapter on the weights that the policy is itself an adapter on shares
+    them; anything else (a whole model, an adapter on other weights) is loaded beside it.
+
+    Raises:
+        ValueError: what cannot be read, as for a policy, or reads other tokens than the policy.
+    """
     found: dict[str, Reference] = {}
-    for name, where in named.items():
-        source = replace(base, name_or_path=where, revision=None, trust_remote_code=False)
-        adapter = adapter_folder(source)
-        under = source if adapter is None else base_source(adapter, source)
-        theirs = load_tokenizer([source] if adapter is None else [source, under])
-        _require_same_tokens(name, where, theirs, tokenizer)
-        if adapter is not None and not isinstance(reference, FrozenCopy) and _same_weights(under, base):
-            found[name] = add_frozen_adapter(reference.adapters, reference.lm, adapter, name=f"auxiliary_{len(found)}")
-            continue
-        lm = load_language_model(under)
-        if adapter is not None:
-            put_adapter(lm, adapter)
-        found[name] = FrozenCopy(lm=_frozen(lm, name, where, vocabulary(reference.lm)))
+    for number, (name, source) in enumerate(sources.items()):
+        with reading(source.name_or_path):
+            adapter = adapter_folder(source)
+            under = source if adapter is None else base_source(adapter, source)
+            theirs = load_tokenizer([source] if adapter is None else [source, under])
+            _require_same_tokens(name, source, theirs, tokenizer)
+            if adapter is not None and not isinstance(reference, FrozenCopy) and _same_weights(under, base):
+                held = f"auxiliary_{number}"  # PEFT's names are attributes of modules, so not any text will do
+                found[name] = add_frozen_adapter(reference.adapters, reference.lm, adapter, name=held)
+                continue
+            lm = load_language_model(under)
+            if adapter is not None:
+                put_adapter(lm, adapter)
+            found[name] = FrozenCopy(lm=_frozen(lm, name, source, vocabulary(reference.lm)))
     return found
 
 
@@ -51,11 +62,11 @@ def _same_weights(one: ModelSource, other: ModelSource) -> bool:
     return (str(one.name_or_path), one.revision) == (str(other.name_or_path), other.revision)
 
 
-def _frozen(lm: PreTrainedModel, name: str, where: str, vocab_size: int) -> PreTrainedModel:
+def _frozen(lm: PreTrainedModel, name: str, source: ModelSource, vocab_size: int) -> PreTrainedModel:
     if vocabulary(lm) != vocab_size:
         raise ValueError(
-            f"auxiliary {name!r} ({where}) gives probabilities to {vocabulary(lm)} token ids, the policy to "
-            f"{vocab_size}; bring both embeddings to one size with resize_token_embeddings and save again"
+            f"auxiliary {name!r} ({source.name_or_path}) gives probabilities to {vocabulary(lm)} token ids, the policy "
+            f"to {vocab_size}; bring both embeddings to one size with resize_token_embeddings and save again"
         )
     check_language_model(lm, vocab_size)
     lm.requires_grad_(False)
@@ -63,12 +74,12 @@ def _frozen(lm: PreTrainedModel, name: str, where: str, vocab_size: int) -> PreT
     return lm
 
 
-def _require_same_tokens(name: str, where: str, theirs: Any, ours: Any) -> None:
+def _require_same_tokens(name: str, source: ModelSource, theirs: Any, ours: Any) -> None:
     one, other = theirs.get_vocab(), ours.get_vocab()
     differing = sorted(token for token in one.keys() | other.keys() if one.get(token) != other.get(token))
     if differing:
         shown = ", ".join(f"{token!r} is {one.get(token)} and {other.get(token)}" for token in differing[:3])
         raise ValueError(
-            f"auxiliary {name!r} ({where}) must share the policy's tokenizer, but {len(differing)} of their tokens "
-            f"differ ({shown}); train it from a model with the policy's tokenizer"
+            f"auxiliary {name!r} ({source.name_or_path}) must share the policy's tokenizer, but {len(differing)} of "
+            f"their tokens differ ({shown}); train it from a model with the policy's tokenizer"
         )

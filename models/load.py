@@ -17,7 +17,7 @@ from models.adapters import (
     base_source,
     save_adapter,
 )
-from models.auxiliary import load_auxiliaries
+from models.auxiliary import auxiliary_sources, load_auxiliaries
 from models.loading import (
     DTYPES,
     DType,
@@ -94,8 +94,9 @@ def load_policy(
         four_bit=four_bit,
         device=device,
     )
+    beside = auxiliary_sources(auxiliaries, source)
     with _seeded(seed, device), reading(str(name_or_path)):
-        network = _network(source, lora, eos_ids, gradient_checkpointing, auxiliaries)
+        network = _network(source, lora, eos_ids, gradient_checkpointing, beside)
     return CausalPolicy(network, temperature=temperature)
 
 
@@ -116,7 +117,7 @@ def _network(
     lora: LoraSettings | None,
     eos_ids: Sequence[int] | None,
     gradient_checkpointing: bool,
-    auxiliaries: Mapping[str, str],
+    auxiliaries: Mapping[str, ModelSource],
 ) -> Network:
     adapter = adapter_folder(source)
     _require_trainable(source, lora, adapter)
