@@ -20,7 +20,7 @@ class Wrapper:
     """Holds two methods, one named by its annotation, one known by its default only."""
 
     inner: Redistributor = field(default_factory=Sparse)
-    other: object = Uniform()  # noqa: RUF009
+    other: object = Uniform()
     written: "Redistributor | None" = None
     n: int = 1
     needs: ClassVar = frozenset()
@@ -82,7 +82,7 @@ def test_commas_part_arms_and_settings_only_outside_brackets():
     [
         (
             "nowhere.at.all.Method",
-            "arm 'nowhere.at.all.Method': nowhere.at.all cannot be imported (ModuleNotFoundError",
+            "'nowhere.at.all.Method': nowhere.at.all cannot be imported (ModuleNotFoundError",
         ),
         ("nowhere.Method", "start from the folder that holds it, or name that folder in PYTHONPATH"),
         ("redistributors.uniform.Nobody", "redistributors.uniform has no class Nobody"),
