@@ -173,7 +173,9 @@ def require_altered(reward: RewardModel, settings: Settings) -> None:
     for absent in settings.absent:
         if not reward.provides(Altered(absent=absent)):
             others = [other for other in get_args(Absence) if reward.provides(Altered(absent=other))]
-            raise ValueError(f"{type(reward).__name__} cannot {absent} tokens; give --absent {others}")
+            raise ValueError(
+                f"{type(reward).__name__} cannot {absent} tokens; --absent may name {', '.join(others) or 'none'}"
+            )
 
 
 def freeze(loaded: Loaded, reward: RewardModel, rollout: Rollout, config: PPOConfig, settings: Settings) -> Frozen:

@@ -28,7 +28,7 @@ from benchmarks.faithfulness import (
     tie_breaks,
 )
 from benchmarks.faithfulness_study import Settings, study
-from benchmarks.value_oracle import value_differences
+from benchmarks.value_oracle import State, Walk, value_differences
 from models.reward import ClassifierReward
 from models.tiny import tiny_gpt2_classifier, tiny_tokenizer
 from rlhf_core import TokenReward
@@ -197,6 +197,15 @@ def test_the_oracle_does_not_depend_on_batch_or_memory_and_its_halves_share_noth
         oracle(DRAWN, 3)
 
 
+def test_a_state_that_draws_the_token_itself_goes_on_as_the_next_state_does():
+    walk = Walk(policy=Eighths(), sequences=DRAWN, uniforms=value_oracle._uniforms(DRAWN, 32))
+    first, second = (walk.completed([State(row=0, time=t, draw=j) for j in range(32)]).responses() for t in (0, 1))
+    alike = [before == after for before, after in zip(first, second) if before[0] == 2]
+    assert all(alike)
+    assert 4 < len(alike) < 32
+    assert len(set(map(tuple, second))) > 3
+
+
 @dataclass(frozen=True, kw_only=True)
 class True3:
     """Knows that the score is the share of tokens that are 3."""
@@ -298,7 +307,7 @@ def test_methods_that_learn_observe_first_what_they_asked_for():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"absent": ("delete", "replace")}, r"TextReward cannot replace tokens; give --absent \['delete'\]"),
+        ({"absent": ("delete", "replace")}, "TextReward cannot replace tokens; --absent may name delete"),
         ({"responses": 9}, "responses 9 exceed the task's 3 held-out prompts"),
         ({"redistributors": "abc"}, "the models provide for none of the methods"),
     ],
