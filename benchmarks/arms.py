@@ -1,10 +1,13 @@
 """Arms: a labelled redistributor with changes to the task's PPO settings, as written on the command line."""
 
 import dataclasses
+import importlib
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -13,15 +16,18 @@ from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
 from rlhf_core.types import Redistributor
 
-ARM = re.compile(r"(?P<method>[\w-]+)(\((?P<settings>[^()]*)\))?(?P<changes>(@[\w.]+=[^@]+)*)")
-
-BETWEEN = r",(?![^\[\]]*\])"
-"""A comma outside a list."""
+METHOD = re.compile(r"(?P<method>[\w-]+(\.\w+)*)(\((?P<settings>.*)\))?", re.DOTALL)
+CHANGE = re.compile(r"[\w.]+=[^@]+")
+DEPTH = dict.fromkeys("([{", 1) | dict.fromkeys(")]}", -1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A redistributor by registry name with its settings, and what it changes in the PPO settings."""
+    """A redistributor by name with its settings, and what it changes in the PPO settings.
+
+    ``method`` is a name of the registry, or that of a class from elsewhere, ``package.module.Class``. A setting that is
+    a redistributor itself stands in ``settings`` as an arm.
+    """
 
     label: str
     method: str
@@ -29,20 +35,36 @@ class Arm:
     changes: Mapping[str, Any]
 
     def redistributor(self) -> Redistributor:
-        """A new instance; raises ValueError or TypeError for settings the method does not take."""
-        return REDISTRIBUTORS[self.method](**self.settings)
+        """A new instance, down to the innermost.
+
+        Raises:
+            ValueError, TypeError: settings the method does not take, or a name from elsewhere that cannot be imported
+                or makes no redistributor.
+        """
+        settings = {
+            name: value.redistributor() if isinstance(value, Arm) else value for name, value in self.settings.items()
+        }
+        made: Any = _maker(self.method)(**settings)
+        if not isinstance(made, Redistributor):
+            raise ValueError(
+                f"{self.method} makes a {type(made).__name__}, which is no redistributor: that has needs, causal and "
+                "conserving, and is called with a rollout"
+            )
+        return made
 
 
 def parse_arms(given: str | Sequence[str]) -> tuple[Arm, ...]:
     """``sparse, uniform(beta=0.8), sparse@lam=1``, as one text or a list of arms, into arms.
 
     Brackets hold the redistributor's settings, each ``@`` changes one PPO setting (``@kl.init_coef=0.1``). The label is
-    made of both: ``uniform-beta0.8``, ``sparse-lam1``.
+    made of both: ``uniform-beta0.8``, ``sparse-lam1``. A method that is not registered is named by where it is
+    imported from, ``my_package.my_module.MyMethod(beta=0.5)``, and a setting that is a redistributor is written as an
+    arm, ``segment(inner=uniform(beta=0.8))``.
 
     Raises:
         ValueError: an unreadable arm, an unknown method, settings it refuses, or two arms of one label.
     """
-    texts = re.split(rf"{BETWEEN}(?![^()]*\))", given) if isinstance(given, str) else given
+    texts = _pieces(given, ",") if isinstance(given, str) else given
     arms = tuple(_arm(text.strip()) for text in texts if text.strip())
     labels = [arm.label for arm in arms]
     for label in labels:
@@ -52,35 +74,114 @@ def parse_arms(given: str | Sequence[str]) -> tuple[Arm, ...]:
 
 
 def _arm(text: str) -> Arm:
-    match = ARM.fullmatch(text)
-    if match is None:
+    head, *changed = _pieces(text, "@")
+    match = METHOD.fullmatch(head)
+    if match is None or not _balanced(match["settings"] or "") or not all(map(CHANGE.fullmatch, changed)):
         raise ValueError(f"cannot read the arm {text!r}; write name, name(setting=value) or name@ppo_setting=value")
     method = match["method"]
-    if method not in REDISTRIBUTORS:
-        raise ValueError(f"no redistributor {method!r}; one of {', '.join(REDISTRIBUTORS)}")
-    settings = _assignments(re.split(BETWEEN, match["settings"] or ""), text)
-    changes = _assignments(match["changes"].split("@"), text)
-    if "seed" in changes:
-        raise ValueError(f"arm {text!r}: every arm runs under every seed of --seeds, so it cannot set its own")
-    parts = [f"{name.rpartition('.')[2]}{value}" for name, value in {**settings, **changes}.items()]
-    label = re.sub(r"[^\w.+-]", "", "-".join([method, *parts]))
-    arm = Arm(label=label, method=method, settings=settings, changes=changes)
+    if "." not in method and method not in REDISTRIBUTORS:
+        raise ValueError(f"no redistributor {method!r}; one of {', '.join(REDISTRIBUTORS)}, or package.module.Class")
     try:
+        inner = _inner_settings(_maker(method))
+        settings = {
+            name: _inner(value) if name in inner else _value(value)
+            for name, value in _assignments(_pieces(match["settings"] or "", ",")).items()
+        }
+        changes = {name: _value(value) for name, value in _assignments(changed).items()}
+        if "seed" in changes:
+            raise ValueError("every arm runs under every seed of --seeds, so it cannot set its own")
+        arm = Arm(label=_label(method, {**settings, **changes}), method=method, settings=settings, changes=changes)
         arm.redistributor()
     except (TypeError, ValueError) as error:
         raise ValueError(f"arm {text!r}: {error}") from error
     return arm
 
 
-def _assignments(texts: Sequence[str], arm: str) -> dict[str, Any]:
+def _inner(text: str) -> Arm:
+    """The arm that a setting is; PPO's settings are the outer one's to change."""
+    arm = _arm(text.strip())
+    if arm.changes:
+        raise ValueError(f"{text.strip()!r} stands inside another arm and cannot change PPO settings; write @ outside")
+    return arm
+
+
+def _label(method: str, named: Mapping[str, Any]) -> str:
+    """A name for files and tables. Settings within settings stand between two +, so that each belongs to one method."""
+    parts = [method]
+    for name, value in named.items():
+        shown = value
+        if isinstance(value, Arm):
+            shown = f"+{value.label}+" if value.settings else value.label
+        parts.append(f"{name.rpartition('.')[2]}{shown}")
+    return re.sub(r"[^\w.+-]", "", "-".join(parts))
+
+
+def _maker(method: str) -> Callable[..., Any]:
+    """What makes the method: the registry's entry, or what stands under a dotted name elsewhere.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    if method in REDISTRIBUTORS:
+        return REDISTRIBUTORS[method]
+    module, _, name = method.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # a module may raise anything while it is imported
+        raise ValueError(
+            f"{module} cannot be imported ({type(error).__name__}: {error}); start from the folder that holds it, or "
+            "name that folder in PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"{module} has no class {name}; write package.module.Class")
+    return found
+
+
+def _inner_settings(make: Callable[..., Any]) -> frozenset[str]:
+    """Settings that are redistributors themselves, by their annotation, which may be written as a text, or by their
+    default."""
+
+    def one(parameter: inspect.Parameter) -> bool:
+        written = parameter.annotation
+        names = re.findall(r"\w+", written) if isinstance(written, str) else []
+        of_type = Redistributor in (written, *get_args(written)) or Redistributor.__name__ in names
+        return of_type or isinstance(parameter.default, Redistributor)
+
+    return frozenset(name for name, parameter in inspect.signature(make).parameters.items() if one(parameter))
+
+
+def _pieces(text: str, separator: str) -> list[str]:
+    """What stands between separators that are in no bracket; an open bracket holds all that follows."""
+    pieces, depth = [""], 0
+    for character in text:
+        depth += DEPTH.get(character, 0)
+        if character == separator and depth == 0:
+            pieces.append("")
+        else:
+            pieces[-1] += character
+    return pieces
+
+
+def _balanced(text: str) -> bool:
+    """Whether every bracket that opens closes, and none before it opens."""
+    depths = list(accumulate(DEPTH.get(character, 0) for character in text))
+    return not depths or (depths[-1] == 0 and min(depths) >= 0)
+
+
+def _assignments(texts: Sequence[str]) -> dict[str, str]:
+    """Setting and value as written."""
     pairs = [text.partition("=") for text in texts if text.strip()]
     for name, equals, value in pairs:
         if not (name.strip() and equals and value.strip()):
-            raise ValueError(f"arm {arm!r}: expected setting=value, got {name + equals + value!r}")
+            raise ValueError(f"expected setting=value, got {name + equals + value!r}")
+    return {name.strip(): value for name, _, value in pairs}
+
+
+def _value(text: str) -> Any:
     try:
-        return {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"arm {arm!r}: a value cannot be read ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"a value cannot be read ({str(error).splitlines()[0]})") from error
 
 
 def with_settings(base: PPOConfig, changes: Mapping[str, Any]) -> PPOConfig:

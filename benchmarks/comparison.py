@@ -57,7 +57,8 @@ class Comparison:
     out: str = "runs/comparison"
     """Folder of the results. Calling again with the same settings resumes; arms and seeds may be added."""
     redistributors: str | list[str] = "sparse,uniform,abc"
-    """Arms: names, with settings as uniform(beta=0.8) and changed PPO settings as sparse@lam=1."""
+    """Arms: names, with settings as uniform(beta=0.8) and changed PPO settings as sparse@lam=1; a method of your own as
+    package.module.Class."""
     controls: str | list[str] = "sparse@lam=1"
     """Arms run besides: part of what dense credit buys at lam 0.95, sparse gets from lam 1. Empty for none."""
     seeds: int | list[int] = 5

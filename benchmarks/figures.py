@@ -65,13 +65,14 @@ def line_styles(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
     methods = {arm: _method(arm) for arm in arms}
     others = sorted({method for method in methods.values() if method not in COLOURS})
     colours = COLOURS | {method: SPARE_COLOURS[i % len(SPARE_COLOURS)] for i, method in enumerate(others)}
+    rounds = {method: i // len(SPARE_COLOURS) for i, method in enumerate(others)}  # a colour's second method is dashed
     seen: dict[str, int] = {}
     styles = {}
     for arm, method in methods.items():
         # The plain method is solid, whatever the order; variants take the other dashes in turn.
         rank = 0 if arm == method else seen.setdefault(method, 0) + 1
         seen[method] = max(seen.get(method, 0), rank)
-        styles[arm] = (colours[method], DASHES[rank % len(DASHES)])
+        styles[arm] = (colours[method], DASHES[(rank + rounds.get(method, 0)) % len(DASHES)])
     return styles
 
 

@@ -41,6 +41,10 @@ class TokenReward:
         """Why a request cannot be answered."""
         return why_not(request)
 
+    def probe(self, sequences: Sequences) -> CallableProbe:
+        """A probe of these responses, to measure an experiment alone and see what it costs."""
+        return CallableProbe(scores_of=self._scores, sequences=sequences)
+
     def _scores(self, prompts: list[list[int]], responses: list[list[int]]) -> Tensor:
         return _checked(self.fn(prompts, responses), len(responses), self.fn)
 
@@ -64,6 +68,10 @@ class TextReward:
     def why_not(self, request: EvidenceRequest) -> str:
         """Why a request cannot be answered."""
         return why_not(request)
+
+    def probe(self, sequences: Sequences) -> CallableProbe:
+        """A probe of these responses, to measure an experiment alone and see what it costs."""
+        return CallableProbe(scores_of=self._scores, sequences=sequences)
 
     def _scores(self, prompts: list[list[int]], responses: list[list[int]]) -> Tensor:
         return _checked(self.fn(*texts(self.decode, prompts, responses)), len(responses), self.fn)

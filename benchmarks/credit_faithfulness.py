@@ -1,0 +1,48 @@
+"""Is credit faithful to the score? Deletion and insertion curves, rank correlations, concentration, signs, cost.
+
+Responses of a task's initial policy are frozen; every method that its models provide for credits the same ones. All
+curves re-score altered texts with the reward model itself.
+"""
+
+import sys
+from dataclasses import replace
+
+from rich.console import Console
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from benchmarks import faithfulness_report as report
+from benchmarks import tables
+from benchmarks.arms import with_settings
+from benchmarks.cli import RECORD, measurement_folder, parse, read_record, write_json
+from benchmarks.faithfulness_study import Settings, study
+from benchmarks.publishing import publish
+from benchmarks.tasks import make_task
+from rlhf_core.config import PPOConfig
+
+NAME = "benchmarks.credit_faithfulness"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    settings = parse(Settings, NAME, argv)
+    disable_progress_bar()  # of every model file that is read
+    set_verbosity_error()
+    try:
+        task = make_task(settings.task, models=settings.models, cache=settings.cache, loading=settings.loading)
+        loaded, config = task.load(), replace(with_settings(PPOConfig(), task.ppo), seed=settings.seed)
+    except (ValueError, OSError) as error:
+        sys.exit(f"python -m {NAME}: error: {error}")
+    out = measurement_folder(settings, NAME)
+    try:
+        found = study(loaded, config, settings)
+    except ValueError as error:
+        sys.exit(f"python -m {NAME}: error: {error}")
+    write_json(out / RECORD, {**read_record(out), "datasets": {"prompts and models": loaded.fingerprint}})
+    tables.write(report.curve_table(found), out, "curves")
+    console = Console()
+    publish(report.over_random(found), {}, out, console, name="over_random")
+    publish(report.table(found), {"curves": report.figure(found)}, out, console)
+
+
+if __name__ == "__main__":
+    main()

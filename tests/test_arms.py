@@ -1,0 +1,113 @@
+"""Arms of methods from elsewhere, and of wrappers that hold another method."""
+
+import pickle
+import re
+import sys
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+
+from benchmarks.arms import parse_arms
+from redistributors import DecoderAttention, Sparse, Uniform
+from rlhf_core.types import Redistributor
+
+HERE = __name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrapper:
+    """Holds two methods, one named by its annotation, one known by its default only."""
+
+    inner: Redistributor = field(default_factory=Sparse)
+    other: object = Uniform()
+    written: "Redistributor | None" = None
+    n: int = 1
+    needs: ClassVar = frozenset()
+    causal: ClassVar = False
+    conserving: ClassVar = True
+
+    def __call__(self, rollout):
+        return self.inner(rollout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoMethod:
+    """Has nothing a redistributor has."""
+
+
+def only(text):
+    (arm,) = parse_arms(text)
+    return arm
+
+
+def test_a_method_from_elsewhere_is_imported_by_its_dotted_name():
+    arm = only("redistributors.uniform.Uniform(beta=0.5)@lam=1")
+    assert arm.redistributor() == Uniform(beta=0.5)
+    assert (arm.label, arm.changes) == ("redistributors.uniform.Uniform-beta0.5-lam1", {"lam": 1})
+    assert pickle.loads(pickle.dumps(arm)).redistributor() == Uniform(beta=0.5)
+
+
+def test_a_setting_that_is_a_redistributor_is_an_arm_of_its_own():
+    arm = only(f"{HERE}.Wrapper(inner=abc-d(rows=last, shift=1), n=3)")
+    assert arm.redistributor() == Wrapper(inner=DecoderAttention(rows="last", shift=1), n=3)
+    assert arm.label == f"{HERE}.Wrapper-inner+abc-d-rowslast-shift1+-n3"
+    assert only(f"{HERE}.Wrapper(other=sparse)").redistributor().other == Sparse()
+    assert only(f"{HERE}.Wrapper(written=sparse)").redistributor().written == Sparse()
+    deep = only(f"{HERE}.Wrapper(inner={HERE}.Wrapper(inner=uniform(beta=0.5)))@kl.init_coef=0.1")
+    assert deep.redistributor().inner.inner == Uniform(beta=0.5)
+    assert deep.changes == {"kl.init_coef": 0.1}
+    assert re.fullmatch(r"[\w.+-]+", deep.label)
+
+
+def test_which_method_a_setting_belongs_to_shows_in_the_label():
+    outer = only(f"{HERE}.Wrapper(inner={HERE}.Wrapper(inner=sparse), n=2)").label
+    assert outer != only(f"{HERE}.Wrapper(inner={HERE}.Wrapper(inner=sparse, n=2))").label
+
+
+def test_every_run_gets_its_own_inner_method():
+    arm = only(f"{HERE}.Wrapper(inner=uniform)")
+    assert arm.redistributor().inner is not arm.redistributor().inner
+
+
+def test_commas_part_arms_and_settings_only_outside_brackets():
+    arms = parse_arms(f"sparse@max_length=[3, 6], {HERE}.Wrapper(inner=abc-d(rows=last, shift=1), n=2),uniform")
+    assert [arm.method for arm in arms] == ["sparse", f"{HERE}.Wrapper", "uniform"]
+    assert arms[0].changes == {"max_length": [3, 6]}
+    assert arms[1].redistributor() == Wrapper(inner=DecoderAttention(rows="last", shift=1), n=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "nowhere.at.all.Method",
+            "'nowhere.at.all.Method': nowhere.at.all cannot be imported (ModuleNotFoundError",
+        ),
+        ("nowhere.Method", "start from the folder that holds it, or name that folder in PYTHONPATH"),
+        ("redistributors.uniform.Nobody", "redistributors.uniform has no class Nobody"),
+        ("redistributors.uniform.__doc__", "redistributors.uniform has no class __doc__"),
+        (f"{HERE}.NoMethod", "makes a NoMethod, which is no redistributor"),
+        ("redistributors.uniform.Uniform(beta=2)", "beta is the share"),
+        ("redistributors..Uniform", "cannot read the arm"),
+        (".uniform.Uniform", "cannot read the arm"),
+        (f"{HERE}.Wrapper(inner=magic)", "no redistributor 'magic'"),
+        (f"{HERE}.Wrapper(inner=uniform(beta=2))", "beta is the share"),
+        (f"{HERE}.Wrapper(inner=sparse@lam=1)", "cannot change PPO settings"),
+        (f"{HERE}.Wrapper(inner=abc(beta=1)", "cannot read the arm"),
+        (f"{HERE}.Wrapper(n=1)(n=2)", "cannot read the arm"),
+        ("uniform(beta=[1)", "cannot read the arm"),
+        ("sparse@seed=1", "cannot set its own"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(text, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        parse_arms([text])
+
+
+def test_what_a_module_raises_while_it_is_imported_is_told(tmp_path, monkeypatch):
+    (tmp_path / "half_written.py").write_text("raise KeyError('table')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="half_written cannot be imported \\(KeyError: 'table'\\)"):
+        parse_arms("half_written.Method")
+    assert "half_written" not in sys.modules
