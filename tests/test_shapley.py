@@ -266,6 +266,7 @@ def test_spans_by_hand():
         [0, -1, -1, -1, -1, -1, -1],
         [0, 0, 1, 2, -1, -1, -1],
     ]
+    assert spans_of(mask, 5)[1].tolist() == [0, 1, 2, -1, -1, -1, -1]
 
 
 def test_the_rest_of_the_score_goes_where_it_is_stated():
