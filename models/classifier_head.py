@@ -52,19 +52,49 @@ def find_head(model: PreTrainedModel) -> Head:
     )
 
 
+def last_hidden(
+    model: PreTrainedModel, attention_mask: Bool[Tensor, "batch position"], **inputs: Tensor
+) -> Float[Tensor, "batch position hidden"]:
+    """Last hidden states of right-padded rows, given as ``input_ids`` or ``inputs_embeds``, with gradient where
+    enabled; what stands on padding has no meaning."""
+    output = model.base_model(**inputs, attention_mask=attention_mask.long(), use_cache=False, return_dict=True)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def pooled_logits(
+    head: Head, hidden: Float[Tensor, "batch position hidden"], attention_mask: Bool[Tensor, "batch position"]
+) -> Float[Tensor, "batch label"]:
+    """The head at the position it reads."""
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return head.apply(hidden[rows, head.positions(attention_mask)])
+
+
 def read_logits(
     model: PreTrainedModel,
     head: Head,
     input_ids: Int[Tensor, "batch position"],
     attention_mask: Bool[Tensor, "batch position"],
 ) -> Float[Tensor, "batch label"]:
-    """Logits of right-padded rows, with gradient where enabled; what stands on padding has no meaning."""
-    output = model.base_model(
-        input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False, return_dict=True
-    )
-    rows = torch.arange(len(input_ids), device=input_ids.device)
-    logits: Tensor = head.apply(output.last_hidden_state[rows, head.positions(attention_mask)])
-    return logits
+    """Logits of right-padded rows, with gradient where enabled."""
+    return pooled_logits(head, last_hidden(model, attention_mask, input_ids=input_ids), attention_mask)
+
+
+@torch.no_grad()
+def why_not_causal(model: PreTrainedModel, head: Head) -> str:
+    """Why the model has no score of a beginning without reading on, in words; empty where it has.
+
+    Found out by exchanging the last of nine tokens: the states before it must not move."""
+    if head.reads != "last":
+        return "it reads its score at the first token, which sees the whole text"
+    ids = torch.arange(9, device=model.device).repeat(2, 1)
+    ids[1, -1] = 0
+    hidden = last_hidden(model, torch.ones_like(ids, dtype=torch.bool), input_ids=ids)[:, :-1].float()
+    moved = float((hidden[0] - hidden[1]).norm() / hidden.norm().clamp(min=1e-6))
+    exact = model.dtype in (torch.float32, torch.float64) and not getattr(model, "is_quantized", False)
+    if moved <= (1e-5 if exact else 5e-2):
+        return ""
+    return f"its states before a token move with that token (by {moved:.1e} of their 2-norm): it is not causal"
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Reward models: sequence classifiers whose score and attention evidence come from one forward pass."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,23 +15,34 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from models.adapters import WEIGHTS, adapter_folder, base_source, peft_on_new_transformers
 from models.attention import AttentionReader, UnsupportedAttention
-from models.classifier_head import HEAD_NAMES, context_length, find_head, read_logits, require_own_logits
+from models.classifier_head import (
+    HEAD_NAMES,
+    context_length,
+    find_head,
+    last_hidden,
+    pooled_logits,
+    require_own_logits,
+    why_not_causal,
+)
 from models.files import require_safe_files
 from models.finetuning import load_trunk
 from models.intact import require_finite_weights, require_intact, some
 from models.loading import DType, ModelSource, find_tokenizer, load_tokenizer
+from models.probe import ClassifierProbe, Judge, null_token, read_states
 from models.prompts import listed, prompt_problems
 from models.qlora import four_bit_config, keep_unpacked
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches
-from rlhf_core.evidence import AttentionTap, EvidenceRequest, Layout
+from rlhf_core.evidence import AttentionTap, EvidenceRequest, HiddenTap, Layout
 from rlhf_core.memory import TokenBudget, run_in_parts
+from rlhf_core.probe import Ability, Experiment, measured
 from rlhf_core.reading import reading
 from rlhf_core.types import Scored, Sequences
 
 ScoreKind = Literal["single_logit", "logit_difference"]
 Precision = Literal["float32", "bfloat16", "float16"]
 LABELS = {"single_logit": 1, "logit_difference": 2}
+ABILITIES: tuple[Ability, ...] = ("delete", "replace", "prefix_scores", "embedding_gradients")
 
 
 @final
@@ -65,12 +77,23 @@ class ClassifierReward:
             )
         if micro_batch_tokens < 1:
             raise ValueError(f"micro_batch_tokens must be at least 1, got {micro_batch_tokens}")
-        self.kind, self.micro_batch_tokens = score, micro_batch_tokens
+        self.kind = score
+        self._budget = TokenBudget(setting="the reward model's micro_batch_tokens", tokens=micro_batch_tokens)
         self.head = find_head(model)
+        self._judge = Judge(model=model, head=self.head, scalar=self._scalar, null_id=null_token(tokenizer))
         if self.head.reads == "first" and tokenizer.cls_token_id is None:
             raise ValueError(f"{self.name} reads its score at [CLS], but its tokenizer has no cls token")
         rounds = model.dtype != torch.float32 or getattr(model, "is_quantized", False)
         require_own_logits(model, self.head, tolerance=5e-2 if rounds else 1e-4)
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of a pass at most, padding included; less than was set once memory has run out."""
+        return self._budget.tokens
+
+    @micro_batch_tokens.setter
+    def micro_batch_tokens(self, tokens: int) -> None:
+        self._budget.tokens = tokens
 
     @property
     def vocab_size(self) -> int:
@@ -91,14 +114,33 @@ class ClassifierReward:
         """Why ``request`` cannot be answered, in words; empty where it can."""
         if request.source != "reward":
             return f"{request} is asked of the {request.source}, not of a reward model"
-        if not isinstance(request, AttentionTap):
-            return f"a classifier answers AttentionTap requests only, not {type(request).__name__}"
+        if isinstance(request, AttentionTap):
+            return self._why_no_attention(request.layer)
+        if isinstance(request, HiddenTap):
+            return self._not_causal
+        if isinstance(request, Experiment):
+            return "; ".join(reason for ability in sorted(request.uses) if (reason := self._why_unable(ability)))
+        return f"a classifier answers AttentionTap, HiddenTap and Experiment requests, not {type(request).__name__}"
+
+    def _why_no_attention(self, layer: int) -> str:
         if isinstance(self._attention, str):
             return self._attention
         layers = self._attention.n_layers
-        if not -layers <= request.layer < layers:
-            return f"{self.name} has attention layers 0 to {layers - 1}, not {request.layer}"
-        return ""
+        return "" if -layers <= layer < layers else f"{self.name} has attention layers 0 to {layers - 1}, not {layer}"
+
+    def _why_unable(self, ability: str) -> str:
+        """Why its probe cannot do something that an experiment uses."""
+        if ability == "prefix_scores":
+            return self._not_causal
+        if ability == "replace" and self._judge.null_id is None:
+            return f"{self.name}: its tokenizer has no token that stands for nothing; delete tokens instead"
+        return "" if ability in ABILITIES else f"a classifier's probe knows {', '.join(ABILITIES)}, not {ability}"
+
+    @cached_property
+    def _not_causal(self) -> str:
+        """Why there are no states that know only the beginning of a text; empty where there are."""
+        reason = why_not_causal(self.model, self.head)
+        return reason and f"{self.name} cannot score beginnings: {reason}"
 
     @cached_property
     def _attention(self) -> AttentionReader | str:
@@ -124,8 +166,9 @@ class ClassifierReward:
 
     @torch.no_grad()
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """Score every row, and answer ``needs``, in one pass a micro-batch. Where one runs out of memory, all are made
-        smaller, and ``micro_batch_tokens`` stays at what fitted.
+        """Score every row, and answer the taps among ``needs``, in one pass a micro-batch; then each experiment, with a
+        probe of its own. Where a pass runs out of memory, all are made smaller, and ``micro_batch_tokens`` stays at
+        what fitted.
 
         Raises:
             MemoryError: a single row ran out of memory.
@@ -135,10 +178,22 @@ class ClassifierReward:
         for request in needs:
             if reason := self.why_not(request):
                 raise ValueError(f"{request} cannot be measured: {reason}")
-        home, device = sequences.response_ids.device, self.model.device
         self._require_readable(sequences)
+        experiments = [request for request in needs if isinstance(request, Experiment)]
+        scored = self._scored(sequences, needs - frozenset(experiments))
+        evidence = dict(scored.evidence)
+        evidence |= {request: measured(request, self.probe(sequences)) for request in experiments}
+        return Scored(scores=scored.scores, evidence=evidence)
+
+    def probe(self, sequences: Sequences) -> ClassifierProbe:
+        """A probe of these responses, to measure an experiment alone and see what it costs."""
+        return ClassifierProbe(judge=self._judge, sequences=sequences, budget=self._budget)
+
+    def _scored(self, sequences: Sequences, taps: frozenset[EvidenceRequest]) -> Scored:
+        home, device = sequences.response_ids.device, self.model.device
         scores = torch.zeros(len(sequences), device=home)
-        evidence = {request: torch.zeros(sequences.response_ids.shape, device=home) for request in needs}
+        shape = sequences.response_ids.shape
+        evidence = {request: torch.zeros(request.shape(*shape), device=home) for request in taps}
 
         def score_rows(chosen: Int[Tensor, " row"]) -> None:
             part = sequences.select(chosen)
@@ -149,14 +204,12 @@ class ClassifierReward:
                 response_mask=mask,
                 read_positions=self.head.positions(real),
             )
-            batch_scores, answers = self._forward(ids, real, cast(frozenset[AttentionTap], needs), layout)
-            scores[chosen] = batch_scores.to(home)
+            batch_scores, answers = self._forward(ids, real, taps, layout)
+            scores[chosen] = batch_scores.to(home, scores.dtype)
             for request, answer in answers.items():
-                evidence[request][chosen, : answer.shape[1]] = answer.to(home)
+                evidence[request][chosen, : answer.shape[1]] = answer.to(home, scores.dtype)
 
-        budget = TokenBudget(setting="the reward model's micro_batch_tokens", tokens=self.micro_batch_tokens)
-        run_in_parts(score_rows, partial(micro_batches, sequences), sequences.lengths, budget, phase="scoring")
-        self.micro_batch_tokens = budget.tokens
+        run_in_parts(score_rows, partial(micro_batches, sequences), sequences.lengths, self._budget, phase="scoring")
         return Scored(scores=scores, evidence=evidence)
 
     def score_ids(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, " row"]:
@@ -173,16 +226,23 @@ class ClassifierReward:
         return self.score(_last_token_as_response(rows), frozenset()).scores
 
     def _forward(
-        self, input_ids: Tensor, attention_mask: Tensor, needs: frozenset[AttentionTap], layout: Layout
-    ) -> tuple[Tensor, dict[AttentionTap, Tensor]]:
-        if not needs:
-            return self._scalar(read_logits(self.model, self.head, input_ids, attention_mask)), {}
-        with cast(AttentionReader, self._attention).capture(needs, layout) as answers:
-            logits = read_logits(self.model, self.head, input_ids, attention_mask)
-        return self._scalar(logits), answers
+        self, input_ids: Tensor, attention_mask: Tensor, taps: frozenset[EvidenceRequest], layout: Layout
+    ) -> tuple[Tensor, dict[EvidenceRequest, Tensor]]:
+        attention = [request for request in taps if isinstance(request, AttentionTap)]
+        reader: AbstractContextManager[dict[AttentionTap, Tensor]] = nullcontext({})
+        if attention:
+            reader = cast(AttentionReader, self._attention).capture(attention, layout)
+        with reader as answers:
+            hidden = last_hidden(self.model, attention_mask, input_ids=input_ids)
+        found: dict[EvidenceRequest, Tensor] = dict(answers.items())
+        for request in taps:
+            if isinstance(request, HiddenTap):
+                positions, mask = layout.response_positions, layout.response_mask
+                found[request] = read_states(request, hidden, positions, mask, self._judge)
+        return self._scalar(pooled_logits(self.head, hidden, attention_mask)), found
 
     def _scalar(self, logits: Float[Tensor, "batch label"]) -> Float[Tensor, " batch"]:
-        logits = logits.float()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits[:, 0] if self.kind == "single_logit" else logits[:, 1] - logits[:, 0]
 
     def _require_readable(self, sequences: Sequences) -> None:

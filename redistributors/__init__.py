@@ -5,6 +5,7 @@ from functools import partial
 from types import MappingProxyType
 
 from redistributors.decoder_attention import DecoderAttention
+from redistributors.prefix_difference import PrefixDifference
 from redistributors.reward_attention import RewardAttention
 from redistributors.sparse import Sparse
 from redistributors.uniform import Uniform
@@ -17,8 +18,9 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
         "abc": RewardAttention,
         "abc-d": partial(DecoderAttention, rows="mean"),
         "abc-d2": partial(DecoderAttention, rows="last"),
+        "prefix-difference": PrefixDifference,
     }
 )
 """Every method by name; each is constructible without arguments and takes its own settings as keywords."""
 
-__all__ = ["REDISTRIBUTORS", "DecoderAttention", "RewardAttention", "Sparse", "Uniform"]
+__all__ = ["REDISTRIBUTORS", "DecoderAttention", "PrefixDifference", "RewardAttention", "Sparse", "Uniform"]

@@ -1,4 +1,6 @@
-"""The one helper behind every redistributor that spreads a score over weights."""
+"""What redistributors that read evidence share: weights that a score is spread over, and signed attributions."""
+
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,21 +10,23 @@ from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.masking import last_token
 from rlhf_core.types import Rollout
 
+Residual = Literal["last", "uniform", "nowhere"]
 
-def evidence_of(rollout: Rollout, request: EvidenceRequest, who: str) -> Float[Tensor, "batch response"]:
+
+def evidence_of(rollout: Rollout, request: EvidenceRequest, who: str) -> Float[Tensor, "batch ..."]:
     """What ``rollout`` holds for ``request``.
 
     Raises:
-        ValueError: it holds nothing for it, or something of another shape than the responses.
+        ValueError: it holds nothing for it, or something of another shape than the request states.
     """
     if request not in rollout.evidence:
         raise ValueError(
             f"{who} needs {request!r}, which this rollout does not hold; collect it with a trainer whose redistributor "
             "needs it"
         )
-    evidence, shape = rollout.evidence[request], rollout.sequences.response_mask.shape
-    if evidence.shape != shape:
-        raise ValueError(f"{who}: evidence of shape {tuple(evidence.shape)} for responses of shape {tuple(shape)}")
+    evidence, responses = rollout.evidence[request], rollout.sequences.response_mask.shape
+    if tuple(evidence.shape) != request.shape(*responses):
+        raise ValueError(f"{who}: evidence of shape {tuple(evidence.shape)} for responses of shape {tuple(responses)}")
     return evidence
 
 
@@ -61,6 +65,29 @@ def spread(
     """beta · credit_t · score + (1 − beta) · [t = T] · score (paper, eq. 8); sums to the score for every beta."""
     weights = beta * credit + (1 - beta) * last_token(mask)
     return torch.where(mask & (weights != 0), weights * scores[:, None], 0).detach()
+
+
+def signed(
+    attributions: Float[Tensor, "batch response"], rollout: Rollout, *, residual: Residual
+) -> Float[Tensor, "batch response"]:
+    """Attributions in raw score units as token scores: times the score's scale, never divided by their sum.
+
+    What they leave of the score (its baseline, centring, clipping, what an approximation misses) goes to the "last"
+    token, in equal parts to all ("uniform"), or "nowhere"; only then is the sum not the score.
+    """
+    mask = rollout.sequences.response_mask
+    token_scores = torch.where(mask, attributions * rollout.score_scale, 0).to(rollout.scores.dtype)
+    left = (rollout.scores - token_scores.sum(1))[:, None]
+    shares = {"last": last_token(mask).to(left.dtype), "uniform": mask / mask.sum(1, keepdim=True)}
+    if residual in shares:
+        token_scores = token_scores + left * shares[residual]
+    return token_scores.detach()
+
+
+def check_residual(residual: object, who: str) -> None:
+    """Raise ValueError for what is no place for a residual."""
+    if residual not in list(get_args(Residual)):
+        raise ValueError(f"{who}: residual must be one of {', '.join(get_args(Residual))}, got {residual!r}")
 
 
 def fallback_fraction(evidence: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"]) -> float:

@@ -1,11 +1,12 @@
 """Evidence: what a redistributor wants to know about a response beyond its score.
 
 A request is a frozen, hashable value that names its source and carries its parameters. A *tap* rides on the forward
-pass that is made anyway: the model hands it the few attention rows it names, and it reduces them to one number a
-token, so that no (token, token) map outlives the layer. A new method brings its own tap; models and engine stay as
-they are.
+pass that is made anyway: the model hands it the few attention rows it names, or its hidden states, and it reduces them,
+so that no (token, token) map outlives the layer. What needs passes of its own is an ``Experiment``
+(:mod:`rlhf_core.probe`). A new method brings its own request; models and engine stay as they are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,9 +32,14 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class EvidenceRequest:
-    """Base of every request; a model answers it with a float tensor of shape (batch, response), 0 on padding."""
+    """Base of every request; a model answers it with a float tensor of the shape it states, 0 on padding."""
 
     source: Source
+
+    def shape(self, batch: int, response: int) -> tuple[int, ...]:
+        """Shape of the answer for so many responses of so many tokens, padding included; its first axis is the
+        batch."""
+        return (batch, response)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,40 @@ class AttentionTap(EvidenceRequest):
         ``seen_by`` counts the rows asked for that may look at each response token: causality, padding and a sliding
         window of the layer decide, not the weights."""
         return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenTap(EvidenceRequest):
+    """Evidence read off the last hidden states of a causal reward model, at the states *before* each response token.
+
+    No state knows the token it precedes or anything later, so neither does the evidence: it is causal, and a model
+    whose earlier states change with later tokens refuses it.
+    """
+
+    source: Source = "reward"
+
+    def read(
+        self,
+        hidden: Float[Tensor, "batch response hidden"],
+        score: Callable[[Float[Tensor, "batch response hidden"]], Float[Tensor, "batch response"]],
+    ) -> Float[Tensor, "batch response ..."]:
+        """Reduce ``hidden[:, t]``, the state that has read the prompt and the tokens before t; ``score`` is the model's
+        own head, in raw score units. What stands on padding is thrown away."""
+        raise TypeError(f"{type(self).__name__} must say what it reads off hidden states")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixScores(HiddenTap):
+    """r(x, y_<t), the raw score of the state before response token t: what the reward model would say of a response
+    that ends there. Column 0 is r(x, nothing); r(x, y) itself is ``rollout.raw_scores``."""
+
+    def read(
+        self,
+        hidden: Float[Tensor, "batch response hidden"],
+        score: Callable[[Float[Tensor, "batch response hidden"]], Float[Tensor, "batch response"]],
+    ) -> Float[Tensor, "batch response"]:
+        """The head at every state."""
+        return score(hidden)
 
 
 @dataclass(frozen=True, kw_only=True)

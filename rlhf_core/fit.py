@@ -230,7 +230,8 @@ class Fit:
 
     def _write_samples(self, rollout: Rollout) -> None:
         first = torch.arange(min(SAMPLE_TEXTS, len(rollout.sequences)))
-        prompts, responses = texts(self.trainer.policy.decode, rollout.sequences.select(first))
+        shown = rollout.sequences.select(first)
+        prompts, responses = texts(self.trainer.policy.decode, shown.prompts(), shown.responses())
         with contextlib.closing(self.run.record(SAMPLES)) as samples:
             for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
                 samples.write(

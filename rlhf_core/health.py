@@ -222,6 +222,6 @@ def _lands_early(redistributor: Redistributor) -> bool:
         raw_scores=torch.ones(1),
         scores=torch.ones(1),
         score_scale=1.0,
-        evidence={request: torch.ones(1, 3) for request in redistributor.needs},
+        evidence={request: torch.ones(request.shape(1, 3)) for request in redistributor.needs},
     )
     return bool((redistributor(probe)[:, :-1] != 0).any())

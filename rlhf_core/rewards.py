@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlhf_core.callable_probe import CallableProbe, Scores, why_not
 from rlhf_core.config import ScoreConfig
 from rlhf_core.distributed import global_sum
 from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.probe import Experiment, measured
 from rlhf_core.types import Policy, RewardModel, Scored, Sequences
 
 TextScorer = Callable[[list[str], list[str]], Sequence[float]]
@@ -22,50 +24,64 @@ IdScorer = Callable[[list[list[int]], list[list[int]]], Sequence[float]]
 
 @dataclass(frozen=True)
 class TokenReward:
-    """A callable on token ids, ``fn(prompts, responses) -> scores``, as a reward model. It can show no evidence."""
+    """A callable on token ids, ``fn(prompts, responses) -> scores``, as a reward model. Of evidence it can show what
+    scores of shortened responses tell (leave-one-out, Shapley values)."""
 
     fn: IdScorer
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
         """One score per response; raises ValueError where the callable returns something else."""
-        scores = self.fn(sequences.prompts(), sequences.responses())
-        return _scored(scores, sequences, self.fn)
+        return _scored(self._scores, sequences, needs)
 
     def provides(self, request: EvidenceRequest) -> bool:
-        """Never: a callable returns a number and nothing else."""
-        return False
+        """Experiments that only delete tokens."""
+        return not self.why_not(request)
+
+    def why_not(self, request: EvidenceRequest) -> str:
+        """Why a request cannot be answered."""
+        return why_not(request)
+
+    def _scores(self, prompts: list[list[int]], responses: list[list[int]]) -> Tensor:
+        return _checked(self.fn(prompts, responses), len(responses), self.fn)
 
 
 @dataclass(frozen=True)
 class TextReward:
-    """A callable on texts, ``fn(prompts, responses) -> scores``, as a reward model. It can show no evidence."""
+    """A callable on texts, ``fn(prompts, responses) -> scores``, as a reward model. Of evidence it can show what scores
+    of shortened responses tell (leave-one-out, Shapley values)."""
 
     fn: TextScorer
     decode: Decode
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
         """One score per response; raises ValueError where the callable returns something else."""
-        scores = self.fn(*texts(self.decode, sequences))
-        return _scored(scores, sequences, self.fn)
+        return _scored(self._scores, sequences, needs)
 
     def provides(self, request: EvidenceRequest) -> bool:
-        """Never: a callable returns a number and nothing else."""
-        return False
+        """Experiments that only delete tokens."""
+        return not self.why_not(request)
+
+    def why_not(self, request: EvidenceRequest) -> str:
+        """Why a request cannot be answered."""
+        return why_not(request)
+
+    def _scores(self, prompts: list[list[int]], responses: list[list[int]]) -> Tensor:
+        return _checked(self.fn(*texts(self.decode, prompts, responses)), len(responses), self.fn)
 
 
-def texts(decode: Decode, sequences: Sequences) -> tuple[list[str], list[str]]:
+def texts(decode: Decode, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> tuple[list[str], list[str]]:
     """Prompts and responses as texts that, joined, are the decoded whole.
 
     Decoded by itself, a response may lose what a tokenizer writes only between tokens (a leading space, with
     SentencePiece). Where the whole does not begin with its decoded prompt, the response is decoded by itself.
     """
-    prompts, alone = decode(sequences.prompts()), decode(sequences.responses())
-    wholes = decode([[*p, *r] for p, r in zip(sequences.prompts(), sequences.responses(), strict=True)])
-    responses = [
+    begins, alone = decode(prompts), decode(responses)
+    wholes = decode([[*p, *r] for p, r in zip(prompts, responses, strict=True)])
+    ends = [
         whole[len(prompt) :] if whole.startswith(prompt) else response
-        for prompt, response, whole in zip(prompts, alone, wholes, strict=True)
+        for prompt, response, whole in zip(begins, alone, wholes, strict=True)
     ]
-    return prompts, responses
+    return begins, ends
 
 
 def as_reward_model(reward: RewardModel | TextScorer, policy: Policy) -> RewardModel:
@@ -83,19 +99,39 @@ def as_reward_model(reward: RewardModel | TextScorer, policy: Policy) -> RewardM
     )
 
 
-def _scored(scores: Any, sequences: Sequences, fn: object) -> Scored:
+def _scored(scores_of: Scores, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
+    """Scores, then evidence.
+
+    Raises:
+        ValueError: a need that a callable cannot answer, or what it returns is not one number a response.
+    """
+    for request in needs:
+        if reason := why_not(request):
+            raise ValueError(f"{request} cannot be measured: {reason}")
+    home = sequences.response_ids.device
+    scores = scores_of(sequences.prompts(), sequences.responses()).to(home)
+    evidence = {
+        request: measured(request, CallableProbe(scores_of=scores_of, sequences=sequences)).to(home)
+        for request in needs
+        if isinstance(request, Experiment)
+    }
+    return Scored(scores=scores, evidence=dict(evidence.items()))
+
+
+def _checked(scores: Any, responses: int, fn: object) -> Float[Tensor, " row"]:
+    """What a callable returned, as float32."""
     try:
         given = torch.as_tensor(scores) if isinstance(scores, Tensor | np.ndarray) else scores
         if isinstance(given, Tensor) and (given.is_complex() or given.layout != torch.strided):
             raise TypeError("an imaginary part, or what a sparse tensor leaves out, would be lost without a word")
-        values = torch.as_tensor(given, dtype=torch.float32, device=sequences.response_ids.device).detach()
+        values = torch.as_tensor(given, dtype=torch.float32).detach()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(
-            f"reward {fn!r} must return a number for each of the {len(sequences)} responses, got {shortened(scores)}"
+            f"reward {fn!r} must return a number for each of the {responses} responses, got {shortened(scores)}"
         ) from error
-    if values.shape != (len(sequences),):
-        raise ValueError(f"reward {fn!r} returned scores of shape {tuple(values.shape)} for {len(sequences)} responses")
-    return Scored(scores=values, evidence={})
+    if values.shape != (responses,):
+        raise ValueError(f"reward {fn!r} returned scores of shape {tuple(values.shape)} for {responses} responses")
+    return values
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def _evaluate(
 ) -> Evaluation:
     mask = sequences.response_mask
     logprobs, values, entropy = (torch.zeros(mask.shape, device=mask.device) for _ in range(3))
-    evidence = {request: torch.zeros(mask.shape, device=mask.device) for request in needs}
+    evidence = {request: torch.zeros(request.shape(*mask.shape), device=mask.device) for request in needs}
 
     def measure_rows(rows: Int[Tensor, " row"]) -> None:
         part = policy.evaluate(sequences.select(rows), needs)
@@ -172,4 +172,7 @@ def _reference_logprobs(policy: Policy, sequences: Sequences, budget: TokenBudge
 
 
 def _put(whole: Tensor, rows: Tensor, part: Tensor) -> None:
-    whole[rows, : part.shape[1]] = part.to(whole.dtype)
+    """Rows of a part, which may be narrower in its second axis, where they belong in the whole."""
+    columns = part.shape[1] if part.ndim > 1 else 0
+    home = whole[:, :columns] if columns else whole
+    home[rows] = part.to(whole.dtype)

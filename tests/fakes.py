@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.evidence import AttentionTap, EvidenceRequest
 from rlhf_core.types import Evaluation, Limits, Rollout, Sequences
 
 EOS = 0
@@ -147,3 +147,16 @@ def rollout_of(
         score_scale=1.0,
         evidence=evidence or {},
     )
+
+
+def evidence_for(redistributor: Any, mask: Tensor, seed: int = 1) -> dict[EvidenceRequest, Tensor]:
+    """Made-up evidence: weights in [0, 1) for attention, numbers of both signs for the rest; 0 on padding."""
+    generator = torch.Generator().manual_seed(seed)
+    evidence = {}
+    for request in sorted(redistributor.needs, key=repr):
+        shape = request.shape(*mask.shape)
+        drawn = torch.rand(shape, generator=generator)
+        if not isinstance(request, AttentionTap):
+            drawn = 4 * drawn - 2
+        evidence[request] = drawn * mask.reshape(*mask.shape, *(1 for _ in shape[2:])) if len(shape) > 1 else drawn
+    return evidence

@@ -179,7 +179,7 @@ def test_says_why_a_request_cannot_be_answered() -> None:
         ReadRow(layer=2): "attention layers 0 to 1, not 2",
         ReadRow(layer=-3): "attention layers 0 to 1",
         ReadRow(source="policy"): "asked of the policy",
-        FullKL(source="reward"): "AttentionTap requests only, not FullKL",
+        FullKL(source="reward"): "AttentionTap, HiddenTap and Experiment requests, not FullKL",
     }
     for request, reason in wrong.items():
         assert not model.provides(request)

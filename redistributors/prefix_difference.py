@@ -1,0 +1,72 @@
+"""RED: a token's credit is what it adds to the reward model's score of the text so far."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from redistributors.credit import evidence_of
+from rlhf_core.evidence import EvidenceRequest, PrefixScores
+from rlhf_core.masking import last_token
+from rlhf_core.types import Rollout
+
+PromptShare = Literal["first", "last", "nowhere"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixDifference:
+    """token_score_t = γ Φ(s_{t+1}) − Φ(s_t), plus the score on the last token; Φ(s_t) = r(x, y_<t), Φ(end) = 0.
+
+    At γ = 1 that is r(x, y_≤t) − r(x, y_<t): RED (Li et al. 2024, "RED: Unleashing token-level rewards from holistic
+    feedback via reward redistribution"), which is RUDDER (Arjona-Medina et al. 2019) with the reward model as return
+    predictor. Potential-based shaping (Ng, Harada and Russell 1999) of the sparse reward, and so exact for every λ at
+    γ = 1, and at other γ in the discounted sense: which response is best does not change.
+
+    The differences sum to the score less the prompt's own share, Φ(s_1) = r(x, nothing). ``prompt_share`` says where
+    that goes: on the "first" token, as if Φ(s_1) were 0, which is a potential too (sums to the score at γ = 1); on the
+    "last" (sums to the score; the part moved is a constant of the prompt, which is no shaping where λ or γ < 1); or
+    "nowhere" (sums to the score less the share, discounted).
+
+    ``gamma`` must be the config's. A reward model that reads on before it scores (BERT) refuses.
+    """
+
+    gamma: float = 1.0
+    prompt_share: PromptShare = "first"
+    causal: ClassVar[bool] = True
+    needs: ClassVar[frozenset[EvidenceRequest]] = frozenset({PrefixScores()})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float) or not 0 <= self.gamma <= 1:
+            raise ValueError(f"PrefixDifference: gamma is a discount in [0, 1], got {self.gamma!r}")
+        if self.prompt_share not in get_args(PromptShare):
+            raise ValueError(
+                f"PrefixDifference: prompt_share must be one of {', '.join(get_args(PromptShare))}, "
+                f"got {self.prompt_share!r}"
+            )
+
+    @property
+    def conserving(self) -> bool:
+        """Undiscounted, and unless the prompt's share is left out."""
+        return self.gamma == 1 and self.prompt_share != "nowhere"
+
+    def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
+        """Token scores (batch, response), in score units."""
+        mask = rollout.sequences.response_mask
+        potential = rollout.score_scale * evidence_of(rollout, PrefixScores(), "PrefixDifference")
+        of_prompt, end = potential[:, :1], rollout.scores[:, None]
+        if self.prompt_share == "first":
+            potential = torch.cat([torch.zeros_like(of_prompt), potential[:, 1:]], dim=1)
+        elif self.prompt_share == "last":
+            end = end + of_prompt
+        token_scores = shaped(potential, mask, gamma=self.gamma) + end * last_token(mask)
+        return token_scores.masked_fill(~mask, 0).detach()
+
+
+def shaped(
+    potential: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"], *, gamma: float
+) -> Float[Tensor, "batch response"]:
+    """γ Φ(s_{t+1}) − Φ(s_t) with Φ = 0 after the last token (Ng, Harada and Russell 1999)."""
+    known = torch.where(mask, potential, 0)
+    return gamma * torch.nn.functional.pad(known[:, 1:], (0, 1)) - known

@@ -1,0 +1,128 @@
+"""Experiments: evidence that needs passes of its own, and the probe they are made with.
+
+An ``Experiment`` says what to measure in terms of a ``Probe``; a model brings the probe, which cuts the work into
+micro-batches, draws what is random, and counts what it costs. So leave-one-out, integrated gradients and Shapley values
+are a few lines beside their redistributor, and a new one touches neither engine nor models.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.types import Sequences
+
+Ability = Literal["delete", "replace", "prefix_scores", "embedding_gradients"]
+Absence = Literal["delete", "replace"]
+Baseline = Literal["null", "zero"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Variants:
+    """Altered responses, as many of every row: ``keep[i, v, t]`` says whether token t of row i stands in variant v.
+
+    What does not stand is taken out ("delete"), or becomes the model's null token ("replace"). Prompts are never
+    touched; a response may lose all its tokens. Equal variants of a row are scored once, so that rows which need fewer
+    can repeat one.
+    """
+
+    keep: Bool[Tensor, "batch variant response"]
+    absent: Absence
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PathPoint:
+    """The reward model at the embeddings e' + alpha (e − e') of the response tokens; raw score units.
+
+    ``contributions[:, t]`` = ⟨∂r/∂e_t, e_t − e'_t⟩, 0 on padding.
+    """
+
+    scores: Float[Tensor, " batch"]
+    contributions: Float[Tensor, "batch response"]
+
+
+@dataclass(kw_only=True)
+class Cost:
+    """What was spent so far: forward and backward passes, each counted once a row, the tokens of those rows, padding
+    left out, and wall-clock seconds."""
+
+    forwards: int = 0
+    backwards: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the seconds spent inside."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+@runtime_checkable
+class Probe(Protocol):
+    """One model asked about one batch of responses. All answers are in raw score units, without gradient."""
+
+    @property
+    def sequences(self) -> Sequences:
+        """The responses."""
+        ...
+
+    @property
+    def cost(self) -> Cost:
+        """What this probe has spent."""
+        ...
+
+    def scores(self, variants: Variants) -> Float[Tensor, "batch variant"]:
+        """Scores of altered responses."""
+        ...
+
+    def prefix_scores(self) -> Float[Tensor, "batch response"]:
+        """r(x, y_<t), all from one forward pass (see :class:`rlhf_core.evidence.PrefixScores`)."""
+        ...
+
+    def embedding_gradients(self, alpha: float, baseline: Baseline) -> PathPoint:
+        """Score and gradient on the straight path from a baseline (the null token's embedding, or zeros, in the place
+        of every response token; the prompt as it is) to the response."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(EvidenceRequest):
+    """Evidence measured with a probe; ``uses`` names what the probe must be able to do."""
+
+    uses: ClassVar[frozenset[Ability]] = frozenset()
+
+    def measure(self, probe: Probe) -> Float[Tensor, "batch ..."]:
+        """The evidence, of the shape that the request states."""
+        raise TypeError(f"{type(self).__name__} must say what it measures")
+
+
+def measured(experiment: Experiment, probe: Probe) -> Tensor:
+    """What the experiment gives, checked against the shape it states.
+
+    Raises:
+        ValueError: another shape.
+    """
+    answer = experiment.measure(probe)
+    wanted = experiment.shape(*probe.sequences.response_ids.shape)
+    if tuple(answer.shape) != wanted:
+        raise ValueError(f"{experiment} measured a tensor of shape {tuple(answer.shape)}, not the {wanted} it states")
+    return answer.detach()
+
+
+def generators(name: str, sequences: Sequences) -> list[torch.Generator]:
+    """A stream of random numbers for every row, fixed by ``name`` and the row's own tokens: a row draws the same alone,
+    in any batch, and in a run taken up again."""
+    pairs = zip(sequences.prompts(), sequences.responses(), strict=True)
+    digests = (hashlib.sha256(repr((name, prompt, response)).encode()).digest() for prompt, response in pairs)
+    return [torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1) for digest in digests]
