@@ -41,8 +41,8 @@ class RewardEnsemble:
         differing = [number for number, vocabulary in enumerate(vocabularies) if vocabulary != vocabularies[0]]
         if differing:
             raise ValueError(
-                f"RewardEnsemble: members {differing} read other tokens in the same ids than member 0; give a member with "
-                "another tokenizer as a RetokenisedReward"
+                f"RewardEnsemble: members {differing} read other tokens in the same ids than member 0; give a member "
+                "with another tokenizer as a RetokenisedReward"
             )
         # attributes that exist only where a member has them: the engine compares what it finds
         if vocabularies:
@@ -188,7 +188,9 @@ def load_reward_ensemble(
 def _adapter(source: ModelSource) -> str:
     folder = adapter_folder(source)
     if folder is None:
-        raise ValueError(f"{source.name_or_path} is no adapter; load whole reward models one by one, for RewardEnsemble")
+        raise ValueError(
+            f"{source.name_or_path} is no adapter; load whole reward models one by one, for RewardEnsemble"
+        )
     return folder
 
 

@@ -186,7 +186,9 @@ class ClassifierReward:
         return Scored(scores=scored.scores, evidence=evidence)
 
     def probe(self, sequences: Sequences) -> ClassifierProbe:
-        """A probe of these responses, to measure an experiment alone and see what it costs."""
+        """A probe of these responses, to measure an experiment alone and see what it costs; raises ValueError for rows
+        that ``score`` would refuse."""
+        self._require_readable(sequences)
         return ClassifierProbe(judge=self._judge, sequences=sequences, budget=self._budget)
 
     def _scored(self, sequences: Sequences, taps: frozenset[EvidenceRequest]) -> Scored:

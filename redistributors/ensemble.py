@@ -1,6 +1,6 @@
 """Credit of an ensemble: every member's own, weighted by how much of the score it answers for."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -27,9 +27,9 @@ class EnsembleCredit:
     ``members`` and ``aggregate`` must be those of the reward model, a ``RewardEnsemble``.
     """
 
-    inner: Redistributor = RewardAttention()
+    inner: Redistributor = field(default_factory=RewardAttention)
     members: int = 2
-    aggregate: Aggregate = Mean()
+    aggregate: Aggregate = field(default_factory=Mean)
     residual: Residual = "last"
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ tokens). Spans are half-open; those of the tokens of a text follow each other wi
 """
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -41,7 +41,7 @@ def ends_of_prefixes(prefixes: Sequence[str], text: str) -> list[int]:
             ends[token] = offsets[character]
         for part, token in enumerate(cut, start=1):
             ends[token] += size * part // parts
-    return [*ends[:-1], offsets[-1]]
+    return [*ends[:-1], offsets[-1]] if ends else []
 
 
 def agreement(one: str, other: str) -> int:
@@ -52,7 +52,7 @@ def agreement(one: str, other: str) -> int:
 
 def as_spans(ends: Sequence[int]) -> Int[Tensor, "token 2"]:
     """Start and end of tokens that follow each other from byte 0 on."""
-    return torch.tensor([[0, *ends[:-1]], list(ends)]).T.reshape(-1, 2)
+    return torch.tensor(list(pairwise([0, *ends])), dtype=torch.long).reshape(-1, 2)
 
 
 def shared_bytes(these: Int[Tensor, "this 2"], those: Int[Tensor, "that 2"]) -> Float[Tensor, "this that"]:
