@@ -5,7 +5,12 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainer
 from tokenizers import models as cores
 from transformers import PreTrainedTokenizerFast
 
-CORPUS = ["once upon a time there was a cat", "the cat sat on the mat and sang", "日本語のテスト 日本", "naïve café déjà vu"] * 5
+CORPUS = [
+    "once upon a time there was a cat",
+    "the cat sat on the mat and sang",
+    "日本語のテスト 日本",
+    "naïve café déjà vu",
+] * 5
 WORDS = "once upon a time there was the cat sat on mat and sang".split()
 PIECES = [
     *("a", "b", "z", "Q", "the", " ", "  ", "\n", "cat", "once upon", "1", ".", "é", "e\u0301", "a\u0323\u0302"),
