@@ -147,5 +147,8 @@ def _numbers(given: Any, who: str) -> Float[Tensor, "..."]:
 def _scored(
     rewards: Float[Tensor, "batch response"], sequences: Sequences, needs: frozenset[EvidenceRequest]
 ) -> Scored:
+    refused = [request for request in needs if not isinstance(request, OwnTokenRewards)]
+    if refused:
+        raise ValueError(f"a scorer with rewards of its own shows OwnTokenRewards and nothing else, not {refused}")
     rewards = rewards.float().to(sequences.response_ids.device)
     return Scored(scores=rewards.sum(1), evidence=dict.fromkeys(needs, rewards))

@@ -183,7 +183,7 @@ def test_the_same_tokenizer_on_both_sides_changes_nothing(tokenizer, text, eos):
 
 
 def test_boundaries_by_hand():
-    """abcdef: before ab nothing was read, before cde nothing whole (abc is open), before f abc and d, before EOS all."""
+    """abcdef: before ab nothing was read, before cde nothing whole (abc is open), before f abc and d, at EOS all."""
     policy, reward = segments(2, 3, 1, eos=True), segments(3, 1, 2)
     assert boundaries(reward, policy).tolist() == [0, 0, 2, 3]
     assert boundaries(segments(3, 1, 2, eos=True), policy).tolist() == [0, 0, 2, 3]

@@ -156,6 +156,18 @@ def parts_of(method, rollout, raw):
     return torch.stack(parts)
 
 
+def test_rows_do_not_depend_on_each_other_nor_on_padding():
+    method = EnsembleCredit(members=3, aggregate=Entropic(lam=0.7), residual="uniform")
+    rollout = rollout_with(method, RAW)
+    together = method(rollout)
+    for row in range(4):
+        alone = rollout.sequences.select(torch.tensor([row]))
+        shapes = {request: request.shape(*alone.response_ids.shape) for request in method.needs}
+        evidence = {request: rollout.evidence[request][row : row + 1, : shapes[request][1]] for request in shapes}
+        token_scores = method(rollout_of(alone, rollout.scores[row : row + 1], evidence))
+        torch.testing.assert_close(token_scores[0], together[row, : token_scores.shape[1]])
+
+
 @pytest.mark.parametrize("ddof", [0, 1])
 def test_uncertainty_weighting_is_the_mean_less_lam_times_the_covariance_with_the_score(ddof):
     method = EnsembleCredit(members=3, aggregate=UncertaintyWeighted(lam=0.4, ddof=ddof))

@@ -1,5 +1,6 @@
 """A reward model with another tokenizer, against the texts told to it by hand."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -337,7 +338,7 @@ def test_two_steps_of_ppo_across_tokenizers(tmp_path, kind, method):
     for _ in range(2):
         figures = learner.step(["the cat sat", "once upon", "there was a", "the mat"])
         assert figures["conservation_error"] < 1e-5
-        assert all(value == value for value in figures.values())
+        assert all(map(math.isfinite, figures.values()))
 
 
 def test_a_real_tokenizer_judges_another_ones_texts(data_folder):

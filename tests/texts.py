@@ -11,7 +11,7 @@ CORPUS = [
     "日本語のテスト 日本",
     "naïve café déjà vu",
 ] * 5
-WORDS = "once upon a time there was the cat sat on mat and sang".split()
+WORDS = ["once", "upon", "a", "time", "there", "was", "the", "cat", "sat", "on", "mat", "and", "sang"]
 PIECES = [
     *("a", "b", "z", "Q", "the", " ", "  ", "\n", "cat", "once upon", "1", ".", "é", "e\u0301", "a\u0323\u0302"),
     *("日本", "語", "ーのテ", "😀", "👩\u200d👩\u200d👧", "🇯🇵", "𝔘", "ع", "\u202e", "\ufffd", "\u2028"),
