@@ -44,9 +44,7 @@ def overlap(reward: Segments, policy: Segments) -> Float[Tensor, "reward policy"
     """
     shared = torch.zeros(len(reward), len(policy))
     shared[: len(reward.spans), : len(policy.spans)] = shared_bytes(reward.spans, policy.spans)
-    if reward.eos and policy.eos:
-        shared[-1, -1] = 1
-    return row_shares(shared)
+    return row_shares(shared)  # EOS, without a byte, goes to the last column: the policy's EOS where it wrote one
 
 
 def boundaries(reward: Segments, policy: Segments) -> Int[Tensor, " policy"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import Literal, final, get_args
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ from rlhf_core.evidence import EvidenceRequest, HiddenTap, PrefixScores
 from rlhf_core.probe import Baseline, Cost, Experiment, PathPoint, Variants, measured
 from rlhf_core.types import Scored, Sequences
 
+Prefixes = Literal["boundary", "retold"]
+
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,12 +33,17 @@ class RetokenisedReward:
     :meth:`of`), whose special tokens are not part of what is said. A response keeps the policy's own cut into tokens,
     which need not be its tokenizer's cut of the text. ``telling`` says how the reward model is told.
 
-    Attention and embedding gradients are shared out by bytes, so that their sum is kept. Prefix scores are read at the
-    last reward token that ends at or before a policy token's first byte. Experiments with altered responses alter
-    policy tokens; "replace" writes the reward tokenizer's null token where they stood.
+    Attention and embedding gradients are shared out by bytes, so that their sum is kept. Experiments with altered
+    responses alter policy tokens; "replace" writes the reward tokenizer's null token where they stood.
+
+    ``prefixes``, how r(x, y_<t) is found: at a "boundary", from one pass over the whole text, at the last reward token
+    that ends at or before token t's first byte. How the reward tokenizer cuts a text depends on what follows, and so
+    does this, a little: where reward tokens are longer than the policy's, what comes after decides at a third to a half
+    of the boundaries which tokens were read. So prefix differences are no exact shaping then. "retold" tells every
+    beginning by itself, which is causal and exact, and takes as many passes as there are tokens.
 
     Raises:
-        ValueError: EOS is wanted after every response, and the reward tokenizer has none.
+        ValueError: EOS is wanted after every response, and the reward tokenizer has none; another ``prefixes``.
     """
 
     reward: ClassifierReward
@@ -44,13 +51,20 @@ class RetokenisedReward:
     eos_ids: tuple[int, ...]
     vocab_size: int
     telling: Telling
+    prefixes: Prefixes = "boundary"
 
     def __post_init__(self) -> None:
+        if self.prefixes not in list(get_args(Prefixes)):
+            raise ValueError(
+                f"RetokenisedReward: prefixes must be one of {', '.join(get_args(Prefixes))}, got {self.prefixes!r}"
+            )
         if self.telling.eos == "always" and self.reward.tokenizer.eos_token_id is None:
             raise ValueError("Telling: eos is 'always', but the reward model's tokenizer has no EOS token")
 
     @staticmethod
-    def of(reward: ClassifierReward, policy: CausalPolicy, telling: Telling) -> "RetokenisedReward":
+    def of(
+        reward: ClassifierReward, policy: CausalPolicy, telling: Telling, *, prefixes: Prefixes = "boundary"
+    ) -> "RetokenisedReward":
         """``reward`` for what ``policy`` writes."""
         return RetokenisedReward(
             reward=reward,
@@ -58,6 +72,7 @@ class RetokenisedReward:
             eos_ids=policy.eos_ids,
             vocab_size=policy.vocab_size,
             telling=telling,
+            prefixes=prefixes,
         )
 
     @property
@@ -97,13 +112,15 @@ class RetokenisedReward:
             if reason := self.why_not(request):
                 raise ValueError(f"{request} cannot be measured: {reason}")
         experiments = [request for request in needs if isinstance(request, Experiment)]
+        retold = [request for request in needs if isinstance(request, PrefixScores) and self.prefixes == "retold"]
         probe = self.probe(sequences)
-        scored = self.reward.score(probe.told, needs - frozenset(experiments))
+        scored = self.reward.score(probe.told, needs - frozenset(experiments) - frozenset(retold))
         crossing = probe.crossing
         evidence = {
             tap: crossing.before(found, scored.scores) if isinstance(tap, PrefixScores) else crossing.carry(found)
             for tap, found in scored.evidence.items()
         }
+        evidence |= {request: probe.prefix_scores().to(scored.scores) for request in retold}
         evidence |= {request: measured(request, replace(probe, cost=Cost())) for request in experiments}
         return Scored(scores=scored.scores, evidence=evidence)
 
@@ -159,29 +176,42 @@ class RetokenisedProbe:
         if keep.ndim != 3 or (keep.shape[0], keep.shape[2]) != (batch, width) or keep.shape[1] < 1:
             raise ValueError(f"variants of shape {tuple(keep.shape)} for {batch} responses of {width} tokens")
         absent = {"delete": bytes, "replace": self._null}[variants.absent]()
-        wanted = [
-            tuple(encode(self.bridge.reward.tokenizer, self.bridge.telling, said.altered(kept, absent)).ids)
-            for said, rows in zip(self.said, keep.tolist(), strict=True)
-            for kept in (row[: len(said.segments)] for row in rows)
+        rows = [
+            said.altered(kept[: len(said.segments)], absent)
+            for said, of_row in zip(self.said, keep.tolist(), strict=True)
+            for kept in of_row
         ]
-        distinct = {ids: number for number, ids in enumerate(dict.fromkeys(wanted))}
-        scores = self._scores(list(distinct))
-        which = torch.tensor([distinct[ids] for ids in wanted], device=scores.device)
-        return scores[which].reshape(keep.shape[:2])
+        return self._scores(rows, self.bridge.telling).reshape(keep.shape[:2])
 
     def prefix_scores(self) -> Float[Tensor, "batch response"]:
-        """r(x, y_<t) at the bytes where policy tokens start, from one pass; one more where the policy wrote on (EOS)
-        after the last reward token: what is known there is the score."""
+        """r(x, y_<t), found as ``prefixes`` of the bridge says."""
+        return {"boundary": self._at_boundaries, "retold": self._retold}[self.bridge.prefixes]()
+
+    def embedding_gradients(self, alpha: float, baseline: Baseline) -> PathPoint:
+        """On the path of the reward model's own response tokens, shared out by bytes."""
+        point = self._probe(self.told).embedding_gradients(alpha, baseline)
+        return PathPoint(scores=point.scores, contributions=self.crossing.carry(point.contributions))
+
+    def _at_boundaries(self) -> Float[Tensor, "batch response"]:
+        """From one pass; one more where the policy wrote on (EOS) after the last reward token: what is known there is
+        the score."""
         probe, mask = self._probe(self.told), self.told.response_mask
         ends = torch.zeros(len(mask), device=mask.device)
         if self.crossing.reads_ends:
             ends = probe.scores(Variants(keep=mask[:, None], absent="delete"))[:, 0]
         return self.crossing.before(probe.prefix_scores(), ends)
 
-    def embedding_gradients(self, alpha: float, baseline: Baseline) -> PathPoint:
-        """On the path of the reward model's own response tokens, shared out by bytes."""
-        point = self._probe(self.told).embedding_gradients(alpha, baseline)
-        return PathPoint(scores=point.scores, contributions=self.crossing.carry(point.contributions))
+    def _retold(self) -> Float[Tensor, "batch response"]:
+        """Every beginning as a text of its own, without what follows a response."""
+        lengths = [len(said.segments) for said in self.said]
+        beginnings = [
+            said.altered([token < end for token in range(length)], b"")
+            for said, length in zip(self.said, lengths, strict=True)
+            for end in range(length)
+        ]
+        scores = self._scores(beginnings, replace(self.bridge.telling, after="", eos="never"))
+        found = scores.new_zeros(self.crossing.shape)
+        return found.masked_scatter(self.sequences.response_mask.to(found.device), scores)
 
     def _probe(self, sequences: Sequences) -> ClassifierProbe:
         return replace(self.bridge.reward.probe(sequences), cost=self.cost)
@@ -193,12 +223,16 @@ class RetokenisedProbe:
             raise ValueError(f"{self.bridge.reward.name}: its tokenizer has no token that stands for nothing")
         return str(tokenizer.convert_ids_to_tokens(null)).encode()
 
-    def _scores(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, " row"]:
-        """Scores of whole rows. One of a single token stands as a prompt whose response is taken out."""
-        real = [len(ids) > 1 for ids in rows]
-        sequences = _sequences([ids[:1] for ids in rows], [ids[1:] or ids for ids in rows], self.sequences)
-        keep = sequences.response_mask & torch.tensor(real, device=sequences.response_mask.device)[:, None]
-        return self._probe(sequences).scores(Variants(keep=keep[:, None], absent="delete"))[:, 0]
+    def _scores(self, rows: Sequence[Said], how: Telling) -> Float[Tensor, " row"]:
+        """Scores of texts, each different one once. One of a single token stands as a prompt whose response is taken
+        out."""
+        told = [tuple(encode(self.bridge.reward.tokenizer, how, row).ids) for row in rows]
+        place = {ids: number for number, ids in enumerate(dict.fromkeys(told))}
+        sequences = _sequences([ids[:1] for ids in place], [ids[1:] or ids for ids in place], self.sequences)
+        mask = sequences.response_mask
+        keep = mask & torch.tensor([len(ids) > 1 for ids in place], device=mask.device)[:, None]
+        scores = self._probe(sequences).scores(Variants(keep=keep[:, None], absent="delete"))[:, 0]
+        return scores[torch.tensor([place[ids] for ids in told], device=scores.device)]
 
 
 def _sequences(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], like: Sequences) -> Sequences:

@@ -74,7 +74,7 @@ def spans_on(tokenizer, sequences, spans):
 def test_spans_by_hand():
     """ " sat" and "!" earn; a span that cuts a token shares by bytes, and EOS has none."""
     tokenizer = TOKENIZERS["byte-level"]
-    sequences = row_of(tokenizer, "the cat", " zzé")
+    sequences = row_of(tokenizer, "the café", " zzé")
     assert tokenizer.convert_ids_to_tokens(sequences.responses()[0]) == ["Ġ", "z", "z", "Ã©", "<eos>"]
     scored = spans_on(tokenizer, sequences, [[(0, 2, 3.0), (1, 4, 8.0), (3, 4, -1.0)]])
     assert scored.scores.tolist() == [10.0]
