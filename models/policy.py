@@ -20,14 +20,17 @@ from models.prompts import listed, prompt_problems
 from models.reference import Reference
 from models.rows import Rows, policy_layout, right_padded
 from models.sampling import CachedDecoder, sample_responses
+from models.sentence_ends import sentence_ends
 from models.token_statistics import recomputed_statistics, token_logprobs, token_statistics
 from models.value_head import ValueHead
-from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL, Source
+from rlhf_core.evidence import AttentionTap, EvidenceRequest, FullKL, SentenceEnds, Source, TokenEntropy
 from rlhf_core.types import Evaluation, Limits, Sequences
 
 Answers = Mapping[AttentionTap, Tensor]
 # (token, vocab) cells above which logits are made in parts, and once more for the backward pass: 1 GiB in float32.
 KEPT_CELLS = 2**28
+# Evidence that costs nothing: what every pass computes anyway, and what the tokens themselves tell.
+FREE = (TokenEntropy, SentenceEnds)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -108,7 +111,10 @@ class CausalPolicy:
         """Why ``provides`` says no, for an error message."""
         if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
             return self.attention_problem or f"there is no layer {request.layer}"
-        return f"a policy measures attention and full KL, not {type(request).__name__} of the {request.source}"
+        return (
+            "a policy measures attention, full KL, token entropy and sentence ends, not "
+            f"{type(request).__name__} of the {request.source}"
+        )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids, with the special tokens the tokenizer puts in front."""
@@ -161,11 +167,12 @@ class CausalPolicy:
         self._require_evidence(needs)
         sequences = _to(sequences, self.device)
         rows, targets = right_padded(sequences), _targets(sequences)
-        if not needs and self._in_parts(targets):
+        if all(isinstance(request, FREE) for request in needs) and self._in_parts(targets):
             with self._mode():
                 hidden, logprobs, entropies = self._statistics_in_parts(self._lm, rows, sequences, targets)
                 values = self._network.value_head(hidden)
-            return _evaluation(logprobs, values, entropies, sequences.response_mask, {})
+            free = self._free(needs, sequences, entropies)
+            return _evaluation(logprobs, values, entropies, sequences.response_mask, free)
         with self._mode():
             with self._captured("policy", needs, rows, sequences) as evidence:
                 predictions = response_predictions(self._lm, rows, sequences.response_mask)
@@ -178,7 +185,8 @@ class CausalPolicy:
             for request in needs
             if isinstance(request, FullKL)
         }
-        found = dict([*evidence.items(), *ref_evidence.items(), *full.items()])
+        free = self._free(needs, sequences, entropies)
+        found = dict([*evidence.items(), *ref_evidence.items(), *full.items(), *free.items()])
         return _evaluation(logprobs, values, entropies, mask, found)
 
     @torch.no_grad()
@@ -202,14 +210,15 @@ class CausalPolicy:
         return self._trainable
 
     def provides(self, request: EvidenceRequest) -> bool:
-        """Full KL; attention of the policy and of its reference where the architecture lets it be read.
+        """Full KL, token entropy and sentence ends; attention of the policy and of its reference where the architecture
+        lets it be read.
 
         The first attention request builds and checks the readers; ``attention_problem`` says why there are none.
         """
         if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
             reader = self._attention_readers().get(request.source)
             return reader is not None and -reader.n_layers <= request.layer < reader.n_layers
-        return isinstance(request, FullKL) and request.source == "policy"
+        return isinstance(request, (FullKL, *FREE)) and request.source == "policy"
 
     def save(self, folder: str) -> None:
         """Write model or adapter, value head and tokenizer into an existing folder; ``load_policy`` reads it back."""
@@ -225,6 +234,18 @@ class CausalPolicy:
         """
         self._network.read(folder)
         self._network.value_head.restore(folder)
+
+    def _free(
+        self, needs: frozenset[EvidenceRequest], sequences: Sequences, entropies: Float[Tensor, " token"]
+    ) -> dict[EvidenceRequest, Tensor]:
+        ids, mask = sequences.response_ids, sequences.response_mask
+        found: dict[EvidenceRequest, Tensor] = {}
+        for request in needs:
+            if isinstance(request, TokenEntropy):
+                found[request] = _spread(entropies, mask)
+            elif isinstance(request, SentenceEnds):
+                found[request] = sentence_ends(self.tokenizer, ids, mask, request.marks)
+        return found
 
     def _in_parts(self, targets: Targets) -> bool:
         """Whether the logits are too many to exist together, and can be made in parts."""

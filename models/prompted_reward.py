@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from models.probe import ClassifierProbe
 from models.reward import ClassifierReward
 from models.sampling import left_padded
 from rlhf_core.evidence import EvidenceRequest
@@ -52,8 +53,15 @@ class PromptedReward:
         Raises:
             ValueError: prompts that have no rendering, naming their rows; and whatever the reward model refuses.
         """
+        return self.reward.score(self._rendered(sequences), needs)
+
+    def probe(self, sequences: Sequences) -> ClassifierProbe:
+        """A probe of the responses after the reward model's own prompts."""
+        return self.reward.probe(self._rendered(sequences))
+
+    def _rendered(self, sequences: Sequences) -> Sequences:
         ids, mask = left_padded(self._renderings(sequences.prompts()), sequences.prompt_ids.device)
-        return self.reward.score(replace(sequences, prompt_ids=ids, prompt_mask=mask), needs)
+        return replace(sequences, prompt_ids=ids, prompt_mask=mask)
 
     def _renderings(self, prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
         found = [self.renderings.get(tuple(prompt)) for prompt in prompts]

@@ -7,6 +7,8 @@ from types import MappingProxyType
 from redistributors.decoder_attention import DecoderAttention
 from redistributors.prefix_difference import PrefixDifference
 from redistributors.reward_attention import RewardAttention
+from redistributors.segment import EntropyPeaks, NGrams, Segment, Sentences
+from redistributors.shapley import Shapley
 from redistributors.sparse import Sparse
 from redistributors.uniform import Uniform
 from rlhf_core.types import Redistributor
@@ -19,8 +21,22 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
         "abc-d": partial(DecoderAttention, rows="mean"),
         "abc-d2": partial(DecoderAttention, rows="last"),
         "prefix-difference": PrefixDifference,
+        "shapley": Shapley,
+        "segment": Segment,
     }
 )
 """Every method by name; each is constructible without arguments and takes its own settings as keywords."""
 
-__all__ = ["REDISTRIBUTORS", "DecoderAttention", "PrefixDifference", "RewardAttention", "Sparse", "Uniform"]
+__all__ = [
+    "REDISTRIBUTORS",
+    "DecoderAttention",
+    "EntropyPeaks",
+    "NGrams",
+    "PrefixDifference",
+    "RewardAttention",
+    "Segment",
+    "Sentences",
+    "Shapley",
+    "Sparse",
+    "Uniform",
+]

@@ -78,10 +78,9 @@ def signed(
     mask = rollout.sequences.response_mask
     token_scores = torch.where(mask, attributions * rollout.score_scale, 0).to(rollout.scores.dtype)
     left = (rollout.scores - token_scores.sum(1))[:, None]
-    shares = {"last": last_token(mask).to(left.dtype), "uniform": mask / mask.sum(1, keepdim=True)}
-    if residual in shares:
-        token_scores = token_scores + left * shares[residual]
-    return token_scores.detach()
+    equal = mask / mask.sum(1, keepdim=True)
+    shares = {"last": last_token(mask).to(equal), "uniform": equal, "nowhere": torch.zeros_like(equal)}
+    return (token_scores + left * shares[residual]).detach()
 
 
 def check_residual(residual: object, who: str) -> None:

@@ -109,3 +109,18 @@ class FullKL(EvidenceRequest):
     """Exact KL(policy || reference) over the vocabulary at every response token, in nats."""
 
     source: Source = "policy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenEntropy(EvidenceRequest):
+    """Entropy, in nats, of the distribution each response token was drawn from. The token itself has no part in it."""
+
+    source: Source = "policy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceEnds(EvidenceRequest):
+    """1 on response tokens that, decoded alone, hold one of ``marks``; 0 on others."""
+
+    source: Source = "policy"
+    marks: str = ".!?…。！？\n"

@@ -271,8 +271,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/reward.py",
-        "scores[chosen] = batch_scores.to(home)",
-        "scores[: len(chosen)] = batch_scores.to(home)",
+        "scores[chosen] = batch_scores.to(home, scores.dtype)",
+        "scores[: len(chosen)] = batch_scores.to(home, scores.dtype)",
         "tests/test_reward.py::test_score_and_evidence_do_not_depend_on_batch_padding_or_pad_id[1-gpt2]",
     ),
     Mutation(
@@ -661,7 +661,7 @@ MUTATIONS = (
     ),
     Mutation(
         "redistributors/credit.py",
-        "if evidence.shape != shape:",
+        "if tuple(evidence.shape) != request.shape(*responses):",
         "if False:",
         "tests/test_properties.py::test_missing_or_misshapen_evidence_is_named[narrow-abc]",
     ),
@@ -868,5 +868,59 @@ MUTATIONS = (
         "if scored.scores.shape != (len(sequences),):",
         "if False:",
         "tests/test_trainer.py::test_a_reward_model_that_returns_another_number_of_scores_is_named[shape0]",
+    ),
+    Mutation(
+        "models/probe.py",
+        "before = hidden[row, (response_positions - 1).clamp(min=0)]",
+        "before = hidden[row, response_positions]",
+        "tests/test_probe.py::test_all_prefix_scores_from_one_pass_are_those_of_separate_forwards",
+    ),
+    Mutation(
+        "models/probe.py",
+        "shift = ((alpha - 1) * difference).requires_grad_()",
+        "shift = (alpha * difference).requires_grad_()",
+        "tests/test_probe.py::test_embedding_gradients_are_slopes_along_the_path",
+    ),
+    Mutation(
+        "models/probe.py",
+        "order = torch.argsort(~stands, dim=1, stable=True)",
+        "order = torch.argsort(~stands, dim=1, stable=True).flip(1)",
+        "tests/test_probe.py::test_variants_are_scored_as_the_texts_they_stand_for",
+    ),
+    Mutation(
+        "models/probe.py",
+        "flat = (keep | ~self.sequences.response_mask[:, None])",
+        "flat = (keep & True)",
+        "tests/test_probe.py::test_equal_variants_are_scored_once",
+    ),
+    Mutation(
+        "models/classifier_head.py",
+        "input_ids=ids)[:, :-1].float()",
+        "input_ids=ids)[:, 1:].float()",
+        "tests/test_probe.py::test_all_prefix_scores_from_one_pass_are_those_of_separate_forwards",
+    ),
+    Mutation(
+        "rlhf_core/probe.py",
+        "repr((name, prompt, response))",
+        "repr(name)",
+        "tests/test_probe.py::test_a_row_draws_the_same_alone_and_in_any_batch",
+    ),
+    Mutation(
+        "redistributors/prefix_difference.py",
+        "return gamma * torch.nn.functional.pad(known[:, 1:], (0, 1)) - known",
+        "return torch.nn.functional.pad(known[:, 1:], (0, 1)) - gamma * known",
+        "tests/test_prefix_difference.py::test_by_hand",
+    ),
+    Mutation(
+        "redistributors/prefix_difference.py",
+        "end = end + of_prompt",
+        "end = end - of_prompt",
+        "tests/test_prefix_difference.py::test_by_hand",
+    ),
+    Mutation(
+        "redistributors/credit.py",
+        "left = (rollout.scores - token_scores.sum(1))[:, None]",
+        "left = (rollout.raw_scores * 2 - token_scores.sum(1))[:, None]",
+        "tests/test_redistributors.py::test_signed_attributions_keep_their_signs_and_place_what_is_left",
     ),
 )

@@ -122,6 +122,8 @@ def test_a_reward_model_reads_its_own_prompts_and_credits_the_same_tokens(family
             found.evidence[request][row, : len(response)], alone.evidence[request][0], atol=1e-5, rtol=1e-5
         )
         assert (found.evidence[request][row, len(response) :] == 0).all()
+    probed = prompted.probe(sequences(ROWS, pad=2, extra=1)).prefix_scores()
+    torch.testing.assert_close(probed[0, 0], plain.score_ids([renderings[tuple(ROWS[0][0])]])[0], atol=1e-5, rtol=1e-5)
     assert prompted.vocabulary == plain.vocabulary
     assert prompted.provides(request)
     assert prompted.why_not(ReadRow(layer=9)) == plain.why_not(ReadRow(layer=9))

@@ -9,7 +9,7 @@ from fakes import evidence_for, ragged_sequences, rollout_of, sequences_of, unch
 
 from redistributors import REDISTRIBUTORS, DecoderAttention, RewardAttention, Sparse, Uniform
 from redistributors.attention import AttentionRow, AttentionRowMean
-from redistributors.credit import normalised
+from redistributors.credit import check_residual, normalised, signed
 from rlhf_core.evidence import HiddenTap, Layout
 from rlhf_core.types import Redistributor, Sequences
 
@@ -132,6 +132,23 @@ def test_tiny_evidence_keeps_its_shape_and_negative_evidence_is_refused():
     torch.testing.assert_close(normalised(torch.tensor([[1e-38, 3e-38]]), mask), torch.tensor([[0.25, 0.75]]))
     with pytest.raises(ValueError, match="non-negative, got -1.0 at row 0, token 1"):
         normalised(torch.tensor([[1.0, -1.0]]), mask)
+
+
+@pytest.mark.parametrize(
+    ("residual", "wanted"),
+    [("last", [2, -4, 6 - -2]), ("uniform", [2 + 8 / 3, -4 + 8 / 3, 8 / 3]), ("nowhere", [2, -4, 0])],
+)
+def test_signed_attributions_keep_their_signs_and_place_what_is_left(residual, wanted):
+    """Attributions 1, -2 and 0 in raw units, at 2 score units each, leave 8 of a score of 6."""
+    rollout = replace(rollout_of(sequences_of([[1], [1]], [[1, 1, 1], [1]]), [6.0, -1.0]), score_scale=2.0)
+    found = signed(torch.tensor([[1.0, -2, 0], [3, 9, 9]]), rollout, residual=residual)
+    assert found[0].tolist() == pytest.approx(wanted)
+    assert found[1].tolist() == pytest.approx([6 if residual == "nowhere" else -1, 0, 0])
+
+
+def test_other_places_for_a_residual_are_refused():
+    with pytest.raises(ValueError, match=r"^me: residual must be one of last, uniform, nowhere, got 'first'$"):
+        check_residual("first", "me")
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan"), "0.8", None, True])
