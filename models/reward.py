@@ -201,7 +201,9 @@ class ClassifierReward:
         return Scored(scores=scored.scores, evidence=evidence)
 
     def probe(self, sequences: Sequences) -> ClassifierProbe:
-        """A probe of these responses, to measure an experiment alone and see what it costs."""
+        """A probe of these responses, to measure an experiment alone and see what it costs; raises ValueError for rows
+        that ``score`` would refuse."""
+        self._require_readable(sequences)
         return ClassifierProbe(judge=self._judge, sequences=sequences, budget=self._budget)
 
     def _scored(self, sequences: Sequences, taps: frozenset[EvidenceRequest]) -> Scored:
@@ -355,20 +357,30 @@ def _with_adapter(adapter: str, source: ModelSource) -> tuple[PreTrainedModel, P
     """A trunk under a LoRA adapter that brings its own head (see :mod:`models.finetuning`)."""
     from peft import PeftModel
 
-    with safe_open(Path(adapter, WEIGHTS), framework="pt") as weights:
-        heads = [name for name in weights.keys() if name.endswith("score.weight")]  # noqa: SIM118
-        if not heads:
-            raise ValueError(
-                f"{source.name_or_path} is an adapter without a `score` head and would score with a random one; train "
-                "it with modules_to_save=['score'], as benchmarks.prepare does"
-            )
-        labels = weights.get_slice(heads[0]).get_shape()[0]
+    labels = head_labels(adapter, source.name_or_path)
     base = base_source(adapter, source)
     model = load_trunk(base, labels=labels)
     with peft_on_new_transformers():
         PeftModel.from_pretrained(model, adapter, torch_device=str(model.device))  # in place, in eval mode
     require_finite_weights(source.name_or_path, model)
     return model, load_tokenizer([source, base])
+
+
+def head_labels(adapter: str, name: str) -> int:
+    """Logits of the ``score`` head that an adapter's folder brings; ``name`` is for the message.
+
+    Raises:
+        ValueError: it brings none.
+    """
+    with safe_open(Path(adapter, WEIGHTS), framework="pt") as weights:
+        heads = [key for key in weights.keys() if key.endswith("score.weight")]  # noqa: SIM118
+        if not heads:
+            raise ValueError(
+                f"{name} is an adapter without a `score` head and would score with a random one; train "
+                "it with modules_to_save=['score'], as benchmarks.prepare does"
+            )
+        labels: int = weights.get_slice(heads[0]).get_shape()[0]
+    return labels
 
 
 def _last_token_as_response(rows: Sequence[Sequence[int]]) -> Sequences:

@@ -1,0 +1,40 @@
+"""A scorer's own token rewards: what a process reward model or a rule checker said itself."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from redistributors.credit import Residual, check_residual, evidence_of, signed
+from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.token_scorer import OwnTokenRewards
+from rlhf_core.types import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnRewards:
+    """token_score_t = what ``SpanReward`` or ``PerTokenReward`` gave token t, times the score's scale.
+
+    The raw score is their sum (process rewards, Lightman et al. 2024, "Let's verify step by step"; span rewards, Wu et
+    al. 2023, "Fine-grained human feedback gives better rewards"). What centring and clipping change of it goes to the
+    "last" token, in equal parts to all ("uniform"), or "nowhere": then rows sum to the scaled raw score. A scorer may
+    look at the whole response before it rewards a token, so this is not causal.
+    """
+
+    residual: Residual = "last"
+    needs: ClassVar[frozenset[EvidenceRequest]] = frozenset({OwnTokenRewards()})
+    causal: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_residual(self.residual, "OwnRewards")
+
+    @property
+    def conserving(self) -> bool:
+        """Unless the residual is left out."""
+        return self.residual != "nowhere"
+
+    def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
+        """Token scores (batch, response), in score units."""
+        rewards = evidence_of(rollout, OwnTokenRewards(), "OwnRewards")
+        return signed(rewards, rollout, residual=self.residual)
