@@ -157,12 +157,12 @@ class Crossing:
         rows = zip(self.reward, self.policy, strict=True)
         return any(bool((boundaries(reward, policy) == len(reward)).any()) for reward, policy in rows)
 
-    def carry(self, evidence: Float[Tensor, "batch reward"]) -> Float[Tensor, "batch response"]:
+    def carry(self, evidence: Float[Tensor, "batch reward ..."]) -> Float[Tensor, "batch response ..."]:
         """What reward tokens earned, handed to the policy's by :func:`overlap`; the sum of each row is kept."""
-        carried = evidence.new_zeros(self.shape)
+        carried = evidence.new_zeros((*self.shape, *evidence.shape[2:]))
         for row, (reward, policy) in enumerate(zip(self.reward, self.policy, strict=True)):
             shares = overlap(reward, policy).to(evidence)
-            carried[row, : len(policy)] = evidence[row, : len(reward)] @ shares
+            carried[row, : len(policy)] = torch.einsum("r...,rp->p...", evidence[row, : len(reward)], shares)
         return carried
 
     def before(

@@ -1,11 +1,11 @@
 """A reward model with another tokenizer than the policy's: texts are told again, credit is carried back by bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, final, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +17,16 @@ from models.reward import ClassifierReward
 from models.sampling import left_padded
 from models.telling import Said, Telling, Told, encode, say, tell
 from rlhf_core.evidence import EvidenceRequest, HiddenTap, PrefixScores
-from rlhf_core.probe import Baseline, Cost, Experiment, PathPoint, Variants, measured
+from rlhf_core.probe import (
+    AttentionMaps,
+    Baseline,
+    Cost,
+    Experiment,
+    MapGradients,
+    PathPoint,
+    Variants,
+    measured,
+)
 from rlhf_core.types import Scored, Sequences
 
 Prefixes = Literal["boundary", "retold"]
@@ -36,11 +45,11 @@ class RetokenisedReward:
     Attention and embedding gradients are shared out by bytes, so that their sum is kept. Experiments with altered
     responses alter policy tokens; "replace" writes the reward tokenizer's null token where they stood.
 
-    ``prefixes``, how r(x, y_<t) is found: at a "boundary", from one pass over the whole text, at the last reward token
-    that ends at or before token t's first byte. How the reward tokenizer cuts a text depends on what follows, and so
-    does this, a little: where reward tokens are longer than the policy's, what comes after decides at a third to a half
-    of the boundaries which tokens were read. So prefix differences are no exact shaping then. "retold" tells every
-    beginning by itself, which is causal and exact, and takes as many passes as there are tokens.
+    ``prefixes``, how r(x, y_<t) is found. "retold" tells every beginning by itself, which is causal and exact, and
+    takes as many passes as there are tokens. At a "boundary" it is found in one pass over the whole text, at the last
+    reward token that ends at or before token t's first byte: how the reward tokenizer cuts a text depends on what follows, and
+    so does this. Where reward tokens are longer than the policy's, what comes after decides at a third to a half of the
+    boundaries which tokens were read, so prefix differences are no exact shaping then, whatever they declare.
 
     Raises:
         ValueError: EOS is wanted after every response, and the reward tokenizer has none; another ``prefixes``.
@@ -51,7 +60,7 @@ class RetokenisedReward:
     eos_ids: tuple[int, ...]
     vocab_size: int
     telling: Telling
-    prefixes: Prefixes = "boundary"
+    prefixes: Prefixes = "retold"
 
     def __post_init__(self) -> None:
         if self.prefixes not in list(get_args(Prefixes)):
@@ -63,7 +72,7 @@ class RetokenisedReward:
 
     @staticmethod
     def of(
-        reward: ClassifierReward, policy: CausalPolicy, telling: Telling, *, prefixes: Prefixes = "boundary"
+        reward: ClassifierReward, policy: CausalPolicy, telling: Telling, *, prefixes: Prefixes = "retold"
     ) -> "RetokenisedReward":
         """``reward`` for what ``policy`` writes."""
         return RetokenisedReward(
@@ -191,6 +200,22 @@ class RetokenisedProbe:
         """On the path of the reward model's own response tokens, shared out by bytes."""
         point = self._probe(self.told).embedding_gradients(alpha, baseline)
         return PathPoint(scores=point.scores, contributions=self.crossing.carry(point.contributions))
+
+    def select(self, rows: Int[Tensor, " row"]) -> "RetokenisedProbe":
+        """The same model asked about some of the rows."""
+        return replace(self.bridge.probe(self.sequences.select(rows)), cost=self.cost)
+
+    def attention(
+        self, reduce: Callable[[AttentionMaps], Float[Tensor, "batch reward ..."]]
+    ) -> Float[Tensor, "batch response ..."]:
+        """What ``reduce`` makes of the maps over the reward model's own tokens, shared out by bytes."""
+        return self.crossing.carry(self._probe(self.told).attention(reduce))
+
+    def attention_gradients(
+        self, reduce: Callable[[MapGradients], Float[Tensor, "batch reward ..."]]
+    ) -> Float[Tensor, "batch response ..."]:
+        """The same of the maps and their gradients."""
+        return self.crossing.carry(self._probe(self.told).attention_gradients(reduce))
 
     def _at_boundaries(self) -> Float[Tensor, "batch response"]:
         """From one pass; one more where the policy wrote on (EOS) after the last reward token: what is known there is

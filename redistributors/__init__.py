@@ -5,11 +5,13 @@ from functools import partial
 from types import MappingProxyType
 
 from redistributors.decoder_attention import DecoderAttention
+from redistributors.ensemble import EnsembleCredit
 from redistributors.general_attention import Attention
 from redistributors.gradient import Gradient
 from redistributors.integrated_gradients import IntegratedGradients
 from redistributors.leave_one_out import LeaveOneOut
 from redistributors.log_ratio import LogRatio
+from redistributors.own_rewards import OwnRewards
 from redistributors.potential_projection import PotentialProjection
 from redistributors.prefix_difference import PrefixDifference
 from redistributors.reward_attention import RewardAttention
@@ -37,18 +39,21 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
         "potential-projection": PotentialProjection,
     }
 )
-"""Every method by name; each is constructible without arguments and takes its own settings as keywords."""
+"""Every method by name; each is constructible without arguments and takes its own settings as keywords. Those that want
+a reward model of a kind of their own (``EnsembleCredit``, ``OwnRewards``) have no name here."""
 
 __all__ = [
     "REDISTRIBUTORS",
     "Attention",
     "DecoderAttention",
+    "EnsembleCredit",
     "EntropyPeaks",
     "Gradient",
     "IntegratedGradients",
     "LeaveOneOut",
     "LogRatio",
     "NGrams",
+    "OwnRewards",
     "PotentialProjection",
     "PrefixDifference",
     "RewardAttention",

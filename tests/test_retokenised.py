@@ -17,7 +17,7 @@ from models.retokenised import RetokenisedReward
 from models.reward import ClassifierReward
 from models.telling import Telling
 from models.tiny import save_tiny, tiny_gpt2, tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
-from redistributors import PrefixDifference, RewardAttention, Sparse
+from redistributors import Attention, IntegratedGradients, PrefixDifference, RewardAttention, Sparse
 from redistributors.attention import AttentionRow
 from rlhf_core import KLConfig, PPOConfig, PPOTrainer
 from rlhf_core.evidence import HiddenTap, PrefixScores
@@ -45,6 +45,7 @@ def bridge_of(judge=JUDGE, tokenizer=POLICY, telling=TELLING):
         eos_ids=(tokenizer.eos_token_id,),
         vocab_size=len(tokenizer),
         telling=telling,
+        prefixes="boundary",
     )
 
 
@@ -190,6 +191,30 @@ def test_without_an_eos_of_its_own_the_reward_model_has_read_all_before_the_poli
     torch.testing.assert_close(scored.evidence[PREFIXES][torch.arange(2), last], scored.scores)
     torch.testing.assert_close(bridge.probe(sequences).prefix_scores().float(), scored.evidence[PREFIXES])
     assert scored.evidence[ROW][torch.arange(2), last].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Attention(reading="rollout", layers="all"),
+        Attention(reading="gradient"),
+        IntegratedGradients(steps=2, max_steps=16, tolerance=1e-3),
+    ],
+    ids=["rollout", "gradient", "integrated"],
+)
+def test_attention_maps_and_paths_are_shared_out_by_bytes_with_their_sum(method):
+    """Against the same tokenizer, to rounding, and another, whose response has the same sum."""
+    sequences = rows_of(*TALES)
+    judge = judge_of(POLICY)
+    same = bridge_of(judge, telling=Telling(add_special_tokens=False)).score(sequences, method.needs).evidence
+    for request, found in judge.score(sequences, method.needs).evidence.items():
+        torch.testing.assert_close(same[request], found, atol=1e-5, rtol=1e-5)
+    told = BRIDGE.probe(sequences).told
+    crossed = BRIDGE.score(sequences, method.needs).evidence
+    for request, found in JUDGE.score(told, method.needs).evidence.items():
+        torch.testing.assert_close(
+            *(x.reshape(len(sequences), -1).sum(1) for x in (crossed[request], found)), atol=1e-4, rtol=1e-4
+        )
 
 
 def test_the_same_tokenizer_on_both_sides_changes_nothing():
