@@ -1,7 +1,7 @@
 """How a task's models are held: one group of settings for every task and script."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -37,6 +37,8 @@ class Loading:
     """Recompute the policy's activations in the backward pass."""
     optimizer: Literal["torch", "paged_adamw_8bit"] = "torch"
     """PPO's own choice (--ppo.optimizer), or bitsandbytes' paged 8-bit AdamW (CUDA only)."""
+    auxiliaries: dict[str, str] = field(default_factory=dict)
+    """Further frozen models of the policy by name (a folder or hub name each), for redistributors that ask for them."""
     reward_tokens: int = 4096
     """Tokens of one forward pass of the reward model, padding included."""
 
@@ -49,6 +51,7 @@ class Loading:
             dtype=self.dtype,
             device=self.device,
             gradient_checkpointing=self.gradient_checkpointing,
+            auxiliaries=self.auxiliaries,
         )
 
     def reward(self, name: str, score: ScoreKind) -> ClassifierReward:
