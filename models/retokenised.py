@@ -47,9 +47,9 @@ class RetokenisedReward:
 
     ``prefixes``, how r(x, y_<t) is found. "retold" tells every beginning by itself, which is causal and exact, and
     takes as many passes as there are tokens. At a "boundary" it is found in one pass over the whole text, at the last
-    reward token that ends at or before token t's first byte: how the reward tokenizer cuts a text depends on what follows, and
-    so does this. Where reward tokens are longer than the policy's, what comes after decides at a third to a half of the
-    boundaries which tokens were read, so prefix differences are no exact shaping then, whatever they declare.
+    reward token that ends at or before token t's first byte. How the reward tokenizer cuts a text depends on what
+    follows, and so does this: where reward tokens are longer than the policy's, what comes after decides at a third to
+    a half of the boundaries which tokens were read, and prefix differences are no exact shaping, whatever they declare.
 
     Raises:
         ValueError: EOS is wanted after every response, and the reward tokenizer has none; another ``prefixes``.
