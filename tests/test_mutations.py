@@ -1,4 +1,4 @@
-"""Break the code once per line of tests/mutations.py and see the named test fall."""
+"""Break the code once per line of tests/mutations.py and mutations_of_methods.py and see the named test fall."""
 
 import os
 import shutil
@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from mutations import MUTATIONS, Mutation
+from mutations_of_methods import OF_METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
+ALL = (*MUTATIONS, *OF_METHODS)
 PACKAGES = ("rlhf_core", "redistributors", "models", "benchmarks", "tests")
 
 
@@ -46,7 +48,7 @@ def bench(tmp_path_factory) -> Iterator[Bench]:
         runner.stdin.close()
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.file}-{m.mutated[:40]}")
+@pytest.mark.parametrize("mutation", ALL, ids=lambda m: f"{m.file}-{m.mutated[:40]}")
 def test_every_mutation_names_one_line(mutation: Mutation):
     assert (ROOT / mutation.file).read_text().count(mutation.original) == 1
     file, name = mutation.test.split("::")
@@ -54,7 +56,7 @@ def test_every_mutation_names_one_line(mutation: Mutation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.file}-{m.mutated[:40]}")
+@pytest.mark.parametrize("mutation", ALL, ids=lambda m: f"{m.file}-{m.mutated[:40]}")
 def test_the_named_test_falls(mutation: Mutation, bench: Bench):
     file = bench.folder / mutation.file
     source = file.read_text()

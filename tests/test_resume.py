@@ -18,7 +18,7 @@ from fakes import TablePolicy
 from resumable import CONFIG, PROMPTS, fit, left_behind, share_of_threes, trainer
 from test_trainer import Learner
 
-from redistributors import REDISTRIBUTORS, Sparse, Uniform
+from redistributors import Sparse, Uniform
 from rlhf_core import PPOTrainer, TokenReward, manifest, optimizer_state
 from rlhf_core.checkpoint import TrainerState, checkpoints, load_state, newest_complete, prune, save_checkpoint
 from rlhf_core.guard import Diverged
@@ -55,12 +55,19 @@ def assert_same(one, other, step: int) -> None:
     assert records == records2
 
 
+# one that learns, one that draws, one that asks a second model; the others are functions of a rollout like the paper's
+STATEFUL = ("potential-projection", "shapley", "log-ratio")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", REDISTRIBUTORS)
-@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("method", "k"),
+    [
+        *((method, k) for method in ("abc", "sparse") for k in (1, 3, 5)),
+        *((method, 3) for method in ("uniform", "abc-d", "abc-d2", *STATEFUL)),
+    ],
+)
 def test_six_steps_are_k_and_the_rest_in_a_new_process(method, k, tmp_path):
-    if method not in ("abc", "sparse") and k != 3:
-        pytest.skip("every k for two methods, one k for all")
     require_six_are_k_and_the_rest(KIND_OF.get(method, "gpt2"), method, k, tmp_path)
 
 
