@@ -138,9 +138,9 @@ MUTATIONS = (
         "tests/test_trainer.py::test_the_controller_is_fed_k1_whatever_penalises",
     ),
     Mutation(
-        "rlhf_core/trainer.py",
-        "returns=advantages + rollout.values,",
-        "returns=advantages,",
+        "rlhf_core/estimators.py",
+        "_experience(rollout, advantages, advantages + rollout.values)",
+        "_experience(rollout, advantages, advantages)",
         "tests/test_end_to_end.py::test_returns_are_the_lambda_returns",
     ),
     Mutation(
