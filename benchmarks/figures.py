@@ -14,10 +14,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from benchmarks.statistics import FEWEST_SEEDS, Array, Results, band
 from benchmarks.viewer import Example, shades, visible
+from redistributors import REDISTRIBUTORS
 
 # Okabe and Ito's palette, distinguishable with every common colour blindness.
 COLOURS = {"sparse": "#000000", "uniform": "#E69F00", "abc": "#0072B2", "abc-d": "#009E73", "abc-d2": "#CC79A7"}
-SPARE_COLOURS = ("#D55E00", "#56B4E9", "#7F6000", "#999999")
+# Then Tol's muted ones, for pictures of many methods.
+SPARE_COLOURS = (
+    *("#D55E00", "#56B4E9", "#7F6000", "#999999", "#882255"),
+    *("#332288", "#DDCC77", "#44AA99", "#AA4499", "#117733"),
+)
 DASHES = ("-", "--", ":", "-.")
 FRONTIER = "score against KL"
 TITLES = {
@@ -78,7 +83,8 @@ def line_styles(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 def _method(arm: str) -> str:
     """The longest known method an arm's label starts with, or the label itself."""
-    return max((name for name in COLOURS if arm == name or arm.startswith(f"{name}-")), key=len, default=arm)
+    known = (name for name in REDISTRIBUTORS if arm == name or arm.startswith(f"{name}-"))
+    return max(known, key=len, default=arm)
 
 
 def panel(
@@ -90,7 +96,7 @@ def panel(
             continue
         mean, low, high, _ = edges(results.curves[arm][metric])
         steps = np.arange(1, len(mean) + 1)
-        axes.fill_between(steps, low, high, color=colour, alpha=0.13, linewidth=0)
+        axes.fill_between(steps, low, high, color=colour, alpha=min(0.13, 0.7 / len(results.arms)), linewidth=0)
         axes.plot(steps, mean, color=colour, linestyle=dash, label=arm)
     axes.set_title(TITLES.get(metric, metric), loc="left")
     step_axis(axes)
@@ -132,11 +138,12 @@ def behind(axes: Axes, curves: Mapping[str, Array]) -> None:
 def legend(figure: Figure, axes: Axes, title: str) -> None:
     """One legend above all panels, from the lines of one of them."""
     handles, labels = axes.get_legend_handles_labels()
+    widest = 0.5 + 0.06 * max(map(len, labels), default=0)  # inches, line and gap included
     figure.legend(
         handles,
         labels,
         loc="outside upper left",
-        ncols=max(1, min(len(labels), int(figure.get_figwidth()))),
+        ncols=max(1, min(len(labels), int(figure.get_figwidth() / max(widest, 1.0)))),
         frameon=False,
         title=title,
         title_fontsize=7.5,
