@@ -135,9 +135,8 @@ def method_table(found: list[Finding]) -> Table:
     notes += [
         f"A declared property (yes) fails beyond {TOLERANCE:g} in any world; errors are the largest, other figures "
         "means over worlds, least: the smallest.",
-        "Shaping follows from causal and conserving (or exact at a gamma): then GAE advantages equal sparse's for "
-        "every lambda once the critic is shifted, and at gamma 1 the expected gradient on reward-to-go is the true "
-        "one and a constant score pushes no length; these are checked too.",
+        "Shaping: GAE advantages equal sparse's for every lambda once the critic is shifted; at gamma 1 the expected "
+        "gradient on reward-to-go is the true one and a constant score pushes no length, which is checked too.",
         "Gradient cosine: expected reward-to-go gradient and true gradient. Score left: the share of the true gradient "
         "that reward-to-go keeps at the last token of a fixed length; KL growth: 1 / that share. Push: derivative of "
         "the mean length (tokens) along the gradient where every response scores +1 or -1.",

@@ -94,10 +94,8 @@ def make_worlds(seed: int, *, words: int, longest: int) -> Worlds:
 
 
 def declared(method: Redistributor) -> Declared:
-    """Its own words. Shaping follows for a causal method that conserves the score or, having a ``gamma``, says that it
-    is exact at that discount; a member ``shaping`` overrules."""
-    exact = method.conserving or hasattr(method, "gamma")
-    shaping = getattr(method, "shaping", method.causal and exact)
+    """Its own words; who says nothing of ``shaping`` claims none."""
+    shaping = getattr(method, "shaping", False)
     return Declared(conserving=method.conserving, causal=method.causal, shaping=shaping)
 
 

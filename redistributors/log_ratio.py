@@ -76,6 +76,11 @@ class LogRatio:
         return self.mode != "rescale"
 
     @property
+    def shaping(self) -> bool:
+        """Where all that is added is taken off again."""
+        return self.mode == "shape"
+
+    @property
     def conserving(self) -> bool:
         """Unless the log-ratios are a reward of their own."""
         return self.mode != "add"

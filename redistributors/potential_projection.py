@@ -68,6 +68,11 @@ class PotentialProjection:
         return True
 
     @property
+    def shaping(self) -> bool:
+        """However badly it fits."""
+        return True
+
+    @property
     def conserving(self) -> bool:
         """Undiscounted, the potential cancels out."""
         return self.gamma == 1

@@ -35,11 +35,17 @@ class PrefixDifference:
     gamma: float = 1.0
     prompt_share: PromptShare = "first"
     causal: ClassVar[bool] = True
+    shaping: ClassVar[bool] = True
     needs: ClassVar[frozenset[EvidenceRequest]] = frozenset({PrefixScores()})
 
     def __post_init__(self) -> None:
         if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float) or not 0 <= self.gamma <= 1:
             raise ValueError(f"PrefixDifference: gamma is a discount in [0, 1], got {self.gamma!r}")
+        if self.prompt_share == "last" and self.gamma != 1:
+            raise ValueError(
+                f"PrefixDifference: prompt_share 'last' is shaping at gamma 1 alone, got gamma {self.gamma!r}; place "
+                "it 'first' or 'nowhere'"
+            )
         if self.prompt_share not in get_args(PromptShare):
             raise ValueError(
                 f"PrefixDifference: prompt_share must be one of {', '.join(get_args(PromptShare))}, "

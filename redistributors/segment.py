@@ -143,6 +143,11 @@ class Segment:
         return self.inner.causal and self.boundaries.causal and self.place == "end"
 
     @property
+    def shaping(self) -> bool:
+        """Where ``inner`` is: the potential stands still within a segment then."""
+        return self.causal and bool(getattr(self.inner, "shaping", False))
+
+    @property
     def conserving(self) -> bool:
         """As the inner method."""
         return self.inner.conserving

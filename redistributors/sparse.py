@@ -19,6 +19,7 @@ class Sparse:
     needs: ClassVar[frozenset[EvidenceRequest]] = frozenset()
     causal: ClassVar[bool] = True
     conserving: ClassVar[bool] = True
+    shaping: ClassVar[bool] = True
 
     def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
         """Token scores (batch, response), in score units."""

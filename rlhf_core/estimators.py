@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_core.config import PPOConfig
-from rlhf_core.leave_one_out import leave_one_out_advantages
 from rlhf_core.prompts import prompt_groups
 from rlhf_core.returns import generalized_advantages
+from rlhf_core.rloo import leave_one_out_advantages
 from rlhf_core.types import Experience, Rollout
 
 Estimate = Callable[[Tensor, Rollout, PPOConfig], Experience]

@@ -17,6 +17,8 @@ LOG_RATIO_MAX = {torch.float32: 1e-4}
 LOG_RATIO_MAX_LOW_PRECISION = 0.1
 LOG_RATIO_MEAN_LOW_PRECISION = 0.01
 CREDIT_SUM_TOLERANCE = 1e-4
+# longer than the segments, sinks and spans anybody would set
+TRIAL_LENGTH = 64
 
 
 class HealthError(RuntimeError):
@@ -201,16 +203,17 @@ def check_gamma(redistributor: Redistributor, gamma: float) -> None:
 
 
 def _lands_early(redistributor: Redistributor) -> bool:
-    """Whether a three-token response with equal evidence everywhere earns anything before its last token."""
-    ids, tokens, mask = torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool)
-    length = torch.tensor([3])
+    """Whether a long response, whose evidence falls from token to token, earns anything before its last one."""
+    length = TRIAL_LENGTH
+    ids, tokens = torch.zeros(1, length, dtype=torch.long), torch.zeros(1, length)
+    mask, lengths = torch.ones(1, length, dtype=torch.bool), torch.tensor([length])
     sequences = Sequences(
         prompt_ids=ids,
         prompt_mask=mask,
         response_ids=ids,
         response_mask=mask,
-        min_lengths=length,
-        max_lengths=length,
+        min_lengths=lengths,
+        max_lengths=lengths,
         finished=torch.tensor([True]),
     )
     probe = Rollout(
@@ -222,6 +225,14 @@ def _lands_early(redistributor: Redistributor) -> bool:
         raw_scores=torch.ones(1),
         scores=torch.ones(1),
         score_scale=1.0,
-        evidence={request: torch.ones(request.shape(1, 3)) for request in redistributor.needs},
+        evidence={request: _falling(request.shape(1, length)) for request in redistributor.needs},
     )
     return bool((redistributor(probe)[:, :-1] != 0).any())
+
+
+def _falling(shape: tuple[int, ...]) -> Tensor:
+    """Made-up evidence: falling over tokens, where the request has any."""
+    evidence = torch.ones(shape)
+    if shape[1:2] == (TRIAL_LENGTH,):
+        evidence = evidence * torch.linspace(1, 0.1, TRIAL_LENGTH).reshape(1, -1, *(1 for _ in shape[2:]))
+    return evidence

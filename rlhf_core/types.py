@@ -217,7 +217,8 @@ class Redistributor(Protocol):
     ``causal``: a token's score never changes when only later tokens do.
 
     Optional: ``ReportsMetrics``; ``Learns``; a ``gamma`` member, for a method that is exact at one discount, which
-    must equal the config's.
+    must equal the config's; a member ``shaping``, true where token scores are differences of a potential of the state
+    added to the score on the last token (Ng, Harada and Russell 1999).
     """
 
     @property

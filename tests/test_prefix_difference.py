@@ -6,7 +6,7 @@ from fakes import TablePolicy, rollout_of, sequences_of, unchecked
 
 from models import load_policy, load_reward_model
 from models.tiny import save_tiny
-from redistributors import PrefixDifference, Sparse
+from redistributors import Attention, PrefixDifference, RewardAttention, Sparse
 from rlhf_core import PPOConfig, PPOTrainer, ScoreConfig
 from rlhf_core.evidence import PrefixScores
 from rlhf_core.health import check_gamma
@@ -83,6 +83,22 @@ def test_training_with_an_exact_critic_shift_is_refused_at_another_gamma():
 def test_what_is_no_discount_is_refused(gamma):
     with pytest.raises(ValueError, match=f"^PrefixDifference: gamma is a discount .*, got {gamma!r}$"):
         unchecked(PrefixDifference, gamma=gamma)
+
+
+def test_the_last_token_is_no_place_for_the_prompts_share_under_a_discount():
+    with pytest.raises(ValueError, match=r"'last' is shaping at gamma 1 alone, got gamma 0.9; place it 'first' or"):
+        PrefixDifference(gamma=0.9, prompt_share="last")
+
+
+@pytest.mark.parametrize(
+    ("method", "early"),
+    [(Attention(floor=1.0), True), (Attention(sinks=2), True), (RewardAttention(), True), (Sparse(), False)],
+)
+def test_credit_before_the_end_is_refused_under_a_discount_however_long_it_takes_to_begin(method, early):
+    if not early:
+        return check_gamma(method, 0.9)
+    with pytest.raises(ValueError, match="conserves the score but places it before the last token"):
+        check_gamma(method, 0.9)
 
 
 def test_other_places_for_the_prompts_share_are_refused():

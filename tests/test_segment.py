@@ -175,7 +175,7 @@ def test_a_policy_says_what_it_can_tell(policy):
     for request in (TokenEntropy(), SentenceEnds()):
         assert policy.provides(request)
         assert not policy.provides(replace(request, source="reference"))
-    assert "token entropy and sentence ends, not SentenceEnds of the reward" in policy.why_not(
+    assert "sentence ends and log-probabilities of its auxiliaries, not SentenceEnds of the reward" in policy.why_not(
         SentenceEnds(source="reward")
     )
     reward = TokenReward(lambda prompts, responses: [0.0] * len(prompts))

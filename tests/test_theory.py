@@ -26,7 +26,16 @@ from benchmarks.tabular_probe import TabularProbe
 from benchmarks.theory import Settings, check, method_table, run
 from benchmarks.theory_checks import EARLIER, declared, length_push, reward_to_go, score_shares, shaping_error
 from benchmarks.theory_identities import exact_threshold, fixed_point, found_threshold, identities
-from redistributors import REDISTRIBUTORS, RewardAttention, Sparse, Uniform
+from redistributors import (
+    REDISTRIBUTORS,
+    LogRatio,
+    PotentialProjection,
+    PrefixDifference,
+    RewardAttention,
+    Segment,
+    Sparse,
+    Uniform,
+)
 from redistributors.attention import AttentionRow, AttentionRowMean
 from rlhf_core.evidence import EvidenceRequest, FullKL, PrefixScores
 from rlhf_core.probe import Variants
@@ -260,16 +269,18 @@ def test_a_declaration_that_does_not_hold_fails_and_what_is_not_declared_may(lie
     assert check("liar", lambda: Liar(**lies), SMALL).verdict == said
 
 
-def test_shaping_follows_from_causal_and_conserving_or_from_a_discount():
-    assert declared(Sparse()).shaping
-    assert not declared(Uniform()).shaping
-
-    @dataclass(frozen=True)
-    class Discounted:
-        gamma = 0.9
-        causal, conserving = True, False
-
-    assert declared(Discounted()).shaping
+@pytest.mark.parametrize(
+    ("method", "shaping"),
+    [
+        *((Sparse(), True), (Uniform(), False), (RewardAttention(), False), (PrefixDifference(gamma=0.9), True)),
+        *((LogRatio(), False), (LogRatio(mode="shape"), True), (PotentialProjection(), True)),
+        *((Segment(inner=PrefixDifference(), place="end"), True), (Segment(inner=PrefixDifference()), False)),
+        (Segment(inner=LogRatio(), place="end"), False),
+    ],
+)
+def test_who_says_nothing_of_shaping_claims_none_and_what_is_claimed_holds(method, shaping):
+    assert declared(method).shaping == shaping
+    assert check("method", lambda: method, SMALL).verdict == "pass"
 
 
 def test_evidence_that_a_table_cannot_give_is_said_and_fails_nothing():
