@@ -11,20 +11,8 @@ OF_METHODS = (
     ),
     Mutation(
         "redistributors/attention_readings.py",
-        "row = 0.5 * (row[:, None] @ distribution)[:, 0] + 0.5 * row",
-        "row = (row[:, None] @ distribution)[:, 0]",
-        "tests/test_general_attention.py::test_rollout_through_three_layers_keeps_their_order",
-    ),
-    Mutation(
-        "redistributors/attention_readings.py",
         "distribution = attention / torch.where(totals > 0, totals, 1)",
         "distribution = attention",
-        "tests/test_general_attention.py::test_rollout_is_the_product_of_whole_matrices",
-    ),
-    Mutation(
-        "redistributors/attention_readings.py",
-        "else sorted(layer % number for layer in layers)",
-        "else [layer % number for layer in layers]",
         "tests/test_general_attention.py::test_rollout_is_the_product_of_whole_matrices",
     ),
     Mutation(
@@ -47,33 +35,15 @@ OF_METHODS = (
     ),
     Mutation(
         "redistributors/attention.py",
-        "return weights.amax(1)",
-        "return weights[:, 0]",
-        "tests/test_general_attention.py::test_a_row_is_that_of_the_models_own_maps",
-    ),
-    Mutation(
-        "redistributors/attention.py",
         "norms: Tensor = torch.linalg.vector_norm(values, dim=-1)",
         "norms: Tensor = values.square().sum(-1)",
         "tests/test_general_attention.py::test_value_norms_are_those_of_the_projected_values",
     ),
     Mutation(
         "redistributors/general_attention.py",
-        "kept = mask & (torch.arange(mask.shape[1], device=mask.device) >= self.sinks)",
-        "kept = mask & (torch.arange(mask.shape[1], device=mask.device) > self.sinks)",
-        "tests/test_general_attention.py::test_abc_is_one_setting_to_the_bit",
-    ),
-    Mutation(
-        "redistributors/general_attention.py",
         "mean = weights.sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp(min=1)",
         "mean = weights.sum(1, keepdim=True) / kept.shape[1]",
         "tests/test_general_attention.py::test_sinks_and_floor_by_hand",
-    ),
-    Mutation(
-        "redistributors/general_attention.py",
-        "for weights in read]).mean(0)",
-        "for weights in read]).amax(0)",
-        "tests/test_general_attention.py::test_layers_are_averaged",
     ),
     Mutation(
         "models/attention.py",
@@ -86,18 +56,6 @@ OF_METHODS = (
         "outside = ~(real[:, None, :, None] & real[:, None, None, :])",
         "outside = ~real[:, None, None, :]",
         "tests/test_general_attention.py::test_every_family_shows_maps_and_gradients_and_is_left_as_it_was",
-    ),
-    Mutation(
-        "models/attention_taps.py",
-        'switch(model, "eager")\n    try:\n        yield\n    finally:\n        restore(saved)',
-        'switch(model, "eager")\n    yield',
-        "tests/test_general_attention.py::test_a_tap_still_reads_after_maps_were_made_and_after_a_failure",
-    ),
-    Mutation(
-        "rlhf_core/spans.py",
-        "ends[token] += size * part // parts",
-        "ends[token] += size * part // max(len(cut), 1)",
-        "tests/test_alignment.py::test_ends_told_by_what_the_first_tokens_decode_to",
     ),
     Mutation(
         "rlhf_core/spans.py",
@@ -124,28 +82,10 @@ OF_METHODS = (
         "tests/test_alignment.py::test_the_bytes_of_tokens_follow_each_other_and_lie_in_the_characters_they_belong_to",
     ),
     Mutation(
-        "models/alignment.py",
-        "positions += [positions[-1] + 3 * byte // len(bad) for byte in range(1, len(bad) + 1)]",
-        "positions += [positions[-1] + byte for byte in range(1, len(bad) + 1)]",
-        "tests/test_alignment.py::test_sampled_ids_end_where_what_they_decode_to_ends",
-    ),
-    Mutation(
-        "models/telling.py",
-        "while start < len(raw) and raw[start] & 0b11000000 == 0b10000000:",
-        "while False:",
-        "tests/test_retokenised.py::test_a_character_that_begins_in_the_prompt_is_the_responses",
-    ),
-    Mutation(
         "models/telling.py",
         "first = int((spans[:, 1] <= 0).sum())",
         "first = int((spans[:, 0] <= 0).sum())",
         "tests/test_retokenised.py::test_attention_comes_back_byte_by_byte_and_its_sum_is_kept",
-    ),
-    Mutation(
-        "models/telling.py",
-        "ended = not self.eos or keep[-1]",
-        "ended = True",
-        "tests/test_retokenised.py::test_altered_responses_lose_policy_tokens",
     ),
     Mutation(
         "models/telling.py",
@@ -158,12 +98,6 @@ OF_METHODS = (
         'replace(self.bridge.telling, after="", eos="never")',
         "self.bridge.telling",
         "tests/test_retokenised.py::test_beginnings_leave_out_what_follows_a_response",
-    ),
-    Mutation(
-        "models/retokenised.py",
-        "if self.crossing.reads_ends:",
-        "if not self.crossing.reads_ends:",
-        "tests/test_retokenised.py::test_without_an_eos_of_its_own_the_reward_model_has_read_all_before_the_policys",
     ),
     Mutation(
         "rlhf_core/aggregation.py",
@@ -184,34 +118,10 @@ OF_METHODS = (
         "tests/test_ensemble.py::test_aggregates_by_hand",
     ),
     Mutation(
-        "rlhf_core/aggregation.py",
-        "return (-self.lam * scores).softmax(1)",
-        "return (self.lam * scores).softmax(1)",
-        "tests/test_ensemble.py::test_shares_of_the_entropic_aggregate_are_its_slopes",
-    ),
-    Mutation(
         "redistributors/ensemble.py",
         "scores=rollout.score_scale * raw[:, member] + moved,",
         "scores=rollout.score_scale * raw[:, member],",
         "tests/test_ensemble.py::test_members_that_agree_are_one_reward_model",
-    ),
-    Mutation(
-        "redistributors/ensemble.py",
-        "scores=token_scores.sum(1) + rollout.scores - accounted,",
-        "scores=rollout.scores - accounted,",
-        "tests/test_ensemble.py::test_what_an_entropic_aggregate_leaves_goes_where_it_is_said_to_go",
-    ),
-    Mutation(
-        "redistributors/ensemble.py",
-        "masked_mean(parts.std(2, correction=0), rollout.sequences.response_mask)",
-        "parts.std(2, correction=0).mean()",
-        "tests/test_ensemble.py::test_metrics_measure_disagreement",
-    ),
-    Mutation(
-        "models/ensemble.py",
-        "self.adapters.set_adapter(self.name, inference_mode=True)",
-        "pass",
-        "tests/test_ensemble.py::test_members_may_be_adapters_of_one_base",
     ),
     Mutation(
         "models/ensemble.py",
@@ -224,12 +134,6 @@ OF_METHODS = (
         "prompt + response)) - len(prompt.encode())",
         "prompt + response)) - len(prompt)",
         "tests/test_token_scorer.py::test_spans_by_hand",
-    ),
-    Mutation(
-        "redistributors/own_rewards.py",
-        "return signed(rewards, rollout, residual=self.residual)",
-        'return signed(rewards, rollout, residual="last")',
-        "tests/test_token_scorer.py::test_own_rewards_are_scaled_and_conserve",
     ),
     Mutation(
         "benchmarks/faithfulness.py",
@@ -245,50 +149,14 @@ OF_METHODS = (
     ),
     Mutation(
         "benchmarks/faithfulness.py",
-        "/ points + 0.5).floor()",
-        "/ points).floor()",
-        "tests/test_credit_faithfulness.py::test_a_share_of_the_tokens_is_rounded_to_the_nearest",
-    ),
-    Mutation(
-        "benchmarks/faithfulness.py",
         "(curves.insertion - curves.insertion[:, :1]).mean(1)",
         "(curves.insertion - curves.deletion[:, :1]).mean(1)",
         "tests/test_credit_faithfulness.py::test_areas_start_from_the_whole_and_from_nothing",
     ),
     Mutation(
-        "benchmarks/faithfulness.py",
-        "return (scores[:, :1] - scores[:, 1:]).masked_fill(~mask, 0)",
-        "return (scores[:, 1:] - scores[:, :1]).masked_fill(~mask, 0)",
-        "tests/test_credit_faithfulness.py::test_a_score_that_is_no_sum_by_hand",
-    ),
-    Mutation(
-        "benchmarks/faithfulness.py",
-        "return credit.abs().sum(1).square() / credit.square().sum(1)",
-        "return credit.sum(1).square() / credit.square().sum(1)",
-        "tests/test_credit_faithfulness.py::test_concentration_and_signs_by_hand",
-    ),
-    Mutation(
-        "benchmarks/faithfulness.py",
-        "torch.where(credit * sign < 0, size, 0)",
-        "torch.where(credit * sign <= 0, size, 0)",
-        "tests/test_credit_faithfulness.py::test_concentration_and_signs_by_hand",
-    ),
-    Mutation(
-        "benchmarks/faithfulness.py",
-        "torch.rand(mask.shape[1], draws, generator=generator).T",
-        "torch.rand(draws, mask.shape[1], generator=generator)",
-        "tests/test_credit_faithfulness.py::test_tie_breaks_of_a_row_do_not_depend_on_its_padding",
-    ),
-    Mutation(
         "benchmarks/value_oracle.py",
         "min_lengths=(low - times).clamp(min=0)",
         "min_lengths=torch.minimum(low, high - times)",
-        "tests/test_credit_faithfulness.py::test_value_differences_are_those_of_all_continuations",
-    ),
-    Mutation(
-        "benchmarks/value_oracle.py",
-        "max_lengths=high - times)",
-        "max_lengths=(high - times - 1).clamp(min=1))",
         "tests/test_credit_faithfulness.py::test_value_differences_are_those_of_all_continuations",
     ),
     Mutation(
@@ -304,22 +172,10 @@ OF_METHODS = (
         "tests/test_credit_faithfulness.py::test_a_state_that_draws_the_token_itself_goes_on_as_the_next_state_does",
     ),
     Mutation(
-        "benchmarks/frozen_credit.py",
-        "forwards=sum(part.forwards for part in parts)",
-        "forwards=len(parts)",
-        "tests/test_credit_faithfulness.py::test_a_study_of_methods_whose_faithfulness_is_known",
-    ),
-    Mutation(
         "benchmarks/arms.py",
         "if character == separator and depth == 0:",
         "if character == separator:",
         "tests/test_arms.py::test_commas_part_arms_and_settings_only_outside_brackets",
-    ),
-    Mutation(
-        "benchmarks/arms.py",
-        "name: value.redistributor() if isinstance(value, Arm) else value for name",
-        "name: value for name",
-        "tests/test_arms.py::test_a_setting_that_is_a_redistributor_is_an_arm_of_its_own",
     ),
     Mutation(
         "redistributors/gradient.py",
@@ -341,26 +197,8 @@ OF_METHODS = (
     ),
     Mutation(
         "redistributors/integrated_gradients.py",
-        "return (np.arange(steps) + 0.5) / steps, np.full(steps, 1 / steps)",
-        "return np.arange(steps) / steps, np.full(steps, 1 / steps)",
-        "tests/test_integrated_gradients.py::test_five_points_integrate_polynomials",
-    ),
-    Mutation(
-        "redistributors/integrated_gradients.py",
-        "return probe.embedding_gradients(0.0, self.baseline).scores",
-        "return probe.embedding_gradients(1.0, self.baseline).scores",
-        "tests/test_integrated_gradients.py::test_the_baselines_score_is_that_of_a_response_of_null_tokens",
-    ),
-    Mutation(
-        "redistributors/integrated_gradients.py",
         "found[rows, : finer.shape[1]] = finer",
         "found[: len(rows), : finer.shape[1]] = finer",
-        "tests/test_integrated_gradients.py::test_each_row_keeps_the_first_sum_within_its_own_tolerance",
-    ),
-    Mutation(
-        "redistributors/integrated_gradients.py",
-        "rows = (~complete(found, difference, self.tolerance)).nonzero()[:, 0]",
-        "rows = torch.arange(len(found))[: len(found) * int(not complete(found, difference, self.tolerance).all())]",
         "tests/test_integrated_gradients.py::test_each_row_keeps_the_first_sum_within_its_own_tolerance",
     ),
     Mutation(
@@ -370,22 +208,10 @@ OF_METHODS = (
         "tests/test_integrated_gradients.py::test_metrics_by_hand",
     ),
     Mutation(
-        "redistributors/integrated_gradients.py",
-        "difference = rollout.raw_scores - baseline",
-        "difference = rollout.scores - baseline",
-        "tests/test_integrated_gradients.py::test_metrics_by_hand",
-    ),
-    Mutation(
         "redistributors/leave_one_out.py",
         "effects = (scores[:, :1] - scores[:, 1:])[:, span_of]",
         "effects = (scores[:, 1:] - scores[:, :1])[:, span_of]",
         "tests/test_leave_one_out.py::test_single_tokens_by_hand",
-    ),
-    Mutation(
-        "redistributors/leave_one_out.py",
-        "sizes = (mask[:, :, None] & (span_of[:, None] == span_of)).sum(1)",
-        "sizes = (span_of[:, None] == span_of).sum(1)",
-        "tests/test_leave_one_out.py::test_spans_by_hand",
     ),
     Mutation(
         "models/probe.py",
@@ -424,12 +250,6 @@ OF_METHODS = (
         "tests/test_potential_projection.py::test_a_scale_of_the_scores_changes_neither_fit_nor_shape",
     ),
     Mutation(
-        "redistributors/state_features.py",
-        "return tokens.cumsum(1) - tokens",
-        "return tokens.cumsum(1)",
-        "tests/test_potential_projection.py::test_nothing_later_reaches_an_earlier_token",
-    ),
-    Mutation(
         "redistributors/log_ratio.py",
         "return added(ratios, scores - ratios.sum(1), mask)",
         "return added(ratios, scores + ratios.sum(1), mask)",
@@ -455,12 +275,6 @@ OF_METHODS = (
     ),
     Mutation(
         "redistributors/shapley.py",
-        "others = coalitions.sum(1, keepdim=True) - coalitions.long()",
-        "others = coalitions.sum(1, keepdim=True) + 0 * coalitions.long()",
-        "tests/test_shapley.py::test_values_sum_to_what_the_response_adds_at_any_budget",
-    ),
-    Mutation(
-        "redistributors/shapley.py",
         "return (values.gather(1, parts.clamp(min=0)) / sizes)",
         "return (values.gather(1, parts.clamp(min=0)) / sizes.clamp(max=2))",
         "tests/test_shapley.py::test_values_sum_to_what_the_response_adds_at_any_budget",
@@ -473,21 +287,9 @@ OF_METHODS = (
     ),
     Mutation(
         "redistributors/shapley.py",
-        "keep = ranks[:, :, None] < steps[:, None]",
-        "keep = ranks[:, :, None] <= steps[:, None]",
-        "tests/test_shapley.py::test_values_sum_to_what_the_response_adds_at_any_budget",
-    ),
-    Mutation(
-        "redistributors/shapley.py",
         "order = shuffled[torch.argsort(span_ranks(spans, generator)[shuffled], stable=True)]",
         "order = shuffled",
         "tests/test_shapley.py::test_drawn_orders_of_tokens_keep_spans_together",
-    ),
-    Mutation(
-        "redistributors/shapley.py",
-        "return (tokens * lengths.clamp(max=players) // lengths)",
-        "return (tokens * players // lengths)",
-        "tests/test_shapley.py::test_spans_by_hand",
     ),
     Mutation(
         "redistributors/shapley.py",
@@ -518,18 +320,6 @@ OF_METHODS = (
         'return self.inner.causal and self.boundaries.causal and self.place == "end"',
         "return self.inner.causal and self.boundaries.causal",
         "tests/test_segment.py::test_sums_are_those_of_the_inner_method",
-    ),
-    Mutation(
-        "redistributors/segment.py",
-        "    gamma: ClassVar[float] = 1.0\n",
-        "",
-        "tests/test_segment.py::test_discounts_are_refused_wherever_a_segment_ends",
-    ),
-    Mutation(
-        "models/sentence_ends.py",
-        "return (ends[which] & mask).float()",
-        "return ends[which].float()",
-        "tests/test_segment.py::test_tokens_that_hold_a_mark_end_a_sentence",
     ),
     Mutation(
         "models/policy.py",
@@ -568,12 +358,6 @@ OF_METHODS = (
         "tests/test_rloo.py::test_every_prompt_gets_different_responses_one_after_the_other",
     ),
     Mutation(
-        "rlhf_core/prompts.py",
-        "    prompts = config.rollout_batch_size // config.responses_per_prompt\n",
-        "    prompts = config.rollout_batch_size\n",
-        "tests/test_rloo.py::test_a_run_draws_as_many_prompts_as_there_are_groups",
-    ),
-    Mutation(
         "rlhf_core/estimators.py",
         "        return config if self.critic else replace(config, value_coef=0.0)\n",
         "        return config\n",
@@ -593,27 +377,9 @@ OF_METHODS = (
     ),
     Mutation(
         "benchmarks/gradients.py",
-        "{name: masked_whiten(some, mask) for name, some in advantages.items()}",
-        "dict(advantages)",
-        "tests/test_compare_on.py::test_gradients_are_those_of_whitened_advantages_on_log_probabilities",
-    ),
-    Mutation(
-        "benchmarks/gradients.py",
         "(products.sum() - products.trace()) / (repetitions * (repetitions - 1))",
         "products.sum() / repetitions**2",
         "tests/test_compare_on.py::test_noise_by_hand",
-    ),
-    Mutation(
-        "benchmarks/gradients.py",
-        "    trace = float(products.trace()) / len(products) - signal\n",
-        "    trace = float(products.trace()) / len(products)\n",
-        "tests/test_compare_on.py::test_noise_by_hand",
-    ),
-    Mutation(
-        "benchmarks/gradients.py",
-        "np.sqrt((repetitions - 1) * left_out.var())",
-        "np.sqrt(left_out.var())",
-        "tests/test_compare_on.py::test_the_jackknife_of_a_mean_is_its_t_interval",
     ),
     Mutation(
         "benchmarks/compare_on.py",
@@ -622,40 +388,10 @@ OF_METHODS = (
         "tests/test_compare_on.py::test_the_reference_is_the_mean_of_sparse_at_lam_one",
     ),
     Mutation(
-        "benchmarks/compare_on.py",
-        "penalised(token_scores, rollout.kl, kl_coef)",
-        "penalised(token_scores, rollout.kl, config.kl.init_coef)",
-        "tests/test_compare_on.py::test_credit_is_what_the_trainer_would_have_learned_from",
-    ),
-    Mutation(
-        "benchmarks/tabular.py",
-        "return (self.raw_scores - self.centre) * self.scale",
-        "return self.raw_scores * self.scale - self.centre",
-        "tests/test_theory.py::test_scores_are_centred_before_they_are_scaled",
-    ),
-    Mutation(
-        "benchmarks/tabular.py",
-        "if len(prefix) >= shortest:",
-        "if len(prefix) > shortest:",
-        "tests/test_theory.py::test_a_world_holds_every_response_once_and_nothing_else",
-    ),
-    Mutation(
-        "benchmarks/tabular.py",
-        "banned = torch.arange(world.states.shape[1]) < world.shortest",
-        "banned = torch.arange(world.states.shape[1]) <= world.shortest",
-        "tests/test_theory.py::test_a_world_holds_every_response_once_and_nothing_else",
-    ),
-    Mutation(
         "benchmarks/tabular.py",
         "weights = torch.where(mask, probabilities(world, world.logits)[:, None], 0)",
         "weights = torch.where(mask, torch.ones_like(values), 0)",
         "tests/test_theory.py::test_state_means_by_hand",
-    ),
-    Mutation(
-        "benchmarks/tabular.py",
-        "weights = probabilities(world, world.logits)[:, None] * advantages",
-        "weights = advantages / len(advantages)",
-        "tests/test_theory.py::test_a_baseline_of_the_state_changes_no_expected_gradient",
     ),
     Mutation(
         "benchmarks/tabular_evidence.py",
@@ -668,12 +404,6 @@ OF_METHODS = (
         "prefix = (PROMPT, *response[:query])",
         "prefix = (PROMPT, *response)",
         "tests/test_theory.py::test_attention_reads_no_later_token_and_depends_on_every_earlier_one",
-    ),
-    Mutation(
-        "benchmarks/tabular_probe.py",
-        "slopes.append((corners * others * torch.where(there[:, token], 1, -1)).sum())",
-        "slopes.append((corners * others * there[:, token]).sum())",
-        "tests/test_theory.py::test_integrated_gradients_of_the_table_are_its_shapley_values",
     ),
     Mutation(
         "benchmarks/theory_checks.py",
@@ -706,27 +436,9 @@ OF_METHODS = (
         "tests/test_length_drift.py::test_the_score_is_constant_and_the_evidence_the_models_own",
     ),
     Mutation(
-        "benchmarks/comparison.py",
-        "task=panel.task(task),",
-        "task=task,",
-        "tests/test_length_drift.py::test_the_script_runs_every_setting_once_and_writes_what_it_found",
-    ),
-    Mutation(
-        "benchmarks/experiment.py",
-        "return {name: _placeless(item) for name, item in value.items() if name not in PLACES}",
-        "return {name: item for name, item in value.items() if name not in PLACES}",
-        "tests/test_length_drift.py::test_runs_of_one_value_are_not_those_of_another_but_do_not_depend_on_where_files_stand",
-    ),
-    Mutation(
         "benchmarks/length_drift.py",
         "return nan_mean(curve[:, 1:][:, -LAST:]) - curve[:, 0]",
         "return nan_mean(curve[:, -LAST:]) - curve[:, 0]",
         "tests/test_length_drift.py::test_change_and_drift_by_hand",
-    ),
-    Mutation(
-        "benchmarks/length_drift.py",
-        'values = {"no_critic": options.values, "centred": options.values[:1]}',
-        'values = {"no_critic": options.values, "centred": options.values}',
-        "tests/test_length_drift.py::test_every_setting_is_a_panel_and_a_centred_constant_is_run_once",
     ),
 )
