@@ -1,7 +1,11 @@
-"""What docs/reliability.md says holds a line exists."""
+"""What docs/reliability.md says holds a line exists; docs/methods.md has every method, with what it declares."""
 
 import re
 from pathlib import Path
+
+import pytest
+
+from redistributors import REDISTRIBUTORS
 
 ROOT = Path(__file__).resolve().parents[1]
 RELIABILITY = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
@@ -25,3 +29,20 @@ def test_every_silent_bug_is_ticked():
     open_rows = [row[0] for row in rows if row[1].strip("| ") != "held by" and "::" not in row[1]]
     assert len(rows) > 80
     assert not open_rows
+
+
+METHODS = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+ROWS = {
+    cells[0].strip(" `"): [cell.strip() for cell in cells[1:]]
+    for line in METHODS.split("## What is declared")[0].splitlines()
+    if line.startswith("| `") and len(cells := re.split(r"(?<!\\)\|", line.strip("| "))) == 7
+}
+
+
+@pytest.mark.parametrize("name", REDISTRIBUTORS)
+def test_the_page_of_methods_says_what_each_declares(name):
+    method = REDISTRIBUTORS[name]()
+    _, _, sums_to, causal, shaping, _ = ROWS[name]
+    assert causal.startswith("yes") == method.causal
+    assert shaping.startswith("yes") == getattr(method, "shaping", False)
+    assert sums_to.startswith(("the score", "what the inner")) == method.conserving
