@@ -257,12 +257,6 @@ OF_METHODS = (
     ),
     Mutation(
         "benchmarks/faithfulness.py",
-        "return (scores[:, :1] - scores[:, 1:]).masked_fill(~mask, 0)",
-        "return (scores[:, 1:] - scores[:, :1]).masked_fill(~mask, 0)",
-        "tests/test_credit_faithfulness.py::test_a_score_that_is_no_sum_by_hand",
-    ),
-    Mutation(
-        "benchmarks/faithfulness.py",
         "return credit.abs().sum(1).square() / credit.square().sum(1)",
         "return credit.sum(1).square() / credit.square().sum(1)",
         "tests/test_credit_faithfulness.py::test_concentration_and_signs_by_hand",
@@ -293,7 +287,7 @@ OF_METHODS = (
     ),
     Mutation(
         "benchmarks/value_oracle.py",
-        "torch.where(last, scores.to(values)[:, None], after) - values",
+        "torch.where(last_token(mask), scores.to(values)[:, None], after) - values",
         "after - values",
         "tests/test_credit_faithfulness.py::test_value_differences_are_those_of_all_continuations",
     ),
@@ -317,7 +311,7 @@ OF_METHODS = (
     ),
     Mutation(
         "benchmarks/arms.py",
-        "name: value.redistributor() if isinstance(value, Arm) else value for name",
+        "name: value.made() if isinstance(value, Arm) else value for name",
         "name: value for name",
         "tests/test_arms.py::test_a_setting_that_is_a_redistributor_is_an_arm_of_its_own",
     ),
@@ -713,8 +707,8 @@ OF_METHODS = (
     ),
     Mutation(
         "benchmarks/experiment.py",
-        "return {name: _placeless(item) for name, item in value.items() if name not in PLACES}",
-        "return {name: item for name, item in value.items() if name not in PLACES}",
+        "dict.fromkeys(item) if name in NAMED_PLACES else _placeless(item)",
+        "dict.fromkeys(item) if name in NAMED_PLACES else item",
         "tests/test_length_drift.py::test_runs_of_one_value_are_not_those_of_another_but_do_not_depend_on_where_files_stand",
     ),
     Mutation(
