@@ -4,14 +4,17 @@ import dataclasses
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, get_args
 
 import yaml
 from jsonargparse import ArgumentParser
 
+import redistributors
 from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
 from rlhf_core.types import Redistributor
@@ -26,7 +29,7 @@ class Arm:
     """A redistributor by name with its settings, and what it changes in the PPO settings.
 
     ``method`` is a name of the registry, or that of a class from elsewhere, ``package.module.Class``. A setting that is
-    a redistributor itself stands in ``settings`` as an arm.
+    a redistributor itself, or another object, stands in ``settings`` as an arm.
     """
 
     label: str
@@ -41,10 +44,7 @@ class Arm:
             ValueError, TypeError: settings the method does not take, or a name from elsewhere that cannot be imported
                 or makes no redistributor.
         """
-        settings = {
-            name: value.redistributor() if isinstance(value, Arm) else value for name, value in self.settings.items()
-        }
-        made: Any = _maker(self.method)(**settings)
+        made = self.made()
         if not isinstance(made, Redistributor):
             raise ValueError(
                 f"{self.method} makes a {type(made).__name__}, which is no redistributor: that has needs, causal and "
@@ -52,14 +52,20 @@ class Arm:
             )
         return made
 
+    def made(self) -> Any:
+        """A new instance, whatever it is; raises as :meth:`redistributor`, but for what is no redistributor."""
+        settings = {name: value.made() if isinstance(value, Arm) else value for name, value in self.settings.items()}
+        return _maker(self.method)(**settings)
+
 
 def parse_arms(given: str | Sequence[str]) -> tuple[Arm, ...]:
     """``sparse, uniform(beta=0.8), sparse@lam=1``, as one text or a list of arms, into arms.
 
     Brackets hold the redistributor's settings, each ``@`` changes one PPO setting (``@kl.init_coef=0.1``). The label is
     made of both: ``uniform-beta0.8``, ``sparse-lam1``. A method that is not registered is named by where it is
-    imported from, ``my_package.my_module.MyMethod(beta=0.5)``, and a setting that is a redistributor is written as an
-    arm, ``segment(inner=uniform(beta=0.8))``.
+    imported from, ``my_package.my_module.MyMethod(beta=0.5)``. A setting that is a redistributor is written as an arm,
+    ``segment(inner=uniform(beta=0.8))``; one that is another object by its class, ``segment(boundaries=Sentences())``,
+    which the package ``redistributors`` exports, or which stands beside the class of the default, or is dotted.
 
     Raises:
         ValueError: an unreadable arm, an unknown method, settings it refuses, or two arms of one label.
@@ -82,11 +88,7 @@ def _arm(text: str) -> Arm:
     if "." not in method and method not in REDISTRIBUTORS:
         raise ValueError(f"no redistributor {method!r}; one of {', '.join(REDISTRIBUTORS)}, or package.module.Class")
     try:
-        inner = _inner_settings(_maker(method))
-        settings = {
-            name: _inner(value) if name in inner else _value(value)
-            for name, value in _assignments(_pieces(match["settings"] or "", ",")).items()
-        }
+        settings = _settings(method, match["settings"] or "")
         changes = {name: _value(value) for name, value in _assignments(changed).items()}
         if "seed" in changes:
             raise ValueError("every arm runs under every seed of --seeds, so it cannot set its own")
@@ -95,6 +97,37 @@ def _arm(text: str) -> Arm:
     except (TypeError, ValueError) as error:
         raise ValueError(f"arm {text!r}: {error}") from error
     return arm
+
+
+def _settings(method: str, text: str) -> dict[str, Any]:
+    """What stands in a method's brackets."""
+    make = _maker(method)
+    inner, defaults = _inner_settings(make), _defaults(make)
+
+    def one(name: str, value: str) -> Any:
+        if name in inner:
+            return _inner(value)
+        default = defaults.get(name)
+        return _object(value.strip(), default) if _is_object(default) else _value(value)
+
+    return {name: one(name, value) for name, value in _assignments(_pieces(text, ",")).items()}
+
+
+def _object(text: str, default: object) -> Arm:
+    """An object that is no method, by the name of its class: one that ``redistributors`` exports, or that stands beside
+    the class of the default, or dotted."""
+    match, homes = METHOD.fullmatch(text), (redistributors.__name__, type(default).__module__)
+    if match is None or not _balanced(match["settings"] or ""):
+        raise ValueError(f"cannot read {text!r}; write Name or Name(setting=value), such as {type(default).__name__}()")
+    name = match["method"]
+    found = [home for home in homes if isinstance(getattr(sys.modules[home], name, None), type)]
+    if "." not in name and not found:
+        raise ValueError(f"no class {name!r} in {' or '.join(homes)}; write package.module.Class")
+    method = name if "." in name else f"{found[0]}.{name}"
+    settings = _settings(method, match["settings"] or "")
+    made = Arm(label=_label(name, settings), method=method, settings=settings, changes={})
+    made.made()
+    return made
 
 
 def _inner(text: str) -> Arm:
@@ -109,11 +142,15 @@ def _label(method: str, named: Mapping[str, Any]) -> str:
     """A name for files and tables. Settings within settings stand between two +, so that each belongs to one method."""
     parts = [method]
     for name, value in named.items():
-        shown = value
-        if isinstance(value, Arm):
-            shown = f"+{value.label}+" if value.settings else value.label
-        parts.append(f"{name.rpartition('.')[2]}{shown}")
+        parts.append(f"{name.rpartition('.')[2]}{_shown(value)}")
     return re.sub(r"[^\w.+-]", "", "-".join(parts))
+
+
+def _shown(value: Any) -> str:
+    """Items of a list are parted, so that [1, 2] is not 12."""
+    if isinstance(value, Arm):
+        return f"+{value.label}+" if value.settings else value.label
+    return "_".join(map(_shown, value)) if isinstance(value, list) else str(value)
 
 
 def _maker(method: str) -> Callable[..., Any]:
@@ -148,6 +185,19 @@ def _inner_settings(make: Callable[..., Any]) -> frozenset[str]:
         return of_type or isinstance(parameter.default, Redistributor)
 
     return frozenset(name for name, parameter in inspect.signature(make).parameters.items() if one(parameter))
+
+
+def _defaults(make: Callable[..., Any]) -> dict[str, object]:
+    """Every setting's default, those that a dataclass makes anew among them."""
+    kind, bound = (make.func, make.keywords) if isinstance(make, partial) else (make, {})
+    fields = dataclasses.fields(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else ()
+    anew = {field.name: field.default_factory for field in fields if field.name not in bound}
+    given = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
+    return given | {name: new() for name, new in anew.items() if new is not dataclasses.MISSING}
+
+
+def _is_object(value: object) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _pieces(text: str, separator: str) -> list[str]:

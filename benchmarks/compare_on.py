@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from benchmarks.frozen_credit import restricted
 from benchmarks.gradients import gram, policy_gradients, relative_variance
 from redistributors import Sparse
 from rlhf_core.config import PPOConfig
@@ -49,7 +50,9 @@ def compare_on(
     kl_coef: float,
     policy: Policy | None,
 ) -> dict[str, Credit]:
-    """Every method's credit for ``rollout``, under its name. ``kl_coef``: the penalty in score units per nat.
+    """Every method's credit for ``rollout``, under its name; each sees the evidence it asked for.
+
+    ``kl_coef``: the penalty in score units per nat.
 
     ``policy`` is the one that drew the rollout, for the gradients; its weights are left as they are.
 
@@ -61,7 +64,7 @@ def compare_on(
     estimator, made = ESTIMATORS[config.advantages], {}
     for name, redistributor in redistributors.items():
         check_gamma(redistributor, config.gamma)
-        token_scores = redistributor(rollout)
+        token_scores = redistributor(restricted(rollout, redistributor))
         require_token_scores(token_scores, rollout, redistributor)
         rewards = penalised(token_scores, rollout.kl, kl_coef)
         made[name] = token_scores, rewards, estimator.estimate(rewards, rollout, config)
@@ -87,7 +90,9 @@ def compare_on(
 
 
 def _own_figures(redistributor: Redistributor, rollout: Rollout) -> dict[str, float]:
-    return redistributor.metrics(rollout) if isinstance(redistributor, ReportsMetrics) else {}
+    return (
+        redistributor.metrics(restricted(rollout, redistributor)) if isinstance(redistributor, ReportsMetrics) else {}
+    )
 
 
 def reference_gradient(

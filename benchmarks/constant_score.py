@@ -12,13 +12,24 @@ from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.rewards import as_reward_model
 from rlhf_core.types import Policy, RewardModel, Scored, Sequences
 
+OPTIONAL = ("why_not", "validate", "vocabulary", "vocab_size")
+"""What a reward model may say of itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantScore:
-    """A reward model that answers every request as ``reward`` does and gives every response the score ``value``."""
+    """A reward model that answers every request as ``reward`` does and gives every response the score ``value``.
+
+    It has of ``OPTIONAL`` what ``reward`` has, so that it is refused where ``reward`` would be.
+    """
 
     reward: RewardModel
     value: float
+
+    def __post_init__(self) -> None:
+        for name in OPTIONAL:  # attributes that exist only where the reward model has them: the engine asks if they do
+            if hasattr(self.reward, name):
+                object.__setattr__(self, name, getattr(self.reward, name))
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
         """``value`` for every row, in the score's units, and the evidence of the reward model within."""

@@ -6,7 +6,7 @@ written last, is what says that it finished.
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,10 +23,13 @@ from rlhf_core.prompts import encoded
 from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.trainer import Instrument, PPOTrainer
-from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout, Sequences
+from rlhf_core.types import Learns, Policy, Redistributor, RewardModel, Rollout, Sequences
 
 FINAL = "final"
 PLACES = ("models", "cache")
+"""Settings that say where files stand."""
+NAMED_PLACES = ("auxiliaries",)
+"""Settings that say so of files by name."""
 
 
 class Loaded(Protocol):
@@ -118,15 +121,16 @@ class Run:
 
 def identity(task: Task) -> dict[str, Any]:
     """A task's settings without where its files stand: their content is in the fingerprint."""
-    named: dict[str, Any] = _placeless(jsonable(task))
+    named: dict[str, Any] = jsonable(_placeless(task))
     return named
 
 
 def _placeless(value: Any) -> Any:
-    """Without places at any depth: a task may hold another."""
-    if not isinstance(value, dict):
+    """Without places at any depth, as a task may hold another; what a mapping names is no setting, and stays."""
+    if not is_dataclass(value):
         return value
-    return {name: _placeless(item) for name, item in value.items() if name not in PLACES}
+    kept = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in PLACES}
+    return {name: dict.fromkeys(item) if name in NAMED_PLACES else _placeless(item) for name, item in kept.items()}
 
 
 def execute(run: Run) -> None:
@@ -225,8 +229,9 @@ def held_out_figures(loaded: Loaded, rollout: Rollout) -> dict[str, float]:
 
 
 def credit_figures(loaded: Loaded, rollout: Rollout, redistributor: Redistributor) -> dict[str, float]:
-    """Spearman's ρ of token scores with true contributions, mean over responses where both vary; {} where none do."""
-    if loaded.contributions is None:
+    """Spearman's ρ of token scores with true contributions, mean over responses where both vary; {} where none do, and
+    for a method that learns, which has seen nothing yet."""
+    if loaded.contributions is None or isinstance(redistributor, Learns):
         return {}
     token_scores = redistributor(rollout).numpy(force=True).astype(float)
     truths = loaded.contributions(rollout.sequences)
@@ -238,11 +243,13 @@ def credit_figures(loaded: Loaded, rollout: Rollout, redistributor: Redistributo
 
 
 def examples(loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: Sequence[Sequence[int]]) -> list[Example]:
-    """The same responses of the initial policy under every arm, a row per different redistributor."""
+    """The same responses of the initial policy under every arm, a row per different redistributor; none for those that
+    learn, which have seen nothing yet."""
     methods: dict[str, Redistributor] = {}
     for arm in arms:
-        if repr(arm.redistributor()) not in map(repr, methods.values()):  # λ changes nothing about credit
-            methods[arm.label] = arm.redistributor()
+        method = arm.redistributor()
+        if not isinstance(method, Learns) and repr(method) not in map(repr, methods.values()):  # λ changes no credit
+            methods[arm.label] = method
     rollout = frozen_rollout(loaded, list(methods.values()), config, prompts)
     token_scores = {label: method(rollout).tolist() for label, method in methods.items()}
     truths = loaded.contributions(rollout.sequences) if loaded.contributions is not None else None

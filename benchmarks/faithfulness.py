@@ -75,16 +75,6 @@ def aopc(curves: Curves) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch
     return fall, (curves.insertion - curves.insertion[:, :1]).mean(1)
 
 
-def leave_one_out(probe: Probe, *, absent: Absence) -> Float[Tensor, "batch response"]:
-    """r(x) − r(x without token t), 0 on padding (Li, Monroe and Jurafsky 2016, "Understanding neural networks through
-    representation erasure")."""
-    mask = probe.sequences.response_mask
-    width = mask.shape[1]
-    keep = torch.cat([torch.ones(1, width, dtype=torch.bool), ~torch.eye(width, dtype=torch.bool)]).to(mask.device)
-    scores = probe.scores(Variants(keep=mask[:, None] & keep, absent=absent))
-    return (scores[:, :1] - scores[:, 1:]).masked_fill(~mask, 0)
-
-
 def effective_tokens(credit: Float[Tensor, "batch response"]) -> Float[Tensor, " batch"]:
     """(Σ |c|)² / Σ c²: T for equal credit, 1 where one token has it all (Hill 1973, the number of order 2); NaN
     without credit."""

@@ -89,9 +89,9 @@ def notes(study: Study) -> list[str]:
         f"ρ: Spearman's, over the tokens of a response. Leaving one out: r(x) − r(x without the token), "
         f"{study.settings.absent[0]}. Credited tokens: (Σ|c|)²/Σc².",
         f"Flipped signs: the share of Σ|c| on tokens where credit and {signs} have opposite signs.",
-        "Passes and evidence: a response, beyond the pass that scores it anyway, which attention and hidden states "
-        f"ride on; each experiment measured alone. Method: the redistributor itself. {torch.get_num_threads()} "
-        "threads.",
+        "Passes and evidence: a response, beyond the passes that are made anyway, which attention and hidden states "
+        "ride on; each experiment measured alone. – where evidence takes passes that are not counted, such as those of "
+        f"a second language model. Method: the redistributor itself. {torch.get_num_threads()} threads.",
         f"Methods that learn had observed {study.settings.warm} rollouts.",
         *_oracle_note(study),
         *(f"Refused: {label}: {reason}" for label, reason in study.refused.items()),

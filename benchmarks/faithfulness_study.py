@@ -12,17 +12,18 @@ from tqdm import tqdm
 
 from benchmarks.arms import Arm, parse_arms
 from benchmarks.experiment import Loaded
-from benchmarks.faithfulness import aopc, curves, effective_tokens, leave_one_out, opposed_share, tie_breaks
-from benchmarks.frozen_credit import Credit, HasProbe, askable, credit_of, evidence_apart, padded, warm
+from benchmarks.faithfulness import aopc, curves, effective_tokens, opposed_share, tie_breaks
+from benchmarks.frozen_credit import HasProbe, MeasuredCredit, askable, credit_of, evidence_apart, padded, warm
 from benchmarks.loading import Loading
 from benchmarks.statistics import Array, rank_correlation
 from benchmarks.value_oracle import ValueDifferences, value_differences
 from redistributors import REDISTRIBUTORS
+from redistributors.leave_one_out import Occlusion
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import Source
 from rlhf_core.memory import Budgets
-from rlhf_core.probe import Ability, Absence, Experiment, generators
-from rlhf_core.rewards import as_reward_model
+from rlhf_core.probe import Ability, Absence, Experiment, generators, measured
+from rlhf_core.rewards import ScoreMoments, as_reward_model
 from rlhf_core.rollout import Draw, sample
 from rlhf_core.types import RewardModel, Rollout
 
@@ -118,7 +119,7 @@ class Study:
 
     settings: Settings
     frozen: Frozen
-    credits: Mapping[str, Credit]
+    credits: Mapping[str, MeasuredCredit]
     findings: Mapping[str, Finding]
     refused: Mapping[str, str]
     """Methods the models do not provide for, and why."""
@@ -153,7 +154,7 @@ def study(loaded: Loaded, config: PPOConfig, settings: Settings) -> Study:
     methods, refused = askable(settings.arms(), policy, reward, config)
     if not methods:
         raise ValueError(f"the models provide for none of the methods: {refused}")
-    warm(list(methods.values()), loaded, reward, config, settings.warm)
+    warm(methods.values(), loaded, reward, config, rollouts=settings.warm, moments=ScoreMoments())
     needs = frozenset(request for method in methods.values() for request in method.needs)
     sequences = sample(policy, prompts, config, Draw(seed=config.seed, name="evaluation", step=0))
     rollout, costs = evidence_apart(policy, reward, sequences, needs, config)
@@ -182,7 +183,7 @@ def freeze(loaded: Loaded, reward: RewardModel, rollout: Rollout, config: PPOCon
     """The references of a rollout."""
     assert isinstance(reward, HasProbe)
     sequences, mask = rollout.sequences, rollout.sequences.response_mask
-    one_out = leave_one_out(reward.probe(sequences), absent=settings.absent[0])
+    one_out = measured(Occlusion(absent=settings.absent[0]), reward.probe(sequences))
     references, values = {ONE_OUT: one_out}, None
     signs = torch.where(mask, rollout.raw_scores.sign()[:, None], 0)
     if settings.continuations:

@@ -20,10 +20,11 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from benchmarks import figures
-from benchmarks.arms import Arm, parse_arms, with_settings
+from benchmarks.arms import parse_arms, with_settings
 from benchmarks.cli import measurement_folder, parse
 from benchmarks.compare_on import Credit, compare_on, reference_gradient
 from benchmarks.experiment import Loaded, Task
+from benchmarks.frozen_credit import warm
 from benchmarks.gradients import (
     cosine,
     expected_cosine,
@@ -45,7 +46,7 @@ from rlhf_core.health import check_needs
 from rlhf_core.prompts import encoded, repeated, shuffled_batch
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.trainer import PPOTrainer
-from rlhf_core.types import Rollout
+from rlhf_core.types import Redistributor, Rollout
 
 PLAIN = "sparse"
 CHANGES = ("advantages", "gamma", "lam")
@@ -88,6 +89,8 @@ class Settings:
     """Further ones for the many-sample estimate."""
     sparse_steps: tuple[int, ...] = (0, 30)
     """Policies to measure: the initial one after so many steps of PPO with sparse credit."""
+    warm: int = 4
+    """Rollouts of each policy that a method which learns observes first."""
     seed: int = 0
     """Seed of every random stream."""
     out: str = "runs/gradient_quality"
@@ -96,7 +99,7 @@ class Settings:
     """Delete an earlier measurement in ``out``."""
 
     def __post_init__(self) -> None:
-        least = {"prompts": 1, "responses_per_prompt": 1, "repetitions": 3, "reference_repetitions": 2}
+        least = {"prompts": 1, "responses_per_prompt": 1, "repetitions": 3, "reference_repetitions": 2, "warm": 0}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} must be {smallest} or more, got {getattr(self, name)}")
@@ -123,11 +126,12 @@ class Settings:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Stage:
-    """A policy, and all that a rollout of it takes: the trainer that brought it there, prompts, evidence and arms."""
+    """A policy, and all that a rollout of it takes: the trainer that brought it there, prompts, and methods by label
+    with the settings each is measured under; those that learn have observed some rollouts."""
 
     trainer: PPOTrainer
     prompts: list[list[int]]
-    arms: Mapping[str, tuple[Arm, PPOConfig]]
+    methods: Mapping[str, tuple[Redistributor, PPOConfig]]
 
     def rollouts(self, repetitions: range, needs: frozenset[EvidenceRequest]) -> Iterator[Rollout]:
         """Rollouts of the same prompts, the repetition deciding the random numbers; none are a training step's."""
@@ -143,9 +147,8 @@ class Stage:
         """Every arm's, under its own settings."""
         coef = self.trainer.kl_controller.coef
         found: dict[str, Credit] = {}
-        for label, (arm, config) in self.arms.items():
-            method = {label: arm.redistributor()}
-            found |= compare_on(rollout, method, config=config, kl_coef=coef, policy=None)
+        for label, (method, config) in self.methods.items():
+            found |= compare_on(rollout, {label: method}, config=config, kl_coef=coef, policy=None)
         return found
 
     def reference(self, repetitions: range) -> tuple[Tensor, float]:
@@ -165,9 +168,9 @@ class Stage:
 
 def measured(stage: Stage, settings: Settings) -> tuple[list[tuple[Value, ...]], float]:
     """A row for every arm, and the cosine that the reference itself has with what it estimates, at best."""
-    needs = frozenset(need for arm, _ in stage.arms.values() for need in arm.redistributor().needs)
-    gradients: dict[str, list[Tensor]] = {label: [] for label in stage.arms}
-    said: dict[str, list[Mapping[str, float]]] = {label: [] for label in stage.arms}
+    needs = frozenset(need for method, _ in stage.methods.values() for need in method.needs)
+    gradients: dict[str, list[Tensor]] = {label: [] for label in stage.methods}
+    said: dict[str, list[Mapping[str, float]]] = {label: [] for label in stage.methods}
     for rollout in stage.rollouts(range(settings.repetitions), needs):
         made = stage.credits(rollout)
         advantages = {label: credit.advantages for label, credit in made.items()}
@@ -181,7 +184,7 @@ def measured(stage: Stage, settings: Settings) -> tuple[list[tuple[Value, ...]],
     steps = stage.trainer.steps_done
     rows: list[tuple[Value, ...]] = [
         (label, steps, *_figures(said[label]), *_judged(gradients[label], gradients[PLAIN], reference, signal))
-        for label in stage.arms
+        for label in stage.methods
     ]
     return rows, max(signal, 0.0) ** 0.5 / float(reference.double().norm())
 
@@ -233,9 +236,10 @@ def stages(loaded: Loaded, settings: Settings, config: PPOConfig) -> Iterator[St
     Raises:
         ValueError: an arm that the models or the settings do not allow, or too few held-out prompts.
     """
-    arms = {arm.label: (arm, with_settings(config, arm.changes)) for arm in parse_arms(settings.redistributors)}
+    arms = parse_arms(settings.redistributors)
+    configs = {arm.label: with_settings(config, arm.changes) for arm in arms}
     trainer = PPOTrainer(loaded.policy, loaded.reward, Sparse(), config, optimizer=settings.loading.make_optimizer)
-    for arm, _ in arms.values():
+    for arm in arms:
         check_needs(arm.redistributor(), trainer.policy, trainer.reward)
     if settings.prompts > len(loaded.held_out_prompts):
         raise ValueError(
@@ -248,7 +252,11 @@ def stages(loaded: Loaded, settings: Settings, config: PPOConfig) -> Iterator[St
     for steps in sorted(settings.sparse_steps):
         while trainer.steps_done < steps:
             trainer.step(shuffled_batch(train, config, trainer.steps_done))
-        yield Stage(trainer=trainer, prompts=held_out, arms=arms)
+        methods = {arm.label: arm.redistributor() for arm in arms}
+        moments = trainer.score_moments
+        warm(methods.values(), loaded, trainer.reward, config, rollouts=settings.warm, moments=moments)
+        both = {label: (method, configs[label]) for label, method in methods.items()}
+        yield Stage(trainer=trainer, prompts=held_out, methods=both)
 
 
 def table(rows: Sequence[tuple[Value, ...]], ceilings: Sequence[float], settings: Settings) -> Table:
@@ -271,6 +279,7 @@ def table(rows: Sequence[tuple[Value, ...]], ceilings: Sequence[float], settings
             "Relative variance: trace of the covariance over the squared norm of the expectation, of a rollout's "
             "gradient [95 % jackknife interval; inf: noise may hide it altogether]: how many rollouts a mean takes for "
             "as much signal as noise.",
+            f"Methods that learn had observed {settings.warm} rollouts of the policy.",
         ),
     )
 

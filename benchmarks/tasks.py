@@ -104,7 +104,7 @@ class Toy:
             held_out_prompts=prompts[TRAIN_PROMPTS:],
             gold=gold,
             contributions=contributions,
-            fingerprint=task_fingerprint([str(folder / "policy"), str(folder / "reward")], prompts),
+            fingerprint=task_fingerprint([str(folder / "policy"), str(folder / "reward")], self.loading, prompts),
         )
 
 
@@ -151,7 +151,7 @@ class PositiveGeneration:
             held_out_prompts=test,
             gold=self._gold(),
             contributions=None,
-            fingerprint=task_fingerprint([policy_name, reward_name], train + test),
+            fingerprint=task_fingerprint([policy_name, reward_name], self.loading, train + test),
         )
 
     def _gold(self) -> Callable[[Sequences], list[float]] | None:
@@ -219,7 +219,9 @@ class PreferenceTask:
             held_out_prompts=test,
             gold=None,
             contributions=None,
-            fingerprint=task_fingerprint([policy_name, reward_name], (*train, *test, *renderings.values())),
+            fingerprint=task_fingerprint(
+                [policy_name, reward_name], self.loading, (*train, *test, *renderings.values())
+            ),
         )
 
     def _rendered(self, policy: CausalPolicy) -> dict[str, list[dict[str, Any]]]:
@@ -349,9 +351,10 @@ def frozen(prompts: Iterable[Sequence[int]]) -> Prompts:
     return tuple(tuple(prompt) for prompt in prompts)
 
 
-def task_fingerprint(models: Sequence[str], prompts: Prompts) -> str:
-    """SHA-256 of the prompts and of local weights; hub models enter by name."""
+def task_fingerprint(models: Sequence[str], loading: Loading, prompts: Prompts) -> str:
+    """SHA-256 of the prompts and of local weights, those of the auxiliaries in the order of their names; hub models
+    enter by name."""
     parts: list[str | Path] = [hashlib.sha256(json.dumps(prompts).encode()).hexdigest()]
-    for name in models:
+    for name in (*models, *(where for _, where in sorted(loading.auxiliaries.items()))):
         parts += sorted(Path(name).glob("*.safetensors")) or [name]
     return fingerprint(parts)

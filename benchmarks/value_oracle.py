@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.sampling import left_padded
 from rlhf_core.batching import row_batches
+from rlhf_core.masking import last_token
 from rlhf_core.memory import TokenBudget, run_in_parts
 from rlhf_core.probe import generators
 from rlhf_core.types import Limits, Policy, RewardModel, Sequences
@@ -85,8 +86,7 @@ def differences(
     """V(s_{t+1}) − V(s_t), with the score itself after the last token; 0 on padding."""
     mask = sequences.response_mask
     after = torch.nn.functional.pad(values[:, 1:], (0, 1))
-    last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
-    return (torch.where(last, scores.to(values)[:, None], after) - values).masked_fill(~mask, 0)
+    return (torch.where(last_token(mask), scores.to(values)[:, None], after) - values).masked_fill(~mask, 0)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -157,7 +157,7 @@ def terminal(examples: Sequence[Example]) -> Group:
         lines.append(Text(f"{visible(example.prompt)} … score {example.score:+.3f}", style="dim"))
         coloured = shades(example)
         rows = {**example.rows, **example.reference_rows}
-        width = max(len(label) for label in rows)
+        width = max(map(len, rows), default=0)
         for label, values in rows.items():
             line = Text(f"{visible(label):>{width}} ", style="bold" if label in example.rows else "italic")
             for token, tone in zip(example.tokens, coloured[label], strict=True):

@@ -161,7 +161,7 @@ OF_METHODS = (
     ),
     Mutation(
         "benchmarks/value_oracle.py",
-        "torch.where(last, scores.to(values)[:, None], after) - values",
+        "torch.where(last_token(mask), scores.to(values)[:, None], after) - values",
         "after - values",
         "tests/test_credit_faithfulness.py::test_value_differences_are_those_of_all_continuations",
     ),

@@ -9,7 +9,17 @@ from typing import ClassVar
 import pytest
 
 from benchmarks.arms import parse_arms
-from redistributors import DecoderAttention, Sparse, Uniform
+from redistributors import (
+    DecoderAttention,
+    EnsembleCredit,
+    EntropyPeaks,
+    RewardAttention,
+    Segment,
+    Sentences,
+    Sparse,
+    Uniform,
+)
+from rlhf_core.aggregation import WorstCase
 from rlhf_core.types import Redistributor
 
 HERE = __name__
@@ -60,6 +70,25 @@ def test_a_setting_that_is_a_redistributor_is_an_arm_of_its_own():
     assert re.fullmatch(r"[\w.+-]+", deep.label)
 
 
+def test_a_setting_that_is_another_object_is_written_by_its_class():
+    arm = only("segment(inner=abc, boundaries=Sentences())")
+    assert arm.redistributor() == Segment(inner=RewardAttention(), boundaries=Sentences())
+    assert arm.label == "segment-innerabc-boundariesSentences"
+    peaks = only("segment(boundaries=EntropyPeaks(threshold=1.5),place=end)")
+    assert peaks.redistributor() == Segment(boundaries=EntropyPeaks(threshold=1.5), place="end")
+    assert peaks.label == "segment-boundaries+EntropyPeaks-threshold1.5+-placeend"
+    assert pickle.loads(pickle.dumps(peaks)).redistributor() == peaks.redistributor()
+    for name in ("WorstCase()", "WorstCase", "rlhf_core.aggregation.WorstCase()"):
+        ensemble = only(f"redistributors.EnsembleCredit(aggregate={name})")
+        assert ensemble.redistributor() == EnsembleCredit(aggregate=WorstCase())
+
+
+def test_items_of_a_list_are_told_apart_in_the_label():
+    assert [only(f"attention(layers={layers})").label for layers in ("[1, 2]", "12", "[12]", "[1, -2]")] == [
+        "attention-layers1_2", "attention-layers12", "attention-layers12", "attention-layers1_-2"
+    ]  # fmt: skip
+
+
 def test_which_method_a_setting_belongs_to_shows_in_the_label():
     outer = only(f"{HERE}.Wrapper(inner={HERE}.Wrapper(inner=sparse), n=2)").label
     assert outer != only(f"{HERE}.Wrapper(inner={HERE}.Wrapper(inner=sparse, n=2))").label
@@ -96,6 +125,11 @@ def test_commas_part_arms_and_settings_only_outside_brackets():
         (f"{HERE}.Wrapper(inner=sparse@lam=1)", "cannot change PPO settings"),
         (f"{HERE}.Wrapper(inner=abc(beta=1)", "cannot read the arm"),
         (f"{HERE}.Wrapper(n=1)(n=2)", "cannot read the arm"),
+        ("segment(boundaries=Chapters())", "no class 'Chapters' in redistributors or redistributors.segment; write"),
+        ("segment(boundaries=5)", "no class '5'"),
+        ("segment(boundaries=NGrams(n=0))", "NGrams: n is a number of tokens"),
+        ("segment(boundaries=[NGrams])", "such as NGrams()"),
+        ("segment(boundaries=nowhere.Chapters())", "nowhere cannot be imported"),
         ("uniform(beta=[1)", "cannot read the arm"),
         ("sparse@seed=1", "cannot set its own"),
     ],

@@ -1,6 +1,7 @@
 """The same rollout under every method: credit as the trainer has it, gradients by hand, and how noise is told."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from test_experiment import TableTask
 
 from benchmarks import gradient_quality
 from benchmarks.compare_on import compare_on, gradient_variance, reference_gradient
-from benchmarks.gradient_quality import Settings, bootstrapped, draw, run
+from benchmarks.gradient_quality import Settings, bootstrapped, draw, run, stages
 from benchmarks.gradients import (
     cosine,
     expected_cosine,
@@ -150,6 +151,19 @@ def test_what_cannot_be_compared_is_refused():
         compared(Sparse(), responses_per_prompt=4, advantages="rloo")
     with pytest.raises(HealthError, match="on padding"):
         compared(OnPadding())
+
+
+def test_a_method_sees_no_evidence_that_another_asked_for():
+    _, rollout = drawn()
+    rollout = replace(rollout, evidence=dict.fromkeys(RewardAttention().needs, rollout.logprobs))
+    with pytest.raises(ValueError, match="needs .* which this rollout does not hold"):
+        compare_on(rollout, {"it": Undeclared()}, config=CONFIG, kl_coef=0.2, policy=None)
+
+
+class Undeclared(RewardAttention):
+    """Reads what it does not ask for."""
+
+    needs = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +322,35 @@ def test_the_script_measures_every_policy_and_arm(tmp_path):
     with Image.open(tmp_path / "gradient_quality.png") as image:
         assert image.width > 1000
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(Sparse):
+    """The score for every rollout it has observed."""
+
+    seen: list = field(default_factory=list)
+    conserving: ClassVar = False
+
+    def __call__(self, rollout):
+        return Sparse.__call__(self, rollout) * len(self.seen)
+
+    def observe(self, rollout):
+        self.seen.append(rollout)
+
+    def state(self):
+        return {}
+
+    def load_state(self, state):
+        pass
+
+
+def test_methods_that_learn_are_measured_after_they_have():
+    chosen = replace(CHOSEN, redistributors=f"sparse,{__name__}.Counting", warm=3)
+    for stage in stages(TableTask().load(), chosen, chosen.config(TableTask())):
+        (rollout,) = stage.rollouts(range(1), frozenset())
+        sparse, counting = stage.credits(rollout).values()
+        assert counting.token_scores.equal(3 * sparse.token_scores)
+        assert sparse.token_scores.any()
 
 
 @pytest.mark.parametrize(

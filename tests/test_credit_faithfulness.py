@@ -21,20 +21,26 @@ from benchmarks.faithfulness import (
     counts,
     curves,
     effective_tokens,
-    leave_one_out,
     opposed_share,
     ranked,
     spearman_brown,
     tie_breaks,
 )
 from benchmarks.faithfulness_study import Settings, study
+from benchmarks.frozen_credit import cost_of, evidence_apart, warm
 from benchmarks.value_oracle import State, Walk, value_differences
+from models import load_policy
+from models.retokenised import RetokenisedReward
 from models.reward import ClassifierReward
-from models.tiny import tiny_gpt2_classifier, tiny_tokenizer
+from models.telling import Telling
+from models.tiny import save_tiny, tiny_gpt2_classifier, tiny_tokenizer
+from redistributors import LeaveOneOut, LogRatio, PrefixDifference, RewardAttention
+from redistributors.leave_one_out import Occlusion
 from rlhf_core import TokenReward
 from rlhf_core.config import PPOConfig
 from rlhf_core.memory import TokenBudget
 from rlhf_core.probe import Experiment, Variants, generators
+from rlhf_core.rewards import ScoreMoments, as_reward_model
 from rlhf_core.types import Limits, Sequences
 
 HERE = __name__
@@ -79,7 +85,8 @@ def test_a_score_that_is_no_sum_by_hand():
     found = both(ENDS, [[1.0, 3.0, 2.0], [0.0, 1.0, 0.0]])
     assert found.deletion[0].tolist() == [53, 53, 55, 0]
     assert found.insertion[0].tolist() == [0, 11, 13, 53]
-    assert leave_one_out(ENDS.probe(ROWS), absent="delete").tolist() == [[53 - 13, 0, 53 - 51], [24 - 44, 24 - 22, 0]]
+    one_out = Occlusion(absent="delete").measure(ENDS.probe(ROWS))
+    assert one_out.tolist() == [[53 - 13, 0, 53 - 51], [24 - 44, 24 - 22, 0]]
 
 
 def test_equal_credit_is_the_mean_over_all_orders():
@@ -259,6 +266,17 @@ class Learner:
         pass
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watcher(Learner):
+    """Notes the prompts it has seen."""
+
+    prompts: list = field(default_factory=list)
+    needs: ClassVar = frozenset()
+
+    def observe(self, rollout):
+        self.prompts.append(rollout.sequences.prompts())
+
+
 SMALL = {"responses": 3, "points": 4, "absent": ("delete",), "continuations": 4, "warm": 2, "orders": 4}
 
 
@@ -302,6 +320,41 @@ def test_methods_that_learn_observe_first_what_they_asked_for():
     once = small_study(f"{HERE}.Learner,{HERE}.True3", continuations=0, warm=1).credits[f"{HERE}.Learner"].token_scores
     assert torch.equal(credit, 2 * once)
     assert once.any()
+
+
+def test_methods_that_learn_observe_as_many_responses_to_a_prompt_as_a_run_draws():
+    grouped = replace(with_settings(PPOConfig(), PPO), responses_per_prompt=2, advantages="rloo")
+    loaded, learner = TableLoaded(), Watcher()
+    loaded.policy.temperature = grouped.temperature
+    reward = as_reward_model(loaded.reward, loaded.policy)
+    warm([learner], loaded, reward, grouped, rollouts=2, moments=ScoreMoments())
+    for seen in learner.prompts:
+        assert len(seen) == grouped.rollout_batch_size
+        assert seen[::2] == seen[1::2]
+
+
+def test_what_takes_passes_that_nobody_counts_has_no_cost(tmp_path):
+    folder = save_tiny(str(tmp_path / "policy"))
+    policy = load_policy(folder, auxiliaries={"dpo": folder})
+    reward = ClassifierReward(tiny_gpt2_classifier(), policy.tokenizer, score="single_logit")
+    telling = Telling(add_special_tokens=False)
+    told = {way: RetokenisedReward.of(reward, policy, telling, prefixes=way) for way in ("retold", "boundary")}
+    methods = {"log-ratio": LogRatio(), "prefixes": PrefixDifference(), "row": RewardAttention(), "cuts": LeaveOneOut()}
+    needs = frozenset(request for method in methods.values() for request in method.needs)
+    sequences = policy.sample(
+        [[2, 3], [4]], Limits(min_lengths=torch.tensor([2, 2]), max_lengths=torch.tensor([3, 2])), torch.rand(2, 3)
+    )
+
+    def forwards(reward, name):
+        _, costs = evidence_apart(policy, reward, sequences, needs, PPOConfig())
+        cost = cost_of(methods[name], costs)
+        return None if cost is None else cost.forwards
+
+    assert forwards(reward, "log-ratio") is None
+    assert forwards(reward, "prefixes") == forwards(told["boundary"], "prefixes") == 0
+    assert forwards(told["retold"], "prefixes") is None
+    assert forwards(reward, "row") == forwards(told["retold"], "row") == 0
+    assert forwards(reward, "cuts") > 0
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from benchmarks.report import build
 from benchmarks.runner import finished, run_all
 from benchmarks.tasks import make_task
 from benchmarks.value_loss_variance import SCRIPT
+from benchmarks.viewer import terminal
 from redistributors import Sparse, Uniform
 from rlhf_core.config import PPOConfig
 
@@ -246,6 +247,36 @@ def test_credit_is_compared_with_the_truth():
     assert credit_figures(loaded, rollout, Uniform()) == {}  # equal credit ranks nothing
     loaded.contributions = None
     assert credit_figures(loaded, rollout, Truth()) == {}
+
+
+class Learning(Uniform):
+    """Credit that says so until it has observed a rollout."""
+
+    def __call__(self, rollout):
+        raise AssertionError("measured before it has learned")
+
+    def observe(self, rollout):
+        pass
+
+    def state(self):
+        return {}
+
+    def load_state(self, state):
+        pass
+
+
+def test_what_has_learned_nothing_is_not_measured():
+    loaded, config = TableLoaded(), with_settings(PPOConfig(), PPO)
+    assert credit_figures(loaded, frozen_rollout(loaded, [], config, [[1], [2]]), Learning()) == {}
+    shown = examples(loaded, parse_arms(f"uniform,{__name__}.Learning"), config, [[1], [2]])
+    assert [list(example.rows) for example in shown] == [["uniform"]] * 2
+    shown = examples(replace_contributions(loaded), parse_arms(f"{__name__}.Learning"), config, [[1]])
+    assert len(terminal(shown).renderables) == 2
+
+
+def replace_contributions(loaded):
+    loaded.contributions = None
+    return loaded
 
 
 def test_examples_show_the_same_responses_once_per_method():

@@ -16,14 +16,18 @@ from benchmarks.comparison import Comparison
 from benchmarks.constant_score import ConstantScore, ConstantTask
 from benchmarks.experiment import identity
 from benchmarks.length_drift import SCRIPT, Options, change, drifts, panels
+from benchmarks.loading import Loading
 from benchmarks.statistics import Summary
 from benchmarks.tasks import Toy
-from redistributors import Uniform
+from models.reward import ClassifierReward
+from models.tiny import tiny_gpt2_classifier, tiny_tokenizer
+from redistributors import RewardAttention, Uniform
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import EvidenceRequest, PrefixScores
+from rlhf_core.health import check_needs
 from rlhf_core.rewards import TokenReward
 from rlhf_core.trainer import PPOTrainer
-from rlhf_core.types import RewardModel, Scored
+from rlhf_core.types import HasIdRange, HasVocabulary, RewardModel, Scored, ValidatesPrompts
 
 ONE = Options(values=(1.0,), lams=(1.0,), extras=(), lengths=(1, 5))
 
@@ -59,6 +63,19 @@ def test_the_score_is_constant_and_the_evidence_the_models_own():
     assert not reward.provides(PrefixScores(source="policy"))
 
 
+def test_a_constant_score_says_of_itself_what_the_model_within_says():
+    plain = ConstantScore(reward=Lengths(), value=1.0)
+    assert not any(isinstance(plain, kind) for kind in (HasVocabulary, HasIdRange, ValidatesPrompts))
+    assert not hasattr(plain, "why_not")
+    classifier = ClassifierReward(tiny_gpt2_classifier(), tiny_tokenizer(), score="single_logit")
+    full = ConstantScore(reward=classifier, value=1.0)
+    assert (full.vocabulary, full.vocab_size) == (classifier.vocabulary, classifier.vocab_size)
+    with pytest.raises(ValueError, match="it has attention layers 0 to 1, not 99"):
+        check_needs(RewardAttention(layer=99), TablePolicy(), full)
+    with pytest.raises(ValueError, match="cannot score"):
+        full.validate([[2]], 10**6)
+
+
 def test_a_reward_that_nobody_looks_at_is_not_asked():
     def broken(prompts, responses):
         raise AssertionError("asked")
@@ -82,6 +99,15 @@ def test_runs_of_one_value_are_not_those_of_another_but_do_not_depend_on_where_f
     here, there = (ConstantTask(task=Toy(cache=cache), value=1.0) for cache in ("here", "there"))
     assert identity(here) == identity(there)
     assert identity(here) != identity(replace(here, value=-1.0))
+
+
+def test_an_auxiliary_is_known_by_its_name_whatever_that_is():
+    def with_auxiliaries(**named):
+        return identity(ConstantTask(task=Toy(loading=Loading(auxiliaries=named)), value=1.0))
+
+    assert with_auxiliaries(models="here") == with_auxiliaries(models="there")
+    assert with_auxiliaries(models="here") != with_auxiliaries()
+    assert with_auxiliaries(models="here") != with_auxiliaries(cache="here")
 
 
 def test_every_setting_is_a_panel_and_a_centred_constant_is_run_once():

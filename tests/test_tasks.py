@@ -8,7 +8,8 @@ from test_prepare import prepared, write_reviews  # noqa: F401
 from test_toy import TINY
 
 from benchmarks import toy
-from benchmarks.tasks import PositiveGeneration, Toy, make_task
+from benchmarks.loading import Loading
+from benchmarks.tasks import PositiveGeneration, Toy, make_task, task_fingerprint
 from rlhf_core.types import Sequences
 
 
@@ -83,3 +84,14 @@ def test_mistakes_are_named(tmp_path):
         make_task("toy", models="somewhere")
     with pytest.raises(FileNotFoundError, match=r"policy is missing; .*benchmarks\.prepare"):
         PositiveGeneration(models=str(tmp_path)).load()
+
+
+def test_weights_of_auxiliaries_are_in_the_fingerprint_and_their_places_are_not(tmp_path):
+    def found(name, weights):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(weights)
+        return task_fingerprint([], Loading(auxiliaries={"dpo": str(folder)}), ((1, 2),))
+
+    assert found("here", b"one") == found("there", b"one") != found("other", b"two")
+    assert task_fingerprint([], Loading(), ((1, 2),)) != found("again", b"one")
