@@ -48,11 +48,14 @@ def case(mode, score, theirs=(-1.0, -6.0, -1.0), reference=(-2.0, -1.0, -41.0)):
 def test_modes_by_hand(mode, score, wanted):
     token_scores, figures = case(mode, score)
     assert token_scores == pytest.approx(wanted)
-    assert figures == pytest.approx({"log_ratio": 0.6, "log_ratio_clipped": 1 / 3})
+    fallback = {"credit_fallback": float(score == 0)} if mode == "rescale" else {}
+    assert figures == pytest.approx({"log_ratio": 0.6, "log_ratio_clipped": 1 / 3} | fallback)
 
 
 def test_where_no_token_has_the_scores_sign_the_last_gets_everything():
-    assert case("rescale", -2.0, (-1.0, -1.0, -1.0), (-2.0, -2.0, -1.0))[0] == [0, 0, -2]
+    token_scores, figures = case("rescale", -2.0, (-1.0, -1.0, -1.0), (-2.0, -2.0, -1.0))
+    assert token_scores == [0, 0, -2]
+    assert figures["credit_fallback"] == 1
 
 
 @pytest.mark.parametrize(("mode", "causal", "conserving"), [("add", 1, 0), ("shape", 1, 1), ("rescale", 0, 1)])
