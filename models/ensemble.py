@@ -13,7 +13,7 @@ from models.intact import require_finite_weights
 from models.loading import DType, ModelSource, load_tokenizer
 from models.reward import ClassifierReward, ScoreKind, head_labels
 from rlhf_core.aggregation import Aggregate, MemberScores, OfMember
-from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.evidence import EvidenceRequest, HiddenTap, PrefixScores
 from rlhf_core.reading import reading
 from rlhf_core.types import HasIdRange, HasVocabulary, RewardModel, Scored, Sequences, ValidatesPrompts
 
@@ -68,6 +68,11 @@ class RewardEnsemble:
             if (request.members, request.aggregate) == (number, self.aggregate):
                 return ""
             return f"the ensemble has {number} members and {self.aggregate!r}"
+        if isinstance(request, HiddenTap) and not isinstance(request, PrefixScores):
+            return (
+                f"an ensemble of {number} members has no hidden states of its own; ask one of them, by OfMember, or "
+                "give the method features without HiddenState"
+            )
         if not isinstance(request, OfMember):
             return (
                 f"an ensemble has evidence of each of its {number} members, and none of its own; wrap the method in "
