@@ -6,6 +6,7 @@ import pytest
 import torch
 from fakes import TablePolicy, ragged_sequences, sequences_of
 
+from models.classifier_head import why_not_causal
 from models.reward import ClassifierReward
 from models.tiny import tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
 from redistributors import PrefixDifference
@@ -189,6 +190,16 @@ def test_a_model_that_reads_on_has_no_prefix_scores():
         layer.attn.is_causal = False
         layer.attn.forward = _mixing(layer.attn.forward)
     assert "it is not causal" in judge.why_not(PrefixScores())
+
+
+@pytest.mark.parametrize("size", [3, 8, 9])
+def test_whether_a_model_reads_on_is_found_out_with_few_tokens(size):
+    model = tiny_gpt2_classifier(vocab_size=size)
+    judge = ClassifierReward(model, tiny_tokenizer(vocab_size=size), score="single_logit")
+    assert judge.why_not(PrefixScores()) == ""
+    for layer in model.transformer.h:
+        layer.attn.forward = _mixing(layer.attn.forward)
+    assert "it is not causal" in why_not_causal(model, judge.head)
 
 
 def _mixing(forward):
