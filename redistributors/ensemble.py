@@ -44,8 +44,9 @@ class EnsembleCredit:
             )
         if isinstance(self.inner, Learns):
             raise ValueError(
-                f"EnsembleCredit: {self.inner!r} learns, and would see {self.members} members as one; make EnsembleCredit "
-                "its inner method, and give it features without HiddenState: an ensemble has no states of its own"
+                f"EnsembleCredit: {self.inner!r} learns, and would see {self.members} members as one; make "
+                "EnsembleCredit its inner method, with features without HiddenState: an ensemble has no states of its "
+                "own"
             )
 
     @property

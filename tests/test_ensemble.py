@@ -1,6 +1,9 @@
 """Aggregates of several scores, their shares, and credit that splits as the score does."""
 
+import json
+import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -363,6 +366,20 @@ def test_members_may_be_adapters_of_one_base(adapters):
     assert (scored.evidence[key][:, 0] - scored.evidence[key][:, 1]).abs().min() > 1e-3
     assert ensemble.members[0].reward is ensemble.members[1].reward
     assert not any(parameter.requires_grad for parameter in ensemble.members[0].adapters.parameters())
+
+
+def test_a_base_may_be_spelled_in_two_ways(adapters, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(adapters[1], copy)
+    config = json.loads((copy / "adapter_config.json").read_text())
+    base = Path(config["base_model_name_or_path"])
+    config["base_model_name_or_path"] = str(base.parent / "adapter1" / ".." / base.name)
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    scored = [
+        load_reward_ensemble(folders, aggregate=Mean(), score="single_logit").score(SEQUENCES, frozenset()).scores
+        for folders in (adapters, [adapters[0], str(copy)])
+    ]
+    assert torch.equal(*scored)
 
 
 def test_adapters_that_are_no_ensemble_are_refused(adapters, tmp_path):
