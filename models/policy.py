@@ -185,7 +185,7 @@ class CausalPolicy:
         self._require_evidence(needs)
         sequences = _to(sequences, self.device)
         rows, targets = right_padded(sequences), _targets(sequences)
-        beside = {  # first, while no logits of the policy are held
+        beside: dict[EvidenceRequest, Tensor] = {  # first, while no logits of the policy are held
             request: self._logprobs_under(self._network.auxiliaries[request.name], sequences)
             for request in needs
             if isinstance(request, AuxiliaryLogprobs)
@@ -197,7 +197,7 @@ class CausalPolicy:
                 hidden, logprobs, entropies = self._statistics_in_parts(self._lm, rows, sequences, targets)
                 values = self._network.value_head(hidden)
             free = self._free(needs, sequences, entropies)
-            return _evaluation(logprobs, values, entropies, sequences.response_mask, {**beside, **free})
+            return _evaluation(logprobs, values, entropies, sequences.response_mask, beside | free)
         with self._mode():
             with self._captured("policy", needs, rows, sequences) as evidence:
                 predictions = response_predictions(self._lm, rows, sequences.response_mask)
