@@ -8,7 +8,14 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.adapters import adapter_folder, add_frozen_adapter, base_source, put_adapter
-from models.loading import ModelSource, check_language_model, load_language_model, load_tokenizer, vocabulary
+from models.loading import (
+    ModelSource,
+    check_language_model,
+    load_language_model,
+    load_tokenizer,
+    same_place,
+    vocabulary,
+)
 from models.reference import AdapterOff, FrozenAdapter, FrozenCopy, Reference
 from rlhf_core.reading import reading
 
@@ -42,9 +49,11 @@ def load_auxiliaries(
         with reading(source.name_or_path):
             adapter = adapter_folder(source)
             under = source if adapter is None else base_source(adapter, source)
+            shared = adapter is not None and _same_weights(under, base)
+            under = base if shared else under  # of the policy's revision
             theirs = load_tokenizer([source] if adapter is None else [source, under])
             _require_same_tokens(name, source, theirs, tokenizer)
-            if adapter is not None and not isinstance(reference, FrozenCopy) and _same_weights(under, base):
+            if adapter is not None and shared and not isinstance(reference, FrozenCopy):
                 held = f"auxiliary_{number}"  # PEFT's names are attributes of modules, so not any text will do
                 found[name] = add_frozen_adapter(reference.adapters, reference.lm, adapter, name=held)
                 continue
@@ -55,11 +64,12 @@ def load_auxiliaries(
     return found
 
 
-def _same_weights(one: ModelSource, other: ModelSource) -> bool:
-    places = [Path(source.name_or_path) for source in (one, other)]
-    if all(place.is_dir() for place in places):
-        return places[0].samefile(places[1])
-    return (str(one.name_or_path), one.revision) == (str(other.name_or_path), other.revision)
+def _same_weights(under: ModelSource, base: ModelSource) -> bool:
+    """Whether an adapter made for ``under`` fits the policy's weights; one that states no revision takes the policy's,
+    and folders have none."""
+    if not same_place(under, base):
+        return False
+    return Path(base.name_or_path).is_dir() or under.revision in (None, base.revision)
 
 
 def _frozen(lm: PreTrainedModel, name: str, source: ModelSource, vocab_size: int) -> PreTrainedModel:

@@ -84,11 +84,13 @@ def read_logits(
 def why_not_causal(model: PreTrainedModel, head: Head) -> str:
     """Why the model has no score of a beginning without reading on, in words; empty where it has.
 
-    Found out by exchanging the last of nine tokens: the states before it must not move."""
+    Found out by exchanging the last of nine tokens: the states before it must not move.
+    """
     if head.reads != "last":
         return "it reads its score at the first token, which sees the whole text"
-    ids = torch.arange(9, device=model.device).repeat(2, 1)
-    ids[1, -1] = 0
+    size = model.config.get_text_config().vocab_size
+    ids = torch.arange(9, device=model.device).repeat(2, 1) % size
+    ids[1, -1] = (ids[0, -1] + 1) % size
     hidden = last_hidden(model, torch.ones_like(ids, dtype=torch.bool), input_ids=ids)[:, :-1].float()
     moved = float((hidden[0] - hidden[1]).norm() / hidden.norm().clamp(min=1e-6))
     exact = model.dtype in (torch.float32, torch.float64) and not getattr(model, "is_quantized", False)

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from models.adapters import adapter_folder, base_source, peft_on_new_transformers
 from models.finetuning import load_trunk
 from models.intact import require_finite_weights
-from models.loading import DType, ModelSource, load_tokenizer
+from models.loading import DType, ModelSource, load_tokenizer, same_place
 from models.reward import ClassifierReward, ScoreKind, head_labels
 from rlhf_core.aggregation import Aggregate, MemberScores, OfMember
-from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.evidence import EvidenceRequest, HiddenTap, PrefixScores
 from rlhf_core.reading import reading
 from rlhf_core.types import HasIdRange, HasVocabulary, RewardModel, Scored, Sequences, ValidatesPrompts
 
@@ -69,10 +69,7 @@ class RewardEnsemble:
                 return ""
             return f"the ensemble has {number} members and {self.aggregate!r}"
         if not isinstance(request, OfMember):
-            return (
-                f"an ensemble has evidence of each of its {number} members, and none of its own; wrap the method in "
-                "EnsembleCredit"
-            )
+            return _nothing_of_its_own(request, number)
         if not 0 <= request.member < number:
             return f"the ensemble has members 0 to {number - 1}, not {request.member}"
         member = self.members[request.member]
@@ -101,6 +98,18 @@ class RewardEnsemble:
         }
         evidence |= {request: scores for request in needs if isinstance(request, MemberScores)}
         return Scored(scores=self.aggregate.aggregate(scores), evidence=evidence)
+
+
+def _nothing_of_its_own(request: EvidenceRequest, members: int) -> str:
+    if isinstance(request, HiddenTap) and not isinstance(request, PrefixScores):
+        return (
+            f"an ensemble of {members} members has no hidden states of its own; ask one of them, by OfMember, or give "
+            "the method features without HiddenState"
+        )
+    return (
+        f"an ensemble has evidence of each of its {members} members, and none of its own; wrap the method in "
+        "EnsembleCredit"
+    )
 
 
 @final
@@ -170,7 +179,8 @@ def load_reward_ensemble(
     bases = [base_source(folder, source) for folder, source in zip(folders, sources, strict=True)]
     labels = [head_labels(folder, source.name_or_path) for folder, source in zip(folders, sources, strict=True)]
     for name, base, count in zip(adapters, bases, labels, strict=True):
-        if (base, count) != (bases[0], labels[0]):
+        same = same_place(base, bases[0]) and base.revision == bases[0].revision
+        if not same or count != labels[0]:
             raise ValueError(
                 f"{name} is an adapter on {base.name_or_path} with {count} label(s), {adapters[0]} one on "
                 f"{bases[0].name_or_path} with {labels[0]}; load such reward models one by one, for RewardEnsemble"

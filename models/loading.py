@@ -72,6 +72,14 @@ class ModelSource:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code, **pinned}
 
 
+def same_place(one: ModelSource, other: ModelSource) -> bool:
+    """Whether both name one folder, however it is spelled, or one model on the hub, of whatever revision."""
+    places = [Path(source.name_or_path) for source in (one, other)]
+    if all(place.is_dir() for place in places):
+        return places[0].samefile(places[1])
+    return str(one.name_or_path) == str(other.name_or_path)
+
+
 def _require_hub_name(name: str, revision: str | None) -> None:
     """Say at once what retries over the network would find out late, or never."""
     if not HUB_NAME.fullmatch(str(name)):

@@ -185,12 +185,19 @@ class CausalPolicy:
         self._require_evidence(needs)
         sequences = _to(sequences, self.device)
         rows, targets = right_padded(sequences), _targets(sequences)
-        if all(isinstance(request, FREE) for request in needs) and self._in_parts(self._lm, targets):
+        beside: dict[EvidenceRequest, Tensor] = {  # first, while no logits of the policy are held
+            request: self._logprobs_under(self._network.auxiliaries[request.name], sequences)
+            for request in needs
+            if isinstance(request, AuxiliaryLogprobs)
+        }
+        if all(isinstance(request, (AuxiliaryLogprobs, *FREE)) for request in needs) and self._in_parts(
+            self._lm, targets
+        ):
             with self._mode():
                 hidden, logprobs, entropies = self._statistics_in_parts(self._lm, rows, sequences, targets)
                 values = self._network.value_head(hidden)
             free = self._free(needs, sequences, entropies)
-            return _evaluation(logprobs, values, entropies, sequences.response_mask, free)
+            return _evaluation(logprobs, values, entropies, sequences.response_mask, beside | free)
         with self._mode():
             with self._captured("policy", needs, rows, sequences) as evidence:
                 predictions = response_predictions(self._lm, rows, sequences.response_mask)
@@ -203,13 +210,8 @@ class CausalPolicy:
             for request in needs
             if isinstance(request, FullKL)
         }
-        auxiliary = {
-            request: self._logprobs_under(self._network.auxiliaries[request.name], sequences)
-            for request in needs
-            if isinstance(request, AuxiliaryLogprobs)
-        }
         free = self._free(needs, sequences, entropies)
-        measured = (evidence, ref_evidence, full, auxiliary, free)
+        measured = (evidence, ref_evidence, full, beside, free)
         found = dict(pair for answers in measured for pair in answers.items())
         return _evaluation(logprobs, values, entropies, mask, found)
 

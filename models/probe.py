@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar, cast, final
+from typing import Literal, TypeVar, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,16 +11,22 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.attention_maps import attention_maps, map_gradients
+from models.budgets import PassBudgets
 from models.classifier_head import Head, last_hidden, pooled_logits
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches, row_batches
 from rlhf_core.evidence import HiddenTap, Layout, PrefixScores
 from rlhf_core.memory import TokenBudget, run_in_parts
-from rlhf_core.probe import Ability, AttentionMaps, Baseline, Cost, MapGradients, PathPoint, Variants
+from rlhf_core.probe import Absence, AttentionMaps, Baseline, Cost, MapGradients, PathPoint, Variants
 from rlhf_core.types import Sequences
 
 Part = TypeVar("Part")
 NULL_TOKENS = ("mask_token_id", "pad_token_id", "unk_token_id", "eos_token_id")
+GONE: Mapping[Absence, Callable[[Bool[Tensor, "row response"]], Int[Tensor, " row"]]] = {
+    "delete": lambda keep: (~keep).sum(1),
+    "replace": lambda keep: torch.zeros_like(keep[:, 0], dtype=torch.long),
+}
+WITHOUT_NULL = {"absent": 'absent="delete"', "baseline": 'baseline="zero"'}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -52,6 +58,11 @@ def null_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((token for token in found if token is not None), None)
 
 
+def no_null_token(name: str, setting: Literal["absent", "baseline"]) -> str:
+    """What to say of a model without one; ``setting`` is the method's that asked for it."""
+    return f"{name}: its tokenizer has no token that stands for nothing; use {WITHOUT_NULL[setting]}"
+
+
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ClassifierProbe:
@@ -59,7 +70,7 @@ class ClassifierProbe:
 
     judge: Judge
     sequences: Sequences
-    budget: TokenBudget
+    budgets: PassBudgets
     cost: Cost = field(default_factory=Cost)
 
     def select(self, rows: Int[Tensor, " row"]) -> "ClassifierProbe":
@@ -79,8 +90,8 @@ class ClassifierProbe:
         # what stands on padding makes no difference
         flat = (keep | ~self.sequences.response_mask[:, None]).reshape(batch * number, -1)
         distinct, which = torch.unique(torch.cat([row[:, None], flat.long()], dim=1), dim=0, return_inverse=True)
-        ids, mask = ALTER[variants.absent](self, distinct[:, 0], distinct[:, 1:].bool())
-        return self._score_rows(ids, mask)[which].reshape(batch, number).to(keep.device)
+        scores = self._score_altered(distinct[:, 0], distinct[:, 1:].bool(), variants.absent)
+        return scores[which].reshape(batch, number).to(keep.device)
 
     @torch.no_grad()
     def prefix_scores(self) -> Float[Tensor, "batch response"]:
@@ -94,7 +105,7 @@ class ClassifierProbe:
             answer = read_states(tap, hidden, inputs.response_positions, mask, self.judge)
             found[rows, : answer.shape[1]] = answer.to(found)
 
-        self._run(measure_rows, "prefix scores")
+        self._run(measure_rows, "prefix scores", self.budgets.scoring)
         return found
 
     def embedding_gradients(self, alpha: float, baseline: Baseline) -> PathPoint:
@@ -113,7 +124,7 @@ class ClassifierProbe:
             points, found = self._gradient(inputs, mask, alpha, self._baseline(baseline))
             scores[rows], contributions[rows, : found.shape[1]] = points.to(scores), found.to(scores)
 
-        self._run(measure_rows, "embedding gradients")
+        self._run(measure_rows, "embedding gradients", self.budgets.gradients)
         self.cost.backwards += len(self.sequences)
         return PathPoint(scores=scores, contributions=contributions)
 
@@ -169,7 +180,7 @@ class ClassifierProbe:
         def measure_rows(rows: Int[Tensor, " row"]) -> tuple[Tensor, Tensor]:
             return rows, read(*self._inputs(rows))
 
-        parts = self._run(measure_rows, phase)
+        parts = self._run(measure_rows, phase, self.budgets.maps)
         mask = self.sequences.response_mask
         found = parts[0][1].new_zeros(*mask.shape, *parts[0][1].shape[2:], device=mask.device)
         for rows, answer in parts:
@@ -190,14 +201,15 @@ class ClassifierProbe:
             hidden = last_hidden(self.judge.model, inputs.attention_mask, inputs_embeds=moved)
             scores = self.judge.scores(hidden, inputs.attention_mask)
             (gradient,) = torch.autograd.grad(scores.sum(), shift)
-        return scores.detach(), (gradient * difference).sum(-1)
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        return scores.detach(), (gradient.to(wide) * difference.to(wide)).sum(-1)
 
     def _baseline(self, baseline: Baseline) -> Float[Tensor, " hidden"]:
         embedding = self.judge.model.get_input_embeddings()
         device = self.judge.model.device
         if baseline == "zero":
             return torch.zeros_like(embedding(torch.zeros(1, dtype=torch.long, device=device))[0])
-        return cast(Tensor, embedding(torch.tensor([self._null_id()], device=device))[0]).detach()
+        return cast(Tensor, embedding(torch.tensor([self._null_id("baseline")], device=device))[0]).detach()
 
     def _inputs(self, rows: Int[Tensor, " row"]) -> tuple[Rows, Bool[Tensor, "batch response"]]:
         """Model input of some rows, on the model's device, and where their response tokens are real."""
@@ -210,35 +222,38 @@ class ClassifierProbe:
         )
         return moved, part.response_mask.to(device)
 
-    def _run(self, measure_rows: Callable[[Int[Tensor, " row"]], Part], phase: str) -> list[Part]:
+    def _run(self, measure_rows: Callable[[Int[Tensor, " row"]], Part], phase: str, budget: TokenBudget) -> list[Part]:
         lengths = self.sequences.lengths
         with self.cost.timed():
             cut = partial(micro_batches, self.sequences)
-            parts = run_in_parts(measure_rows, cut, lengths, self.budget, phase=phase)
+            parts = run_in_parts(measure_rows, cut, lengths, budget, phase=phase)
         self.cost.forwards += len(lengths)
         self.cost.tokens += int(lengths.sum())
         return parts
 
-    def _score_rows(
-        self, ids: Int[Tensor, "row position"], mask: Bool[Tensor, "row position"]
+    def _score_altered(
+        self, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"], absent: Absence
     ) -> Float[Tensor, " row"]:
-        """Scores of whole right-padded rows."""
-        lengths, device = mask.sum(1), self.judge.model.device
+        """Scores of altered rows, padding counted as kept. A part's rows exist while it is scored only: there may be
+        thousands of variants of every response."""
+        inputs, device = right_padded(self.sequences), self.judge.model.device
+        lengths = self.sequences.lengths[row] - GONE[absent](keep)
         dtype = torch.promote_types(self.judge.model.dtype, torch.float32)
-        scores = torch.zeros(len(ids), device=ids.device, dtype=dtype)
+        scores = torch.zeros(len(row), device=row.device, dtype=dtype)
 
         def measure_rows(rows: Int[Tensor, " row"]) -> None:
+            ids, mask = ALTER[absent](self, inputs, row[rows], keep[rows])
             width = int(lengths[rows].max())
-            real = mask[rows, :width].to(device)
-            hidden = last_hidden(self.judge.model, real, input_ids=ids[rows, :width].to(device))
+            real = mask[:, :width].to(device)
+            hidden = last_hidden(self.judge.model, real, input_ids=ids[:, :width].to(device))
             scores[rows] = self.judge.scores(hidden, real).to(scores)
 
         def cut(tokens: int) -> Iterator[Int[Tensor, " row"]]:
             return row_batches(lengths, tokens)
 
         with self.cost.timed():
-            run_in_parts(measure_rows, cut, lengths, self.budget, phase="scoring variants")
-        self.cost.forwards += len(ids)
+            run_in_parts(measure_rows, cut, lengths, self.budgets.scoring, phase="scoring variants")
+        self.cost.forwards += len(row)
         self.cost.tokens += int(lengths.sum())
         return scores
 
@@ -248,34 +263,40 @@ class ClassifierProbe:
             raise ValueError(f"variants of shape {tuple(keep.shape)} for {batch} responses of {response} tokens")
         return keep.to(self.sequences.response_ids.device)
 
-    def _null_id(self) -> int:
+    def _null_id(self, setting: Literal["absent", "baseline"]) -> int:
         if self.judge.null_id is None:
-            raise ValueError(f"{self.judge.name}: its tokenizer has no token that stands for nothing")
+            raise ValueError(no_null_token(self.judge.name, setting))
         return self.judge.null_id
 
-    def _delete(self, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]) -> tuple[Tensor, Tensor]:
+    def _delete(
+        self, inputs: Rows, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]
+    ) -> tuple[Tensor, Tensor]:
         """Rows without the tokens that are not kept, closed up."""
-        ids, stands = self._standing(row, keep)
+        ids, stands = self._standing(inputs, row, keep)
         order = torch.argsort(~stands, dim=1, stable=True)
         mask = torch.arange(ids.shape[1], device=ids.device) < stands.sum(1, keepdim=True)
         return torch.where(mask, ids.gather(1, order), 0), mask
 
-    def _replace(self, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]) -> tuple[Tensor, Tensor]:
+    def _replace(
+        self, inputs: Rows, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]
+    ) -> tuple[Tensor, Tensor]:
         """Rows with the null token in the place of those that are not kept."""
-        ids, stands = self._standing(row, keep)
-        mask = right_padded(self.sequences).attention_mask[row]
-        return torch.where(stands, ids, torch.where(mask, self._null_id(), 0)), mask
+        ids, stands = self._standing(inputs, row, keep)
+        mask = inputs.attention_mask[row]
+        return torch.where(stands, ids, torch.where(mask, self._null_id("absent"), 0)), mask
 
-    def _standing(self, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]) -> tuple[Tensor, Tensor]:
+    def _standing(
+        self, inputs: Rows, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]
+    ) -> tuple[Tensor, Tensor]:
         """Whole rows, and which of their tokens stand: all of the prompt, and what is kept of the response."""
-        inputs, real = right_padded(self.sequences), self.sequences.response_mask[row]
+        real = self.sequences.response_mask[row]
         stands, positions = inputs.attention_mask[row].clone(), inputs.response_positions[row]
         which = torch.arange(len(row), device=row.device)[:, None].expand_as(positions)
         stands[which[real], positions[real]] = keep[real]
         return inputs.input_ids[row], stands
 
 
-ALTER: Mapping[Ability, Callable[[ClassifierProbe, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+ALTER: Mapping[Absence, Callable[[ClassifierProbe, Rows, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "delete": ClassifierProbe._delete,
     "replace": ClassifierProbe._replace,
 }

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from models.alignment import Crossing
 from models.policy import CausalPolicy
-from models.probe import ClassifierProbe, null_token
+from models.probe import ClassifierProbe, no_null_token, null_token
 from models.prompts import listed
 from models.reward import ClassifierReward
 from models.sampling import left_padded
@@ -245,7 +245,7 @@ class RetokenisedProbe:
         tokenizer = self.bridge.reward.tokenizer
         null = null_token(tokenizer)
         if null is None:
-            raise ValueError(f"{self.bridge.reward.name}: its tokenizer has no token that stands for nothing")
+            raise ValueError(no_null_token(self.bridge.reward.name, "absent"))
         return str(tokenizer.convert_ids_to_tokens(null)).encode()
 
     def _scores(self, rows: Sequence[Said], how: Telling) -> Float[Tensor, " row"]:

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from models.adapters import WEIGHTS, adapter_folder, base_source, peft_on_new_transformers
 from models.attention import AttentionReader, UnsupportedAttention
 from models.attention_maps import why_no_gradients
+from models.budgets import PassBudgets
 from models.classifier_head import (
     HEAD_NAMES,
     context_length,
@@ -28,13 +29,13 @@ from models.files import require_safe_files
 from models.finetuning import load_trunk
 from models.intact import require_finite_weights, require_intact, some
 from models.loading import DType, ModelSource, find_tokenizer, load_tokenizer
-from models.probe import ClassifierProbe, Judge, null_token, read_states
+from models.probe import ClassifierProbe, Judge, no_null_token, null_token, read_states
 from models.prompts import listed, prompt_problems
 from models.qlora import four_bit_config, keep_unpacked
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, HiddenTap, Layout
-from rlhf_core.memory import TokenBudget, run_in_parts
+from rlhf_core.memory import run_in_parts
 from rlhf_core.probe import Ability, Experiment, measured
 from rlhf_core.reading import reading
 from rlhf_core.types import Scored, Sequences
@@ -54,7 +55,7 @@ ABILITIES: tuple[Ability, ...] = (
 
 @final
 class ClassifierReward:
-    """A sequence classifier as a reward model: eval mode, no gradient, read by explicit index.
+    """A sequence classifier as a reward model: frozen for good, in eval mode, read by explicit index.
 
     ``score``: "single_logit" of a one-label head, or "logit_difference", logit of label 1 (positive) minus label 0
     (negative) of a two-label head. A row is the prompt followed by the response, token ids as given: whatever the
@@ -73,7 +74,7 @@ class ClassifierReward:
         micro_batch_tokens: int = 4096,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        nn.Module.eval(model)
+        nn.Module.eval(model).requires_grad_(False)
         self.name = type(model).__name__
         labels = model.config.num_labels
         if LABELS.get(score) != labels:
@@ -85,7 +86,7 @@ class ClassifierReward:
         if micro_batch_tokens < 1:
             raise ValueError(f"micro_batch_tokens must be at least 1, got {micro_batch_tokens}")
         self.kind = score
-        self._budget = TokenBudget(setting="the reward model's micro_batch_tokens", tokens=micro_batch_tokens)
+        self._budgets = PassBudgets.of(micro_batch_tokens)
         self.head = find_head(model)
         self._judge = Judge(model=model, head=self.head, scalar=self._scalar, null_id=null_token(tokenizer))
         if self.head.reads == "first" and tokenizer.cls_token_id is None:
@@ -95,12 +96,13 @@ class ClassifierReward:
 
     @property
     def micro_batch_tokens(self) -> int:
-        """Tokens of a pass at most, padding included; less than was set once memory has run out."""
-        return self._budget.tokens
+        """Tokens of a scoring pass at most, padding included; less than was set, for passes of every kind, once memory
+        has run out."""
+        return self._budgets.scoring.tokens
 
     @micro_batch_tokens.setter
     def micro_batch_tokens(self, tokens: int) -> None:
-        self._budget.tokens = tokens
+        self._budgets.put(tokens)
 
     @property
     def vocab_size(self) -> int:
@@ -133,7 +135,7 @@ class ClassifierReward:
     def _why_no_attention(self, request: EvidenceRequest) -> str:
         return self._attention if isinstance(self._attention, str) else self._attention.why_not(request)
 
-    def _why_unable(self, ability: str, request: EvidenceRequest) -> str:
+    def _why_unable(self, ability: str, request: Experiment) -> str:
         """Why its probe cannot do something that an experiment uses."""
         if ability in ("attention", "attention_gradients"):
             # a reader was compared with the maps, so where there is one, there are those of as many layers
@@ -142,7 +144,7 @@ class ClassifierReward:
         if ability == "prefix_scores":
             return self._not_causal
         if ability == "replace" and self._judge.null_id is None:
-            return f"{self.name}: its tokenizer has no token that stands for nothing; delete tokens instead"
+            return no_null_token(self.name, "baseline" if "embedding_gradients" in request.uses else "absent")
         return "" if ability in ABILITIES else f"a classifier's probe knows {', '.join(ABILITIES)}, not {ability}"
 
     @cached_property
@@ -170,10 +172,9 @@ class ClassifierReward:
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
         """Raise ValueError, listing every bad row: empty, ids outside the vocabulary, no room for a response of
         ``max_length`` tokens in the context, or, where the score is read at [CLS], another first token."""
-        lengths, context = [max_length] * len(prompts), context_length(self.model)
+        lengths, context, cls = [max_length] * len(prompts), context_length(self.model), self.tokenizer.cls_token_id
         problems = list(prompt_problems(prompts, lengths, vocab_size=self.vocab_size, context=context))
         if self.head.reads == "first":
-            cls = self.tokenizer.cls_token_id
             headless = [row for row, ids in enumerate(prompts) if list(ids[:1]) != [cls]]
             problems += [f"row {row} does not start with {cls}" for row in headless]
         if problems:
@@ -204,13 +205,12 @@ class ClassifierReward:
         """A probe of these responses, to measure an experiment alone and see what it costs; raises ValueError for rows
         that ``score`` would refuse."""
         self._require_readable(sequences)
-        return ClassifierProbe(judge=self._judge, sequences=sequences, budget=self._budget)
+        return ClassifierProbe(judge=self._judge, sequences=sequences, budgets=self._budgets)
 
     def _scored(self, sequences: Sequences, taps: frozenset[EvidenceRequest]) -> Scored:
         home, device = sequences.response_ids.device, self.model.device
         scores = torch.zeros(len(sequences), device=home)
-        shape = sequences.response_ids.shape
-        evidence = {request: torch.zeros(request.shape(*shape), device=home) for request in taps}
+        evidence = {tap: torch.zeros(tap.shape(*sequences.response_ids.shape), device=home) for tap in taps}
 
         def score_rows(chosen: Int[Tensor, " row"]) -> None:
             part = sequences.select(chosen)
@@ -226,7 +226,8 @@ class ClassifierReward:
             for request, answer in answers.items():
                 evidence[request][chosen, : answer.shape[1]] = answer.to(home, scores.dtype)
 
-        run_in_parts(score_rows, partial(micro_batches, sequences), sequences.lengths, self._budget, phase="scoring")
+        cut, budget = partial(micro_batches, sequences), self._budgets.scoring
+        run_in_parts(score_rows, cut, sequences.lengths, budget, phase="scoring")
         return Scored(scores=scores, evidence=evidence)
 
     def score_ids(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, " row"]:

@@ -36,14 +36,17 @@ class EnsembleCredit:
         check_residual(self.residual, "EnsembleCredit")
         if type(self.members) is not int or self.members < 1:
             raise ValueError(f"EnsembleCredit: members must be a whole number from 1 on, got {self.members!r}")
-        if not isinstance(self.inner, Redistributor) or not isinstance(self.aggregate, Aggregate):
+        is_class = isinstance(self.inner, type) or isinstance(self.aggregate, type)
+        if is_class or not isinstance(self.inner, Redistributor) or not isinstance(self.aggregate, Aggregate):
             raise ValueError(
-                f"EnsembleCredit: inner must be a redistributor and aggregate a rule of rlhf_core.aggregation, got "
-                f"{self.inner!r} and {self.aggregate!r}"
+                "EnsembleCredit: inner must be a redistributor and aggregate a rule of rlhf_core.aggregation, such as "
+                f"RewardAttention() and Mean(), got {self.inner!r} and {self.aggregate!r}"
             )
         if isinstance(self.inner, Learns):
             raise ValueError(
-                f"EnsembleCredit: {self.inner!r} learns, and would see {self.members} members as one; wrap this in it"
+                f"EnsembleCredit: {self.inner!r} learns, and would see {self.members} members as one; make "
+                "EnsembleCredit its inner method, with features without HiddenState: an ensemble has no states of its "
+                "own"
             )
 
     @property

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from redistributors.credit import evidence_of, normalised
+from redistributors.credit import evidence_of, fallback_fraction, normalised
 from rlhf_core.evidence import AuxiliaryLogprobs, EvidenceRequest
 from rlhf_core.masking import last_token
 from rlhf_core.types import Rollout
@@ -93,12 +93,17 @@ class LogRatio:
 
     def metrics(self, rollout: Rollout) -> dict[str, float]:
         """``log_ratio``: Σ_t d_t, mean over responses, the implicit reward in score units; ``log_ratio_clipped``: share
-        of tokens at the clip."""
+        of tokens at the clip. "rescale" adds ``credit_fallback``: share of responses without a log-ratio of the score's
+        sign (credit: last token)."""
         mask, scaled = rollout.sequences.response_mask, self._scaled(rollout)
-        return {
-            "log_ratio": float(scaled.clamp(-self.clip, self.clip).sum(1).mean()),
+        ratios = scaled.clamp(-self.clip, self.clip)
+        figures = {
+            "log_ratio": float(ratios.sum(1).mean()),
             "log_ratio_clipped": float((scaled.abs() > self.clip)[mask].float().mean()),
         }
+        if self.mode == "rescale":
+            figures["credit_fallback"] = fallback_fraction(agreeing(ratios, rollout.scores), mask)
+        return figures
 
     def _scaled(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
         theirs = evidence_of(rollout, self.request, "LogRatio")
@@ -117,7 +122,12 @@ def shaping(ratios: Ratios, scores: Scores, mask: Mask) -> Float[Tensor, "batch 
 
 def rescaled(ratios: Ratios, scores: Scores, mask: Mask) -> Float[Tensor, "batch response"]:
     """score · w_t with w_t ∝ max(sign(score) · d_t, 0)."""
-    return scores[:, None] * normalised((scores.sign()[:, None] * ratios).clamp(min=0), mask)
+    return scores[:, None] * normalised(agreeing(ratios, scores), mask)
+
+
+def agreeing(ratios: Ratios, scores: Scores) -> Float[Tensor, "batch response"]:
+    """max(sign(score) · d_t, 0)."""
+    return (scores.sign()[:, None] * ratios).clamp(min=0)
 
 
 MODES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"add": added, "shape": shaping, "rescale": rescaled}

@@ -6,7 +6,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import Residual, check_residual, evidence_of, signed
+from redistributors.credit import Residual, check_residual, evidence_of, signed, unattributed
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.token_scorer import OwnTokenRewards
 from rlhf_core.types import Rollout
@@ -38,3 +38,7 @@ class OwnRewards:
         """Token scores (batch, response), in score units."""
         rewards = evidence_of(rollout, OwnTokenRewards(), "OwnRewards")
         return signed(rewards, rollout, residual=self.residual)
+
+    def metrics(self, rollout: Rollout) -> dict[str, float]:
+        """``credit_residual``: mean of abs(score − what is attributed), score units."""
+        return {"credit_residual": unattributed(evidence_of(rollout, OwnTokenRewards(), "OwnRewards"), rollout)}

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from redistributors.credit import Residual, check_residual, evidence_of, signed
+from redistributors.credit import Residual, check_residual, evidence_of, signed, unattributed
 from rlhf_core.evidence import EvidenceRequest, Source
 from rlhf_core.probe import Ability, Absence, Experiment, Probe, Variants, generators
 from rlhf_core.types import Rollout
@@ -135,6 +135,10 @@ class Shapley:
     def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
         """Token scores (batch, response), in score units."""
         return signed(evidence_of(rollout, self.request, "Shapley"), rollout, residual=self.residual)
+
+    def metrics(self, rollout: Rollout) -> dict[str, float]:
+        """``credit_residual``: mean of abs(score − what is attributed), score units."""
+        return {"credit_residual": unattributed(evidence_of(rollout, self.request, "Shapley"), rollout)}
 
 
 def spans_of(mask: Bool[Tensor, "batch response"], players: int) -> Int[Tensor, "batch response"]:

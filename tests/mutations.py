@@ -565,8 +565,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/reward.py",
-        'sequences.lengths, self._budget, phase="scoring"',
-        'sequences.lengths, TokenBudget(setting="", tokens=4096), phase="scoring"',
+        "partial(micro_batches, sequences), self._budgets.scoring",
+        "partial(micro_batches, sequences), PassBudgets.of(4096).scoring",
         "tests/test_out_of_memory.py::test_steps_that_run_out_of_memory_learn_the_same[scoring]",
     ),
     Mutation(

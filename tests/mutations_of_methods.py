@@ -257,8 +257,8 @@ OF_METHODS = (
     ),
     Mutation(
         "redistributors/log_ratio.py",
-        "normalised((scores.sign()[:, None] * ratios).clamp(min=0), mask)",
-        "normalised(ratios.clamp(min=0), mask)",
+        "(scores.sign()[:, None] * ratios).clamp(min=0)",
+        "ratios.clamp(min=0)",
         "tests/test_log_ratio.py::test_modes_by_hand",
     ),
     Mutation(

@@ -1,6 +1,9 @@
 """Aggregates of several scores, their shares, and credit that splits as the score does."""
 
+import json
+import shutil
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +19,10 @@ from models.load import load_policy
 from models.loading import ModelSource
 from models.reward import ClassifierReward, load_reward_model
 from models.tiny import save_tiny, tiny_gpt2_classifier, tiny_tokenizer
-from redistributors import DecoderAttention, PrefixDifference, RewardAttention, Sparse
+from redistributors import DecoderAttention, PotentialProjection, PrefixDifference, RewardAttention, Sparse
 from redistributors.attention import AttentionRow
 from redistributors.ensemble import EnsembleCredit
+from redistributors.state_features import Position
 from rlhf_core import KLConfig, PPOConfig, PPOTrainer, ScoreConfig, TokenReward
 from rlhf_core.aggregation import Aggregate, Entropic, Mean, MemberScores, OfMember, UncertaintyWeighted, WorstCase
 from rlhf_core.evidence import PrefixScores
@@ -240,6 +244,8 @@ def test_needs_causality_and_discount_are_those_of_the_inner_method():
         ({"residual": "first"}, "residual must be one of last, uniform, nowhere, got 'first'"),
         ({"inner": "abc"}, "inner must be a redistributor and aggregate a rule"),
         ({"aggregate": "mean"}, "inner must be a redistributor and aggregate a rule"),
+        ({"inner": RewardAttention}, r"such as RewardAttention\(\) and Mean\(\), got <class"),
+        ({"aggregate": Mean}, r"such as RewardAttention\(\) and Mean\(\), got"),
     ],
 )
 def test_settings_that_make_no_credit_are_refused(settings, message):
@@ -254,7 +260,7 @@ def test_a_method_that_learns_must_be_the_outer_one():
         def state(self): ...
         def load_state(self, state): ...
 
-    with pytest.raises(ValueError, match="learns, and would see 2 members as one"):
+    with pytest.raises(ValueError, match=r"learns, and would see 2 members as one; .* features without HiddenState"):
         EnsembleCredit(inner=Learner())
 
 
@@ -288,11 +294,18 @@ def test_an_ensemble_scores_and_shows_what_its_members_do():
         (EnsembleCredit(inner=Sparse(), members=3, aggregate=WorstCase()), r"the ensemble has 3 members and Mean\(\)"),
         (EnsembleCredit(inner=RewardAttention(layer=7), members=3), "has attention layers 0 to 1, not 7"),
         (RewardAttention(), "wrap the method in EnsembleCredit"),
+        (PrefixDifference(), "wrap the method in EnsembleCredit"),
+        (PotentialProjection(inner=EnsembleCredit(members=3)), "by OfMember, or give the method features without Hidd"),
     ],
 )
 def test_a_method_that_does_not_fit_the_ensemble_is_refused_at_construction(method, message):
     with pytest.raises(ValueError, match=message):
         check_needs(method, TablePolicy(), RewardEnsemble(JUDGES, Mean()))
+
+
+def test_a_method_that_learns_from_an_ensembles_credit_needs_no_states():
+    method = PotentialProjection(inner=EnsembleCredit(members=3), features=(Position(),))
+    check_needs(method, TablePolicy(), RewardEnsemble(JUDGES, Mean()))
 
 
 def test_a_single_reward_model_is_no_ensemble():
@@ -353,6 +366,20 @@ def test_members_may_be_adapters_of_one_base(adapters):
     assert (scored.evidence[key][:, 0] - scored.evidence[key][:, 1]).abs().min() > 1e-3
     assert ensemble.members[0].reward is ensemble.members[1].reward
     assert not any(parameter.requires_grad for parameter in ensemble.members[0].adapters.parameters())
+
+
+def test_a_base_may_be_spelled_in_two_ways(adapters, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(adapters[1], copy)
+    config = json.loads((copy / "adapter_config.json").read_text())
+    base = Path(config["base_model_name_or_path"])
+    config["base_model_name_or_path"] = str(base.parent / "adapter1" / ".." / base.name)
+    (copy / "adapter_config.json").write_text(json.dumps(config))
+    scored = [
+        load_reward_ensemble(folders, aggregate=Mean(), score="single_logit").score(SEQUENCES, frozenset()).scores
+        for folders in (adapters, [adapters[0], str(copy)])
+    ]
+    assert torch.equal(*scored)
 
 
 def test_adapters_that_are_no_ensemble_are_refused(adapters, tmp_path):

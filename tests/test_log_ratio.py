@@ -13,7 +13,8 @@ from test_policy import LORA, plain_adapter, sample, sft_adapter
 from transformers import AutoModelForCausalLM
 
 from models import load_policy
-from models.auxiliary import auxiliary_sources
+from models.auxiliary import _same_weights, auxiliary_sources
+from models.loading import ModelSource
 from models.tiny import save_tiny
 from redistributors import LogRatio, Sparse
 from rlhf_core import PPOConfig, PPOTrainer, TokenReward
@@ -48,11 +49,14 @@ def case(mode, score, theirs=(-1.0, -6.0, -1.0), reference=(-2.0, -1.0, -41.0)):
 def test_modes_by_hand(mode, score, wanted):
     token_scores, figures = case(mode, score)
     assert token_scores == pytest.approx(wanted)
-    assert figures == pytest.approx({"log_ratio": 0.6, "log_ratio_clipped": 1 / 3})
+    fallback = {"credit_fallback": float(score == 0)} if mode == "rescale" else {}
+    assert figures == pytest.approx({"log_ratio": 0.6, "log_ratio_clipped": 1 / 3} | fallback)
 
 
 def test_where_no_token_has_the_scores_sign_the_last_gets_everything():
-    assert case("rescale", -2.0, (-1.0, -1.0, -1.0), (-2.0, -2.0, -1.0))[0] == [0, 0, -2]
+    token_scores, figures = case("rescale", -2.0, (-1.0, -1.0, -1.0), (-2.0, -2.0, -1.0))
+    assert token_scores == [0, 0, -2]
+    assert figures["credit_fallback"] == 1
 
 
 @pytest.mark.parametrize(("mode", "causal", "conserving"), [("add", 1, 0), ("shape", 1, 1), ("rescale", 0, 1)])
@@ -171,7 +175,15 @@ def test_log_probabilities_are_those_of_the_auxiliary_and_the_policys_own_stay(f
     assert torch.equal(alone.reference_logprobs(s), policy.reference_logprobs(s))
     assert [x.shape for x in alone.parameters()] == [x.shape for x in policy.parameters()]
     monkeypatch.setattr("models.policy.KEPT_CELLS", 0)
-    torch.testing.assert_close(asked(policy, s).evidence[DPO], wanted, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr("models.token_statistics.RECOMPUTED_CELLS", 3 * 32)
+    sizes, heads = [], {id(lm): lm.get_output_embeddings() for lm in (policy._lm, held.lm)}
+    asked(policy, s)  # whether the heads can work in parts is found out once
+    for head in heads.values():
+        head.register_forward_hook(lambda _, __, out: sizes.append(out.numel()))
+    in_parts = asked(policy, s)
+    assert max(sizes) == 3 * 32
+    torch.testing.assert_close(in_parts.evidence[DPO], wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(in_parts.logprobs, own.logprobs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("auxiliary", ["other", "adapter"])
@@ -236,6 +248,16 @@ def test_an_auxiliary_that_reads_other_tokens_is_refused(folders, tmp_path):
         inspect.unwrap(auxiliary_sources)("dpo", None)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         load_policy(folders["model"], auxiliaries={"dpo": str(tmp_path / "nowhere" / "at" / "all")})
+
+
+@pytest.mark.parametrize(
+    ("under", "revision", "same"),
+    [("a/b", None, True), ("a/b", "v1", True), ("a/b", "v2", False), ("a/c", "v1", False), ("a/c", None, False)],
+)
+def test_an_adapter_on_a_hub_model_shares_the_weights_that_the_policy_is_pinned_to(under, revision, same, monkeypatch):
+    monkeypatch.setattr("models.loading.is_offline_mode", lambda: False)  # no name is looked up
+    policy = ModelSource(name_or_path="a/b", revision="v1")
+    assert _same_weights(ModelSource(name_or_path=under, revision=revision), policy) == same
 
 
 def test_four_bit_weights_stay_and_an_adapter_on_them_shares_them(tmp_path):

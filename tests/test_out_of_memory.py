@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import ragged_sequences
 from torch import nn
 
 from models import load_policy, load_reward_model
+from models.probe import ALTER
 from models.tiny import save_tiny
 from redistributors import DecoderAttention, RewardAttention
 from rlhf_core import PPOConfig, PPOTrainer
 from rlhf_core.batching import row_batches
 from rlhf_core.memory import TokenBudget, run_in_parts
+from rlhf_core.probe import Variants
 from rlhf_core.types import Rollout, Sequences
 
 CONFIG = PPOConfig(seed=3, rollout_batch_size=8, minibatch_size=6, epochs=2, min_length=2, max_length=(3, 9))
@@ -159,6 +162,58 @@ def test_each_budget_is_halved_where_it_did_not_suffice(folders):
         assert 8 < now <= ROOM
         assert len(devices[phase].refused) == len(of_phase) <= 2
     assert trainer.config == CONFIG
+
+
+@pytest.mark.parametrize("absent", ["delete", "replace"])
+def test_altered_responses_are_made_in_the_parts_they_are_scored_in(absent, folders, monkeypatch):
+    reward, sequences = load_reward_model(folders[1], score="logit_difference"), ragged_sequences()
+    keep = torch.rand(4, 40, 6, generator=torch.Generator().manual_seed(0)) < 0.6
+    variants = Variants(keep=keep, absent=absent)
+    plain, device, alter = reward.probe(sequences).scores(variants), Device(ROOM), ALTER[absent]
+
+    def altered(probe, inputs, row, keep):
+        device.hold(keep.numel())
+        return alter(probe, inputs, row, keep)
+
+    monkeypatch.setitem(ALTER, absent, altered)
+    with pytest.warns(RuntimeWarning, match="scoring variants: out of memory with .* set the reward model's micro_"):
+        found = reward.probe(sequences).scores(variants)
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-6)
+    assert device.refused
+
+
+def ask_for_gradients(probe):
+    return probe.embedding_gradients(0.5, "zero").contributions
+
+
+def ask_for_maps(probe):
+    return probe.attention(lambda maps: maps.weights[0].sum((1, 2)).gather(1, maps.layout.response_positions))
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (ask_for_gradients, "embedding gradients: .* micro_batch_tokens, from which its gradient passes start, to "),
+        (ask_for_maps, "attention maps: .* micro_batch_tokens, from which its passes with attention maps start, to "),
+    ],
+)
+def test_scoring_goes_on_as_it_was_where_other_passes_ran_out_of_memory(ask, words, folders):
+    reward, sequences = load_reward_model(folders[1], score="logit_difference"), ragged_sequences()
+    plain, others = ask(reward.probe(sequences)), {ask_for_gradients, ask_for_maps} - {ask}
+    device = Device(ROOM // 2)
+    reward.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: device.hold(kwargs["attention_mask"].numel()), with_kwargs=True
+    )
+    with pytest.warns(RuntimeWarning, match=words):
+        found = ask(reward.probe(sequences))
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-6)
+    ask(reward.probe(sequences))  # a warning is an error here
+    assert reward.micro_batch_tokens == 4096
+    for other in others:
+        with pytest.warns(RuntimeWarning, match=r"\(so far 4096\)"):
+            other(reward.probe(sequences))
+    reward.micro_batch_tokens = 64
+    assert {budget.tokens for budget in vars(reward._budgets).values()} == {64}
 
 
 ERRORS = (

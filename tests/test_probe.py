@@ -6,6 +6,7 @@ import pytest
 import torch
 from fakes import TablePolicy, ragged_sequences, sequences_of
 
+from models.classifier_head import why_not_causal
 from models.reward import ClassifierReward
 from models.tiny import tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
 from redistributors import PrefixDifference
@@ -107,6 +108,19 @@ def test_embedding_gradients_are_slopes_along_the_path(judge, alpha, baseline):
     assert all(parameter.grad is None for parameter in judge.model.parameters())
 
 
+def test_contributions_of_a_model_in_half_precision_are_summed_in_float32():
+    model = tiny_gpt2_classifier(vocab_size=33).bfloat16()
+    judge = ClassifierReward(model, tiny_tokenizer(vocab_size=33), score="single_logit")
+    ids = [5, 6, 7, 8, 9]
+    embedded = model.get_input_embeddings()(torch.tensor([ids])).detach().requires_grad_()
+    logits = model.score(model.base_model(inputs_embeds=embedded).last_hidden_state[:, -1])
+    (gradient,) = torch.autograd.grad(logits.sum(), embedded)
+    wanted = (gradient.double() * embedded.double()).sum(-1)[0, 2:]
+    found = judge.probe(sequences_of([ids[:2]], [ids[2:]])).embedding_gradients(1.0, "zero").contributions[0]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-8)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShortestScores(Experiment):
     """Scores without, and with only, the first token: a request of another shape than tokens have."""
@@ -155,10 +169,12 @@ def test_what_a_model_cannot_measure_is_said_before_training():
     judge = judge_of(padding="none")
     judge._judge = type(judge._judge)(model=judge.model, head=judge.head, scalar=judge._scalar, null_id=None)
     reason = judge.why_not(Beyond())
-    assert "no token that stands for nothing; delete tokens instead" in reason
+    assert 'no token that stands for nothing; use absent="delete"' in reason
     assert "not telepathy" in reason
-    with pytest.raises(ValueError, match="no token that stands for nothing"):
+    with pytest.raises(ValueError, match='no token that stands for nothing; use absent="delete"'):
         judge.probe(SEQUENCES).scores(Variants(keep=torch.zeros(4, 1, 6, dtype=torch.bool), absent="replace"))
+    with pytest.raises(ValueError, match='no token that stands for nothing; use baseline="zero"'):
+        judge.probe(SEQUENCES).embedding_gradients(1.0, "null")
     fixed = TokenReward(lambda prompts, responses: [0.0] * len(prompts))
     assert fixed.why_not(Beyond()).endswith("but not replace, telepathy")
     with pytest.raises(ValueError, match=r"PrefixDifference.*callable returns a score and shows nothing else"):
@@ -189,6 +205,16 @@ def test_a_model_that_reads_on_has_no_prefix_scores():
         layer.attn.is_causal = False
         layer.attn.forward = _mixing(layer.attn.forward)
     assert "it is not causal" in judge.why_not(PrefixScores())
+
+
+@pytest.mark.parametrize("size", [3, 8, 9])
+def test_whether_a_model_reads_on_is_found_out_with_few_tokens(size):
+    model = tiny_gpt2_classifier(vocab_size=size)
+    judge = ClassifierReward(model, tiny_tokenizer(vocab_size=size), score="single_logit")
+    assert judge.why_not(PrefixScores()) == ""
+    for layer in model.transformer.h:
+        layer.attn.forward = _mixing(layer.attn.forward)
+    assert "it is not causal" in why_not_causal(model, judge.head)
 
 
 def _mixing(forward):

@@ -156,6 +156,7 @@ def test_scoring_twice_gives_equal_bits_and_no_gradient() -> None:
     first, second = scores(judge, sequences(ROWS)), scores(judge, sequences(ROWS))
     assert torch.equal(first, second)
     assert not first.requires_grad
+    assert not any(parameter.requires_grad for parameter in model.parameters())
     assert first.dtype == torch.float32
 
 

@@ -275,6 +275,7 @@ def test_the_rest_of_the_score_goes_where_it_is_stated():
         method = Shapley(residual=residual)
         rollout = rollout_of(sequences, [7.0], {method.request: torch.tensor([[4.0, 2.0]])})
         assert method(replace(rollout, score_scale=0.5)).tolist() == [wanted]
+        assert method.metrics(replace(rollout, score_scale=0.5)) == {"credit_residual": 4.0}
         assert method.conserving == (residual != "nowhere")
 
 

@@ -143,6 +143,7 @@ def test_own_rewards_are_scaled_and_conserve():
     for where, token_scores in found.items():
         conserved = torch.allclose(token_scores.sum(1), rollout.scores)
         assert conserved == OwnRewards(residual=where).conserving
+    assert OwnRewards().metrics(rollout) == {"credit_residual": pytest.approx(2)}
     with pytest.raises(ValueError, match="OwnRewards: residual must be one of last, uniform, nowhere, got 'first'"):
         unchecked(OwnRewards, residual="first")
 
