@@ -31,8 +31,11 @@ def auxiliary_sources(named: Mapping[str, str], policy: ModelSource) -> dict[str
     """
     if not isinstance(named, Mapping) or not all(isinstance(name, str) and name for name in named):
         raise TypeError(f"auxiliaries must map names to folders or hub names, got {named!r}")
-    plain = replace(policy, revision=None, trust_remote_code=False)
-    return {name: replace(plain, name_or_path=where) for name, where in named.items()}
+    # revision and trust were given for the policy alone
+    return {
+        name: replace(policy, name_or_path=where, revision=None, trust_remote_code=False)
+        for name, where in named.items()
+    }
 
 
 def load_auxiliaries(

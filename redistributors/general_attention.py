@@ -111,7 +111,8 @@ def above_floor(
     weights: Float[Tensor, "batch response"], kept: Bool[Tensor, "batch response"], floor: float
 ) -> Float[Tensor, "batch response"]:
     """max(0, w_t − floor · mean of w over the tokens kept); 0 on the others."""
-    mean = weights.sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp(min=1)
+    # divided first, so that the sum of weights as large as float32 goes does not overflow
+    mean = (weights / kept.sum(1, keepdim=True).clamp(min=1)).sum(1, keepdim=True)
     return torch.where(kept, (weights - floor * mean).clamp(min=0), 0)
 
 

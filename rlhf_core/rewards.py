@@ -127,12 +127,12 @@ def _scored(scores_of: Scores, sequences: Sequences, needs: frozenset[EvidenceRe
 
 
 def _checked(scores: Any, responses: int, fn: object) -> Float[Tensor, " row"]:
-    """What a callable returned, as float32."""
+    """What a callable returned, as float32 on the CPU."""
     try:
         given = torch.as_tensor(scores) if isinstance(scores, Tensor | np.ndarray) else scores
         if isinstance(given, Tensor) and (given.is_complex() or given.layout != torch.strided):
             raise TypeError("an imaginary part, or what a sparse tensor leaves out, would be lost without a word")
-        values = torch.as_tensor(given, dtype=torch.float32).detach()
+        values = torch.as_tensor(given, dtype=torch.float32, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(
             f"reward {fn!r} must return a number for each of the {responses} responses, got {shortened(scores)}"

@@ -41,8 +41,8 @@ OF_METHODS = (
     ),
     Mutation(
         "redistributors/general_attention.py",
-        "mean = weights.sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp(min=1)",
-        "mean = weights.sum(1, keepdim=True) / kept.shape[1]",
+        "mean = (weights / kept.sum(1, keepdim=True).clamp(min=1)).sum(1, keepdim=True)",
+        "mean = (weights / kept.shape[1]).sum(1, keepdim=True)",
         "tests/test_general_attention.py::test_sinks_and_floor_by_hand",
     ),
     Mutation(
