@@ -35,13 +35,17 @@ def models(folders, **settings):
     return policy, load_reward_model(folders[1], score="logit_difference")
 
 
+# as many points as a tiny random model's curves would want take their time
+QUICK = {"integrated-gradients": {"max_steps": 16}}
+
+
 @pytest.mark.parametrize("ends", [True, False], ids=["only EOS", "one token, cut"])
 @pytest.mark.parametrize("name", sorted(REDISTRIBUTORS))
 def test_a_step_of_one_token_responses(folders, name, ends):
     """The token is an EOS (here every token is one), or it is any other and the response was cut behind it."""
     policy, reward = models(folders, eos_ids=range(32) if ends else None)
     config = replace(CONFIG, min_length=0 if ends else 1, max_length=(5, 5) if ends else (1, 1))
-    learner = PPOTrainer(policy, reward, REDISTRIBUTORS[name](), config)
+    learner = PPOTrainer(policy, reward, REDISTRIBUTORS[name](**QUICK.get(name, {})), config)
     rollout = learner.collect(PROMPTS)
     assert rollout.sequences.response_lengths.tolist() == [1] * 8
     assert rollout.sequences.finished.tolist() == [ends] * 8
