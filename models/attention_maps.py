@@ -60,7 +60,7 @@ def map_gradients(
 
 def why_no_gradients(model: PreTrainedModel, score: Scores) -> str:
     """Why :func:`map_gradients` cannot work, found out on five tokens; empty where it can."""
-    ids = torch.arange(5, device=model.device)[None]
+    ids = torch.arange(5, device=model.device)[None] % model.config.get_text_config().vocab_size
     try:
         map_gradients(model, ids, torch.ones_like(ids, dtype=torch.bool), score)
     except UnsupportedAttention as reason:
