@@ -1,5 +1,6 @@
 """Being asked to stop: SIGTERM and SIGINT end a run after its step, not within it."""
 
+import functools
 import os
 import signal
 import threading
@@ -11,6 +12,8 @@ from typing import final
 
 AGAIN = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_handled: set[int] = set()
+_forking = threading.local()
 
 
 @final
@@ -50,6 +53,7 @@ def stop_requests() -> Iterator[StopRequest]:
     thread, where Python allows no handlers, nothing changes.
     """
     request = StopRequest()
+    _watch_forks()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -57,9 +61,35 @@ def stop_requests() -> Iterator[StopRequest]:
     for number, handler in before.items():
         if handler not in (signal.SIG_IGN, None):
             signal.signal(number, request.note)
+            _handled.add(number)
     try:
         yield request
     finally:
+        _handled.clear()
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
+
+
+@functools.cache
+def _watch_forks() -> None:
+    """Give forked children (a pool in a reward, say) the default actions from their first moment.
+
+    Python forgets what a child was sent before it had settled, so a pool that is ended at once would wait for a worker
+    that never heard of it: the signals are held back until the child can act on them."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_act_by_default)
+
+
+def _hold_back() -> None:
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _handled)
+
+
+def _let_through() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _act_by_default() -> None:
+    for number in _handled:
+        signal.signal(number, signal.SIG_DFL)
+    _let_through()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from prepared import prepared
-from toy_build import toy_cache  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 ARM = "outside.windows.Windows(width=1, beta=0.5)"
@@ -178,26 +177,3 @@ def test_a_method_with_new_evidence_trains_and_is_compared_from_outside(elsewher
         assert step["credit_concentration"] > 1
         assert step["conservation_error"] < 1e-5
     require_results(tmp_path / "comparison", tmp_path / "faithfulness")
-
-
-@pytest.mark.slow
-def test_the_scripts_run_it_on_the_embedded_task(elsewhere, tmp_path, toy_cache):  # noqa: F811
-    """Started in the repository, with the package's folder in PYTHONPATH."""
-    task = ["--task", "toy", "--cache", toy_cache]
-    comparison, faithfulness = tmp_path / "comparison", tmp_path / "faithfulness"
-    methods = ["--redistributors", f"{ARM},sparse"]
-    run(
-        ["-m", "benchmarks.value_loss_variance", *task, *methods, "--out", comparison, "--controls", ""]
-        + ["--seeds", 1, "--steps", 2, "--eval_prompts", 4, "--processes", 1],
-        ROOT,
-        ROOT,
-        elsewhere,
-    )
-    run(
-        ["-m", "benchmarks.credit_faithfulness", *task, *methods, "--out", faithfulness, "--responses", 4]
-        + ["--continuations", 2, "--points", 2],
-        ROOT,
-        ROOT,
-        elsewhere,
-    )
-    require_results(comparison, faithfulness)
