@@ -161,6 +161,7 @@ def gained(curves):
     return curves[:, -10:].mean(1) - curves[:, :10].mean(1)
 
 
+@pytest.mark.slow
 def test_a_real_pretrained_model_learns_a_text_property_and_not_from_shuffled_rewards(data_folder):
     """Any update moves the share of a common letter a little (0.05 over 15 seeds of shuffled rewards), hence the third
     of what learning gains."""
