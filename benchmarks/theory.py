@@ -171,6 +171,7 @@ def draw(found: list[Finding]) -> Figure:
     measured = [one for one in found if one.measured]
     with figures.style():
         figure = figures.grid(3, columns=3)
+        figure.set_figheight(max(figure.get_figheight(), 1.2 + 0.2 * len(measured)))  # a line of text a method
         bias, growth, pushes = figure.axes
         _draw_bias(bias)
         _draw_growth(growth, measured)
