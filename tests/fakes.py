@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlhf_core.config import KLConfig, PPOConfig
 from rlhf_core.evidence import AttentionTap, EvidenceRequest
 from rlhf_core.types import Evaluation, Limits, Rollout, Sequences
 
@@ -175,3 +176,17 @@ def evidence_for(redistributor: Any, mask: Tensor, seed: int = 1) -> dict[Eviden
             drawn = 4 * drawn - 2
         evidence[request] = drawn * mask.reshape(*mask.shape, *(1 for _ in shape[2:])) if len(shape) > 1 else drawn
     return evidence
+
+
+def small_run(**changes: Any) -> PPOConfig:
+    """Steps of four short responses."""
+    return PPOConfig(
+        learning_rate=1e-3,
+        minibatch_size=4,
+        rollout_batch_size=4,
+        min_length=1,
+        max_length=(3, 8),
+        epochs=1,
+        kl=KLConfig(init_coef=0.05),
+        **changes,
+    )

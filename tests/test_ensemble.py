@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import TablePolicy, evidence_for, ragged_sequences, rollout_of, unchecked
+from fakes import TablePolicy, evidence_for, ragged_sequences, rollout_of, small_run, unchecked
 from generated import tries
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ from redistributors import DecoderAttention, PotentialProjection, PrefixDifferen
 from redistributors.attention import AttentionRow
 from redistributors.ensemble import EnsembleCredit
 from redistributors.state_features import Position
-from rlhf_core import KLConfig, PPOConfig, PPOTrainer, ScoreConfig, TokenReward
+from rlhf_core import PPOTrainer, ScoreConfig, TokenReward
 from rlhf_core.aggregation import Aggregate, Entropic, Mean, MemberScores, OfMember, UncertaintyWeighted, WorstCase
 from rlhf_core.evidence import PrefixScores
 from rlhf_core.health import check_gamma, check_needs
@@ -401,16 +401,7 @@ def test_two_steps_of_ppo_with_an_ensemble(tmp_path, adapters, kind, aggregate):
     policy = load_policy(save_tiny(str(tmp_path), "llama"))
     members = {"models": lambda: RewardEnsemble([judge_of(0), judge_of(1)], aggregate)}
     members["adapters"] = lambda: load_reward_ensemble(adapters, aggregate=aggregate, score="single_logit")
-    config = PPOConfig(
-        learning_rate=1e-3,
-        minibatch_size=4,
-        rollout_batch_size=4,
-        min_length=1,
-        max_length=(3, 8),
-        epochs=1,
-        kl=KLConfig(init_coef=0.05),
-        score=ScoreConfig(centring="running_mean", scaling="running_std", clip=2.0),
-    )
+    config = small_run(score=ScoreConfig(centring="running_mean", scaling="running_std", clip=2.0))
     learner = PPOTrainer(policy, members[kind](), EnsembleCredit(members=2, aggregate=aggregate), config)
     for _ in range(2):
         figures = learner.step([[2, 3], [4], [5, 6, 7], [8]])

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from fakes import sequences_of, unchecked
+from fakes import sequences_of, small_run, unchecked
 from generated import tries
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ from models.telling import Telling
 from models.tiny import save_tiny, tiny_gpt2, tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
 from redistributors import Attention, IntegratedGradients, PrefixDifference, RewardAttention, Sparse
 from redistributors.attention import AttentionRow
-from rlhf_core import KLConfig, PPOConfig, PPOTrainer
+from rlhf_core import PPOTrainer
 from rlhf_core.evidence import HiddenTap, PrefixScores
 from rlhf_core.probe import Experiment, Variants
 
@@ -372,15 +372,7 @@ def test_what_cannot_be_told_is_refused():
         BRIDGE.score(rows_of(TALES[0]), frozenset({States()}))
 
 
-CONFIG = PPOConfig(
-    learning_rate=1e-3,
-    minibatch_size=4,
-    rollout_batch_size=4,
-    min_length=1,
-    max_length=(3, 8),
-    epochs=1,
-    kl=KLConfig(init_coef=0.05),
-)
+CONFIG = small_run()
 
 
 @pytest.mark.parametrize("method", [Sparse(), RewardAttention(), PrefixDifference()])

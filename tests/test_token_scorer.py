@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import TablePolicy, ragged_sequences, rollout_of, sequences_of, unchecked
+from fakes import TablePolicy, ragged_sequences, rollout_of, sequences_of, small_run, unchecked
 from generated import tries
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ from models.load import load_policy
 from models.tiny import save_tiny
 from redistributors import RewardAttention
 from redistributors.own_rewards import OwnRewards
-from rlhf_core import KLConfig, PPOConfig, PPOTrainer, ScoreConfig, TokenReward
+from rlhf_core import PPOTrainer, ScoreConfig, TokenReward
 from rlhf_core.health import check_needs
 from rlhf_core.token_scorer import OwnTokenRewards, PerTokenReward, SpanReward
 
@@ -166,16 +166,7 @@ def test_two_steps_of_ppo(tmp_path, kind):
             policy.decode,
         ),
     }
-    config = PPOConfig(
-        learning_rate=1e-3,
-        minibatch_size=4,
-        rollout_batch_size=4,
-        min_length=1,
-        max_length=(3, 8),
-        epochs=1,
-        kl=KLConfig(init_coef=0.05),
-        score=ScoreConfig(centring="running_mean"),
-    )
+    config = small_run(score=ScoreConfig(centring="running_mean"))
     learner = PPOTrainer(policy, rewards[kind], OwnRewards(), config)
     for _ in range(2):
         assert learner.step([[2, 3], [4], [5, 6, 7], [8]])["conservation_error"] < 1e-5
