@@ -301,7 +301,8 @@ def draw(made: Table) -> figures.Figure:
 
 def _dots(axes: Axes, values: Mapping[str, Value]) -> None:
     """What is infinite runs off the right edge."""
-    edges = [edge for value in values.values() if isinstance(value, Summary) for edge in (value.low, value.high)]
+    shown = [value for value in values.values() if isinstance(value, Summary)]
+    edges = [edge for value in shown for edge in (value.low, value.mean, value.high)]
     right = 1.05 * max([edge for edge in edges if np.isfinite(edge)], default=1.0)
     for place, (arm, (colour, dash)) in enumerate(figures.line_styles(list(values)).items()):
         value: Any = values[arm]
