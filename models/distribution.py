@@ -9,6 +9,8 @@ from torch import Tensor
 
 # Largest (token, vocab) block of float32 log-probabilities made at a time: 64 MiB, or what a CPU's cache holds.
 CHUNK_CELLS = {"cpu": 2**21, "cuda": 2**24}
+# Nats below which a probability is 0 in float32; stands in for the -inf of a banned token where 0 x inf would be NaN.
+LOWEST = -1e4
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,15 +62,15 @@ def token_distribution(
     ``steps`` counts a row's response tokens from 0; every id of ``eos_ids`` is banned alike. A row whose logits hold
     NaN or +inf, or whose tokens are all banned, comes out as NaN.
     """
-    is_eos = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    is_eos[list(eos_ids)] = True
-    banned = (steps < min_lengths)[:, None] & is_eos
-    return (logits.float() / temperature).masked_fill(banned, -torch.inf).log_softmax(-1)
+    tempered, columns = logits.float() / temperature, list(eos_ids)
+    too_early = (steps < min_lengths)[:, None]
+    tempered[:, columns] = tempered[:, columns].masked_fill(too_early, -torch.inf)
+    return tempered.log_softmax(-1)
 
 
 def entropy(logprobs: Float[Tensor, "token vocab"]) -> Float[Tensor, " token"]:
     """-Σ p log p in nats; a banned token contributes 0, to the gradient too."""
-    return -(logprobs.exp() * logprobs.masked_fill(logprobs.isneginf(), 0.0)).sum(-1)
+    return -(logprobs.exp() * logprobs.clamp(min=LOWEST)).sum(-1)
 
 
 def full_kl(

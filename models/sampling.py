@@ -177,7 +177,7 @@ def _check_shapes(prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Te
 
 
 def _require_distribution(logprobs: Tensor, rows: Tensor, step: int) -> None:
-    bad = logprobs.isnan().any(-1)
+    bad = logprobs[:, 0].isnan()  # such a row is NaN throughout
     if bool(bad.any()):
         raise FloatingPointError(
             f"the policy's logits at response token {step} are NaN, infinite or all banned in rows "

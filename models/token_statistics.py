@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from models.distribution import Distribution, Targets, chunks, entropy
+from models.distribution import LOWEST, Distribution, Targets, chunks, entropy
 
 # (token, vocab) cells of logits made at a time where they are not kept.
 RECOMPUTED_CELLS = 2**25
@@ -88,12 +88,14 @@ class _Statistics(torch.autograd.Function):
         gradient = torch.empty_like(logits)
         for chunk in chunks(logits):
             every = distribution.logprobs(logits, targets, chunk)
-            factor = torch.zeros(()) if of_logprobs is None else of_logprobs[chunk, None]
-            if of_entropies is not None:
-                finite = every.masked_fill(every.isneginf(), 0.0)
-                factor = factor + of_entropies[chunk, None] * (finite + entropies[chunk, None])
-            block = every.exp().mul_(-factor)
+            tokens, factor = targets.tokens[chunk, None], torch.zeros(())
             if of_logprobs is not None:
-                block.scatter_add_(1, targets.tokens[chunk, None], of_logprobs[chunk, None])
-            gradient[chunk] = block.div_(distribution.temperature).masked_fill_(every.isneginf(), 0.0)
+                factor = of_logprobs[chunk, None]
+                of_token = factor.masked_fill(every.gather(1, tokens).isneginf(), 0.0)  # a banned one is constant
+            if of_entropies is not None:
+                factor = factor + of_entropies[chunk, None] * (every.clamp(min=LOWEST) + entropies[chunk, None])
+            block = every.exp_().mul_(factor / -distribution.temperature)
+            if of_logprobs is not None:
+                block.scatter_add_(1, tokens, of_token / distribution.temperature)
+            gradient[chunk] = block
         return gradient, None, None
