@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from benchmarks.memory_model import Settings, Shape
 from models.adapters import LoraSettings, add_fresh_adapter
 from models.classifier_head import HEAD_NAMES
+from models.lean import make_lean, share_tied_gradient
 from models.load import load_policy
 from models.loading import DTYPES, frozen_copy, remove_randomness
 from models.modes import checkpointed_modules
@@ -278,6 +279,7 @@ def random_models(
     lm = random_model(policy, "lm", dtype, settings.four_bit in ("policy", "both"), device)
     lora = _lora(settings)
     reference = FrozenCopy(lm=frozen_copy(lm)) if lora is None else add_fresh_adapter(lm, lora, revision=None)
+    share_tied_gradient(lm)
     network = Network(
         lm=lm,
         value_head=ValueHead(policy.hidden_size).to(device),
@@ -316,6 +318,7 @@ def random_model(
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     remove_randomness(model)
+    make_lean(model)
     keep_unpacked(model)
     model.eval()
     return cast(PreTrainedModel, model)

@@ -185,8 +185,8 @@ def kept_by_layer(settings: Settings, shape: Shape) -> float:
     With b bytes a number, h hidden, a = heads x head size, k the same of the keys, i the MLP's width, S tokens a row:
 
     - Llama, Qwen2: norms 2 (4 h + 4), in float32; attention b (2 a + 2 k) + 4 heads; gated MLP 3 b i;
-    - GPT-2: norms 2 (b h + 8); attention 4 b h + 4 heads; MLP 4 b i, for its GELU is made of single operations;
-    - GPT-J: norm b h + 8; eager attention 8 h + b h + (4 + [b < 4] b) heads S, its softmax in float32; MLP 4 b i.
+    - GPT-2: norms 2 (b h + 8); attention 4 b h + 4 heads; MLP b i, for its GELU is one operation here;
+    - GPT-J: norm b h + 8; eager attention 8 h + b h + (4 + [b < 4] b) heads S, its softmax in float32; MLP b i.
 
     Besides, where weights are trained, the input of each product (a Llama norm's in float32); where adapters are, a
     float32 copy of each adapted module's input (in float32 one for all) and its projection. The first layer under LoRA
@@ -196,8 +196,8 @@ def kept_by_layer(settings: Settings, shape: Shape) -> float:
     a, k = heads * shape.head_size, shape.key_heads * shape.head_size
     own = {
         "llama": 2 * (4 * h + 4) + b * (2 * a + 2 * k) + 4 * heads + 3 * b * i,
-        "gpt2": 2 * (b * h + 8) + 4 * b * h + 4 * heads + 4 * b * i,
-        "gptj": b * h + 8 + 8 * h + b * h + (4 + (b < 4) * b) * heads * settings.tokens + 4 * b * i,
+        "gpt2": 2 * (b * h + 8) + 4 * b * h + 4 * heads + b * i,
+        "gptj": b * h + 8 + 8 * h + b * h + (4 + (b < 4) * b) * heads * settings.tokens + b * i,
     }[shape.family]
     if settings.training == "full":
         return own + b * (2 * h + i) + 8 * h * (shape.family == "llama")
@@ -234,15 +234,15 @@ def forward_bytes(settings: Settings, shape: Shape, rows: int, row: int, model: 
     """Working memory of a pass without gradient over ``rows`` rows of ``row`` tokens: one layer's widest moment.
 
     Bytes a token, letters as in :func:`kept_by_layer`, in MLP or attention: Llama b (4 h + 3 i), or under the policy's
-    adapter 4 b h + 16 h where that is more; GPT-2 b (5 h + 4 i); GPT-J b (6 h + 4 i) + (b heads + 4) S, or in its eager
+    adapter 4 b h + 16 h where that is more; GPT-2 b (5 h + 2 i); GPT-J b (6 h + 2 i) + (b heads + 4) S, or in its eager
     attention (6 b + 8) h + ((8 + b) heads + 4) S. With 4-bit weights, one of them in full size besides.
     """
     b, h, i, heads = settings.width, shape.hidden, shape.inner, shape.heads
     adapter = (4 * b + 16) * h if model == "policy" and settings.training == "lora" else 0
     moments = {
         "llama": (b * (4 * h + 3 * i), adapter),
-        "gpt2": (b * (5 * h + 4 * i),),
-        "gptj": (b * (6 * h + 4 * i) + (b * heads + 4) * row, (6 * b + 8) * h + ((8 + b) * heads + 4) * row),
+        "gpt2": (b * (5 * h + 2 * i),),
+        "gptj": (b * (6 * h + 2 * i) + (b * heads + 4) * row, (6 * b + 8) * h + ((8 + b) * heads + 4) * row),
     }[shape.family]
     return rows * row * max(moments) + dequantised_bytes(settings, shape, model)
 

@@ -23,7 +23,7 @@ class TensorMeter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given: set[int] = set()
-        tree_map_only(Tensor, lambda tensor: given.add(tensor.untyped_storage()._cdata), (args, kwargs))
+        tree_map_only(Tensor, lambda tensor: self._note(tensor, given), (args, kwargs))
         out = func(*args, **(kwargs or {}))
         # a result in the storage of an argument (a view, an operation in place) is nothing new
         tree_map_only(Tensor, lambda tensor: self._follow(tensor, given), out)
@@ -46,7 +46,13 @@ class TensorMeter(TorchDispatchMode):
         """Most bytes alive ever."""
         return self._highest
 
+    def _note(self, tensor: Tensor, given: set[int]) -> None:
+        if not tensor.is_sparse:
+            given.add(tensor.untyped_storage()._cdata)
+
     def _follow(self, tensor: Tensor, given: set[int]) -> None:
+        if tensor.is_sparse:  # has no storage of its own, and its parts have been met
+            return
         storage = tensor.untyped_storage()
         if tensor.device == torch.device("cpu") and storage._cdata not in given and storage._cdata not in self._sizes:
             self._sizes[storage._cdata] = storage.nbytes()

@@ -18,6 +18,7 @@ from models.adapters import (
     save_adapter,
 )
 from models.auxiliary import auxiliary_sources, load_auxiliaries
+from models.lean import share_tied_gradient
 from models.loading import (
     DTYPES,
     DType,
@@ -132,6 +133,7 @@ def _network(
     else:
         reference = FrozenCopy(lm=frozen_copy(lm))
     value_head = ValueHead(check_language_model(lm, vocabulary(lm))).to(lm.device)
+    share_tied_gradient(lm)
     if Path(source.name_or_path, FILE).is_file():
         value_head.restore(source.name_or_path)
     return Network(

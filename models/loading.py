@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from models.files import require_safe_files
 from models.forward import response_predictions
 from models.intact import check_settings_files, require_intact
+from models.lean import make_lean
 from models.qlora import four_bit_config, keep_unpacked
 from models.rows import Rows
 from models.sampling import CachedDecoder, left_padded
@@ -129,6 +130,7 @@ def load_language_model(source: ModelSource) -> PreTrainedModel:
     if not source.four_bit:
         lm.to(source.device)
     remove_randomness(lm)
+    make_lean(lm)
     keep_unpacked(lm)
     lm.eval()
     return lm  # type: ignore[no-any-return]

@@ -28,6 +28,7 @@ from models.classifier_head import (
 from models.files import require_safe_files
 from models.finetuning import load_trunk
 from models.intact import require_finite_weights, require_intact, some
+from models.lean import make_lean
 from models.loading import DType, ModelSource, find_tokenizer, load_tokenizer
 from models.probe import ClassifierProbe, Judge, no_null_token, null_token, read_states
 from models.prompts import listed, prompt_problems
@@ -75,6 +76,7 @@ class ClassifierReward:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         nn.Module.eval(model).requires_grad_(False)
+        make_lean(model)
         self.name = type(model).__name__
         labels = model.config.num_labels
         if LABELS.get(score) != labels:

@@ -101,13 +101,16 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
-def test_plain_libraries_in_a_fresh_process_compute_the_same_bits(saved, family, kind):
+def test_plain_libraries_in_a_fresh_process_compute_the_same(saved, family, kind):
     if kind == "4-bit adapter":
         pytest.importorskip("bitsandbytes")
     root, made, logits, tokens = saved
     name = f"{family} {kind}"
     policy, s, evaluation, own = made[name]
-    assert torch.equal(logits[name], own)
+    if family == "gpt2":  # whose activation is one operation here and several there
+        torch.testing.assert_close(logits[name], own, atol=1e-5, rtol=0)
+    else:
+        assert torch.equal(logits[name], own)
     predicting = logits[name][:, s.prompt_ids.shape[1] - 1 : -1].clone()
     predicting[:, :5, list(policy.eos_ids)] = -torch.inf  # banned: every response is five tokens at least
     logprobs = predicting.log_softmax(-1).gather(-1, s.response_ids[..., None])[..., 0]
