@@ -5,7 +5,8 @@ try. The allocator's lever is a case of ``benchmarks.throughput`` (default-alloc
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -13,12 +14,14 @@ from rich.console import Console
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers.activations import GELUTanh, NewGELUActivation
 
 from benchmarks.cli import measurement_folder, parse
 from benchmarks.pairing import CPU, Pass, median_ratio, paired_seconds, peak_bytes
 from benchmarks.publishing import publish
 from benchmarks.tables import Table, Value
 from models.distribution import Distribution, Targets, entropy, token_distribution
+from models.lean import VocabularyHead, share_tied_gradient
 from models.sampling import CachedDecoder, sample_responses
 from models.token_statistics import recomputed_statistics, token_statistics
 from rlhf_core.allocation import keep_freed_memory
@@ -82,6 +85,10 @@ def levers(shape: Shape) -> Iterator[Work]:
     yield from statistics_levers(shape)
     yield "keys and values written in place", "concatenated at every token", *sampling(shape, model)
     yield "head on response positions", "on every position (half prompt)", *heads(shape)
+    for tokens in (16, shape.tokens):
+        yield f"head in parts of the vocabulary, {tokens} tokens", "in one product", *partial_heads(shape, tokens)
+    yield "fused activations", "operation by operation", *activations(shape)
+    yield "tied gradient written once", "as two dense matrices", *tied_gradients(shape)
     yield "fused Adam", "torch's default Adam", *optimizers(model)
     yield "gradient norm alone", "clip_grad_norm_ without a limit", *norms(model)
 
@@ -137,6 +144,37 @@ def heads(shape: Shape) -> tuple[Pass, Pass]:
     return lambda: head(responses).sum().backward(), lambda: head(everything).sum().backward()
 
 
+def partial_heads(shape: Shape, tokens: int) -> tuple[Pass, Pass]:
+    """The head alone, forward, as in sampling and in a teacher-forced pass."""
+    plain = nn.Linear(shape.hidden, shape.vocab, bias=False).requires_grad_(False)
+    ours, hidden = VocabularyHead(plain.weight), torch.randn(tokens, shape.hidden)
+    return lambda: ours(hidden), lambda: plain(hidden)
+
+
+def activations(shape: Shape) -> tuple[Pass, Pass]:
+    """GPT-2's activation, forward and backward."""
+    inner = torch.randn(shape.tokens, 4 * shape.hidden, requires_grad=True)
+    fused, written_out = GELUTanh(), NewGELUActivation()
+    return lambda: fused(inner).sum().backward(), lambda: written_out(inner).sum().backward()
+
+
+def tied_gradients(shape: Shape) -> tuple[Pass, Pass]:
+    """Forward and backward of both embeddings of a model without layers, over the 16 tokens of one response."""
+    plain = model_of(replace(shape, layers=0))
+    ours = deepcopy(plain)
+    share_tied_gradient(ours)
+    ids = torch.arange(16)[None]
+
+    def work(model: Any) -> Pass:
+        def step() -> None:
+            model.zero_grad(set_to_none=True)
+            model(input_ids=ids, use_cache=False).logits.sum().backward()
+
+        return step
+
+    return work(ours), work(plain)
+
+
 def optimizers(model: PreTrainedModel) -> tuple[Pass, Pass]:
     """One step on gradients that are there."""
     _give_gradients(model)
@@ -182,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()
-    found = tqdm(levers(SHAPES[settings.size]), total=6, desc="levers", unit="lever", dynamic_ncols=True)
+    found = tqdm(levers(SHAPES[settings.size]), total=10, desc="levers", unit="lever", dynamic_ncols=True)
     table = Table(
         title="what each lever is worth",
         columns=("lever", "against", "time ratio", "A/A", "MiB, ours", "MiB, theirs"),

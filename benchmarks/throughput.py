@@ -34,7 +34,7 @@ CASES: Mapping[str, Case] = {
     "paper": Case(),
     "minibatch-16": Case(minibatch_size=16),
     "long": Case(lengths=(100, 200), minibatch_size=8),
-    "long-small-passes": Case(lengths=(100, 200), minibatch_size=8, micro_batch_tokens=512),
+    "long-small-passes": Case(lengths=(100, 200), minibatch_size=8, micro_batch_tokens=384),
     "lora": Case(minibatch_size=16, training="lora"),
     "bf16": Case(minibatch_size=16, dtype="bfloat16", training="lora"),
     "four-bit": Case(minibatch_size=16, dtype="bfloat16", training="lora", four_bit="both"),

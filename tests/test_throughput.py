@@ -171,7 +171,7 @@ def test_levers_are_compared_with_what_does_the_same(tmp_path):
         if isinstance(mine, torch.Tensor):
             torch.testing.assert_close(mine, other, msg=name)
     levers.main(["--size", "small", "--seconds", "0", "--out", str(tmp_path)])
-    assert len(rows_of(tmp_path / "table.csv")) == 6
+    assert len(rows_of(tmp_path / "table.csv")) == 10
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
