@@ -362,6 +362,7 @@ def test_no_map_is_made(family: str) -> None:
         scaling=1.0,
         mask=None,
         causal=True,
+        log_totals=None,
     )
     with Largest() as tap_alone:
         attention._measure(projections, ReadRow(), layout)
