@@ -141,11 +141,29 @@ def test_a_worker_that_dies_says_why(seconds):
 
 
 def test_evidence_costs_are_measured(tmp_path):
-    evidence_cost.main(["--tokens", "[32]", "--rows", "[2]", "--layers", "2", "--seconds", "0", "--out", str(tmp_path)])
-    rows = {row["evidence"]: row for row in rows_of(tmp_path / "table.csv")}
-    assert set(rows) == {"abc", "abc-d", "abc-d2"}
-    assert all(float(row["FLOPs"].rstrip(" %")) >= 0 for row in rows.values())
-    assert float(rows["abc"]["FLOPs"].rstrip(" %")) < float(rows["abc-d"]["FLOPs"].rstrip(" %"))
+    sizes = ["--tokens", "[32]", "--rows", "[2]", "--layers", "2", "--seconds", "0"]
+    evidence_cost.main([*sizes, "--step_tokens", "[]", "--out", str(tmp_path / "passes")])
+    rows = {row["evidence"]: row for row in rows_of(tmp_path / "passes" / "table.csv")}
+    assert set(rows) == {"abc", "prefix-difference", "abc-d", "abc-d2"}
+    more = {name: float(row["FLOPs"].rstrip(" %")) for name, row in rows.items()}
+    assert min(more.values()) >= 0
+    assert more["abc"] < more["abc-d"]
+
+
+def test_evidence_costs_a_step_less_than_its_pass(tmp_path):
+    sizes = ["--tokens", "[32]", "--step_tokens", "[32]", "--rows", "[1]", "--layers", "1", "--seconds", "0"]
+    evidence_cost.main([*sizes, "--redistributors", "[abc-d]", "--out", str(tmp_path)])
+    more = {row["pass"]: float(row["FLOPs"].rstrip(" %")) for row in rows_of(tmp_path / "table.csv")}
+    assert 0 < more["step"] < more["log-probabilities"]
+
+
+def test_steps_that_do_other_work_are_not_compared():
+    models = evidence_cost.models(evidence_cost.Settings(tokens=(8,), step_tokens=(8,), layers=1))
+    take = evidence_cost.step("sparse", models, rows=1, tokens=8)
+    take()
+    models[0].sample = lambda *asked, draw=models[0].sample, **more: shortened(draw(*asked, **more))
+    with pytest.raises(RuntimeError, match="sparse.*length"):
+        take()
 
 
 def test_samplers_draw_the_same_tokens_or_are_not_compared(tmp_path, monkeypatch):
