@@ -57,9 +57,7 @@ class Projections:
     def _float_key(self) -> Tensor:
         return self.key.float().contiguous()  # or every chunk of rows would copy it for its matrix product
 
-    def weights(
-        self, rows: Int[Tensor, "batch row"], keys: slice = EVERY_KEY
-    ) -> Float[Tensor, "batch head row key"]:
+    def weights(self, rows: Int[Tensor, "batch row"], keys: slice = EVERY_KEY) -> Float[Tensor, "batch head row key"]:
         """softmax(scaling · q kᵀ + mask) of the given query columns, in float32, on the keys asked for.
 
         With ``log_totals`` no other key is looked at."""
@@ -116,9 +114,7 @@ class Map:
         batch, head, query, key = self.map.shape
         return batch, head, query, key
 
-    def weights(
-        self, rows: Int[Tensor, "batch row"], keys: slice = EVERY_KEY
-    ) -> Float[Tensor, "batch head row key"]:
+    def weights(self, rows: Int[Tensor, "batch row"], keys: slice = EVERY_KEY) -> Float[Tensor, "batch head row key"]:
         """The given query columns of the map, on the keys asked for."""
         return _query_rows(self.map[..., keys], rows).float()
 
@@ -204,7 +200,7 @@ def _tapped_sdpa(
     sink = _SINKS.get(module)
     if sink is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    with _LogTotals() as kernel:
+    with _LogTotals() as kernel:  # type: ignore[no-untyped-call]
         output = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     causal, scaling = options.get("is_causal"), options.get("scaling")
     attention = Projections(
@@ -221,14 +217,12 @@ def _tapped_sdpa(
 
 
 @final
-class _LogTotals(TorchDispatchMode):
+class _LogTotals(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch annotates neither this nor __init__
     """Keeps what torch's fused CPU attention gives beside its output, and SDPA drops: log-sum-exp of every row.
 
     Other kernels give it in other forms, or only where a gradient is wanted; with them there is none."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._found: tuple[Tensor, torch.dtype] | None = None
+    _found: tuple[Tensor, torch.dtype] | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

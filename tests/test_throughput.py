@@ -15,6 +15,7 @@ from benchmarks import evidence_cost, levers, sampling_speed, throughput
 from benchmarks.floor import Rates, Work, flop_counter
 from benchmarks.throughput import comparison, phases, require_same_maths, require_same_work, timing
 from benchmarks.throughput_case import PHASES, Case, Engine
+from rlhf_core.trainer import PPOTrainer
 
 TINY = Case(layers=2, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
 
@@ -157,13 +158,15 @@ def test_evidence_costs_a_step_less_than_its_pass(tmp_path):
     assert 0 < more["step"] < more["log-probabilities"]
 
 
-def test_steps_that_do_other_work_are_not_compared():
+def test_steps_that_do_other_work_are_not_compared(monkeypatch):
     models = evidence_cost.models(evidence_cost.Settings(tokens=(8,), step_tokens=(8,), layers=1))
     take = evidence_cost.step("sparse", models, rows=1, tokens=8)
     take()
-    models[0].sample = lambda *asked, draw=models[0].sample, **more: shortened(draw(*asked, **more))
-    with pytest.raises(RuntimeError, match="sparse.*length"):
-        take()
+    figures = {"length": 4.0, "skipped_minibatches": 0.0, "refused_minibatches": 0.0}
+    for name in figures:
+        monkeypatch.setattr(PPOTrainer, "step", lambda *_, other=name: figures | {other: 1.0})
+        with pytest.raises(RuntimeError, match="sparse"):
+            take()
 
 
 def test_samplers_draw_the_same_tokens_or_are_not_compared(tmp_path, monkeypatch):
