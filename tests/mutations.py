@@ -219,13 +219,13 @@ MUTATIONS = (
         "models/attention_taps.py",
         "query, key = _query_rows(self.query, rows).float() * self.scaling,",
         "query, key = _query_rows(self.query, rows).float() / self.scaling,",
-        "tests/test_attention.py::test_rows_are_those_of_eager_attention[gpt2-ragged]",
+        "tests/test_attention.py::test_the_kernels_totals_make_the_weights_on_some_keys_and_the_softmax_all[llama]",
     ),
     Mutation(
         "models/attention_taps.py",
         "future = columns[seen_by_all:] > rows[:, None, :, None]",
         "future = columns[seen_by_all:] >= rows[:, None, :, None]",
-        "tests/test_attention.py::test_rows_are_those_of_eager_attention[llama-gqa-full]",
+        "tests/test_attention.py::test_the_kernels_totals_make_the_weights_on_some_keys_and_the_softmax_all[llama]",
     ),
     Mutation(
         "models/attention_taps.py",
