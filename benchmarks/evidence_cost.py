@@ -67,6 +67,11 @@ class Settings:
                 f"{self.redistributors}, {self.tokens}, {self.step_tokens}, {self.rows}"
             )
 
+    @property
+    def longest(self) -> int:
+        """Most tokens of a row."""
+        return max((*self.tokens, *self.step_tokens))
+
 
 def models(settings: Settings) -> Models:
     """Policy and reward model of the same shape, random weights."""
@@ -76,7 +81,7 @@ def models(settings: Settings) -> Models:
         intermediate_size=688,
         num_hidden_layers=settings.layers,
         num_attention_heads=8,
-        max_position_embeddings=max(*settings.tokens, *settings.step_tokens, 2),
+        max_position_embeddings=settings.longest,
         num_labels=1,
     )
     memory = memory_model.Settings(dtype="float32", four_bit="none", training="full", gradient_checkpointing=False)
@@ -164,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     tapped = deepcopy(plain)
     for model in (*plain, *tapped):
         if isinstance(model, ClassifierReward):
-            model.micro_batch_tokens = max(settings.rows) * max(settings.tokens)
+            model.micro_batch_tokens = max(settings.rows) * settings.longest
     asked = list(product(settings.redistributors, settings.rows, settings.tokens))
     lines: list[tuple[Value, ...]] = []
     with torch.no_grad():
