@@ -1,12 +1,14 @@
-"""What does evidence cost? The pass that is made anyway, with and without it: operations, memory, time.
+"""What does evidence cost? The pass that is made anyway, and the whole PPO step, with and without it.
 
-A Llama-like model of about 10M parameters and 12 layers scores rows (abc), or gives their log-probabilities (abc-d,
-abc-d2). Operations are counted, memory is the peak of live tensors, time is CPU seconds of passes taken in turn: plain,
+A Llama-like model of about 10M parameters and 12 layers scores rows (abc, prefix-difference), or gives their
+log-probabilities (abc-d, abc-d2); then it takes PPO steps of one epoch, of which evidence is a larger share than of
+more. Operations are counted, memory is the peak of live tensors, time is CPU seconds of passes taken in turn: plain,
 plain again, with evidence. The bars: 1 % more operations, 5 % more memory, an interval that reaches down to 1.03.
 """
 
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from rich.console import Console
@@ -23,9 +25,17 @@ from models.policy import CausalPolicy
 from models.reward import ClassifierReward
 from models.tiny import EOS_ID
 from redistributors import REDISTRIBUTORS
+from rlhf_core.config import PPOConfig
+from rlhf_core.trainer import PPOTrainer
 from rlhf_core.types import Sequences
 
-PASSES = {"abc": "scoring", "abc-d": "log-probabilities", "abc-d2": "log-probabilities"}
+PASSES = {
+    "abc": "scoring",
+    "prefix-difference": "scoring",
+    "abc-d": "log-probabilities",
+    "abc-d2": "log-probabilities",
+}
+Models = tuple[CausalPolicy, ClassifierReward]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +47,9 @@ class Settings:
     rows: tuple[int, ...] = (1, 2)
     """Rows of a pass."""
     redistributors: tuple[str, ...] = tuple(PASSES)
-    """Whose evidence: abc, abc-d, abc-d2."""
+    """Whose evidence: abc, prefix-difference, abc-d, abc-d2."""
+    step_tokens: tuple[int, ...] = (128, 512)
+    """Tokens of a row in PPO steps, half of them response; an empty list leaves the steps out."""
     layers: int = 12
     """Layers of the model."""
     seconds: float = 20.0
@@ -49,14 +61,19 @@ class Settings:
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.redistributors if name not in PASSES]
-        if unknown or min(self.tokens) < 2 or min(self.rows) < 1:
+        if unknown or min(*self.tokens, *self.step_tokens, 2) < 2 or min(self.rows) < 1:
             raise ValueError(
                 f"redistributors must be of {', '.join(PASSES)}, tokens 2 or more and rows 1 or more, got "
-                f"{self.redistributors}, {self.tokens}, {self.rows}"
+                f"{self.redistributors}, {self.tokens}, {self.step_tokens}, {self.rows}"
             )
 
+    @property
+    def longest(self) -> int:
+        """Most tokens of a row."""
+        return max((*self.tokens, *self.step_tokens))
 
-def models(settings: Settings) -> tuple[CausalPolicy, ClassifierReward]:
+
+def models(settings: Settings) -> Models:
     """Policy and reward model of the same shape, random weights."""
     shape = LlamaConfig(
         vocab_size=2048,
@@ -64,7 +81,7 @@ def models(settings: Settings) -> tuple[CausalPolicy, ClassifierReward]:
         intermediate_size=688,
         num_hidden_layers=settings.layers,
         num_attention_heads=8,
-        max_position_embeddings=max(settings.tokens),
+        max_position_embeddings=settings.longest,
         num_labels=1,
     )
     memory = memory_model.Settings(dtype="float32", four_bit="none", training="full", gradient_checkpointing=False)
@@ -86,9 +103,7 @@ def sequences(rows: int, tokens: int) -> Sequences:
     )
 
 
-def passes(
-    name: str, plain: tuple[CausalPolicy, ClassifierReward], tapped: tuple[CausalPolicy, ClassifierReward], s: Sequences
-) -> tuple[Pass, Pass]:
+def passes(name: str, plain: Models, tapped: Models, s: Sequences) -> tuple[Pass, Pass]:
     """The pass without evidence, on a model that was never tapped, and with the redistributor's."""
     needs = REDISTRIBUTORS[name]().needs
     for owner in tapped:  # builds and checks the reader
@@ -99,23 +114,44 @@ def passes(
     return lambda: plain[0].evaluate(s, frozenset()), lambda: tapped[0].evaluate(s, needs)
 
 
+def steps(name: str, models: Models, rows: int, tokens: int) -> tuple[Pass, Pass]:
+    """A PPO step without evidence, and with the redistributor's, each on models of its own."""
+    return step("sparse", deepcopy(models), rows, tokens), step(name, deepcopy(models), rows, tokens)
+
+
+def step(name: str, models: Models, rows: int, tokens: int) -> Pass:
+    """One epoch on one minibatch of prompts that are always the same.
+
+    The pass raises RuntimeError where it did other work than asked for: responses of another length, a minibatch that
+    was skipped."""
+    half = tokens // 2
+    length = tokens - half
+    config = PPOConfig(
+        rollout_batch_size=rows, minibatch_size=rows, epochs=1, min_length=length, max_length=(length, length)
+    )
+    trainer = PPOTrainer(*models, REDISTRIBUTORS[name](), config)
+    prompts = sequences(rows, tokens).prompt_ids.tolist()
+
+    def take() -> None:
+        figures = trainer.step(prompts)
+        done = figures["length"], figures["skipped_minibatches"], figures["refused_minibatches"]
+        if done != (length, 0, 0):
+            raise RuntimeError(f"{name}: (length, skipped, refused) of a step were {done}, not {(length, 0, 0)}")
+
+    return take
+
+
 def percent(more: float, less: float) -> str:
     """How much larger, in per cent."""
     return f"{100 * (more / less - 1):+.2f} %"
 
 
-@torch.no_grad()
-def line(name: str, s: Sequences, plain: Pass, with_evidence: Pass, budget: float) -> tuple[Value, ...]:
-    """A row of the table."""
-    rows, half = s.response_ids.shape
+def line(plain: Pass, with_evidence: Pass, budget: float) -> tuple[Value, ...]:
+    """What evidence adds to a pass or a step."""
     plain()
     with_evidence()
     first, second, evidence = paired_seconds((plain, plain, with_evidence), budget)
     return (
-        name,
-        PASSES[name],
-        rows,
-        half + s.prompt_ids.shape[1],
         percent(flops(with_evidence), flops(plain)),
         percent(peak_bytes(with_evidence), peak_bytes(plain)),
         median_ratio(evidence, first),
@@ -131,14 +167,19 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     plain = models(settings)
     tapped = deepcopy(plain)
-    asked = [(n, r, t) for n in settings.redistributors for r in settings.rows for t in settings.tokens]
     for model in (*plain, *tapped):
         if isinstance(model, ClassifierReward):
-            model.micro_batch_tokens = max(settings.rows) * max(settings.tokens)
-    lines = []
-    for name, rows, tokens in tqdm(asked, desc="passes", unit="line", dynamic_ncols=True):
-        s = sequences(rows, tokens)
-        lines.append(line(name, s, *passes(name, plain, tapped, s), budget=settings.seconds))
+            model.micro_batch_tokens = max(settings.rows) * settings.longest
+    asked = list(product(settings.redistributors, settings.rows, settings.tokens))
+    lines: list[tuple[Value, ...]] = []
+    with torch.no_grad():
+        for name, rows, tokens in tqdm(asked, desc="passes", unit="line", dynamic_ncols=True):
+            pair = passes(name, plain, tapped, sequences(rows, tokens))
+            lines.append((name, PASSES[name], rows, tokens, *line(*pair, settings.seconds)))
+    asked = list(product(settings.redistributors, settings.rows, settings.step_tokens))
+    for name, rows, tokens in tqdm(asked, desc="steps", unit="line", dynamic_ncols=True):
+        pair = steps(name, plain, rows, tokens)
+        lines.append((name, "step", rows, tokens, *line(*pair, settings.seconds)))
     columns = ("evidence", "pass", "rows", "tokens", "FLOPs", "peak bytes", "time", "time, plain again", "passes")
     note = "Time: median of paired ratios to the plain pass [95 % bootstrap interval], CPU seconds, one thread."
     table = Table(title="what evidence costs", columns=columns, rows=tuple(lines), notes=(note,))

@@ -1,7 +1,7 @@
 """Reading attention rows off the forward pass a model makes anyway, without its (token, token) maps."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import final
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from models.attention_check import compare_with_eager, quiet, run_backbone
 from models.attention_taps import (
+    EVERY_KEY,
     TAPS,
     LayerAttention,
     Map,
@@ -22,12 +23,13 @@ from models.attention_taps import (
     implementations,
     restore,
 )
-from rlhf_core.evidence import AttentionTap, EvidenceRequest, Layout, ValueTap
+from rlhf_core.evidence import AttentionTap, ColumnTap, EvidenceRequest, Layout, ValueTap, on_response
 
 __all__ = ["AttentionReader", "UnsupportedAttention"]
 
 # Largest (batch, head, row, key) block computed at a time: 64 MiB in float32, or what a CPU's cache holds.
-CHUNK_CELLS = {"cpu": 2**19, "cuda": 2**24}
+CHUNK_CELLS = {"cpu": 2**20, "cuda": 2**24}
+Scaled = Callable[[Tensor, slice], Tensor]
 
 
 @final
@@ -133,35 +135,57 @@ def _measure(attention: LayerAttention, request: AttentionTap, layout: Layout) -
     """``request`` answered in chunks of rows, in float32 whatever autocast says."""
     rows = request.rows(layout)
     batch, heads, _, keys = attention.shape
-    total = torch.zeros(layout.response_mask.shape, device=rows.device)
-    seen_by = torch.zeros(batch, keys, dtype=torch.long, device=rows.device)
+    cells = CHUNK_CELLS.get(rows.device.type, CHUNK_CELLS["cuda"])
+    chunks = torch.split(rows, max(1, cells // (batch * heads * keys)), dim=1)
     with torch.autocast(rows.device.type, enabled=False):
         scaled = _scaled_by_values(attention, request)
-        cells = CHUNK_CELLS.get(rows.device.type, CHUNK_CELLS["cuda"])
-        for chunk in torch.split(rows, max(1, cells // (batch * heads * keys)), dim=1):
-            columns, wanted = chunk.clamp(min=0), chunk >= 0
-            total = total + request.reduce(scaled(_wanted_weights(attention, columns, wanted)), chunk, layout)
-            seen_by = seen_by + (attention.visible(columns) & wanted[..., None]).sum(1)
+        if isinstance(request, ColumnTap):
+            total = _by_column(attention, request, scaled, chunks, layout)
+        else:
+            total = torch.zeros(layout.response_mask.shape, device=rows.device)
+            for chunk in chunks:
+                total = total + request.reduce(scaled(_weights(attention, chunk, EVERY_KEY), EVERY_KEY), chunk, layout)
+    nobody = torch.zeros(batch, keys, dtype=torch.long, device=rows.device)
+    seen_by = sum((attention.seen_by(*_wanted(chunk)) for chunk in chunks), start=nobody)
     finished = request.finish(total, seen_by.gather(1, layout.response_positions))
     return torch.where(layout.response_mask, finished, 0.0)
 
 
-def _wanted_weights(
-    attention: LayerAttention, columns: Int[Tensor, "batch row"], wanted: Bool[Tensor, "batch row"]
-) -> Tensor:
+def _by_column(
+    attention: LayerAttention, request: ColumnTap, scaled: Scaled, chunks: Sequence[Tensor], layout: Layout
+) -> Float[Tensor, "batch response"]:
+    """The sum over chunks, of the keys from the first response token to the last that a chunk looks at."""
+    batch, _, _, keys = attention.shape
+    first = int(torch.where(layout.response_mask, layout.response_positions, keys).min())
+    total = torch.zeros(batch, keys, device=layout.response_mask.device)
+    for chunk in chunks:
+        looked_at = slice(first, attention.reach(_wanted(chunk)[0]))
+        total[:, looked_at] += request.of_columns(scaled(_weights(attention, chunk, looked_at), looked_at))
+    return on_response(total, layout)
+
+
+def _wanted(rows: Int[Tensor, "batch row"]) -> tuple[Int[Tensor, "batch row"], Bool[Tensor, "batch row"]]:
+    """Query columns, any where none is wanted, and where one is."""
+    wanted = rows >= 0
+    return torch.where(wanted, rows, rows.max().clamp(min=0)), wanted
+
+
+def _weights(attention: LayerAttention, rows: Int[Tensor, "batch row"], keys: slice) -> Tensor:
     """Weights of the wanted columns, 0 for the others; held by nobody but the caller's expression."""
-    return attention.weights(columns).masked_fill_(~wanted[:, None, :, None], 0.0)
+    columns, wanted = _wanted(rows)
+    weights = attention.weights(columns, keys)
+    return weights if bool(wanted.all()) else weights.masked_fill_(~wanted[:, None, :, None], 0.0)
 
 
-def _scaled_by_values(attention: LayerAttention, request: AttentionTap) -> Callable[[Tensor], Tensor]:
+def _scaled_by_values(attention: LayerAttention, request: AttentionTap) -> Scaled:
     """What is done to (batch, head, row, key) weights before they are reduced: nothing, unless a tap reads values."""
     if not isinstance(request, ValueTap):
-        return lambda weights: weights
+        return lambda weights, keys: weights
     if not isinstance(attention, Projections):
         raise TypeError(f"{request}: a whole map shows no value vectors")
     factors = request.factors(attention.value.float())
     of_key = factors.repeat_interleave(attention.shape[1] // factors.shape[1], 1)[:, :, None]
-    return lambda weights: weights * of_key
+    return lambda weights, keys: weights * of_key[..., keys]
 
 
 def _find(model: PreTrainedModel, architecture: str) -> tuple[Tap, dict[nn.Module, LayerAttention]]:

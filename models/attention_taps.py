@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, final
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 # "sdpa" in the name makes transformers refuse it for every architecture that declares SDPA wrong for itself.
 NAME = "sdpa_with_row_tap"
+EVERY_KEY = slice(None)
+CPU_KERNEL = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 
 class UnsupportedAttention(ValueError):
@@ -34,6 +37,7 @@ class Projections:
 
     ``mask``: boolean (True = may attend) or additive, broadcastable to (batch, head, query, key), or None, and then
     ``causal`` decides. Fewer key and value heads than query heads are shared by consecutive query heads.
+    ``log_totals``: the logarithm of every row's softmax denominator, where the kernel that ran gives it without a mask.
     """
 
     query: Float[Tensor, "batch head query channel"]
@@ -42,6 +46,7 @@ class Projections:
     scaling: float
     mask: Tensor | None
     causal: bool
+    log_totals: Float[Tensor, "batch head query"] | None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -50,32 +55,48 @@ class Projections:
 
     @cached_property
     def _float_key(self) -> Tensor:
-        return self.key.float()
+        return self.key.float().contiguous()  # or every chunk of rows would copy it for its matrix product
 
-    def weights(self, rows: Int[Tensor, "batch row"]) -> Float[Tensor, "batch head row key"]:
-        """softmax(scaling · q kᵀ + mask) of the given query columns, in float32."""
-        batch, heads, _, keys = self.shape
-        query = _query_rows(self.query, rows).float() * self.scaling
-        grouped = query.reshape(batch, self.key.shape[1], -1, query.shape[-1])
-        logits = (grouped @ self._float_key.transpose(2, 3)).reshape(batch, heads, rows.shape[1], keys)
+    def weights(self, rows: Int[Tensor, "batch row"], keys: slice = EVERY_KEY) -> Float[Tensor, "batch head row key"]:
+        """softmax(scaling · q kᵀ + mask) of the given query columns, in float32, on the keys asked for.
+
+        With ``log_totals`` no other key is looked at."""
+        if self.log_totals is None:
+            return self._logits(rows, EVERY_KEY).softmax(-1)[..., keys]
+        return self._logits(rows, keys).sub_(_query_rows(self.log_totals[..., None], rows)).exp_()
+
+    def _logits(self, rows: Int[Tensor, "batch row"], keys: slice) -> Float[Tensor, "batch head row key"]:
+        query, key = _query_rows(self.query, rows).float() * self.scaling, self._float_key[:, :, keys]
+        grouped = query.reshape(len(rows), key.shape[1], -1, query.shape[-1])
+        logits = (grouped @ key.transpose(2, 3)).reshape(*query.shape[:3], key.shape[2])
         lowest = torch.finfo(logits.dtype).min
         if self.mask is None:
             if self.causal:
-                future = torch.arange(keys, device=rows.device) > rows[:, None, :, None]
-                logits.masked_fill_(future, lowest)
-        else:
-            mask = self._mask_rows(self.mask, rows)
-            logits = logits.masked_fill_(~mask, lowest) if mask.dtype == torch.bool else logits.add_(mask)
-        return logits.softmax(-1)
+                columns = torch.arange(self.key.shape[2], device=rows.device)[keys]
+                seen_by_all = int((columns <= rows.min()).sum())
+                future = columns[seen_by_all:] > rows[:, None, :, None]
+                logits[..., seen_by_all:].masked_fill_(future, lowest)
+            return logits
+        mask = self._mask_rows(self.mask, rows)[..., keys]
+        return logits.masked_fill_(~mask, lowest) if mask.dtype == torch.bool else logits.add_(mask)
 
-    def visible(self, rows: Int[Tensor, "batch row"]) -> Bool[Tensor, "batch row key"]:
-        """Whether the given query columns may attend to each key, in any head."""
+    def reach(self, rows: Int[Tensor, "batch row"]) -> int:
+        """How many keys, from the first on, the given query columns look at together."""
+        keys = self.key.shape[2]
+        return min(keys, int(rows.max()) + 1) if self.mask is None and self.causal else keys
+
+    def seen_by(self, rows: Int[Tensor, "batch row"], wanted: Bool[Tensor, "batch row"]) -> Int[Tensor, "batch key"]:
+        """How many of the wanted query columns may attend to each key, in any head."""
+        keys = self.key.shape[2]
         if self.mask is None:
-            keys = torch.arange(self.key.shape[2], device=rows.device)
-            return keys <= rows[..., None] if self.causal else (keys >= 0).expand(*rows.shape, -1)
+            if not self.causal:
+                return wanted.sum(1, keepdim=True).expand(-1, keys)
+            ending = torch.zeros(len(rows), keys, dtype=torch.long, device=rows.device)
+            return ending.scatter_add_(1, rows, wanted.long()).flip(1).cumsum(1).flip(1)
         mask = self._mask_rows(self.mask, rows)
         # an additive mask may hold a bias (ALiBi), which is nowhere near what it adds to a key that is out of sight
-        return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
+        visible = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
+        return (visible & wanted[..., None]).sum(1)
 
     def _mask_rows(self, mask: Tensor, rows: Int[Tensor, "batch row"]) -> Tensor:
         return _query_rows(mask.expand(rows.shape[0], -1, self.query.shape[2], -1), rows)
@@ -93,13 +114,17 @@ class Map:
         batch, head, query, key = self.map.shape
         return batch, head, query, key
 
-    def weights(self, rows: Int[Tensor, "batch row"]) -> Float[Tensor, "batch head row key"]:
-        """The given query columns of the map."""
-        return _query_rows(self.map, rows).float()
+    def weights(self, rows: Int[Tensor, "batch row"], keys: slice = EVERY_KEY) -> Float[Tensor, "batch head row key"]:
+        """The given query columns of the map, on the keys asked for."""
+        return _query_rows(self.map[..., keys], rows).float()
 
-    def visible(self, rows: Int[Tensor, "batch row"]) -> Bool[Tensor, "batch row key"]:
-        """Whether the given query columns attend to each key, in any head: a map does not show its mask."""
-        return (_query_rows(self.map, rows) > 0).any(1)
+    def reach(self, rows: Int[Tensor, "batch row"]) -> int:
+        """Every key: a map does not say what is left out of it."""
+        return self.map.shape[3]
+
+    def seen_by(self, rows: Int[Tensor, "batch row"], wanted: Bool[Tensor, "batch row"]) -> Int[Tensor, "batch key"]:
+        """How many of the wanted query columns attend to each key, in any head: a map does not show its mask."""
+        return ((_query_rows(self.map, rows) > 0).any(1) & wanted[..., None]).sum(1)
 
 
 LayerAttention = Projections | Map
@@ -171,21 +196,46 @@ _SINKS: WeakKeyDictionary[nn.Module, Sink] = WeakKeyDictionary()
 def _tapped_sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """transformers' SDPA attention function; where a sink listens to ``module``, it is told what it is given first."""
+    """transformers' SDPA attention function; where a sink listens to ``module``, it is told what that was given."""
     sink = _SINKS.get(module)
-    if sink is not None:
-        causal = options.get("is_causal")
-        scaling = options.get("scaling")
-        attention = Projections(
-            query=query.detach(),
-            key=key.detach(),
-            value=value.detach(),
-            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-            mask=attention_mask,
-            causal=getattr(module, "is_causal", True) if causal is None else causal,
-        )
-        sink(module, attention)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if sink is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    with _LogTotals() as kernel:  # type: ignore[no-untyped-call]
+        output = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    causal, scaling = options.get("is_causal"), options.get("scaling")
+    attention = Projections(
+        query=query.detach(),
+        key=key.detach(),
+        value=value.detach(),
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        mask=attention_mask,
+        causal=getattr(module, "is_causal", True) if causal is None else causal,
+        log_totals=kernel.totals_of(query) if attention_mask is None else None,
+    )
+    sink(module, attention)
+    return output
+
+
+@final
+class _LogTotals(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch annotates neither this nor __init__
+    """Keeps what torch's fused CPU attention gives beside its output, and SDPA drops: log-sum-exp of every row.
+
+    Other kernels give it in other forms, or only where a gradient is wanted; with them there is none."""
+
+    _found: tuple[Tensor, torch.dtype] | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.name() == CPU_KERNEL:
+            self._found = result[1].detach(), args[0].dtype
+        return result
+
+    def totals_of(self, query: Tensor) -> Tensor | None:
+        """(batch, head, query) in float32, None where another kernel ran, or on numbers that autocast had rounded."""
+        if self._found is None:
+            return None
+        totals, dtype = self._found
+        return totals if dtype == query.dtype and totals.shape == query.shape[:3] else None
 
 
 AttentionInterface.register(NAME, _tapped_sdpa)
@@ -237,7 +287,7 @@ def _instance_projections(
         additive = torch.zeros_like(window, dtype=torch.float32).masked_fill(~window, lowest)
         mask = additive if mask is None else torch.where(window, mask, additive)
     scaling = 1 / float(getattr(module, "scale_attn", 1.0))
-    return Projections(query=query, key=key, value=value, scaling=scaling, mask=mask, causal=True)
+    return Projections(query=query, key=key, value=value, scaling=scaling, mask=mask, causal=True, log_totals=None)
 
 
 def _prepare_maps(model: PreTrainedModel) -> None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlhf_core.evidence import AttentionTap, Layout, ValueTap
+from rlhf_core.evidence import AttentionTap, ColumnTap, Layout, ValueTap, on_response
 
 
 @runtime_checkable
@@ -89,7 +89,7 @@ class AttentionRow(AttentionTap):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionRowMean(AttentionTap):
+class AttentionRowMean(ColumnTap):
     """For each response token, the mean over the rows that could see it of the weight they put on it.
 
     The row predicting token t sees tokens before t only, so token k of T is seen by T − k rows, or by as many of them
@@ -100,11 +100,9 @@ class AttentionRowMean(AttentionTap):
         """The rows that predict a response token."""
         return torch.where(layout.response_mask, layout.response_positions - 1, -1)
 
-    def reduce(
-        self, weights: Float[Tensor, "batch head row key"], rows: Int[Tensor, "batch row"], layout: Layout
-    ) -> Float[Tensor, "batch response"]:
-        """Mean over heads of the weight on each response token, summed over rows."""
-        return on_response(weights.mean(1).sum(1), layout)
+    def of_columns(self, weights: Float[Tensor, "batch head row column"]) -> Float[Tensor, "batch column"]:
+        """Mean over heads of the weight on each token, summed over rows."""
+        return weights.mean(1).sum(1)
 
     def finish(
         self, total: Float[Tensor, "batch response"], seen_by: Int[Tensor, "batch response"]
@@ -139,8 +137,3 @@ class ValueRow(ValueTap):
     ) -> Float[Tensor, "batch response"]:
         """The weighted norm on each response token, heads reduced."""
         return on_response(self.heads(weights).sum(1), layout)
-
-
-def on_response(weights: Float[Tensor, "batch key"], layout: Layout) -> Float[Tensor, "batch response"]:
-    """The columns of the response tokens, 0 on padding."""
-    return torch.where(layout.response_mask, weights.gather(1, layout.response_positions), 0)

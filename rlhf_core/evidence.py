@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -76,6 +77,27 @@ class AttentionTap(EvidenceRequest):
         ``seen_by`` counts the rows asked for that may look at each response token: causality, padding and a sliding
         window of the layer decide, not the weights."""
         return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnTap(AttentionTap):
+    """Evidence that makes of the weights on a response token that token's number, whatever lies on other tokens: no
+    other weights are computed for it, where a model can leave them out."""
+
+    def of_columns(self, weights: Float[Tensor, "batch head row column"]) -> Float[Tensor, "batch column"]:
+        """One number of each column by itself, additive over rows; the weights are as ``reduce`` gets them."""
+        raise TypeError(f"{type(self).__name__} must say what it makes of the weights on one token")
+
+    def reduce(
+        self, weights: Float[Tensor, "batch head row key"], rows: Int[Tensor, "batch row"], layout: Layout
+    ) -> Float[Tensor, "batch response"]:
+        """``of_columns`` on the response."""
+        return on_response(self.of_columns(weights), layout)
+
+
+def on_response(weights: Float[Tensor, "batch key"], layout: Layout) -> Float[Tensor, "batch response"]:
+    """The columns of the response tokens, 0 on padding."""
+    return torch.where(layout.response_mask, weights.gather(1, layout.response_positions), 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,20 +193,20 @@ MUTATIONS = (
     ),
     Mutation(
         "models/attention_taps.py",
-        "return keys <= rows[..., None] if self.causal",
-        "return keys < rows[..., None] if self.causal",
+        "ending.scatter_add_(1, rows, wanted.long()).flip(1).cumsum(1).flip(1)",
+        "ending.scatter_add_(1, rows, wanted.long()).cumsum(1)",
         "tests/test_attention.py::test_a_mean_over_rows_counts_the_rows_that_could_see_a_token[llama-gqa-windows0]",
     ),
     Mutation(
         "models/attention_taps.py",
-        "return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)",
-        "return torch.ones_like(mask, dtype=torch.bool).any(1)",
+        "visible = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)",
+        "visible = torch.ones_like(mask, dtype=torch.bool).any(1)",
         "tests/test_attention.py::test_a_mean_over_rows_counts_the_rows_that_could_see_a_token[mistral-windows1]",
     ),
     Mutation(
-        "models/attention.py",
-        "(attention.visible(columns) & wanted[..., None])",
-        "(attention.visible(columns))",
+        "models/attention_taps.py",
+        "return wanted.sum(1, keepdim=True)",
+        "return torch.ones_like(wanted).sum(1, keepdim=True)",
         "tests/test_attention.py::test_unused_rows_see_nothing",
     ),
     Mutation(
@@ -217,15 +217,15 @@ MUTATIONS = (
     ),
     Mutation(
         "models/attention_taps.py",
-        "query = _query_rows(self.query, rows).float() * self.scaling",
-        "query = _query_rows(self.query, rows).float() / self.scaling",
-        "tests/test_attention.py::test_rows_are_those_of_eager_attention[gpt2-ragged]",
+        "query, key = _query_rows(self.query, rows).float() * self.scaling,",
+        "query, key = _query_rows(self.query, rows).float() / self.scaling,",
+        "tests/test_attention.py::test_the_kernels_totals_make_the_weights_on_some_keys_and_the_softmax_all[llama]",
     ),
     Mutation(
         "models/attention_taps.py",
-        "device=rows.device) > rows[:, None, :, None]",
-        "device=rows.device) >= rows[:, None, :, None]",
-        "tests/test_attention.py::test_rows_are_those_of_eager_attention[llama-gqa-full]",
+        "future = columns[seen_by_all:] > rows[:, None, :, None]",
+        "future = columns[seen_by_all:] >= rows[:, None, :, None]",
+        "tests/test_attention.py::test_the_kernels_totals_make_the_weights_on_some_keys_and_the_softmax_all[llama]",
     ),
     Mutation(
         "models/attention_taps.py",
@@ -241,8 +241,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/attention.py",
-        "columns, wanted = chunk.clamp(min=0), chunk >= 0",
-        "columns, wanted = chunk.clamp(min=0), chunk >= -1",
+        "wanted = rows >= 0",
+        "wanted = rows >= -1",
         "tests/test_attention.py::test_unused_rows_have_no_weight",
     ),
     Mutation(

@@ -2,7 +2,7 @@
 
 import copy
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,9 +13,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from models import LoraSettings, attention, attention_taps, load_policy
 from models.attention import AttentionReader, UnsupportedAttention
+from models.attention_taps import Map, Projections
 from redistributors import DecoderAttention
 from redistributors.attention import AttentionRowMean
-from rlhf_core.evidence import AttentionTap, Layout
+from rlhf_core.evidence import AttentionTap, ColumnTap, Layout, ValueTap
 
 VOCAB, COLUMNS, HEADS = 40, 12, 4
 LENGTHS = (12, 5, 9, 1)  # real tokens of each left-padded row
@@ -362,6 +363,7 @@ def test_no_map_is_made(family: str) -> None:
         scaling=1.0,
         mask=None,
         causal=True,
+        log_totals=None,
     )
     with Largest() as tap_alone:
         attention._measure(projections, ReadRow(), layout)
@@ -486,3 +488,134 @@ def test_unused_rows_see_nothing() -> None:
         run(model, ids, torch.ones_like(mask))
     lengths = layout.response_mask.sum(1, keepdim=True)
     assert torch.equal(evidence[Seen()], torch.where(layout.response_mask, lengths, 0).float())
+
+
+def shown(model: Any, ids: Tensor, mask: Tensor) -> list[Projections]:
+    """What the layers of ``model`` report in one pass."""
+    reader, seen = AttentionReader(model), []
+    with attention_taps.attached(reader._tap, reader._layers, lambda _, attention: seen.append(attention)):
+        run(model, ids, mask)
+    return seen
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "llama-gqa", "bert", "mistral"])
+def test_the_kernels_totals_make_the_weights_on_some_keys_and_the_softmax_all(family: str) -> None:
+    """In batches without padding, where there is no mask; keys before, across and behind the rows, and none."""
+    model = build(family, **({"sliding_window": 99} if family == "mistral" else {}))
+    ids, mask, _ = batch()
+    maps = own_attention(model, ids, torch.ones_like(mask))
+    rows = torch.tensor([[3, 4, 6], [0, 1, 2], [9, 9, 11], [2, 7, 5]])
+    for layer, of_layer in enumerate(shown(model, ids, torch.ones_like(mask))):
+        assert of_layer.mask is None
+        assert of_layer.log_totals is not None
+        for other in (of_layer, replace(of_layer, log_totals=None)):
+            for keys in (slice(0, 3), slice(2, 9), slice(8, None), slice(6, 6), slice(6, 4), slice(None)):
+                wanted = torch.stack([maps[layer][row, :, rows[row]] for row in range(4)])[..., keys]
+                torch.testing.assert_close(other.weights(rows, keys), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gptj", "mistral", "gemma2"])
+def test_where_the_kernel_gives_no_totals_all_keys_are_looked_at(family: str) -> None:
+    """Padded rows, and taps that do not see the kernel."""
+    model = build(family)
+    ids, mask, _ = batch()
+    maps = own_attention(model, ids, mask)
+    rows = torch.tensor([[3, 4], [8, 11], [5, 10], [11, 11]])
+    for layer, of_layer in enumerate(shown(model, ids, mask)):
+        assert isinstance(of_layer, Map) or of_layer.log_totals is None
+        wanted = torch.stack([maps[layer][row, :, rows[row]] for row in range(4)])[..., 4:10]
+        torch.testing.assert_close(of_layer.weights(rows, slice(4, 10)), wanted, atol=1e-5, rtol=0)
+
+
+def test_totals_of_numbers_that_autocast_rounded_are_not_used() -> None:
+    """Else weights would no longer sum to 1."""
+    model = build("llama")
+    ids, mask, _ = batch()
+    reader, seen = AttentionReader(model), []
+    rows = torch.arange(COLUMNS).expand(len(LENGTHS), -1)
+    with (
+        attention_taps.attached(reader._tap, reader._layers, lambda _, attention: seen.append(attention)),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        run(model, ids, torch.ones_like(mask))
+    assert {of_layer.query.dtype for of_layer in seen} == {torch.float32}
+    for of_layer in seen:
+        assert (of_layer.weights(rows).sum(-1) - 1).abs().max() < 1e-5
+
+
+def test_rows_that_see_a_key_are_counted() -> None:
+    """Rows 1, 3, 3 and 0, 2 and one unwanted, of four keys."""
+    zeros = torch.zeros(2, 1, 4, 1)
+    rows, wanted = torch.tensor([[1, 3, 3], [0, 2, 3]]), torch.tensor([[True] * 3, [True, True, False]])
+    causal = Projections(query=zeros, key=zeros, value=zeros, scaling=1.0, mask=None, causal=True, log_totals=None)
+    assert causal.seen_by(rows, wanted).tolist() == [[3, 3, 2, 2], [2, 1, 1, 0]]
+    assert causal.reach(rows) == 4
+    assert causal.reach(rows[:, :1]) == 2
+    both_ways = replace(causal, causal=False)
+    assert both_ways.seen_by(rows, wanted).tolist() == [[3] * 4, [2] * 4]
+    assert both_ways.reach(rows[:, :1]) == 4
+    window = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]])
+    for masked in (replace(causal, mask=window.bool()[None, None]), Map(window.float().expand(2, 1, 4, 4))):
+        assert masked.seen_by(rows, wanted).tolist() == [[1, 1, 2, 2], [1, 1, 1, 0]]
+        assert masked.reach(rows[:, :1]) == 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns(ColumnTap):
+    """The largest weight of any head, summed over the rows that predict a response token."""
+
+    source: str = "policy"
+
+    def rows(self, layout: Layout) -> Tensor:
+        return torch.where(layout.response_mask, layout.response_positions - 1, -1)
+
+    def of_columns(self, weights: Tensor) -> Tensor:
+        return weights.amax(1).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueColumns(Columns, ValueTap):
+    """The same of weights times how far the first channel of the value lies from 0."""
+
+    def factors(self, values: Tensor) -> Tensor:
+        return values[..., 0].abs()
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("family", ["gpt2", "llama-gqa", "bert", "mistral", "falcon-alibi", "gptj", "gemma2"])
+def test_evidence_by_column_is_that_of_whole_rows(family: str, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of taps, methods and maps; values where they are shown."""
+    model = build(family)
+    ids, mask, layout = batch()
+    mask = mask if padded else torch.ones_like(mask)
+    monkeypatch.setitem(attention.CHUNK_CELLS, "cpu", len(LENGTHS) * HEADS * COLUMNS * 2)
+    requests = [tap for tap in (Columns(), ValueColumns()) if not AttentionReader(model).why_not(tap)]
+    with AttentionReader(model).capture(requests, layout) as by_column:
+        run(model, ids, mask)
+    of_layer = shown(model, ids, mask)[-1]
+    every = of_layer.weights(torch.arange(COLUMNS).expand(len(LENGTHS), -1))
+    for request in requests:
+        factors = request.factors(of_layer.value) if isinstance(request, ValueTap) else torch.ones(len(LENGTHS), 1, 1)
+        weights = every * factors.repeat_interleave(HEADS // factors.shape[1], 1)[:, :, None]
+        for i, t in layout.response_mask.nonzero().tolist():
+            rows = layout.response_positions[i][layout.response_mask[i]] - 1
+            wanted = weights[i, :, rows, layout.response_positions[i, t]].amax(0).sum()
+            assert float(by_column[request][i, t]) == pytest.approx(float(wanted), abs=1e-5)
+
+
+def test_only_columns_from_the_response_on_that_rows_look_at_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Widths(Columns):
+        def of_columns(self, weights: Tensor) -> Tensor:
+            widths.append(weights.shape[3])
+            return super().of_columns(weights)
+
+    model = build("llama")
+    ids, mask, layout = batch()
+    monkeypatch.setitem(attention.CHUNK_CELLS, "cpu", len(LENGTHS) * HEADS * COLUMNS)  # one row at a time
+    with AttentionReader(model).capture([Widths()], layout):
+        run(model, ids, torch.ones_like(mask))
+    # the first response token stands in column 6; rows 5 7 10 10, 6 8, 7 9, 8 10, 9, and 10 predict the tokens
+    assert widths == [5, 3, 4, 5, 4, 5]

@@ -15,6 +15,7 @@ from benchmarks import evidence_cost, levers, sampling_speed, throughput
 from benchmarks.floor import Rates, Work, flop_counter
 from benchmarks.throughput import comparison, phases, require_same_maths, require_same_work, timing
 from benchmarks.throughput_case import PHASES, Case, Engine
+from rlhf_core.trainer import PPOTrainer
 
 TINY = Case(layers=2, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
 
@@ -141,11 +142,31 @@ def test_a_worker_that_dies_says_why(seconds):
 
 
 def test_evidence_costs_are_measured(tmp_path):
-    evidence_cost.main(["--tokens", "[32]", "--rows", "[2]", "--layers", "2", "--seconds", "0", "--out", str(tmp_path)])
-    rows = {row["evidence"]: row for row in rows_of(tmp_path / "table.csv")}
-    assert set(rows) == {"abc", "abc-d", "abc-d2"}
-    assert all(float(row["FLOPs"].rstrip(" %")) >= 0 for row in rows.values())
-    assert float(rows["abc"]["FLOPs"].rstrip(" %")) < float(rows["abc-d"]["FLOPs"].rstrip(" %"))
+    sizes = ["--tokens", "[32]", "--rows", "[2]", "--layers", "2", "--seconds", "0"]
+    evidence_cost.main([*sizes, "--step_tokens", "[]", "--out", str(tmp_path / "passes")])
+    rows = {row["evidence"]: row for row in rows_of(tmp_path / "passes" / "table.csv")}
+    assert set(rows) == {"abc", "prefix-difference", "abc-d", "abc-d2"}
+    more = {name: float(row["FLOPs"].rstrip(" %")) for name, row in rows.items()}
+    assert min(more.values()) >= 0
+    assert more["abc"] < more["abc-d"]
+
+
+def test_evidence_costs_a_step_less_than_its_pass(tmp_path):
+    sizes = ["--tokens", "[32]", "--step_tokens", "[32]", "--rows", "[1]", "--layers", "1", "--seconds", "0"]
+    evidence_cost.main([*sizes, "--redistributors", "[abc-d]", "--out", str(tmp_path)])
+    more = {row["pass"]: float(row["FLOPs"].rstrip(" %")) for row in rows_of(tmp_path / "table.csv")}
+    assert 0 < more["step"] < more["log-probabilities"]
+
+
+def test_steps_that_do_other_work_are_not_compared(monkeypatch):
+    models = evidence_cost.models(evidence_cost.Settings(tokens=(8,), step_tokens=(8,), layers=1))
+    take = evidence_cost.step("sparse", models, rows=1, tokens=8)
+    take()
+    figures = {"length": 4.0, "skipped_minibatches": 0.0, "refused_minibatches": 0.0}
+    for name in figures:
+        monkeypatch.setattr(PPOTrainer, "step", lambda *_, other=name: figures | {other: 1.0})
+        with pytest.raises(RuntimeError, match="sparse"):
+            take()
 
 
 def test_samplers_draw_the_same_tokens_or_are_not_compared(tmp_path, monkeypatch):
