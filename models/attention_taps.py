@@ -62,23 +62,33 @@ class Projections:
 
         With ``log_totals`` no other key is looked at."""
         if self.log_totals is None:
-            return self._logits(rows, EVERY_KEY).softmax(-1)[..., keys]
-        return self._logits(rows, keys).sub_(_query_rows(self.log_totals[..., None], rows)).exp_()
+            return self._masked(self._logits(rows, EVERY_KEY), rows).softmax(-1)[..., keys]
+        weights = self._logits(rows, keys).sub_(_query_rows(self.log_totals[..., None], rows)).exp_()
+        return self._fill_future(weights, rows, keys, 0.0)  # exp of what is far below 0 is slow
 
     def _logits(self, rows: Int[Tensor, "batch row"], keys: slice) -> Float[Tensor, "batch head row key"]:
         query, key = _query_rows(self.query, rows).float() * self.scaling, self._float_key[:, :, keys]
         grouped = query.reshape(len(rows), key.shape[1], -1, query.shape[-1])
-        logits = (grouped @ key.transpose(2, 3)).reshape(*query.shape[:3], key.shape[2])
+        return (grouped @ key.transpose(2, 3)).reshape(*query.shape[:3], key.shape[2])
+
+    def _masked(
+        self, logits: Float[Tensor, "batch head row key"], rows: Int[Tensor, "batch row"]
+    ) -> Float[Tensor, "batch head row key"]:
         lowest = torch.finfo(logits.dtype).min
         if self.mask is None:
-            if self.causal:
-                columns = torch.arange(self.key.shape[2], device=rows.device)[keys]
-                seen_by_all = int((columns <= rows.min()).sum())
-                future = columns[seen_by_all:] > rows[:, None, :, None]
-                logits[..., seen_by_all:].masked_fill_(future, lowest)
-            return logits
-        mask = self._mask_rows(self.mask, rows)[..., keys]
+            return self._fill_future(logits, rows, EVERY_KEY, lowest)
+        mask = self._mask_rows(self.mask, rows)
         return logits.masked_fill_(~mask, lowest) if mask.dtype == torch.bool else logits.add_(mask)
+
+    def _fill_future(
+        self, of: Float[Tensor, "batch head row key"], rows: Int[Tensor, "batch row"], keys: slice, value: float
+    ) -> Float[Tensor, "batch head row key"]:
+        """``value``, in place, where causality alone hides a key."""
+        if self.causal:
+            columns = torch.arange(self.key.shape[2], device=rows.device)[keys]
+            seen_by_all = int((columns <= rows.min()).sum())
+            of[..., seen_by_all:].masked_fill_(columns[seen_by_all:] > rows[:, None, :, None], value)
+        return of
 
     def reach(self, rows: Int[Tensor, "batch row"]) -> int:
         """How many keys, from the first on, the given query columns look at together."""

@@ -223,8 +223,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/attention_taps.py",
-        "future = columns[seen_by_all:] > rows[:, None, :, None]",
-        "future = columns[seen_by_all:] >= rows[:, None, :, None]",
+        "columns[seen_by_all:] > rows[:, None, :, None], value",
+        "columns[seen_by_all:] >= rows[:, None, :, None], value",
         "tests/test_attention.py::test_the_kernels_totals_make_the_weights_on_some_keys_and_the_softmax_all[llama]",
     ),
     Mutation(
@@ -496,6 +496,66 @@ MUTATIONS = (
         "if one.output != other.output:",
         "if True:",
         "tests/test_preference.py::test_both_are_given_the_same_uniforms_and_equal_texts_are_not_judged",
+    ),
+    Mutation(
+        "models/attention_taps.py",
+        "self._logits(rows, keys).sub_(",
+        "self._logits(rows, keys).add_(",
+        "tests/test_attention.py::test_the_kernels_totals_make_the_weights_on_some_keys_and_the_softmax_all[llama]",
+    ),
+    Mutation(
+        "models/attention_taps.py",
+        "self._masked(self._logits(rows, EVERY_KEY), rows).softmax(-1)[..., keys]",
+        "self._masked(self._logits(rows, EVERY_KEY), rows)[..., keys].softmax(-1)",
+        "tests/test_attention.py::test_where_the_kernel_gives_no_totals_all_keys_are_looked_at[llama-gqa]",
+    ),
+    Mutation(
+        "models/attention_taps.py",
+        "(columns <= rows.min()).sum()",
+        "(columns <= rows.max()).sum()",
+        "tests/test_attention.py::test_the_kernels_totals_make_the_weights_on_some_keys_and_the_softmax_all[llama]",
+    ),
+    Mutation(
+        "models/attention_taps.py",
+        "return min(keys, int(rows.max()) + 1) if",
+        "return min(keys, int(rows.max())) if",
+        "tests/test_attention.py::test_rows_that_see_a_key_are_counted",
+    ),
+    Mutation(
+        "models/attention_taps.py",
+        "mask = self._mask_rows(self.mask, rows)\n        return logits",
+        "mask = self._mask_rows(self.mask, rows.flip(1))\n        return logits",
+        "tests/test_attention.py::test_where_the_kernel_gives_no_totals_all_keys_are_looked_at[mistral]",
+    ),
+    Mutation(
+        "models/attention_taps.py",
+        "return totals if dtype == query.dtype and totals.shape",
+        "return totals if totals.shape",
+        "tests/test_attention.py::test_totals_of_numbers_that_autocast_rounded_are_not_used",
+    ),
+    Mutation(
+        "models/attention_taps.py",
+        "kernel.totals_of(query) if attention_mask is None else None",
+        "kernel.totals_of(query)",
+        "tests/test_attention.py::test_where_the_kernel_gives_no_totals_all_keys_are_looked_at[llama-gqa]",
+    ),
+    Mutation(
+        "models/attention.py",
+        "first = int(torch.where(layout.response_mask, layout.response_positions, keys).min())",
+        "first = int(layout.response_positions.min())",
+        "tests/test_attention.py::test_only_columns_from_the_response_on_that_rows_look_at_are_made",
+    ),
+    Mutation(
+        "models/attention.py",
+        "total[:, looked_at] += request",
+        "total[:, looked_at] = request",
+        "tests/test_attention.py::test_evidence_by_column_is_that_of_whole_rows[llama-gqa-False]",
+    ),
+    Mutation(
+        "models/attention.py",
+        "return lambda weights, keys: weights * of_key[..., keys]",
+        "return lambda weights, keys: weights * of_key[..., :1]",
+        "tests/test_attention.py::test_evidence_by_column_is_that_of_whole_rows[gpt2-True]",
     ),
     Mutation(
         "models/lean.py",
