@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from models.adapters import adapter_folder, base_source, peft_on_new_transformers
 from models.finetuning import load_trunk
 from models.intact import require_finite_weights
+from models.lean import make_lean
 from models.loading import DType, ModelSource, load_tokenizer, same_place
 from models.reward import ClassifierReward, ScoreKind, head_labels
 from rlhf_core.aggregation import Aggregate, MemberScores, OfMember
@@ -187,6 +188,7 @@ def load_reward_ensemble(
             )
     with reading(str(bases[0].name_or_path)):
         model = load_trunk(bases[0], labels=labels[0])
+        make_lean(model)
         peft = _with_adapters(model, folders)
         require_finite_weights(str(bases[0].name_or_path), model)
         tokenizer = load_tokenizer([sources[0], bases[0]])

@@ -19,10 +19,14 @@ VOCABULARY_PART = 1024
 
 def make_lean(model: PreTrainedModel) -> None:
     """Fuse activations, and multiply with a language model's head in parts, in place."""
-    _fuse_activations(model)
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if type(head) is nn.Linear and head.bias is None:
-        model.set_output_embeddings(VocabularyHead(head.weight))
+    in_parts = VocabularyHead(head.weight) if type(head) is nn.Linear and head.bias is None else head
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, GELUTanh())
+            elif child is head:  # not every model that gives its head can be given one
+                setattr(module, name, in_parts)
 
 
 def share_tied_gradient(lm: PreTrainedModel) -> None:
@@ -30,10 +34,12 @@ def share_tied_gradient(lm: PreTrainedModel) -> None:
 
     The input embedding's part then is sparse, a row a token, and autograd adds it to the output embedding's; as a dense
     matrix it would be filled with zeros and added cell by cell. A loss that does not reach the head would leave the
-    sparse part alone, which optimizers refuse: it is made dense.
+    sparse part alone, which optimizers refuse: it is made dense (not by ``torch.autograd.grad``, nor in a deep copy).
     """
     embedding, head = lm.get_input_embeddings(), lm.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if type(embedding) is nn.Embedding and embedding.weight.requires_grad and head.weight is embedding.weight:
+    if type(embedding) is not nn.Embedding or not embedding.weight.requires_grad:
+        return
+    if getattr(head, "weight", None) is embedding.weight:
         embedding.sparse = True
         embedding.weight.register_post_accumulate_grad_hook(_make_dense)
 
@@ -49,7 +55,7 @@ class VocabularyHead(nn.Linear):
 
     def forward(self, input: Float[Tensor, "... hidden"]) -> Float[Tensor, "... vocab"]:
         """input · weightᵀ."""
-        if input.device.type != "cpu":
+        if input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return F.linear(input, self.weight)
         rows = input.reshape(-1, input.shape[-1])
         logits: Tensor = _InParts.apply(rows, self.weight)  # type: ignore[no-untyped-call]
@@ -73,13 +79,6 @@ class _InParts(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         of_rows, of_weight = ctx.needs_input_grad
         return gradient @ weight if of_rows else None, gradient.T @ rows if of_weight else None
-
-
-def _fuse_activations(model: nn.Module) -> None:
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is NewGELUActivation:
-                setattr(module, name, GELUTanh())
 
 
 def _make_dense(parameter: Tensor) -> None:

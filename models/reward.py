@@ -76,7 +76,6 @@ class ClassifierReward:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         nn.Module.eval(model).requires_grad_(False)
-        make_lean(model)
         self.name = type(model).__name__
         labels = model.config.num_labels
         if LABELS.get(score) != labels:
@@ -327,6 +326,7 @@ def load_reward_model(
             model, tokenizer = _with_adapter(adapter, source)
         else:
             model, tokenizer = _whole(given, getattr(torch, dtype), four_bit=four_bit), find_tokenizer([given])
+        make_lean(model)
         return ClassifierReward(model, tokenizer, score=score, micro_batch_tokens=micro_batch_tokens)
 
 

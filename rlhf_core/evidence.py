@@ -81,8 +81,8 @@ class AttentionTap(EvidenceRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnTap(AttentionTap):
-    """Evidence that makes of the weights on a response token that token's number, whatever lies on other tokens: no
-    other weights are computed for it, where a model can leave them out."""
+    """A tap whose number for a response token depends on the weights placed on that token alone. Where a model allows
+    it, weights on other tokens are never computed."""
 
     def of_columns(self, weights: Float[Tensor, "batch head row column"]) -> Float[Tensor, "batch column"]:
         """One number of each column by itself, additive over rows; the weights are as ``reduce`` gets them."""

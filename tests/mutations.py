@@ -558,6 +558,24 @@ MUTATIONS = (
         "tests/test_attention.py::test_evidence_by_column_is_that_of_whole_rows[gpt2-True]",
     ),
     Mutation(
+        "models/loading.py",
+        "    make_lean(lm)",
+        "    pass",
+        "tests/test_lean.py::test_what_is_loaded_is_lean",
+    ),
+    Mutation(
+        "models/load.py",
+        "    share_tied_gradient(lm)",
+        "    pass",
+        "tests/test_lean.py::test_what_is_loaded_is_lean",
+    ),
+    Mutation(
+        "models/reward.py",
+        "        make_lean(model)",
+        "        pass",
+        "tests/test_lean.py::test_what_is_loaded_is_lean",
+    ),
+    Mutation(
         "models/lean.py",
         "return gradient @ weight if of_rows else None, gradient.T @ rows if of_weight else None",
         "return gradient @ weight if of_rows else None, None",

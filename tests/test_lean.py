@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers.activations import NewGELUActivation
+from transformers.activations import GELUTanh, NewGELUActivation
 
-from models import lean
+from models import LoraSettings, lean, load_policy, load_reward_model
 from models.lean import VocabularyHead, make_lean, share_tied_gradient
-from models.tiny import tiny_gpt2, tiny_gpt2_classifier, tiny_llama
+from models.tiny import save_tiny, tiny_gpt2, tiny_gpt2_classifier, tiny_llama
 
 IDS = torch.tensor([[2, 3, 2, 5, 2], [7, 8, 9, 7, 30]])  # tokens that come again: their gradients add up
 PARTS = pytest.mark.parametrize("part", [1024, 5, 1])
@@ -116,6 +116,49 @@ def test_what_is_untied_or_frozen_keeps_its_own_gradient():
     for model in (untied, frozen):
         share_tied_gradient(model)
         assert not model.get_input_embeddings().sparse
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+def test_what_is_loaded_is_lean(lora, tmp_path):
+    policy = load_policy(save_tiny(str(tmp_path / "policy")), lora=lora)
+    lm = policy.language_model
+    assert lm.get_input_embeddings().sparse == (lora is None)
+    assert type(lm.get_output_embeddings()) is VocabularyHead
+    folder = save_tiny(str(tmp_path / "reward"), head="classifier")
+    for model in (lm, load_reward_model(folder, score="single_logit").model):
+        kinds = {type(module) for module in model.modules()}
+        assert GELUTanh in kinds
+        assert NewGELUActivation not in kinds
+
+
+def test_a_model_that_only_shows_its_head_is_made_lean_too():
+    class Shows(type(tiny_gpt2())):
+        def get_output_embeddings(self):
+            return self.lm_head
+
+        def set_output_embeddings(self, new_embeddings):
+            raise AttributeError("no way in")
+
+    model = Shows(tiny_gpt2().config)
+    make_lean(model)
+    assert type(model.lm_head) is VocabularyHead
+
+
+def test_a_head_without_a_weight_of_its_own_shares_nothing():
+    model = tiny_gpt2()
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    make_lean(model)
+    share_tied_gradient(model)
+    assert not model.get_input_embeddings().sparse
+
+
+def test_a_head_works_under_autocast():
+    head = VocabularyHead(torch.nn.Parameter(torch.ones(5, 3)))
+    hidden = torch.ones(2, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        head(hidden).float().sum().backward()
+    assert hidden.grad.eq(5).all()
+    assert head.weight.grad.eq(2).all()
 
 
 def test_a_head_with_a_bias_and_a_classifier_keep_what_they_have():
