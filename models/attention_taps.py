@@ -25,6 +25,8 @@ from transformers.masking_utils import sdpa_mask
 NAME = "sdpa_with_row_tap"
 EVERY_KEY = slice(None)
 CPU_KERNEL = "aten::_scaled_dot_product_flash_attention_for_cpu"
+# Logarithm of a softmax's denominator above which float32 rounds it by more than 1e-5, and the weights with it.
+LARGEST_TOTAL = 2.0**7
 
 
 class UnsupportedAttention(ValueError):
@@ -241,11 +243,14 @@ class _LogTotals(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch a
         return result
 
     def totals_of(self, query: Tensor) -> Tensor | None:
-        """(batch, head, query) in float32, None where another kernel ran, or on numbers that autocast had rounded."""
+        """(batch, head, query) in float32, None where another kernel ran, or on numbers that autocast had rounded, or
+        where a total is so large that its own rounding would show in the weights."""
         if self._found is None:
             return None
         totals, dtype = self._found
-        return totals if dtype == query.dtype and totals.shape == query.shape[:3] else None
+        usable = dtype == query.dtype and totals.shape == query.shape[:3]
+        usable = usable and bool((totals.abs() <= LARGEST_TOTAL).all())
+        return totals if usable else None
 
 
 AttentionInterface.register(NAME, _tapped_sdpa)

@@ -529,8 +529,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/attention_taps.py",
-        "return totals if dtype == query.dtype and totals.shape",
-        "return totals if totals.shape",
+        "usable = dtype == query.dtype and totals.shape",
+        "usable = totals.shape",
         "tests/test_attention.py::test_totals_of_numbers_that_autocast_rounded_are_not_used",
     ),
     Mutation(
@@ -574,6 +574,12 @@ MUTATIONS = (
         "        make_lean(model)",
         "        pass",
         "tests/test_lean.py::test_what_is_loaded_is_lean",
+    ),
+    Mutation(
+        "models/attention_taps.py",
+        "bool((totals.abs() <= LARGEST_TOTAL).all())",
+        "True",
+        "tests/test_attention.py::test_totals_that_float32_rounds_too_much_are_not_used",
     ),
     Mutation(
         "models/lean.py",

@@ -543,6 +543,20 @@ def test_totals_of_numbers_that_autocast_rounded_are_not_used() -> None:
         assert (of_layer.weights(rows).sum(-1) - 1).abs().max() < 1e-5
 
 
+def test_totals_that_float32_rounds_too_much_are_not_used() -> None:
+    """At a logarithm of some hundreds, weights would sum to 1 within 1e-4 only."""
+    model = build("llama")
+    ids, mask, _ = batch()
+    reader, seen = AttentionReader(model), []
+    for factor in (1, 1000):
+        for layer in reader._layers:
+            layer.q_proj.weight.data.mul_(factor)
+        with attention_taps.attached(reader._tap, reader._layers, lambda _, attention: seen.append(attention)):
+            run(model, ids, torch.ones_like(mask))
+    usable = [of_layer.log_totals is not None for of_layer in seen]
+    assert usable == [True] * reader.n_layers + [False] * reader.n_layers
+
+
 def test_rows_that_see_a_key_are_counted() -> None:
     """Rows 1, 3, 3 and 0, 2 and one unwanted, of four keys."""
     zeros = torch.zeros(2, 1, 4, 1)
