@@ -32,7 +32,7 @@ from benchmarks.memory_model import (
     weight_bytes,
 )
 from benchmarks.tensor_meter import TensorMeter
-from models import attention
+from models import attention, attention_taps
 from models.adapters import LoraSettings, add_fresh_adapter
 from models.load import load_policy
 from models.modes import checkpointed_modules, pass_mode
@@ -219,6 +219,7 @@ def test_activations_kept_for_the_backward_pass(family, changes, checkpointing):
 def test_evidence_rows(cells, monkeypatch):
     for device in ("cpu", "cuda"):  # the prediction is for a card, the meter counts on a CPU
         monkeypatch.setitem(attention.CHUNK_CELLS, device, cells)
+    monkeypatch.setattr(attention_taps, "CPU_KERNEL", "none")  # a card's kernels give no totals
     settings = from_preset("dialogue", four_bit="none", prompt_tokens=20, response_tokens=100)
     config = llama_config(hidden_size=32, n_heads=8, n_layers=2, context=128)
     model, shape = random_model(config, "lm", torch.bfloat16, False, CPU), shape_of(config, "lm", "x")

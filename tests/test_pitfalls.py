@@ -18,7 +18,7 @@ def test_attention_is_held_against_the_models_own_before_any_of_it_is_used(metho
     honest = attention_taps.Projections
 
     def off(**fields: Any) -> Any:
-        return honest(**fields | {"scaling": fields["scaling"] * 1.01})
+        return honest(**fields | {"scaling": fields["scaling"] * 1.01, "log_totals": None})
 
     monkeypatch.setattr(attention_taps, "Projections", off)
     with pytest.raises(ValueError, match="attention weights of layer 0 differ from its own eager attention"):

@@ -331,7 +331,8 @@ def test_a_head_that_is_not_the_whole_story_is_refused() -> None:
 def test_loads_a_folder(family: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, family, head="classifier", vocab_size=VOCAB)
     loaded = load_reward_model(folder, score="single_logit")
-    assert torch.equal(scores(loaded, sequences(ROWS)), scores(reward(family), sequences(ROWS)))
+    found, built = scores(loaded, sequences(ROWS)), scores(reward(family), sequences(ROWS))
+    torch.testing.assert_close(found, built, atol=1e-5, rtol=0)  # GPT-2's activation is fused where it is loaded
     assert loaded.vocab_size == VOCAB
     assert loaded.tokenizer.eos_token_id == EOS_ID
     assert not loaded.model.training
