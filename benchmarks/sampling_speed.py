@@ -28,6 +28,7 @@ from benchmarks.publishing import publish
 from benchmarks.tables import Table, Value
 from benchmarks.throughput import VARIANTS, published, require_published_python
 from benchmarks.throughput_case import Case
+from models.lean import make_lean
 from models.sampling import CachedDecoder, inverse_cdf, left_padded, sample_responses
 from models.tiny import EOS_ID
 from rlhf_core.allocation import keep_freed_memory
@@ -111,12 +112,15 @@ class Samplers:
         torch.manual_seed(0)
         self._model = GPT2LMHeadModel(GPT2Config(**shape, attn_implementation="sdpa")).eval()
         self._eager = GPT2LMHeadModel(GPT2Config(**shape, attn_implementation="eager")).eval()
-        self._eager.load_state_dict(self._model.state_dict(), assign=True)
+        self._lean = GPT2LMHeadModel(self._model.config).eval()
+        for copy in (self._eager, self._lean):
+            copy.load_state_dict(self._model.state_dict(), assign=True)
+        make_lean(self._lean)
 
     def ours(self) -> list[list[int]]:
         """Finished rows leave the batch; keys and values are written in place."""
         sequences = sample_responses(
-            CachedDecoder(self._model, room=int(self.lengths.max())),
+            CachedDecoder(self._lean, room=int(self.lengths.max())),
             self.prompts,
             Limits(min_lengths=self.lengths, max_lengths=self.lengths),
             self.uniforms,
