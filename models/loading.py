@@ -248,7 +248,11 @@ def check_language_model(lm: PreTrainedModel, vocab_size: int) -> int:
     for lengths in beside_switches(lm):
         hidden = _check_passes(lm, _ragged(lengths, vocab_size), "")
     with within_reach(lm):
-        _check_passes(lm, _ragged((11, 7), vocab_size), f" past its switches ({', '.join(SWITCHES)} at {NEAR} tokens)")
+        past = (
+            f" past its switches ({', '.join(SWITCHES)}, put at {NEAR} tokens; one beyond twice "
+            "max_position_embeddings, which you may lower in its config.json, is never reached)"
+        )
+        _check_passes(lm, _ragged((11, 7), vocab_size), past)
     return hidden
 
 

@@ -83,7 +83,7 @@ class TableARow(nn.Module):
         positions = position_ids.expand(*position_ids.shape[:-2], len(lengths), -1)
         positions = positions.minimum(lengths[:, None] - 1)  # what lies beyond is padding
         kinds = lengths.clamp(self.switch, self.longest)
-        groups = [(kinds == length).nonzero()[:, 0] for length in kinds.unique()]
+        groups = [(kinds == length).nonzero()[:, 0] for length in torch.unique(kinds)]
         found = [ask(positions.index_select(-2, rows), kinds[rows[0]]) for rows in groups]
         back = torch.cat(groups).argsort()
         return _shaped([torch.cat(tables, -3).index_select(-3, back) for tables in zip(*found, strict=True)])

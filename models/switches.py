@@ -1,9 +1,11 @@
 """Lengths at which a model begins to compute otherwise, brought within reach of a short probe.
 
 A window of 4,096 tokens is as good as none to a probe of ten. So the probe runs twice: on the model as it is, and once
-more with every such length at four tokens, which is the same code on the far side of each.
+more with every such length at four tokens, which is the same code on the far side of each. What no batch can reach
+within the model's context stays where it is.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,14 +20,16 @@ REACH = 256
 
 
 @contextmanager
-def within_reach(model: nn.Module) -> Iterator[None]:
-    """Inside, every switch that modules and configurations hold stands at four tokens."""
+def within_reach(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, every switch that a batch can reach stands at four tokens."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    reach = math.inf if context is None else 2 * context  # the longest prompt beside the longest response
     owners = {id(owner): owner for module in model.modules() for owner in (module, *_configurations(module))}
     held = [
         (owner, name, value)
         for owner in owners.values()
         for name in SWITCHES
-        if isinstance(value := vars(owner).get(name), int) and value > NEAR
+        if isinstance(value := vars(owner).get(name), int) and NEAR < value < reach
     ]
     try:
         for owner, name, _ in held:
