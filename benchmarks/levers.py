@@ -124,7 +124,7 @@ def sampling(shape: Shape, model: PreTrainedModel) -> tuple[Pass, Pass]:
 
     def with_room(room: int) -> Callable[[], Any]:
         def work() -> Any:
-            decoder = CachedDecoder(model, room=room)
+            decoder = CachedDecoder(model, room=torch.full((16,), room))
             limits = Limits(min_lengths=lengths, max_lengths=lengths)
             return sample_responses(
                 decoder, prompts, limits, uniforms, eos_ids=(0,), temperature=1.0, device=CPU

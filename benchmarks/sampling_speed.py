@@ -120,7 +120,7 @@ class Samplers:
     def ours(self) -> list[list[int]]:
         """Finished rows leave the batch; keys and values are written in place."""
         sequences = sample_responses(
-            CachedDecoder(self._lean, room=int(self.lengths.max())),
+            CachedDecoder(self._lean, room=self.lengths),
             self.prompts,
             Limits(min_lengths=self.lengths, max_lengths=self.lengths),
             self.uniforms,

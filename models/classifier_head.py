@@ -4,7 +4,7 @@ transformers pools by looking for the pad id, ignores the attention mask, and re
 EOS share an id. Here the backbone runs, one hidden state a row is picked by index, and the head is applied to it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from models.switches import beside_switches, within_reach
 
 HEAD_NAMES = ("score", "classifier", "pooler")
 
@@ -119,6 +121,36 @@ def require_own_logits(model: PreTrainedModel, head: Head, tolerance: float) -> 
         raise ValueError(
             f"{type(model).__name__}: its head, applied to the {head.reads} token's hidden state, differs from its own "
             f"forward pass by {difference:.1e} of the largest logit; it is not supported as a reward model"
+        )
+    require_same_alone(model, head, tokens, tolerance)
+
+
+def require_same_alone(model: PreTrainedModel, head: Head, tokens: Sequence[int], tolerance: float) -> None:
+    """A row's logits must be the same alone and beside a row of another length, on both sides of every switch that the
+    config names (see :mod:`models.switches`).
+
+    Raises:
+        ValueError: they are not; by how much (relative to the largest logit).
+    """
+    for lengths in beside_switches(model):
+        _compare_alone(model, head, tokens, lengths, tolerance)
+    with within_reach(model):
+        _compare_alone(model, head, tokens, (11, 7), tolerance)
+
+
+def _compare_alone(
+    model: PreTrainedModel, head: Head, tokens: Sequence[int], lengths: tuple[int, int], tolerance: float
+) -> None:
+    real = torch.arange(max(lengths), device=model.device) < torch.tensor(lengths, device=model.device)[:, None]
+    ids = torch.tensor(tokens, device=model.device)[torch.arange(max(lengths)) % len(tokens)].expand(2, -1)
+    together = read_logits(model, head, torch.where(real, ids, 0), real).float()
+    alone = torch.cat([read_logits(model, head, ids[:1, :n], real[:1, :n] | True).float() for n in lengths])
+    difference = float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{type(model).__name__}: rows of {lengths[0]} and {lengths[1]} tokens score otherwise together than "
+            f"alone, by {difference:.1e} of the largest logit: its numbers depend on batch mates (a rotary position "
+            "embedding, a window or a router that looks at the whole batch); it is not supported as a reward model"
         )
 
 

@@ -20,6 +20,7 @@ from models.intact import require_intact
 from models.loading import DTYPES, ModelSource, load_language_model, load_tokenizer, remove_randomness
 from models.modes import recompute_activations
 from models.qlora import four_bit_config, keep_unpacked
+from models.rotary import read_rows_alone
 from rlhf_core.reading import reading
 
 
@@ -96,6 +97,7 @@ def load_trunk(source: ModelSource, *, labels: int) -> PreTrainedModel:
     model.config.pad_token_id = None  # its own pooling, which looks for padding, is never used
     remove_randomness(model)
     keep_unpacked(model)
+    read_rows_alone(model)
     return model  # type: ignore[no-any-return]
 
 

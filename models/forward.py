@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from models.rotary import grows_to
 from models.rows import Rows
 
 Select = Callable[[Tensor], Tensor]
@@ -66,7 +67,8 @@ def response_hidden(
 ) -> Float[Tensor, "token hidden"]:
     """The last hidden state that predicts each response token, from the pass of :func:`response_predictions` without
     the head."""
-    output = lm.base_model(input_ids=rows.input_ids, use_cache=False, return_dict=True)
+    with grows_to(rows.longest):
+        output = lm.base_model(input_ids=rows.input_ids, use_cache=False, return_dict=True)
     hidden: Tensor = output.last_hidden_state[_predicting(rows, response_mask)]
     return hidden
 
@@ -96,7 +98,8 @@ def response_predictions(lm: PreTrainedModel, rows: Rows, response_mask: Bool[Te
     """Teacher-forced pass over right-padded rows, without a mask: a causal model never sees padding on its right."""
     where = _predicting(rows, response_mask)
     inputs = {"input_ids": rows.input_ids, "use_cache": False}
-    output = language_model_pass(lm, inputs, lambda hidden: hidden[where][None])
+    with grows_to(rows.longest):
+        output = language_model_pass(lm, inputs, lambda hidden: hidden[where][None])
     return Predictions(logits=output.logits[0], hidden=output.hidden[0])
 
 

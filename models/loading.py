@@ -18,8 +18,10 @@ from models.forward import response_predictions
 from models.intact import check_settings_files, require_intact
 from models.lean import make_lean
 from models.qlora import four_bit_config, keep_unpacked
+from models.rotary import read_rows_alone
 from models.rows import Rows
 from models.sampling import CachedDecoder, left_padded
+from models.switches import NEAR, SWITCHES, beside_switches, within_reach
 from rlhf_core.reading import reading
 
 DType = Literal["float32", "bfloat16"]
@@ -132,6 +134,7 @@ def load_language_model(source: ModelSource) -> PreTrainedModel:
     remove_randomness(lm)
     make_lean(lm)
     keep_unpacked(lm)
+    read_rows_alone(lm)
     lm.eval()
     return lm  # type: ignore[no-any-return]
 
@@ -232,16 +235,32 @@ def frozen_copy(lm: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def check_language_model(lm: PreTrainedModel, vocab_size: int) -> int:
-    """Run a ragged batch through every kind of pass a policy makes and compare with the model's plain forward on each
+    """Run ragged batches through every kind of pass a policy makes and compare with the model's plain forward on each
     row alone; the size of the head's input.
 
     Catches architectures that see the future, ignore position ids under left padding, keep their cache elsewhere,
-    compute logits from something else than their output embedding, or still drop out in train mode.
+    compute logits from something else than their output embedding, still drop out in train mode, or read a row by its
+    company: rows lie on both sides of the switches that the config names (see :mod:`models.switches`).
 
     Raises:
         ValueError: naming the architecture, the pass, and the mean difference of log-probabilities in nats.
     """
-    ids = [[(7 * i + 3 * row + 1) % vocab_size for i in range(length)] for row, length in enumerate((6, 4))]
+    for lengths in beside_switches(lm):
+        hidden = _check_passes(lm, _ragged(lengths, vocab_size), "")
+    with within_reach(lm):
+        past = (
+            f" past its switches ({', '.join(SWITCHES)}, put at {NEAR} tokens; one beyond twice "
+            "max_position_embeddings, which you may lower in its config.json, is never reached)"
+        )
+        _check_passes(lm, _ragged((11, 7), vocab_size), past)
+    return hidden
+
+
+def _ragged(lengths: tuple[int, int], vocab_size: int) -> list[list[int]]:
+    return [[(7 * i + 3 * row + 1) % vocab_size for i in range(length)] for row, length in enumerate(lengths)]
+
+
+def _check_passes(lm: PreTrainedModel, ids: list[list[int]], where: str) -> int:
     lm.train(False)
     plain = [lm(input_ids=torch.tensor([row], device=lm.device), use_cache=False).logits[0] for row in ids]
     wanted = torch.cat([logits[:-1] for logits in plain])
@@ -250,10 +269,10 @@ def check_language_model(lm: PreTrainedModel, vocab_size: int) -> int:
     trained, _ = _evaluated(lm, ids)
     lm.train(False)
     tolerance = 1e-4 if lm.dtype == torch.float32 and not getattr(lm, "is_quantized", False) else 0.1
-    _compare(lm, "teacher-forced pass (right padding, head on response tokens)", evaluated, wanted, tolerance)
-    _compare(lm, "pass in train mode (dropout at 0)", trained, evaluated, 1e-5)
+    _compare(lm, f"teacher-forced pass (right padding, head on response tokens){where}", evaluated, wanted, tolerance)
+    _compare(lm, f"pass in train mode (dropout at 0){where}", trained, evaluated, 1e-5)
     ends = torch.stack([plain[0][-2], plain[1][-2], plain[1][-1]])
-    _compare(lm, "sampling pass (left padding, cache)", _sampled(lm, ids), ends, tolerance)
+    _compare(lm, f"sampling pass (left padding, cache){where}", _sampled(lm, ids), ends, tolerance)
     return hidden
 
 
@@ -266,6 +285,7 @@ def _evaluated(lm: PreTrainedModel, ids: list[list[int]]) -> tuple[Tensor, int]:
         input_ids=torch.tensor([row + [0] * (width - len(row)) for row in ids], device=lm.device),
         attention_mask=columns < lengths[:, None],
         response_positions=columns[1:].expand(len(ids), -1),
+        longest=lengths,
     )
     predictions = response_predictions(lm, rows, rows.attention_mask[:, 1:])
     return predictions.logits, predictions.hidden.shape[-1]
@@ -273,7 +293,7 @@ def _evaluated(lm: PreTrainedModel, ids: list[list[int]]) -> tuple[Tensor, int]:
 
 def _sampled(lm: PreTrainedModel, ids: list[list[int]]) -> Tensor:
     """Logits at the last column but one of both rows, and, from a cached step without the first, the second's last."""
-    decoder = CachedDecoder(lm, room=1)
+    decoder = CachedDecoder(lm, room=torch.ones(len(ids), dtype=torch.long))
     first = decoder.start(*left_padded([row[:-1] for row in ids], lm.device))
     decoder.keep(torch.tensor([1], device=lm.device))
     return torch.cat([first, decoder.advance(torch.tensor([ids[1][-1]], device=lm.device))])

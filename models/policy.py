@@ -163,7 +163,7 @@ class CausalPolicy:
         self._require_prompts(prompts, limits.max_lengths.tolist())
         with torch.no_grad(), self._mode():
             return sample_responses(
-                CachedDecoder(self._lm, room=int(limits.max_lengths.max())),
+                CachedDecoder(self._lm, room=limits.max_lengths),
                 prompts,
                 limits,
                 uniforms,

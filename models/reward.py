@@ -33,6 +33,7 @@ from models.loading import DType, ModelSource, find_tokenizer, load_tokenizer
 from models.probe import ClassifierProbe, Judge, no_null_token, null_token, read_states
 from models.prompts import listed, prompt_problems
 from models.qlora import four_bit_config, keep_unpacked
+from models.rotary import read_rows_alone
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, HiddenTap, Layout
@@ -76,6 +77,7 @@ class ClassifierReward:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         nn.Module.eval(model).requires_grad_(False)
+        read_rows_alone(model)
         self.name = type(model).__name__
         labels = model.config.num_labels
         if LABELS.get(score) != labels:

@@ -21,6 +21,8 @@ class Rows:
     input_ids: Int[Tensor, "batch position"]
     attention_mask: Bool[Tensor, "batch position"]
     response_positions: Int[Tensor, "batch response"]
+    longest: Int[Tensor, " batch"]
+    """How long each row may grow, for models that read a text by its length (see :mod:`models.rotary`)."""
 
 
 def right_padded(sequences: Sequences) -> Rows:
@@ -37,6 +39,7 @@ def right_padded(sequences: Sequences) -> Rows:
         input_ids=torch.where(attention_mask, gathered, 0),
         attention_mask=attention_mask,
         response_positions=torch.where(sequences.response_mask, prompt_lengths[:, None] + steps, 0),
+        longest=prompt_lengths + sequences.max_lengths,
     )
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from models.cache import make_room
 from models.distribution import token_distribution
 from models.forward import language_model_pass
+from models.rotary import grows_to
 from rlhf_core.types import Limits, Sequences
 
 
@@ -36,15 +37,15 @@ class Decoder(Protocol):
 class CachedDecoder:
     """A transformers language model with its key-value cache, left padding, explicit mask and positions.
 
-    ``room``: how many tokens a row may grow by.
+    ``room``: how many tokens each row may grow by.
 
     Raises:
         ValueError: the model hands back no cache whose rows can be selected.
     """
 
-    def __init__(self, lm: PreTrainedModel, room: int) -> None:
+    def __init__(self, lm: PreTrainedModel, room: Int[Tensor, " row"]) -> None:
         self._lm = lm
-        self._room = room
+        self._room = room.to(lm.device)
         arguments = inspect.signature(lm.forward).parameters
         self._takes_positions = "position_ids" in arguments
         self._recurrent = "cache_params" in arguments
@@ -53,9 +54,10 @@ class CachedDecoder:
     def start(self, ids: Int[Tensor, "row prompt"], mask: Bool[Tensor, "row prompt"]) -> Float[Tensor, "row vocab"]:
         """Prefill."""
         self._mask = mask.long()
+        self._longest = self._mask.sum(1) + self._room
         self._cache: Any = None
         logits = self._forward(ids, (self._mask.cumsum(1) - 1).clamp(min=0))
-        make_room(self._cache, self._room)
+        make_room(self._cache, int(self._room.max()))
         return logits
 
     def advance(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
@@ -65,8 +67,8 @@ class CachedDecoder:
         return self._forward(tokens[:, None], positions)
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Select rows of mask and cache."""
-        self._mask = self._mask[rows]
+        """Select rows of mask, lengths and cache."""
+        self._mask, self._longest = self._mask[rows], self._longest[rows]
         self._cache.reorder_cache(rows)
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -77,7 +79,8 @@ class CachedDecoder:
             inputs[self._cache_name] = self._cache
         if self._takes_positions:
             inputs["position_ids"] = positions
-        output = language_model_pass(self._lm, inputs, lambda hidden: hidden[:, -1:])
+        with grows_to(self._longest):
+            output = language_model_pass(self._lm, inputs, lambda hidden: hidden[:, -1:])
         self._cache = getattr(output.raw, self._cache_name, None)
         if not hasattr(self._cache, "reorder_cache"):
             raise ValueError(

@@ -44,6 +44,7 @@ from models.objectives import (
     pair_batch,
     pair_loss,
 )
+from models.rotary import read_rows_alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +291,7 @@ def _train(
     settings: TrainingSettings,
 ) -> float:
     """Run Trainer; the mean loss. Nothing is written: its checkpoints are pickles, which this project never writes."""
+    read_rows_alone(model)
     with tempfile.TemporaryDirectory() as folder, _generators_restored():
         trainer = Trainer(
             model=Objective(model, loss),

@@ -441,4 +441,58 @@ OF_METHODS = (
         "return nan_mean(curve[:, -LAST:]) - curve[:, 0]",
         "tests/test_length_drift.py::test_change_and_drift_by_hand",
     ),
+    Mutation(
+        "models/rotary.py",
+        "positions = positions.minimum(lengths[:, None] - 1)  # what lies beyond is padding",
+        "pass",
+        "tests/test_rotary.py::test_a_row_beside_others_is_what_transformers_computes_of_it_alone",
+    ),
+    Mutation(
+        "models/rotary.py",
+        "self.inner(x, torch.zeros_like(positions), *others, **named)  # forget the longest text so far",
+        "pass",
+        "tests/test_rotary.py::test_a_row_beside_others_is_what_transformers_computes_of_it_alone",
+    ),
+    Mutation(
+        "models/rotary.py",
+        "back = torch.cat(groups).argsort()",
+        "back = torch.cat(groups)",
+        "tests/test_rotary.py::test_a_row_beside_others_is_what_transformers_computes_of_it_alone",
+    ),
+    Mutation(
+        "models/rows.py",
+        "longest=prompt_lengths + sequences.max_lengths,",
+        "longest=lengths,",
+        "tests/test_rotary.py::test_every_cached_step_gives_the_logits_of_the_pass_over_the_whole_response",
+    ),
+    Mutation(
+        "models/sampling.py",
+        "with grows_to(self._longest):",
+        "with grows_to(self._mask.sum(1)):",
+        "tests/test_rotary.py::test_every_cached_step_gives_the_logits_of_the_pass_over_the_whole_response",
+    ),
+    Mutation(
+        "models/sampling.py",
+        "self._mask, self._longest = self._mask[rows], self._longest[rows]",
+        "self._mask, self._longest = self._mask[rows], self._longest[: len(rows)]",
+        "tests/test_rotary.py::test_sampling_is_the_teacher_forced_pass_across_the_switch",
+    ),
+    Mutation(
+        "models/switches.py",
+        "setattr(owner, name, NEAR)",
+        "setattr(owner, name, getattr(owner, name))",
+        "tests/test_rotary.py::test_a_switch_far_from_any_probe_is_brought_to_it",
+    ),
+    Mutation(
+        "models/switches.py",
+        "(at + 2, at - 1) for at in named",
+        "(6, 4) for at in named",
+        "tests/test_rotary.py::test_without_a_table_a_row_such_models_are_refused",
+    ),
+    Mutation(
+        "models/training.py",
+        "read_rows_alone(model)",
+        "pass",
+        "tests/test_rotary.py::test_training_reads_rows_alone",
+    ),
 )

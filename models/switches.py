@@ -1,0 +1,56 @@
+"""Lengths at which a model begins to compute otherwise, brought within reach of a short probe.
+
+A window of 4,096 tokens is as good as none to a probe of ten. So the probe runs twice: on the model as it is, and once
+more with every such length at four tokens, which is the same code on the far side of each. What no batch can reach
+within the model's context stays where it is.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from transformers import PreTrainedModel
+
+# Windows and chunks of attention; Llama 4 scales its queries from a position on.
+SWITCHES = ("sliding_window", "attention_chunk_size", "floor_scale")
+NEAR = 4
+# Longest text that a probe reads to reach a switch that cannot be moved.
+REACH = 256
+
+
+@contextmanager
+def within_reach(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, every switch that a batch can reach stands at four tokens."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    reach = math.inf if context is None else 2 * context  # the longest prompt beside the longest response
+    owners = {id(owner): owner for module in model.modules() for owner in (module, *_configurations(module))}
+    held = [
+        (owner, name, value)
+        for owner in owners.values()
+        for name in SWITCHES
+        if isinstance(value := vars(owner).get(name), int) and NEAR < value < reach
+    ]
+    try:
+        for owner, name, _ in held:
+            setattr(owner, name, NEAR)
+        yield
+    finally:
+        for owner, name, value in held:
+            setattr(owner, name, value)
+
+
+def beside_switches(model: PreTrainedModel) -> list[tuple[int, int]]:
+    """Lengths of a longer and a shorter row, for each pass of a probe: ordinary ones, and both sides of the length
+    from which a rotary table is another."""
+    text = model.config.get_text_config()
+    named = {getattr(text, "original_max_position_embeddings", None)}
+    rope = getattr(text, "rope_parameters", None) or {}
+    for settings in (rope, *(inner for inner in rope.values() if isinstance(inner, dict))):
+        named.add(settings.get("original_max_position_embeddings"))
+    return [(6, 4), *sorted((at + 2, at - 1) for at in named if isinstance(at, int) and 4 <= at <= REACH)]
+
+
+def _configurations(module: nn.Module) -> tuple[object, ...]:
+    config = getattr(module, "config", None)
+    return () if config is None else (config,)
