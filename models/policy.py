@@ -1,8 +1,9 @@
 """The policy: a causal language model with a value head and a frozen reference, in one distribution."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.attention import AttentionReader, UnsupportedAttention
 from models.distribution import Distribution, Targets, chunks, full_kl
-from models.forward import head_ends_it, response_hidden, response_predictions
+from models.forward import Predictions, head_ends_it, response_hidden, response_predictions
 from models.loading import context_length, vocabulary
 from models.modes import pass_mode
 from models.prompts import listed, prompt_problems
@@ -199,8 +200,7 @@ class CausalPolicy:
             free = self._free(needs, sequences, entropies)
             return _evaluation(logprobs, values, entropies, sequences.response_mask, beside | free)
         with self._mode():
-            with self._captured("policy", needs, rows, sequences) as evidence:
-                predictions = response_predictions(self._lm, rows, sequences.response_mask)
+            predictions, evidence = self._read("policy", self._lm, needs, sequences)
             ref_evidence, ref_logits = self._reference_pass(sequences, needs) if _beyond(needs) else ({}, None)
             values = self._network.value_head(predictions.hidden)
         logprobs, entropies = token_statistics(predictions.logits, targets, self._distribution)
@@ -301,23 +301,23 @@ class CausalPolicy:
         self, sequences: Sequences, needs: frozenset[EvidenceRequest]
     ) -> tuple[Answers, Float[Tensor, "token vocab"]]:
         """Attention evidence and logits of the frozen reference."""
-        rows, reference = right_padded(sequences), self._network.reference
-        with reference.active(), self._captured("reference", needs, rows, sequences) as evidence:
-            logits = response_predictions(reference.lm, rows, sequences.response_mask).logits
-        return evidence, logits
+        with self._network.reference.active():
+            predictions, evidence = self._read("reference", self._network.reference.lm, needs, sequences)
+        return evidence, predictions.logits
 
-    def _captured(
-        self, source: Source, needs: frozenset[EvidenceRequest], rows: Rows, sequences: Sequences
-    ) -> AbstractContextManager[Answers]:
-        """Answers the attention requests to ``source`` from the one forward pass inside."""
+    def _read(
+        self, source: Source, lm: PreTrainedModel, needs: frozenset[EvidenceRequest], sequences: Sequences
+    ) -> tuple[Predictions, Answers]:
+        """A forward pass of ``lm``, and the attention requests to ``source`` answered from it."""
+        rows = right_padded(sequences)
         taps = [request for request in needs if isinstance(request, AttentionTap) and request.source == source]
+        run = partial(response_predictions, lm, rows, sequences.response_mask)
         if not taps:
-            return nullcontext({})
-        return self._attention_readers()[source].capture(taps, policy_layout(rows, sequences))
+            return run(), {}
+        return self._attention_readers()[source].read(taps, policy_layout(rows, sequences), run)
 
     def _attention_readers(self) -> Mapping[Source, AttentionReader]:
-        """One reader a model. A separate reference gets one too, whether asked or not: a reader may change how a model
-        computes its attention, and both must round alike for a KL of exactly 0."""
+        """One reader a model: the reference has one of its own where it is another model."""
         if self._readers is None:
             try:
                 models: dict[Source, PreTrainedModel] = {"policy": self._lm, "reference": self._network.reference.lm}
