@@ -48,8 +48,7 @@ def test_interleaved_steps_keep_the_ratio_at_one_and_train_one_policy(folder):
     before = [parameter.detach().clone() for parameter in policy.parameters()]
     first = cold.step(PROMPTS)
     with pytest.warns(RuntimeWarning, match="policy and reference differ"):  # cold has trained it
-        rollout = warm.collect(PROMPTS)
-    assert torch.equal(cold.policy.evaluate(rollout.sequences, frozenset()).logprobs.detach() == 0, rollout.logprobs == 0)
+        warm.collect(PROMPTS)
     second = cold.step(PROMPTS)
     assert first["first_log_ratio_max"] < 1e-5
     assert second["first_log_ratio_max"] < 1e-5
