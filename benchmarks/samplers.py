@@ -7,6 +7,7 @@ with dropout. Each is a policy here that samples so and is our own in everything
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,6 +35,10 @@ class DrawnOtherwise:
 
     def __setattr__(self, name: str, value: object) -> None:
         setattr(self.policy, name, value)
+
+    def __copy__(self) -> "DrawnOtherwise":
+        """With a copy of the policy, whose temperature is then its own."""
+        return DrawnOtherwise(copy(self.policy), self.draw)
 
     def sample(self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
         """Draw a response per prompt."""

@@ -3,14 +3,14 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import final
+from typing import TypeVar, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from models.attention_check import compare_with_eager, quiet, run_backbone
+from models.attention_check import compare_with_untapped, quiet, run_backbone
 from models.attention_taps import (
     EVERY_KEY,
     TAPS,
@@ -20,8 +20,6 @@ from models.attention_taps import (
     Tap,
     UnsupportedAttention,
     attached,
-    implementations,
-    restore,
 )
 from rlhf_core.evidence import AttentionTap, ColumnTap, EvidenceRequest, Layout, ValueTap, on_response
 
@@ -30,19 +28,19 @@ __all__ = ["AttentionReader", "UnsupportedAttention"]
 # Largest (batch, head, row, key) block computed at a time: 64 MiB in float32, or what a CPU's cache holds.
 CHUNK_CELLS = {"cpu": 2**20, "cuda": 2**24}
 Scaled = Callable[[Tensor, slice], Tensor]
+Result = TypeVar("Result")
 
 
 @final
 class AttentionReader:
     """The attention layers of one model, in the order they run, and how to read single rows of them.
 
-    ``layer`` counts attention layers only. Building one switches the model for good to SDPA with a tap (a dictionary
-    look-up a layer while nothing is captured), or to eager attention where its architecture allows nothing else;
-    call ``check`` before trusting it. Not saved with the model, and safe with a configuration shared between models.
+    ``layer`` counts attention layers only. The model is changed while it is read and no longer: to SDPA with a tap, or
+    to eager attention where its architecture allows nothing else. Call ``check`` before trusting it. Not saved with
+    the model, and safe with a configuration shared between models.
 
     Raises:
-        UnsupportedAttention: no tap fits this architecture; the message names it and what was tried. The model is
-            left as it was.
+        UnsupportedAttention: no tap fits this architecture; the message names it and what was tried.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -64,6 +62,15 @@ class AttentionReader:
             return f"{self.architecture} shows whole maps only ({self._tap.name}), and with them no value vectors"
         refusal = request.refusal(self.n_layers, self._heads)
         return refusal and f"{self.architecture} cannot answer: {refusal}"
+
+    def read(
+        self, requests: Iterable[AttentionTap], layout: Layout, run: Callable[[], Result]
+    ) -> tuple[Result, dict[AttentionTap, Tensor]]:
+        """What ``run``, one forward pass, gives, to the bit as if nothing were read, and ``requests`` answered from it;
+        see :meth:`capture`. Where reading takes another attention function, which rounds otherwise, it runs twice."""
+        with self.capture(requests, layout) as answers:
+            result = run()
+        return (result if self._tap.rides_on(self._model) else run()), answers
 
     def capture(
         self, requests: Iterable[AttentionTap], layout: Layout
@@ -98,7 +105,7 @@ class AttentionReader:
                     raise RuntimeError(f"{self.architecture} ran twice inside one capture; open one for each pass")
                 answers[request] = _measure(attention, request, layout)
 
-        with attached(self._tap, list(requests_of), answer):
+        with attached(self._tap, self._model, list(requests_of), answer):
             yield answers
         silent = sorted(layer for layer, requests in wanted.items() if requests[0] not in answers)
         if silent:
@@ -108,14 +115,15 @@ class AttentionReader:
             )
 
     def check(self, vocab_size: int) -> None:
-        """Compare the tapped model with its own eager attention on small random batches, one of them left-padded.
+        """Compare the tapped model with itself untapped and with its own eager attention on small random batches, one
+        of them left-padded.
 
         Raises:
             UnsupportedAttention: last hidden states or the weights of a layer differ by more than 1e-4 of the largest
                 in float32, or, in half precision and quantised, by more than a tenth in 2-norm (rounding alone gives up
                 to 0.04 on trained models); or a layer never ran.
         """
-        compare_with_eager(self._model, self._tap, self._layers, vocab_size)
+        compare_with_untapped(self._model, self._tap, self._layers, vocab_size)
 
 
 def transformers_model(model: nn.Module) -> PreTrainedModel:
@@ -190,17 +198,13 @@ def _scaled_by_values(attention: LayerAttention, request: AttentionTap) -> Scale
 
 def _find(model: PreTrainedModel, architecture: str) -> tuple[Tap, dict[nn.Module, LayerAttention]]:
     """The first tap through which a trial run reports attention weights, and what each module reported."""
-    saved, reasons = implementations(model), []
+    reasons = []
     for tap in TAPS:
         try:
-            tap.prepare(model)
+            tap.require(model)
             return tap, _trial(model, tap)
         except UnsupportedAttention as reason:
-            restore(saved)
             reasons.append(f"{tap.name}: {reason}")
-        except BaseException:
-            restore(saved)
-            raise
     raise UnsupportedAttention(
         f"{architecture}: no way to read its attention weights ({'; '.join(reasons)}). "
         "Use a redistributor that needs no attention, or another model"
@@ -221,7 +225,7 @@ def _trial(model: PreTrainedModel, tap: Tap) -> dict[nn.Module, LayerAttention]:
     if model.config.is_encoder_decoder:
         raise UnsupportedAttention("it is an encoder-decoder; only decoders and encoders are supported")
     ids = torch.arange(10, device=model.device).reshape(2, 5)
-    with quiet(model), attached(tap, list(model.modules()), listen):
+    with quiet(model), attached(tap, model, list(model.modules()), listen):
         run_backbone(model, ids, torch.ones_like(ids))
     layers = [module for module, _ in fired]
     if not layers:

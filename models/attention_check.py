@@ -1,4 +1,4 @@
-"""Load-time check of an attention tap: the tapped model against its own eager attention."""
+"""Load-time check of an attention tap: the tapped model against itself untapped, and against its eager attention."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from models.attention_taps import (
     Tap,
     UnsupportedAttention,
     attached,
-    eager,
+    switched,
 )
 
 TOLERANCE = 1e-4
@@ -43,8 +43,8 @@ def run_backbone(
     return output.last_hidden_state, getattr(output, "attentions", None) or ()
 
 
-def compare_with_eager(model: PreTrainedModel, tap: Tap, layers: list[nn.Module], vocab_size: int) -> None:
-    """Ragged left-padded rows, then full rows (which get no mask at all), both ways.
+def compare_with_untapped(model: PreTrainedModel, tap: Tap, layers: list[nn.Module], vocab_size: int) -> None:
+    """Ragged left-padded rows, then full rows (which get no mask at all), every way.
 
     Raises:
         UnsupportedAttention: naming the architecture and what differs by how much.
@@ -67,17 +67,21 @@ def _compare(
 ) -> None:
     name = f"{type(model).__name__} read through its {tap.name}"
     hidden, weights = _tapped(model, tap, layers, ids, real)
-    own_hidden, own_weights = _eager(model, ids, real)
+    untapped, _ = run_backbone(model, ids, real)
+    eager_hidden, eager_weights = _eager(model, ids, real)
     silent = [layer for layer, module in enumerate(layers) if module not in weights]
-    if silent or len(own_weights) != len(layers):
+    if silent or len(eager_weights) != len(layers):
         raise UnsupportedAttention(
-            f"{name}: layers {silent} of {len(layers)} never ran; its eager attention shows {len(own_weights)} layers"
+            f"{name}: layers {silent} of {len(layers)} never ran; its eager attention shows {len(eager_weights)} layers"
         )
-    pairs = {"last hidden states": (hidden[real], own_hidden[real])}
+    pairs = {
+        "last hidden states differ from what it computes unread": (hidden[real], untapped[real]),
+        "last hidden states differ from its own eager attention": (hidden[real], eager_hidden[real]),
+    }
     for layer, module in enumerate(layers):
         # query columns first, so that only those of real tokens are compared
-        rows, own = weights[module].transpose(1, 2), own_weights[layer].transpose(1, 2)
-        pairs[f"attention weights of layer {layer}"] = (rows[real], own[real])
+        rows, own = weights[module].transpose(1, 2), eager_weights[layer].transpose(1, 2)
+        pairs[f"attention weights of layer {layer} differ from its own eager attention"] = (rows[real], own[real])
     exact = hidden.dtype == torch.float32 and not getattr(model, "is_quantized", False)
     for what, (tapped, own) in pairs.items():
         difference = tapped.float() - own.float()
@@ -87,7 +91,7 @@ def _compare(
             size, tolerance = float(difference.norm() / own.float().norm()), ROUNDING_TOLERANCE
         if not size <= tolerance:
             raise UnsupportedAttention(
-                f"{name}: {what} differ from its own eager attention by {size:.1e} of the "
+                f"{name}: {what} by {size:.1e} of the "
                 f"{'largest' if exact else 'whole (2-norms)'} (allowed: {tolerance:.0e}); its attention weights cannot "
                 "be trusted"
             )
@@ -102,11 +106,11 @@ def _tapped(
     def keep(module: nn.Module, attention: LayerAttention) -> None:
         weights[module] = attention.weights(columns)
 
-    with attached(tap, layers, keep):
+    with attached(tap, model, layers, keep):
         hidden, _ = run_backbone(model, ids, real)
     return hidden, weights
 
 
 def _eager(model: PreTrainedModel, ids: Tensor, real: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    with eager(model):
+    with switched(model, "eager"):
         return run_backbone(model, ids, real, output_attentions=True)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models.attention_taps import UnsupportedAttention, eager
+from models.attention_taps import UnsupportedAttention, switched
 
 Maps = tuple[Float[Tensor, "batch head query key"], ...]
 Scores = Callable[[Float[Tensor, "batch position hidden"]], Float[Tensor, " batch"]]
@@ -69,7 +69,7 @@ def why_no_gradients(model: PreTrainedModel, score: Scores) -> str:
 
 
 def _run(model: PreTrainedModel, real: Bool[Tensor, "batch position"], **inputs: Tensor) -> tuple[Tensor, Maps]:
-    with eager(model):
+    with switched(model, "eager"):
         output = model.base_model(
             **inputs, attention_mask=real.long(), use_cache=False, return_dict=True, output_attentions=True
         )

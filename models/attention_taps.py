@@ -152,53 +152,52 @@ def _query_rows(tensor: Tensor, rows: Int[Tensor, "batch row"]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Tap:
-    """A way in. ``prepare`` puts the model into the state the tap needs and raises UnsupportedAttention where it
-    cannot; ``attach`` makes a module report to a sink until the returned function is called."""
+    """A way in. ``require`` raises UnsupportedAttention for a model that it does not fit; ``attach`` makes a module
+    report to a sink until the returned function is called, while the model's attention is the one named by
+    ``implementation`` (its own, where that is None), which computes as ``computes_as`` does."""
 
     name: str
-    prepare: Callable[[PreTrainedModel], None]
+    require: Callable[[PreTrainedModel], None]
     attach: Callable[[nn.Module, Sink], Detach]
+    implementation: str | None
+    computes_as: str | None
+
+    def rides_on(self, model: PreTrainedModel) -> bool:
+        """Whether a pass it listens to computes, to the bit, what the model computes alone."""
+        return self.computes_as is None or all(name == self.computes_as for _, name in implementations(model))
 
 
 @contextmanager
-def attached(tap: Tap, modules: list[nn.Module], sink: Sink) -> Iterator[None]:
-    """Let ``modules`` report to ``sink`` for a while."""
+def attached(tap: Tap, model: PreTrainedModel, modules: list[nn.Module], sink: Sink) -> Iterator[None]:
+    """Let ``modules`` of ``model`` report to ``sink`` for a while, and leave the model as it was."""
     with ExitStack() as stack:
+        if tap.implementation is not None:
+            stack.enter_context(switched(model, tap.implementation))
         for module in modules:
             stack.callback(tap.attach(module, sink))
         yield
 
 
 @contextmanager
-def eager(model: PreTrainedModel) -> Iterator[None]:
-    """Eager attention for a while; every part's implementation is put back."""
+def switched(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Another attention implementation in every part of ``model`` for a while; each one's own is put back.
+
+    Directly on the configurations: ``set_attn_implementation`` only logs a warning for Falcon, which reads its own
+    configuration at every forward pass all the same."""
     saved = implementations(model)
-    switch(model, "eager")
     try:
+        for config, _ in saved:
+            config._attn_implementation = implementation
         yield
     finally:
-        restore(saved)
+        for config, own in saved:
+            config._attn_implementation = own
 
 
 def implementations(model: PreTrainedModel) -> list[tuple[Any, Any]]:
     """Every configuration inside ``model`` with the name of its attention implementation."""
     configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
     return [(config, config._attn_implementation) for config in configs.values()]
-
-
-def switch(model: PreTrainedModel, implementation: str) -> None:
-    """Set the attention implementation of every part of ``model``.
-
-    Directly on the configurations: ``set_attn_implementation`` only logs a warning for Falcon, which reads its own
-    configuration at every forward pass all the same."""
-    for config, _ in implementations(model):
-        config._attn_implementation = implementation
-
-
-def restore(saved: list[tuple[Any, Any]]) -> None:
-    """Undo ``switch``."""
-    for config, implementation in saved:
-        config._attn_implementation = implementation
 
 
 # Keyed by module, so that models in one process, even with a shared configuration, do not see each other's sinks.
@@ -257,13 +256,12 @@ AttentionInterface.register(NAME, _tapped_sdpa)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def _prepare_dispatch(model: PreTrainedModel) -> None:
+def _require_dispatch(model: PreTrainedModel) -> None:
     # transformers' own statements on the architecture: its source asks the interface, and SDPA computes the same.
     if not model._can_set_attn_implementation():
         raise UnsupportedAttention("does not look its attention function up in transformers' AttentionInterface")
     if not model._supports_sdpa:
         raise UnsupportedAttention("declares that SDPA does not compute its attention")
-    switch(model, NAME)
 
 
 def _attach_dispatch(module: nn.Module, sink: Sink) -> Detach:
@@ -272,7 +270,7 @@ def _attach_dispatch(module: nn.Module, sink: Sink) -> Detach:
     return lambda: _SINKS.__delitem__(module)
 
 
-def _prepare_instance(model: PreTrainedModel) -> None:
+def _require_instance(model: PreTrainedModel) -> None:
     if not any(callable(getattr(module, "_attn", None)) for module in model.modules()):
         raise UnsupportedAttention("has no module with a method _attn(query, key, value, attention_mask)")
 
@@ -305,10 +303,6 @@ def _instance_projections(
     return Projections(query=query, key=key, value=value, scaling=scaling, mask=mask, causal=True, log_totals=None)
 
 
-def _prepare_maps(model: PreTrainedModel) -> None:
-    switch(model, "eager")
-
-
 def _attach_maps(module: nn.Module, sink: Sink) -> Detach:
     def hook(_: nn.Module, __: object, output: object) -> None:
         found = _map_in(output)
@@ -332,7 +326,25 @@ def _require_free(taken: bool, module: nn.Module) -> None:
         raise RuntimeError(f"{type(module).__name__} is being captured already: captures of one model do not nest")
 
 
-DISPATCH = Tap(name="attention interface", prepare=_prepare_dispatch, attach=_attach_dispatch)
-INSTANCE = Tap(name="_attn of the instance", prepare=_prepare_instance, attach=_attach_instance)
-MAPS = Tap(name="eager attention", prepare=_prepare_maps, attach=_attach_maps)
+DISPATCH = Tap(
+    name="attention interface",
+    require=_require_dispatch,
+    attach=_attach_dispatch,
+    implementation=NAME,
+    computes_as="sdpa",
+)
+INSTANCE = Tap(
+    name="_attn of the instance",
+    require=_require_instance,
+    attach=_attach_instance,
+    implementation=None,
+    computes_as=None,
+)
+MAPS = Tap(
+    name="eager attention",
+    require=lambda model: None,
+    attach=_attach_maps,
+    implementation="eager",
+    computes_as="eager",
+)
 TAPS = (DISPATCH, INSTANCE, MAPS)

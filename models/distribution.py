@@ -1,6 +1,6 @@
 """The one next-token distribution, used for sampling, old, new and reference log-probabilities, entropy and full KL."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,16 @@ from torch import Tensor
 CHUNK_CELLS = {"cpu": 2**21, "cuda": 2**24}
 # Nats below which a probability is 0 in float32; stands in for the -inf of a banned token where 0 x inf would be NaN.
 LOWEST = -1e4
+
+# From which id, and up to which, no id has a token; None is the end of the embedding, however far it is padded.
+Gap = tuple[int, int | None]
+
+
+def gaps(named: Collection[int]) -> tuple[Gap, ...]:
+    """Where the ids that are no token lie: holes among those that are, and whatever comes after the last."""
+    ids = sorted(named)
+    around = zip([0, *(token + 1 for token in ids)], [*ids, None], strict=True)
+    return tuple((start, end) for start, end in around if end is None or start < end)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,17 +41,18 @@ class Targets:
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
     """How logits become a distribution, whoever asks: tempered, with every id of ``eos_ids`` banned below the minimum
-    length."""
+    length, and ``unnamed`` ones always."""
 
     eos_ids: tuple[int, ...]
     temperature: float
+    unnamed: tuple[Gap, ...] = ()
 
     def logprobs(
         self, logits: Float[Tensor, "token vocab"], targets: Targets, chunk: slice
     ) -> Float[Tensor, "chunk vocab"]:
         """Log-probabilities of a chunk of the tokens; see :func:`token_distribution`."""
         steps, lengths = targets.steps[chunk], targets.min_lengths[chunk]
-        return token_distribution(logits[chunk], self.eos_ids, steps, lengths, self.temperature)
+        return token_distribution(logits[chunk], self.eos_ids, steps, lengths, self.temperature, unnamed=self.unnamed)
 
 
 def chunks(logits: Float[Tensor, "token vocab"]) -> Iterator[slice]:
@@ -56,8 +67,11 @@ def token_distribution(
     steps: Int[Tensor, " token"],
     min_lengths: Int[Tensor, " token"],
     temperature: float,
+    *,
+    unnamed: Sequence[Gap] = (),
 ) -> Float[Tensor, "token vocab"]:
-    """Log-probabilities in float32, nats: logits / ``temperature``, EOS banned (-inf) where ``steps < min_lengths``.
+    """Log-probabilities in float32, nats: logits / ``temperature``, EOS banned (-inf) where ``steps < min_lengths``,
+    and ids in the gaps ``unnamed``, which have no token, everywhere.
 
     ``steps`` counts a row's response tokens from 0; every id of ``eos_ids`` is banned alike. A row whose logits hold
     NaN or +inf, or whose tokens are all banned, comes out as NaN.
@@ -65,6 +79,8 @@ def token_distribution(
     tempered, columns = logits.float() / temperature, list(eos_ids)
     too_early = (steps < min_lengths)[:, None]
     tempered[:, columns] = tempered[:, columns].masked_fill(too_early, -torch.inf)
+    for start, end in unnamed:
+        tempered[:, start:end] = -torch.inf
     return tempered.log_softmax(-1)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.adapters import (
     LoraSettings,
@@ -28,6 +28,7 @@ from models.loading import (
     frozen_copy,
     load_language_model,
     load_tokenizer,
+    named_ids,
     vocabulary,
 )
 from models.modes import checkpointed_modules
@@ -72,7 +73,7 @@ def load_policy(
 
     ``seed`` decides what is drawn, which is a fresh adapter's A alone; ``rlhf_core.streams.seed_of(seed, "init")`` is
     the one that belongs to a run's seed. ``temperature`` divides the logits while the policy is used by itself; a
-    trainer sets its config's, and refuses a policy that was given another one.
+    trainer uses its config's, and refuses a policy that was given another one.
 
     ``auxiliaries`` names further frozen models, folders or hub names, whose log-probabilities a redistributor may ask
     for (``LogRatio``): whole models, or LoRA adapters, which share the policy's frozen weights where they are made for
@@ -143,7 +144,7 @@ def _network(
         write=_writer(lm, reference),
         read=_reader(lm, reference),
         tokenizer=tokenizer,
-        eos_ids=_checked(eos_ids if eos_ids is not None else collect_eos_ids(lm, tokenizer), vocabulary(lm)),
+        eos_ids=_eos_ids(eos_ids, lm, tokenizer),
         compute_dtype=DTYPES[source.dtype],
         checkpointed=checkpointed_modules(lm) if gradient_checkpointing else (),
         auxiliaries=load_auxiliaries(auxiliaries, base, reference, tokenizer),
@@ -182,6 +183,15 @@ def _reader(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdap
     if isinstance(reference, FrozenCopy):
         return partial(restore_model, lm)
     return partial(restore_adapter, reference.adapters)
+
+
+def _eos_ids(given: Sequence[int] | None, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Those given, which must be drawable, or those that the files name."""
+    ids = _checked(given if given is not None else collect_eos_ids(lm, tokenizer), vocabulary(lm))
+    nameless = [token for token in ids if token not in named_ids(tokenizer)]
+    if given is not None and nameless:
+        raise ValueError(f"EOS ids {nameless} have no token in the tokenizer, and such ids are never drawn")
+    return ids
 
 
 def _checked(eos_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:

@@ -204,6 +204,12 @@ def vocabulary(lm: PreTrainedModel) -> int:
     return int(embedding.weight.shape[0])
 
 
+def named_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that stand for a token, added ones included; there may be others below the largest."""
+    added: Any = tokenizer.added_tokens_decoder
+    return frozenset(tokenizer.get_vocab().values()) | frozenset(added)
+
+
 def collect_eos_ids(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every id that ends a response: the tokenizer's, the config's and the generation config's (Llama 3 has three)."""
     found: set[int] = set()

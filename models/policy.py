@@ -1,8 +1,9 @@
 """The policy: a causal language model with a value head and a frozen reference, in one distribution."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
 from typing import Any, final
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.attention import AttentionReader, UnsupportedAttention
-from models.distribution import Distribution, Targets, chunks, full_kl
-from models.forward import head_ends_it, response_hidden, response_predictions
-from models.loading import context_length, vocabulary
+from models.distribution import Distribution, Targets, chunks, full_kl, gaps
+from models.forward import Predictions, head_ends_it, response_hidden, response_predictions
+from models.loading import context_length, named_ids, vocabulary
 from models.modes import pass_mode
 from models.prompts import listed, prompt_problems
 from models.reference import Reference
@@ -59,13 +60,27 @@ class Network:
     auxiliaries: Mapping[str, Reference] = field(default_factory=dict)
     """Further frozen models over the same tokens, by name; never trained, never saved."""
 
+    @cached_property
+    def readers(self) -> Mapping[Source, AttentionReader] | str:
+        """A checked reader of the attention of policy and reference, one for both where they are one model; or why
+        there are none."""
+        models: dict[Source, PreTrainedModel] = {"policy": self.lm, "reference": self.reference.lm}
+        try:
+            built = {id(lm): AttentionReader(lm) for lm in models.values()}
+            for reader in built.values():
+                reader.check(vocabulary(self.lm))
+        except UnsupportedAttention as problem:
+            return str(problem)
+        return {source: built[id(lm)] for source, lm in models.items()}
+
 
 @final
 class CausalPolicy:
     """A transformers causal language model as a ``Policy`` (see rlhf_core.types for the contract of each method).
 
-    Build one with ``load_policy``. Results are on the model's device; arguments may be on any. ``temperature`` may be
-    set at any time, as a trainer does, and holds for sampling, old, new and reference log-probabilities alike.
+    Build one with ``load_policy``. Results are on the model's device; arguments may be on any. ``temperature`` holds
+    for sampling, old, new and reference log-probabilities alike; a shallow copy, as a trainer makes one, has its own
+    and shares all else. Ids for which the tokenizer has no token are not in the distribution at all.
     """
 
     def __init__(self, network: Network, *, temperature: float = 1.0) -> None:
@@ -77,9 +92,9 @@ class CausalPolicy:
             *(parameter for parameter in network.lm.parameters() if parameter.requires_grad),
             *network.value_head.parameters(),
         )
-        self._readers: Mapping[Source, AttentionReader] | None = None
+        named = named_ids(network.tokenizer)
+        self._unnamed, self._unnamed_ids = gaps(named), frozenset(range(vocabulary(network.lm))) - named
         self._ending: dict[int, bool] = {}
-        self.attention_problem = ""
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -114,14 +129,19 @@ class CausalPolicy:
 
     @property
     def vocab_size(self) -> int:
-        """Ids it reads and draws; more than ``vocabulary`` names where the embedding is padded."""
-        return vocabulary(self._lm)
+        """One more than the largest id that it reads and draws: an embedding padded beyond its tokenizer has more."""
+        return min(vocabulary(self._lm), max(self.vocabulary.values()) + 1)
+
+    @property
+    def attention_problem(self) -> str:
+        """Why its attention cannot be read; empty where it can."""
+        return self._network.readers if isinstance(self._network.readers, str) else ""
 
     def why_not(self, request: EvidenceRequest) -> str:
         """Why ``provides`` says no, for an error message."""
         if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
-            reader = self._attention_readers().get(request.source)
-            return self.attention_problem if reader is None else reader.why_not(request)
+            readers = self._network.readers
+            return readers if isinstance(readers, str) else readers[request.source].why_not(request)
         if isinstance(request, AuxiliaryLogprobs) and request.source == "policy":
             held = ", ".join(map(repr, self._network.auxiliaries)) or "none"
             return (
@@ -170,6 +190,7 @@ class CausalPolicy:
                 eos_ids=self.eos_ids,
                 temperature=self.temperature,
                 device=self.device,
+                unnamed=self._unnamed,
             )
 
     def evaluate(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Evaluation:
@@ -199,8 +220,7 @@ class CausalPolicy:
             free = self._free(needs, sequences, entropies)
             return _evaluation(logprobs, values, entropies, sequences.response_mask, beside | free)
         with self._mode():
-            with self._captured("policy", needs, rows, sequences) as evidence:
-                predictions = response_predictions(self._lm, rows, sequences.response_mask)
+            predictions, evidence = self._read("policy", self._lm, needs, sequences)
             ref_evidence, ref_logits = self._reference_pass(sequences, needs) if _beyond(needs) else ({}, None)
             values = self._network.value_head(predictions.hidden)
         logprobs, entropies = token_statistics(predictions.logits, targets, self._distribution)
@@ -227,11 +247,10 @@ class CausalPolicy:
         """Full KL, token entropy and sentence ends; log-probabilities under its auxiliaries; attention of the policy
         and of its reference where the architecture lets it be read.
 
-        The first attention request builds and checks the readers; ``attention_problem`` says why there are none.
+        The first attention request checks that it can be read; ``attention_problem`` says why it cannot.
         """
         if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
-            reader = self._attention_readers().get(request.source)
-            return reader is not None and not reader.why_not(request)
+            return not self.why_not(request)
         if isinstance(request, AuxiliaryLogprobs):
             return request.source == "policy" and request.name in self._network.auxiliaries
         return isinstance(request, (FullKL, *FREE)) and request.source == "policy"
@@ -265,7 +284,7 @@ class CausalPolicy:
 
     def _in_parts(self, lm: PreTrainedModel, targets: Targets) -> bool:
         """Whether the logits are too many to exist together, and can be made in parts."""
-        return len(targets.tokens) * self.vocab_size > KEPT_CELLS and self._head_ends(lm)
+        return len(targets.tokens) * vocabulary(lm) > KEPT_CELLS and self._head_ends(lm)
 
     def _statistics_in_parts(
         self, lm: PreTrainedModel, rows: Rows, sequences: Sequences, targets: Targets
@@ -273,7 +292,7 @@ class CausalPolicy:
         """Hidden states, log-probabilities and entropies of response tokens, without the logits of all of them."""
         hidden = response_hidden(lm, rows, sequences.response_mask)
         head: Any = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
-        return hidden, *recomputed_statistics(hidden, head, self.vocab_size, targets, self._distribution)
+        return hidden, *recomputed_statistics(hidden, head, vocabulary(lm), targets, self._distribution)
 
     def _head_ends(self, lm: PreTrainedModel) -> bool:
         if id(lm) not in self._ending:
@@ -301,38 +320,26 @@ class CausalPolicy:
         self, sequences: Sequences, needs: frozenset[EvidenceRequest]
     ) -> tuple[Answers, Float[Tensor, "token vocab"]]:
         """Attention evidence and logits of the frozen reference."""
-        rows, reference = right_padded(sequences), self._network.reference
-        with reference.active(), self._captured("reference", needs, rows, sequences) as evidence:
-            logits = response_predictions(reference.lm, rows, sequences.response_mask).logits
-        return evidence, logits
+        with self._network.reference.active():
+            predictions, evidence = self._read("reference", self._network.reference.lm, needs, sequences)
+        return evidence, predictions.logits
 
-    def _captured(
-        self, source: Source, needs: frozenset[EvidenceRequest], rows: Rows, sequences: Sequences
-    ) -> AbstractContextManager[Answers]:
-        """Answers the attention requests to ``source`` from the one forward pass inside."""
+    def _read(
+        self, source: Source, lm: PreTrainedModel, needs: frozenset[EvidenceRequest], sequences: Sequences
+    ) -> tuple[Predictions, Answers]:
+        """A forward pass of ``lm``, and the attention requests to ``source`` answered from it."""
+        rows = right_padded(sequences)
         taps = [request for request in needs if isinstance(request, AttentionTap) and request.source == source]
+        run = partial(response_predictions, lm, rows, sequences.response_mask)
         if not taps:
-            return nullcontext({})
-        return self._attention_readers()[source].capture(taps, policy_layout(rows, sequences))
-
-    def _attention_readers(self) -> Mapping[Source, AttentionReader]:
-        """One reader a model. A separate reference gets one too, whether asked or not: a reader may change how a model
-        computes its attention, and both must round alike for a KL of exactly 0."""
-        if self._readers is None:
-            try:
-                models: dict[Source, PreTrainedModel] = {"policy": self._lm, "reference": self._network.reference.lm}
-                built = {id(lm): AttentionReader(lm) for lm in models.values()}
-                for reader in built.values():
-                    reader.check(self.vocab_size)
-                self._readers = {source: built[id(lm)] for source, lm in models.items()}
-            except UnsupportedAttention as problem:
-                self.attention_problem = str(problem)
-                self._readers = {}
-        return self._readers
+            return run(), {}
+        readers = self._network.readers
+        assert not isinstance(readers, str)  # or the request was refused: see _require_evidence
+        return readers[source].read(taps, policy_layout(rows, sequences), run)
 
     @property
     def _distribution(self) -> Distribution:
-        return Distribution(eos_ids=self.eos_ids, temperature=self.temperature)
+        return Distribution(eos_ids=self.eos_ids, temperature=self.temperature, unnamed=self._unnamed)
 
     def _full_kl(self, logits: Tensor, ref_logits: Tensor | None, targets: Targets) -> Float[Tensor, " token"]:
         assert ref_logits is not None  # the reference has run: see _beyond
@@ -342,13 +349,15 @@ class CausalPolicy:
     def _require_evidence(self, needs: frozenset[EvidenceRequest]) -> None:
         refused = [request for request in needs if not self.provides(request)]
         if refused:
-            raise ValueError(f"this policy cannot measure {refused}. {self.attention_problem}")
+            why = "; ".join(map(self.why_not, refused))
+            raise ValueError(f"this policy cannot measure {refused}: {why}")
         if needs and torch.is_grad_enabled():
             raise ValueError(f"evidence carries no gradient: evaluate {list(needs)} under torch.no_grad()")
 
     def _require_prompts(self, prompts: Sequence[Sequence[int]], max_lengths: Sequence[int]) -> None:
         context = context_length(self._lm)
-        problems = list(prompt_problems(prompts, max_lengths, vocab_size=self.vocab_size, context=context))
+        size, unnamed = self.vocab_size, self._unnamed_ids
+        problems = list(prompt_problems(prompts, max_lengths, vocab_size=size, context=context, unnamed=unnamed))
         if problems:
             raise ValueError("prompts: " + listed(problems))
 

@@ -1,7 +1,6 @@
 """Reward models: sequence classifiers whose score and attention evidence come from one forward pass."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -250,12 +249,13 @@ class ClassifierReward:
         self, input_ids: Tensor, attention_mask: Tensor, taps: frozenset[EvidenceRequest], layout: Layout
     ) -> tuple[Tensor, dict[EvidenceRequest, Tensor]]:
         attention = [request for request in taps if isinstance(request, AttentionTap)]
-        reader: AbstractContextManager[dict[AttentionTap, Tensor]] = nullcontext({})
+        run = partial(last_hidden, self.model, attention_mask, input_ids=input_ids)
+        found: dict[EvidenceRequest, Tensor] = {}
         if attention:
-            reader = cast(AttentionReader, self._attention).capture(attention, layout)
-        with reader as answers:
-            hidden = last_hidden(self.model, attention_mask, input_ids=input_ids)
-        found: dict[EvidenceRequest, Tensor] = dict(answers.items())
+            hidden, answers = cast(AttentionReader, self._attention).read(attention, layout, run)
+            found = dict(answers.items())
+        else:
+            hidden = run()
         for request in taps:
             if isinstance(request, HiddenTap):
                 positions, mask = layout.response_positions, layout.response_mask

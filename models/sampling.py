@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from models.cache import make_room
-from models.distribution import token_distribution
+from models.distribution import Gap, token_distribution
 from models.forward import language_model_pass
 from models.rotary import grows_to
 from rlhf_core.types import Limits, Sequences
@@ -112,8 +112,10 @@ def sample_responses(
     eos_ids: Sequence[int],
     temperature: float,
     device: torch.device,
+    unnamed: Sequence[Gap] = (),
 ) -> Sequences:
-    """Draw a response per prompt; token t of row i is decided by ``uniforms[i, t]`` alone.
+    """Draw a response per prompt; token t of row i is decided by ``uniforms[i, t]`` alone, in the distribution of
+    :func:`models.distribution.token_distribution`.
 
     A row ends with an EOS id, which is its last token, or is cut after ``max_lengths`` tokens and flagged unfinished.
 
@@ -132,7 +134,9 @@ def sample_responses(
     )
     logits = decoder.start(prompt_ids, prompt_mask)
     for step in range(response_ids.shape[1]):
-        logprobs = token_distribution(logits, eos_ids, torch.full_like(rows, step), low[rows], temperature)
+        logprobs = token_distribution(
+            logits, eos_ids, torch.full_like(rows, step), low[rows], temperature, unnamed=unnamed
+        )
         _require_distribution(logprobs, rows, step)
         tokens = inverse_cdf(logprobs, uniforms[rows, step])
         response_ids[rows, step], lengths[rows] = tokens, step + 1

@@ -3,6 +3,7 @@
 The figures they look at are logged on every step.
 """
 
+import copy
 import warnings
 from typing import Literal
 
@@ -170,17 +171,21 @@ def check_id_range(policy: Policy, reward: RewardModel) -> None:
         )
 
 
-def check_temperature(policy: Policy, temperature: float) -> None:
-    """Refuse a policy that was given a temperature other than 1 and other than the config's, which is the run's.
+def at_temperature(policy: Policy, temperature: float) -> Policy:
+    """``policy`` at the config's temperature, which is the run's: a shallow copy, so that the given one, and whoever
+    else trains it, keeps its own.
 
     Raises:
-        ValueError: naming both.
+        ValueError: it was given a temperature other than 1 and other than the config's, naming both.
     """
     if policy.temperature not in (1, temperature):
         raise ValueError(
             f"the policy has temperature {policy.temperature}, the config {temperature}, and a run uses the config's: "
             f"give PPOConfig(temperature={policy.temperature}), or leave the policy's at 1"
         )
+    view = copy.copy(policy)
+    view.temperature = temperature
+    return view
 
 
 def check_gamma(redistributor: Redistributor, gamma: float) -> None:

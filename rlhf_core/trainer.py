@@ -17,13 +17,13 @@ from rlhf_core.estimators import ESTIMATORS
 from rlhf_core.fit import Fit, Plan, evaluation_figures
 from rlhf_core.guard import UnusableRollout, step_guard
 from rlhf_core.health import (
+    at_temperature,
     check_credit,
     check_gamma,
     check_id_range,
     check_log_ratio,
     check_needs,
     check_reference,
-    check_temperature,
     check_vocabulary,
     report,
     require_token_scores,
@@ -55,7 +55,8 @@ class PPOTrainer:
     The reward is a reward model, or any callable on (prompts, responses) as texts; ``TokenReward(fn)`` gets token ids.
     Prompts are given once each, ``rollout_batch_size / responses_per_prompt`` for a step of the config's size; each
     gets ``responses_per_prompt`` responses, in rows one after the other.
-    The temperature is the config's: it is set on the policy. ``instruments`` are asked for further figures of every
+    The temperature is the config's: the trainer's ``policy`` is a shallow copy with the weights of the given one and a
+    temperature of its own, which no other trainer changes. ``instruments`` are asked for further figures of every
     rollout, logged with the rest; ``optimizer`` makes another optimizer than the config's
     (``models.qlora.paged_adamw_8bit``, say) from the trainable parameters and the config.
 
@@ -77,7 +78,7 @@ class PPOTrainer:
         instruments: Sequence[Instrument] = (),
         optimizer: MakeOptimizer = make_optimizer,
     ) -> None:
-        self.policy = policy
+        self.policy = at_temperature(policy, config.temperature)
         self.reward = as_reward_model(reward, policy)
         self.redistributor = redistributor
         self.config, self.estimator = config, ESTIMATORS[config.advantages]
@@ -86,8 +87,6 @@ class PPOTrainer:
         check_id_range(policy, self.reward)
         check_needs(redistributor, policy, self.reward)
         check_gamma(redistributor, config.gamma)
-        check_temperature(policy, config.temperature)
-        policy.temperature = config.temperature
         self.optimizer = optimizer(policy.parameters(), config)
         self.schedule = make_schedule(self.optimizer, config)
         self.kl_controller = _kl_controller(config)

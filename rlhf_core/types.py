@@ -278,7 +278,11 @@ class Policy(Protocol):
     """A language model with a value head and a frozen reference.
 
     One distribution serves everything: logits divided by ``temperature``, EOS banned on a row's first
-    ``min_lengths`` tokens. ``sample``, ``evaluate`` and ``reference_logprobs`` all use it.
+    ``min_lengths`` tokens, and ids without a token not in it. ``sample``, ``evaluate`` and ``reference_logprobs`` all
+    use it.
+
+    A trainer works on a shallow copy (``copy.copy``) with its own ``temperature``: weights must be shared by it, and
+    everything else may be.
     """
 
     temperature: float

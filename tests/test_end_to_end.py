@@ -9,7 +9,7 @@ from fakes import TablePolicy
 
 from models.load import load_policy
 from models.reward import load_reward_model
-from models.tiny import save_tiny
+from models.tiny import save_tiny, tiny_tokenizer
 from redistributors import REDISTRIBUTORS, Sparse, Uniform
 from rlhf_core import KLConfig, PPOConfig, PPOTrainer, TokenReward, lambda_returns
 from rlhf_core.rewards import penalised
@@ -96,14 +96,15 @@ def test_it_learns_to_write_one_token(family, redistributor, tmp_path):
 
 
 def test_models_that_do_not_fit_are_refused_before_anything_is_generated(tmp_path):
-    """Same tokenizer, but a padded embedding or a shorter context."""
-    padded = load_policy(save_tiny(tmp_path / "padded", "llama", vocab_size=34, words=WORDS))
+    """Same tokenizer, but a smaller embedding or a shorter context."""
+    narrow = save_tiny(tmp_path / "narrow", "llama", head="classifier", vocab_size=31)
+    tiny_tokenizer(words=WORDS).save_pretrained(narrow)
     policy = load_policy(save_tiny(tmp_path / "policy", "llama", words=WORDS))
     short = load_reward_model(
         save_tiny(tmp_path / "short", "llama", head="classifier", words=WORDS, context=12), score="single_logit"
     )
-    with pytest.raises(ValueError, match="draws token ids 0 to 33, but the reward model reads only 0 to 31"):
-        PPOTrainer(padded, short, Sparse(), CONFIG)
+    with pytest.raises(ValueError, match="draws token ids 0 to 31, but the reward model reads only 0 to 30"):
+        PPOTrainer(policy, load_reward_model(narrow, score="single_logit"), Sparse(), CONFIG)
     prompts = [[2, 3], [2, 3, 4]]
     with pytest.raises(ValueError, match=r"cannot score: row 1: 3 prompt \+ 10 response tokens exceed the context 12"):
         PPOTrainer(policy, short, Sparse(), CONFIG).fit(prompts, 1, out=tmp_path / "run")
