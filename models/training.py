@@ -28,6 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from models.adapter_weights import require_wide
 from models.objectives import (
     IGNORED,
     Batch,
@@ -290,6 +291,7 @@ def _train(
     settings: TrainingSettings,
 ) -> float:
     """Run Trainer; the mean loss. Nothing is written: its checkpoints are pickles, which this project never writes."""
+    require_wide(model)
     with tempfile.TemporaryDirectory() as folder, _generators_restored():
         trainer = Trainer(
             model=Objective(model, loss),
