@@ -54,7 +54,9 @@ def put_on(model: PreTrainedModel, folder: str, *, trained: bool, name: str = TR
         loading = adapters.load_adapter(folder, adapter_name=name, **settings)
     stored = stored_shapes(folder)
     own = {key for key in adapter_state(adapters, name, carries=False) if "lora_" not in key}
-    missing = sorted({*loading.missing_keys, *(own - stored.keys())})
+    # PEFT looks for the adapter's name anywhere in a key, where "1" is a layer too
+    low_rank = {key for key in loading.missing_keys if key.rpartition("lora_")[2].split(".")[1:2] == [name]}
+    missing = sorted({*low_rank, *(own - stored.keys())})
     if missing:
         raise ValueError(f"{folder}: {WEIGHTS} lacks {some(missing)}, which the adapter needs; save it again")
     placeless = sorted(key for key in loading.unexpected_keys if COPIES not in key)

@@ -48,8 +48,9 @@ class LoraSettings:
     """Scale (paper: 32)."""
     target_modules: tuple[str, ...] | Literal["all-linear"] | None = None
     """Names of the modules to adapt, or "all-linear": every linear layer but the head. None is PEFT's default for the
-    architecture (the paper's choice), and "all-linear" for one that PEFT has none for. Experts that a mixture holds as
-    one tensor are no layers, nor is a router written as one: they stay as they are."""
+    architecture (the paper's choice), and "all-linear" for one that PEFT has none for. Experts and router that a
+    mixture holds as tensors without a layer are adapted by "all-linear" where PEFT knows the architecture (Mixtral,
+    Qwen3-MoE), and stay as they are elsewhere (gpt-oss)."""
 
     def __post_init__(self) -> None:
         if not all(type(number) is int and number >= 1 for number in (self.rank, self.alpha)):
@@ -181,9 +182,7 @@ def fresh_adapter_config(
     from peft import LoraConfig
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 
-    targets = lora.target_modules
-    if targets is None and model.config.model_type not in DEFAULTS:
-        targets = ALL_LINEAR
+    targets = lora.target_modules or DEFAULTS.get(model.config.model_type, ALL_LINEAR)
     return LoraConfig(
         task_type=task,
         r=lora.rank,
