@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.adapters import adapter_folder, add_frozen_adapter, base_source, put_adapter
+from models.adapter_weights import carries_embeddings, fit_vocabulary, put_on
+from models.adapters import adapter_config, adapter_folder, add_frozen_adapter, base_source, only_low_rank
 from models.loading import (
     ModelSource,
     check_language_model,
@@ -16,7 +17,7 @@ from models.loading import (
     same_place,
     vocabulary,
 )
-from models.reference import AdapterOff, FrozenAdapter, FrozenCopy, Reference
+from models.reference import TRAINED, AdapterOff, FrozenAdapter, FrozenCopy, Reference
 from rlhf_core.reading import reading
 
 Beside = AdapterOff | FrozenAdapter | FrozenCopy
@@ -56,13 +57,19 @@ def load_auxiliaries(
             under = base if shared else under  # of the policy's revision
             theirs = load_tokenizer([source] if adapter is None else [source, under])
             _require_same_tokens(name, source, theirs, tokenizer)
-            if adapter is not None and shared and not isinstance(reference, FrozenCopy):
+            if (
+                adapter is not None
+                and not isinstance(reference, FrozenCopy)
+                and shared
+                and _can_share(reference, adapter)
+            ):
                 held = f"auxiliary_{number}"  # PEFT's names are attributes of modules, so not any text will do
                 found[name] = add_frozen_adapter(reference.adapters, reference.lm, adapter, name=held)
                 continue
             lm = load_language_model(under)
             if adapter is not None:
-                put_adapter(lm, adapter)
+                fit_vocabulary(lm, adapter, theirs)
+                put_on(lm, adapter, trained=False)
             found[name] = FrozenCopy(lm=_frozen(lm, name, source, vocabulary(reference.lm)))
     return found
 
@@ -73,6 +80,15 @@ def _same_weights(under: ModelSource, base: ModelSource) -> bool:
     if not same_place(under, base):
         return False
     return Path(base.name_or_path).is_dir() or under.revision in (None, base.revision)
+
+
+def _can_share(reference: AdapterOff | FrozenAdapter, adapter: str) -> bool:
+    """Whether the policy's weights are those of the base still, and stay so under one more adapter."""
+    ours, theirs = reference.adapters.peft_config[TRAINED], adapter_config(adapter)
+    if not (only_low_rank(ours) and only_low_rank(theirs)):
+        return False
+    changed = isinstance(reference, FrozenAdapter) and reference.carries_embeddings
+    return not changed and not carries_embeddings(reference.lm, adapter, theirs)
 
 
 def _frozen(lm: PreTrainedModel, name: str, source: ModelSource, vocab_size: int) -> PreTrainedModel:

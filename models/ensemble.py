@@ -7,9 +7,10 @@ from typing import Any, final
 import torch
 from transformers import PreTrainedModel
 
-from models.adapters import adapter_folder, base_source, peft_on_new_transformers
+from models.adapter_weights import carries_embeddings, put_on
+from models.adapters import adapter_config, adapter_folder, base_source, only_low_rank
+from models.classifier_head import HEAD_NAMES
 from models.finetuning import load_trunk
-from models.intact import require_finite_weights
 from models.lean import make_lean
 from models.loading import DType, ModelSource, load_tokenizer, same_place
 from models.reward import ClassifierReward, ScoreKind, head_labels
@@ -190,7 +191,6 @@ def load_reward_ensemble(
         model = load_trunk(bases[0], labels=labels[0])
         make_lean(model)
         peft = _with_adapters(model, folders)
-        require_finite_weights(str(bases[0].name_or_path), model)
         tokenizer = load_tokenizer([sources[0], bases[0]])
     reward = ClassifierReward(model, tokenizer, score=score, micro_batch_tokens=micro_batch_tokens)
     members = [AdapterMember(reward=reward, adapters=peft, name=str(number)) for number in range(len(folders))]
@@ -207,14 +207,23 @@ def _adapter(source: ModelSource) -> str:
 
 
 def _with_adapters(model: PreTrainedModel, folders: Sequence[str]) -> Any:
-    """All adapters on ``model``, in place and frozen, named by their number."""
-    from peft import PeftModel
+    """All adapters on ``model``, in place and frozen, named by their number.
 
-    device = str(model.device)
-    with peft_on_new_transformers():
-        peft = PeftModel.from_pretrained(model, folders[0], adapter_name="0", torch_device=device)
-        for number, folder in enumerate(folders[1:], start=1):
-            peft.load_adapter(folder, adapter_name=str(number), torch_device=device)
+    Raises:
+        ValueError: one that changes more of the base than low-rank updates and a head, which the others would share.
+    """
+    peft: Any = None
+    for number, folder in enumerate(folders):
+        config = adapter_config(folder)
+        config.modules_to_save = sorted(set(config.modules_to_save or ()) - set(HEAD_NAMES))
+        if not only_low_rank(config) or carries_embeddings(model, folder, config):
+            raise ValueError(
+                f"{folder} trains or holds more than low-rank updates and its head (modules_to_save="
+                f"{config.modules_to_save}, trainable_token_indices={config.trainable_token_indices}, "
+                f"target_parameters={config.target_parameters}, or embeddings), which the other members would share; "
+                "load such reward models one by one, for RewardEnsemble"
+            )
+        peft = put_on(model, folder, name=str(number), trained=False, beside=peft)
     peft.set_adapter("0", inference_mode=True)
     peft.requires_grad_(False)
     return peft

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from models.adapters import LoraSettings, add_fresh_adapter, fresh_adapter_config, peft_on_new_transformers
+from models.adapter_weights import save_adapter
+from models.adapters import LoraSettings, add_fresh_adapter, fresh_adapter_config, put_fresh
 from models.classifier_head import HEAD_NAMES
 from models.files import require_safe_files
 from models.intact import require_intact
@@ -34,7 +35,7 @@ class Adapted:
 
     def save(self, folder: str) -> None:
         """Write the adapter (safetensors; with its head, for a reward model) and the tokenizer."""
-        self.adapters.save_pretrained(folder, save_embedding_layers=False)
+        save_adapter(self.adapters, folder)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -50,14 +51,11 @@ def adapted_language_model(source: ModelSource, lora: LoraSettings, *, seed: int
 
 def adapted_reward_model(source: ModelSource, lora: LoraSettings, *, seed: int, checkpointing: bool) -> Adapted:
     """The trunk at ``source`` with a fresh adapter and a fresh head of one logit, which is trained whole."""
-    from peft import get_peft_model
-
     with _seeded(seed):
         model = load_trunk(source, labels=1)
         config = fresh_adapter_config(model, lora, task="SEQ_CLS", revision=source.revision)
         config.modules_to_save = ["score"]
-        with peft_on_new_transformers():
-            adapters = get_peft_model(model, config)
+        adapters = put_fresh(model, lora, config)
     if checkpointing:
         recompute_activations(model)
     return Adapted(adapters=adapters, tokenizer=load_tokenizer([source]))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 SETTINGS = (
     *("config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json"),
-    *("tokenizer.json", "tokenizer_config.json"),
+    *("base_model.json", "tokenizer.json", "tokenizer_config.json"),
 )
 # Causal masks that older versions of transformers saved among the weights; models without a list of them report them.
 SAVED_MASKS = re.compile(r"att(entio)?n\.(masked_)?bias$")

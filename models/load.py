@@ -9,13 +9,13 @@ from types import MappingProxyType
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.adapter_weights import fit_vocabulary, save_adapter
 from models.adapters import (
     LoraSettings,
     adapter_folder,
     add_fresh_adapter,
     add_trained_adapter,
     base_source,
-    save_adapter,
 )
 from models.auxiliary import auxiliary_sources, load_auxiliaries
 from models.lean import share_tied_gradient
@@ -128,7 +128,8 @@ def _network(
     tokenizer = load_tokenizer([source] if adapter is None else [source, base])
     reference: FrozenCopy | AdapterOff | FrozenAdapter
     if adapter is not None:
-        reference = add_trained_adapter(lm, adapter)
+        fit_vocabulary(lm, adapter, tokenizer)
+        reference = add_trained_adapter(lm, adapter, base.name_or_path)
     elif lora is not None:
         reference = add_fresh_adapter(lm, lora, revision=source.revision)
     else:
@@ -176,13 +177,19 @@ def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: 
 
 
 def _writer(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdapter) -> Callable[[str], None]:
-    return lm.save_pretrained if isinstance(reference, FrozenCopy) else partial(save_adapter, reference.adapters)
+    if isinstance(reference, FrozenCopy):
+        return lm.save_pretrained
+    return partial(save_adapter, reference.adapters, carries=_carries(reference))
 
 
 def _reader(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdapter) -> Callable[[str], None]:
     if isinstance(reference, FrozenCopy):
         return partial(restore_model, lm)
-    return partial(restore_adapter, reference.adapters)
+    return partial(restore_adapter, reference.adapters, carries=_carries(reference))
+
+
+def _carries(reference: AdapterOff | FrozenAdapter) -> bool:
+    return isinstance(reference, FrozenAdapter) and reference.carries_embeddings
 
 
 def _eos_ids(given: Sequence[int] | None, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.adapter_weights import require_wide
 from models.attention import AttentionReader, UnsupportedAttention
 from models.distribution import Distribution, Targets, chunks, full_kl, gaps
 from models.forward import Predictions, head_ends_it, response_hidden, response_predictions
@@ -84,6 +85,7 @@ class CausalPolicy:
     """
 
     def __init__(self, network: Network, *, temperature: float = 1.0) -> None:
+        require_wide(network.lm)
         self.temperature = temperature
         self.eos_ids = network.eos_ids
         self._network = network

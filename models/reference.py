@@ -65,6 +65,8 @@ class FrozenAdapter:
     lm: PreTrainedModel
     adapters: Any
     name: str = FROZEN
+    carries_embeddings: bool = False
+    """Whether it came with embeddings of the base, which then go wherever it goes."""
 
     @contextmanager
     def active(self) -> Iterator[None]:

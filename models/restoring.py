@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from models.adapters import WEIGHTS
+from models.adapter_weights import WEIGHTS, trained_state
 from models.reference import TRAINED
 
 
@@ -30,16 +30,16 @@ def restore_model(lm: PreTrainedModel, folder: str) -> None:
         parameter.copy_(found[name])
 
 
-def restore_adapter(adapters: Any, folder: str) -> None:
+def restore_adapter(adapters: Any, folder: str, *, carries: bool = False) -> None:
     """The trained adapter, from what ``save_adapter`` wrote.
 
     Raises:
         ValueError: the file holds another adapter.
     """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
 
     weights = load_file(Path(folder, WEIGHTS))
-    wanted = get_peft_model_state_dict(adapters, adapter_name=TRAINED, save_embedding_layers=False)
+    wanted = trained_state(adapters, carries=carries)
     differing = sorted(
         name
         for name in weights.keys() | wanted.keys()

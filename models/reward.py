@@ -12,7 +12,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from models.adapters import WEIGHTS, adapter_folder, base_source, peft_on_new_transformers
+from models.adapter_weights import WEIGHTS, fit_vocabulary, put_on
+from models.adapters import adapter_folder, base_source
 from models.attention import AttentionReader, UnsupportedAttention
 from models.attention_maps import why_no_gradients
 from models.budgets import PassBudgets
@@ -26,7 +27,7 @@ from models.classifier_head import (
 )
 from models.files import require_safe_files
 from models.finetuning import load_trunk
-from models.intact import require_finite_weights, require_intact, some
+from models.intact import require_intact, some
 from models.lean import make_lean
 from models.loading import DType, ModelSource, find_tokenizer, load_tokenizer
 from models.probe import ClassifierProbe, Judge, no_null_token, null_token, read_states
@@ -360,15 +361,13 @@ def _whole(source: ModelSource, dtype: torch.dtype, *, four_bit: bool) -> PreTra
 
 def _with_adapter(adapter: str, source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A trunk under a LoRA adapter that brings its own head (see :mod:`models.finetuning`)."""
-    from peft import PeftModel
-
     labels = head_labels(adapter, source.name_or_path)
     base = base_source(adapter, source)
     model = load_trunk(base, labels=labels)
-    with peft_on_new_transformers():
-        PeftModel.from_pretrained(model, adapter, torch_device=str(model.device))  # in place, in eval mode
-    require_finite_weights(source.name_or_path, model)
-    return model, load_tokenizer([source, base])
+    tokenizer = load_tokenizer([source, base])
+    fit_vocabulary(model, adapter, tokenizer)
+    put_on(model, adapter, trained=False)
+    return model, tokenizer
 
 
 def head_labels(adapter: str, name: str) -> int:

@@ -28,6 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from models.adapter_weights import require_wide
 from models.objectives import (
     IGNORED,
     Batch,
@@ -292,6 +293,7 @@ def _train(
 ) -> float:
     """Run Trainer; the mean loss. Nothing is written: its checkpoints are pickles, which this project never writes."""
     read_rows_alone(model)
+    require_wide(model)
     with tempfile.TemporaryDirectory() as folder, _generators_restored():
         trainer = Trainer(
             model=Objective(model, loss),

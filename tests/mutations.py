@@ -1085,4 +1085,40 @@ MUTATIONS = (
         "left = (rollout.raw_scores * 2 - token_scores.sum(1))[:, None]",
         "tests/test_redistributors.py::test_signed_attributions_keep_their_signs_and_place_what_is_left",
     ),
+    Mutation(
+        "models/adapter_weights.py",
+        "trained.to(torch.float32)",
+        "trained.to(torch.bfloat16)",
+        "tests/test_adapter_kinds.py::test_modules_trained_whole_are_float32_in_a_bfloat16_model",
+    ),
+    Mutation(
+        "models/load.py",
+        "return isinstance(reference, FrozenAdapter) and reference.carries_embeddings",
+        "return False",
+        "tests/test_adapter_kinds.py::test_a_checkpoint_computes_what_was_trained",
+    ),
+    Mutation(
+        "models/adapters.py",
+        "DEFAULTS.get(model.config.model_type, ALL_LINEAR)",
+        "DEFAULTS.get(model.config.model_type)",
+        "tests/test_adapter_kinds.py::test_default_targets_are_pefts_or_all_linear_layers_but_the_head",
+    ),
+    Mutation(
+        "models/adapters.py",
+        "os.path.normpath(along) if along.is_dir() else named",
+        "named",
+        "tests/test_adapter_kinds.py::test_an_adapter_finds_its_base_from_anywhere",
+    ),
+    Mutation(
+        "models/adapter_weights.py",
+        "return dtype.is_floating_point and torch.finfo(dtype).bits < 32",
+        "return False",
+        "tests/test_adapter_kinds.py::test_training_in_less_than_float32_is_refused_on_every_road",
+    ),
+    Mutation(
+        "models/adapter_weights.py",
+        "    if last >= rows:",
+        "    if last > rows + 2:",
+        "tests/test_adapter_kinds.py::test_an_adapter_that_cannot_go_on_is_refused_with_the_way_out",
+    ),
 )
