@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 
+from models.adapter_files import WEIGHTS, require_whole_adapter
 from models.files import WAY_OUT
-from models.intact import require_finite_weights
 from models.loading import ModelSource, remove_randomness
 from models.reference import FROZEN, TRAINED, AdapterOff, FrozenAdapter, require_trained_adapter
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 LEAVES_THE_BASE = (True, False, "gaussian", "orthogonal", "eva")
 """Ways of drawing a LoRA that only draw; others take a part of each base weight out of it."""
 
@@ -136,7 +136,8 @@ def add_trained_adapter(lm: PreTrainedModel, folder: str) -> FrozenAdapter:
         adapters = PeftModel.from_pretrained(lm, folder, adapter_name=TRAINED, is_trainable=True, torch_device=device)
         adapters.load_adapter(folder, adapter_name=FROZEN, is_trainable=False, torch_device=device)
     adapters.set_adapter(TRAINED)
-    require_finite_weights(folder, adapters)
+    for name in (TRAINED, FROZEN):
+        require_whole_adapter(folder, adapters, name=name)
     remove_randomness(adapters)
     require_trained_adapter(adapters)
     return FrozenAdapter(lm=lm, adapters=adapters)
@@ -147,7 +148,7 @@ def add_frozen_adapter(adapters: Any, lm: PreTrainedModel, folder: str, *, name:
     with peft_on_new_transformers():
         adapters.load_adapter(folder, adapter_name=name, is_trainable=False, torch_device=str(lm.device))
     adapters.set_adapter(TRAINED)
-    require_finite_weights(folder, adapters)
+    require_whole_adapter(folder, adapters, name=name)
     remove_randomness(adapters)
     require_trained_adapter(adapters)
     return FrozenAdapter(lm=lm, adapters=adapters, name=name)
@@ -159,7 +160,7 @@ def put_adapter(lm: PreTrainedModel, folder: str) -> None:
 
     with peft_on_new_transformers():
         adapters = PeftModel.from_pretrained(lm, folder, torch_device=str(lm.device))
-    require_finite_weights(folder, adapters)
+    require_whole_adapter(folder, adapters, name=TRAINED)
     remove_randomness(adapters)
 
 

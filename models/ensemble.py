@@ -7,9 +7,9 @@ from typing import Any, final
 import torch
 from transformers import PreTrainedModel
 
+from models.adapter_files import require_whole_adapter
 from models.adapters import adapter_folder, base_source, peft_on_new_transformers
 from models.finetuning import load_trunk
-from models.intact import require_finite_weights
 from models.lean import make_lean
 from models.loading import DType, ModelSource, load_tokenizer, same_place
 from models.reward import ClassifierReward, ScoreKind, head_labels
@@ -190,7 +190,6 @@ def load_reward_ensemble(
         model = load_trunk(bases[0], labels=labels[0])
         make_lean(model)
         peft = _with_adapters(model, folders)
-        require_finite_weights(str(bases[0].name_or_path), model)
         tokenizer = load_tokenizer([sources[0], bases[0]])
     reward = ClassifierReward(model, tokenizer, score=score, micro_batch_tokens=micro_batch_tokens)
     members = [AdapterMember(reward=reward, adapters=peft, name=str(number)) for number in range(len(folders))]
@@ -215,6 +214,8 @@ def _with_adapters(model: PreTrainedModel, folders: Sequence[str]) -> Any:
         peft = PeftModel.from_pretrained(model, folders[0], adapter_name="0", torch_device=device)
         for number, folder in enumerate(folders[1:], start=1):
             peft.load_adapter(folder, adapter_name=str(number), torch_device=device)
+    for number, folder in enumerate(folders):
+        require_whole_adapter(folder, peft, name=str(number))
     peft.set_adapter("0", inference_mode=True)
     peft.requires_grad_(False)
     return peft

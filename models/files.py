@@ -3,9 +3,13 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers.utils.hub import cached_file
+
+from rlhf_core.reading import reading
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SAFE_NAME = re.compile(r"\w[\w.-]*\.safetensors")
@@ -36,11 +40,12 @@ def require_safe_files(name: str, revision: str | None) -> None:
             "take these keys out of it"
         )
     named = config.get("transformers_weights")
+    indices = [file for file in {INDEX, str(named)} if file.endswith(".index.json")]
+    sharded = {file: index for file in indices if (index := _read(name, file, revision))}
+    for file, index in sharded.items():  # whichever of them transformers may come to read
+        _require_names(name, file, index.get("weight_map"))
     for file in (WEIGHTS, INDEX) if named is None else (str(named),):
-        if file.endswith(".index.json") and (index := _read(name, file, revision)):
-            _require_names(name, file, index.get("weight_map"))
-            return
-        if SAFE_NAME.fullmatch(file) and _stored(name, file, revision):
+        if file in sharded or (SAFE_NAME.fullmatch(file) and _stored(name, file, revision)):
             return
     where = "" if named is None else f" (its config.json names {named!r})"
     raise ValueError(f"{name} holds no safetensors weights{where}; {WAY_OUT}")
@@ -83,4 +88,28 @@ def _require_names(name: str, file: str, shards: object) -> None:
     if outside:
         raise ValueError(
             f"{file} of {name} names {outside[:3]}, which are no safetensors files of its folder; {WAY_OUT}"
+        )
+    _require_truth(name, file, shards)
+
+
+def _require_truth(name: str, file: str, shards: dict[str, str]) -> None:
+    """Refuse an index that says other than the files of a folder hold: of two tensors of one name the last one read
+    would win. Of a model on the hub, the files are not there yet."""
+    if not Path(name).is_dir():
+        return
+    found: dict[str, str] = {}
+    for shard in sorted(set(shards.values())):
+        if not Path(name, shard).is_file():
+            raise ValueError(f"{file} of {name} names {shard!r}, which is missing; get the whole folder again")
+        with reading(str(Path(name, shard))), safe_open(Path(name, shard), framework="pt") as stored:
+            names = list(stored.keys())
+        twice = sorted(found.keys() & names)
+        if twice:
+            raise ValueError(f"{name} holds {twice[0]!r} twice, in {found[twice[0]]} and in {shard}; save it again")
+        found |= dict.fromkeys(names, shard)
+    wrong = sorted(key for key in shards.keys() | found.keys() if shards.get(key) != found.get(key))
+    if wrong:
+        raise ValueError(
+            f"{file} of {name} says that {wrong[0]!r} is in {shards.get(wrong[0], 'no file')}, but it is in "
+            f"{found.get(wrong[0], 'none')}; save the model again"
         )

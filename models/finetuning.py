@@ -15,12 +15,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from models.adapters import LoraSettings, add_fresh_adapter, fresh_adapter_config, peft_on_new_transformers
 from models.classifier_head import HEAD_NAMES
-from models.files import require_safe_files
 from models.intact import require_intact
-from models.loading import DTYPES, ModelSource, load_language_model, load_tokenizer, remove_randomness
+from models.loading import DTYPES, ModelSource, load_language_model, load_tokenizer, read_model, remove_randomness
 from models.modes import recompute_activations
-from models.qlora import four_bit_config, keep_unpacked
-from rlhf_core.reading import reading
+from models.qlora import keep_unpacked
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,19 +68,8 @@ def load_trunk(source: ModelSource, *, labels: int) -> PreTrainedModel:
             trunk that are missing or that :func:`models.intact.require_intact` refuses, or an architecture without
             ``score`` head on the last token.
     """
-    require_safe_files(source.name_or_path, source.revision)
     dtype = DTYPES[source.dtype]
-    options: dict[str, Any] = dict(source.code)
-    if source.four_bit:
-        quantisation = four_bit_config(dtype)
-        quantisation.llm_int8_skip_modules = list(HEAD_NAMES)
-        options |= {"quantization_config": quantisation, "device_map": {"": source.device}}
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with reading(source.name_or_path):
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            source.name_or_path, num_labels=labels, dtype=dtype, use_safetensors=True, **options
-        )
-    model, loading = loaded
+    model, loading = read_model(AutoModelForSequenceClassification, source, dtype, whole=HEAD_NAMES, num_labels=labels)
     missing = [key for key in loading["missing_keys"] if key.split(".")[0] not in HEAD_NAMES]
     if missing or not isinstance(getattr(model, "score", None), nn.Module):
         raise ValueError(
@@ -91,12 +78,10 @@ def load_trunk(source: ModelSource, *, labels: int) -> PreTrainedModel:
         )
     trunk_only = {key for key in loading["mismatched_keys"] if key[0].split(".")[0] not in HEAD_NAMES}
     require_intact(source.name_or_path, model, {**loading, "mismatched_keys": trunk_only}, heads=())
-    if not source.four_bit:
-        model.to(source.device)
     model.config.pad_token_id = None  # its own pooling, which looks for padding, is never used
     remove_randomness(model)
     keep_unpacked(model)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 @contextmanager

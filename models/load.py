@@ -33,7 +33,7 @@ from models.loading import (
 from models.modes import checkpointed_modules
 from models.policy import CausalPolicy, Network
 from models.reference import AdapterOff, FrozenAdapter, FrozenCopy
-from models.restoring import restore_adapter, restore_model
+from models.restoring import read_adapter_back, read_model_back
 from models.value_head import FILE, ValueHead
 from rlhf_core.reading import reading
 
@@ -178,10 +178,12 @@ def _writer(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdap
     return lm.save_pretrained if isinstance(reference, FrozenCopy) else partial(save_adapter, reference.adapters)
 
 
-def _reader(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdapter) -> Callable[[str], None]:
+def _reader(
+    lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdapter
+) -> Callable[[str], Callable[[], object]]:
     if isinstance(reference, FrozenCopy):
-        return partial(restore_model, lm)
-    return partial(restore_adapter, reference.adapters)
+        return partial(read_model_back, lm)
+    return partial(read_adapter_back, reference.adapters)
 
 
 def _checked(eos_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from models.files import require_safe_files
 from models.forward import response_predictions
-from models.intact import check_settings_files, require_intact
+from models.intact import check_folder, require_intact
 from models.lean import make_lean
 from models.qlora import four_bit_config, keep_unpacked
 from models.rows import Rows
@@ -63,7 +63,7 @@ class ModelSource:
         folder = Path(self.name_or_path)
         if not folder.is_dir():
             _require_hub_name(self.name_or_path, self.revision)
-        check_settings_files(folder)
+        check_folder(folder)
         _require_device(self.device)
 
     @property
@@ -112,28 +112,57 @@ def load_language_model(source: ModelSource) -> PreTrainedModel:
             from them (transformers would draw them at random), or what :func:`models.intact.require_intact` refuses.
         ModuleNotFoundError: 4-bit without bitsandbytes.
     """
-    require_safe_files(source.name_or_path, source.revision)
-    dtype = DTYPES[source.dtype]
-    quantised = {"quantization_config": four_bit_config(dtype), "device_map": {"": source.device}}
-    with reading(source.name_or_path):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.name_or_path,
+    lm = read_language_model(source)
+    remove_randomness(lm)
+    make_lean(lm)
+    keep_unpacked(lm)
+    lm.eval()  # type: ignore[no-untyped-call]
+    return lm
+
+
+def read_language_model(source: ModelSource) -> PreTrainedModel:
+    """The causal language model as it was saved, with its dropout."""
+    lm, loading = read_model(AutoModelForCausalLM, source, DTYPES[source.dtype])
+    require_complete(source.name_or_path, lm, loading)
+    return lm
+
+
+def read_model(
+    factory: Any,
+    source: ModelSource,
+    dtype: torch.dtype,
+    *,
+    products: torch.dtype | None = None,
+    whole: Collection[str] = (),
+    **options: object,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The one road by which the weights of a whole model come in, and transformers' account of it, which is the
+    caller's to judge. In 4-bit, ``products`` is what matrix products are computed in (None: ``dtype``), and ``whole``
+    names modules that are not quantised.
+
+    Raises:
+        ValueError: files that :func:`models.files.require_safe_files` refuses or that cannot be read.
+        ModuleNotFoundError: 4-bit without bitsandbytes.
+    """
+    name = source.name_or_path
+    require_safe_files(name, source.revision)
+    if source.four_bit:
+        quantisation = four_bit_config(products or dtype)
+        quantisation.llm_int8_skip_modules = list(whole) or None
+        options |= {"quantization_config": quantisation, "device_map": {"": source.device}}
+    with reading(name):
+        model, loading = factory.from_pretrained(
+            name,
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **(quantised if source.four_bit else {}),
             **source.code,
+            **options,
         )
-    lm, loading = loaded
-    require_complete(source.name_or_path, lm, loading)
     if not source.four_bit:
-        lm.to(source.device)
-    remove_randomness(lm)
-    make_lean(lm)
-    keep_unpacked(lm)
-    lm.eval()
-    return lm  # type: ignore[no-any-return]
+        model.to(source.device)
+    return model, loading
 
 
 def require_complete(name: str, lm: PreTrainedModel, loading: Mapping[str, Any]) -> None:

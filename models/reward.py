@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast, final, get_args
+from typing import Literal, cast, final, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from models.adapters import WEIGHTS, adapter_folder, base_source, peft_on_new_transformers
+from models.adapter_files import WEIGHTS, require_whole_adapter
+from models.adapters import adapter_folder, base_source, peft_on_new_transformers
 from models.attention import AttentionReader, UnsupportedAttention
 from models.attention_maps import why_no_gradients
 from models.budgets import PassBudgets
@@ -25,14 +26,14 @@ from models.classifier_head import (
     require_own_logits,
     why_not_causal,
 )
-from models.files import require_safe_files
 from models.finetuning import load_trunk
-from models.intact import require_finite_weights, require_intact, some
+from models.intact import require_intact, some
 from models.lean import make_lean
-from models.loading import DType, ModelSource, find_tokenizer, load_tokenizer
+from models.loading import DType, ModelSource, find_tokenizer, load_tokenizer, read_model
 from models.probe import ClassifierProbe, Judge, no_null_token, null_token, read_states
 from models.prompts import listed, prompt_problems
-from models.qlora import four_bit_config, keep_unpacked
+from models.qlora import keep_unpacked
+from models.reference import TRAINED
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, HiddenTap, Layout
@@ -325,23 +326,17 @@ def load_reward_model(
             source = replace(given, dtype=cast(DType, dtype), four_bit=four_bit)
             model, tokenizer = _with_adapter(adapter, source)
         else:
-            model, tokenizer = _whole(given, getattr(torch, dtype), four_bit=four_bit), find_tokenizer([given])
+            model = _whole(replace(given, four_bit=four_bit), getattr(torch, dtype))
+            tokenizer = find_tokenizer([given])
         make_lean(model)
         return ClassifierReward(model, tokenizer, score=score, micro_batch_tokens=micro_batch_tokens)
 
 
-def _whole(source: ModelSource, dtype: torch.dtype, *, four_bit: bool) -> PreTrainedModel:
+def _whole(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """A classifier that was saved with its head."""
-    require_safe_files(source.name_or_path, source.revision)
-    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **source.code}
-    if four_bit:
-        quantization = four_bit_config(torch.bfloat16)
-        quantization.llm_int8_skip_modules = list(HEAD_NAMES)
-        options.update(quantization_config=quantization, device_map={"": source.device})
-    loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-        source.name_or_path, dtype=dtype, use_safetensors=True, **options
+    model, info = read_model(
+        AutoModelForSequenceClassification, source, dtype, whole=HEAD_NAMES, products=torch.bfloat16
     )
-    model, info = loaded
     require_intact(source.name_or_path, model, info, heads=HEAD_NAMES)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -349,11 +344,8 @@ def _whole(source: ModelSource, dtype: torch.dtype, *, four_bit: bool) -> PreTra
             f"{source.name_or_path}: {type(model).__name__} has no weights for {some(missing)} there and would score "
             "with random ones. Point to a folder saved from a trained sequence classifier"
         )
-    if four_bit:
-        keep_unpacked(model)
-    else:
-        model.to(source.device)
-    return model  # type: ignore[no-any-return]
+    keep_unpacked(model)
+    return model
 
 
 def _with_adapter(adapter: str, source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -364,8 +356,8 @@ def _with_adapter(adapter: str, source: ModelSource) -> tuple[PreTrainedModel, P
     base = base_source(adapter, source)
     model = load_trunk(base, labels=labels)
     with peft_on_new_transformers():
-        PeftModel.from_pretrained(model, adapter, torch_device=str(model.device))  # in place, in eval mode
-    require_finite_weights(source.name_or_path, model)
+        adapters = PeftModel.from_pretrained(model, adapter, torch_device=str(model.device))  # in place, in eval mode
+    require_whole_adapter(adapter, adapters, name=TRAINED)
     return model, load_tokenizer([source, base])
 
 
