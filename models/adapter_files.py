@@ -25,7 +25,9 @@ def require_whole_adapter(folder: str, adapters: Any, *, name: str) -> None:
     if whole:
         raise ValueError(f"{file}: {some(whole)} holds whole numbers, where a weight is expected")
     require_finite(str(file), weights)
-    account: Any = set_peft_model_state_dict(adapters, weights, adapter_name=name)  # once more, for PEFT's account of it
+    account: Any = set_peft_model_state_dict(
+        adapters, weights, adapter_name=name
+    )  # once more, for PEFT's account of it
     own = re.compile(rf"(lora_\w+|modules_to_save|trainable_tokens\w*)\.{re.escape(name)}(\.|$)")
     missing = sorted(key for key in account.missing_keys if own.search(key))
     if missing:

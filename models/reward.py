@@ -135,6 +135,8 @@ class ClassifierReward:
         return f"a classifier answers AttentionTap, HiddenTap and Experiment requests, not {type(request).__name__}"
 
     def _why_no_attention(self, request: EvidenceRequest) -> str:
+        if self.head.reads == "several":
+            return f"{self.name} reads its score at several tokens, so no row of attention is the one it is read from"
         return self._attention if isinstance(self._attention, str) else self._attention.why_not(request)
 
     def _why_unable(self, ability: str, request: Experiment) -> str:
