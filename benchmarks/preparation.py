@@ -71,6 +71,8 @@ def from_base(name: str, *, context: int) -> tuple[PreTrainedModel, PreTrainedTo
     """
     tokenizer = base_tokenizer(name)
     model = read_language_model(ModelSource(name_or_path=name))
+    if getattr(model, "is_quantized", False):
+        raise ValueError(f"{name} holds 4-bit weights, which cannot be trained whole; prepare an adapter on it")
     require_context(model, name, context)
     return model, tokenizer
 

@@ -64,6 +64,14 @@ def adapter_folder(source: ModelSource) -> str | None:
     return str(Path(weights).parent)
 
 
+def adapter_task(folder: str) -> str | None:
+    """What an adapter was made for, where its settings say so."""
+    from peft import PeftConfig
+
+    task: str | None = PeftConfig.from_pretrained(folder).task_type
+    return task
+
+
 def base_source(adapter: str, source: ModelSource) -> ModelSource:
     """The model under an adapter.
 

@@ -137,7 +137,8 @@ def why_not_causal(model: PreTrainedModel, head: Head) -> str:
     Found out by exchanging the last of nine tokens: the states before it must not move.
     """
     if head.reads != "last":
-        return "its score is not read at the last token, the only one that sees no more than a beginning"
+        where = "the first token, which sees" if head.reads == "first" else "several tokens, which see"
+        return f"it reads its score at {where} the whole text"
     size = model.config.get_text_config().vocab_size
     ids = torch.arange(9, device=model.device).repeat(2, 1) % size
     ids[1, -1] = (ids[0, -1] + 1) % size

@@ -8,8 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from models.adapter_files import require_whole_adapter
-from models.adapters import adapter_folder, base_source, peft_on_new_transformers
+from models.adapters import adapter_folder, adapter_task, base_source, peft_on_new_transformers
 from models.finetuning import load_trunk
+from models.kinds import require_adapter_kind
 from models.lean import make_lean
 from models.loading import DType, ModelSource, load_tokenizer, same_place
 from models.reward import ClassifierReward, ScoreKind, head_labels
@@ -202,6 +203,7 @@ def _adapter(source: ModelSource) -> str:
         raise ValueError(
             f"{source.name_or_path} is no adapter; load whole reward models one by one, for RewardEnsemble"
         )
+    require_adapter_kind(source.name_or_path, "classifier", adapter_task(folder))
     return folder
 
 

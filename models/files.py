@@ -32,7 +32,7 @@ def require_safe_files(name: str, revision: str | None) -> None:
         ValueError: weights that are not safetensors, an index that leaves the folder, a file that is no JSON object,
             or a config that asks for compute kernels from elsewhere.
     """
-    config = _read(name, "config.json", revision)
+    config = read_settings(name, "config.json", revision)
     foreign = [f"{key}={value!r}" for key, value in _kernels(config) if value not in KNOWN_KERNELS]
     if foreign:
         raise ValueError(
@@ -41,7 +41,7 @@ def require_safe_files(name: str, revision: str | None) -> None:
         )
     named = config.get("transformers_weights")
     indices = [file for file in {INDEX, str(named)} if file.endswith(".index.json")]
-    sharded = {file: index for file in indices if (index := _read(name, file, revision))}
+    sharded = {file: index for file in indices if (index := read_settings(name, file, revision))}
     for file, index in sharded.items():  # whichever of them transformers may come to read
         _require_names(name, file, index.get("weight_map"))
     for file in (WEIGHTS, INDEX) if named is None else (str(named),):
@@ -57,8 +57,8 @@ def _stored(name: str, file: str, revision: str | None) -> str | None:
     return path
 
 
-def _read(name: str, file: str, revision: str | None) -> dict[str, Any]:
-    """A JSON object; empty where the file is missing."""
+def read_settings(name: str, file: str, revision: str | None) -> dict[str, Any]:
+    """The JSON object in a file of a folder or hub repository; empty where the file is missing."""
     path = _stored(name, file, revision)
     if path is None:
         return {}

@@ -68,8 +68,8 @@ def load_trunk(source: ModelSource, *, labels: int) -> PreTrainedModel:
             trunk that are missing or that :func:`models.intact.require_intact` refuses, or an architecture without
             ``score`` head on the last token.
     """
-    dtype = DTYPES[source.dtype]
-    model, loading = read_model(AutoModelForSequenceClassification, source, dtype, whole=HEAD_NAMES, num_labels=labels)
+    factory, dtype = AutoModelForSequenceClassification, DTYPES[source.dtype]
+    model, loading = read_model(factory, source, dtype, wanted="trunk", whole=HEAD_NAMES, num_labels=labels)
     missing = [key for key in loading["missing_keys"] if key.split(".")[0] not in HEAD_NAMES]
     if missing or not isinstance(getattr(model, "score", None), nn.Module):
         raise ValueError(

@@ -12,12 +12,14 @@ from transformers import PreTrainedModel
 from models.adapters import (
     LoraSettings,
     adapter_folder,
+    adapter_task,
     add_fresh_adapter,
     add_trained_adapter,
     base_source,
     save_adapter,
 )
 from models.auxiliary import auxiliary_sources, load_auxiliaries
+from models.kinds import require_adapter_kind
 from models.lean import share_tied_gradient
 from models.loading import (
     DTYPES,
@@ -37,6 +39,7 @@ from models.restoring import read_adapter_back, read_model_back
 from models.value_head import FILE, ValueHead
 from rlhf_core.reading import reading
 
+WITH_LORA = "give lora=LoraSettings()"
 NO_AUXILIARIES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -122,8 +125,12 @@ def _network(
 ) -> Network:
     adapter = adapter_folder(source)
     _require_trainable(source, lora, adapter)
+    if adapter is not None:
+        require_adapter_kind(source.name_or_path, "language model", adapter_task(adapter))
     base = source if adapter is None else base_source(adapter, source)
     lm = load_language_model(base)
+    if adapter is None and lora is None and getattr(lm, "is_quantized", False):
+        raise ValueError(f"{source.name_or_path} holds 4-bit weights, which cannot be trained; {WITH_LORA}")
     tokenizer = load_tokenizer([source] if adapter is None else [source, base])
     reference: FrozenCopy | AdapterOff | FrozenAdapter
     if adapter is not None:
@@ -166,7 +173,7 @@ def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: 
     if adapter is not None or lora is not None:
         return
     if source.four_bit:
-        raise ValueError(f"{name}: 4-bit weights cannot be trained; give lora=LoraSettings()")
+        raise ValueError(f"{name}: 4-bit weights cannot be trained; {WITH_LORA}")
     if source.dtype != "float32":
         raise ValueError(
             f"{name}: full fine-tuning in {source.dtype} loses every update below 1/256 of a weight; "

@@ -11,13 +11,14 @@ import torch
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from models.files import require_safe_files
+from models.files import read_settings, require_safe_files
 from models.forward import response_predictions
 from models.intact import check_folder, require_intact
+from models.kinds import Wanted, require_kind
 from models.lean import make_lean
-from models.qlora import four_bit_config, keep_unpacked
+from models.qlora import four_bit_config, keep_unpacked, stored_quantisation
 from models.rows import Rows
 from models.sampling import CachedDecoder, left_padded
 from rlhf_core.reading import reading
@@ -25,6 +26,7 @@ from rlhf_core.reading import reading
 DType = Literal["float32", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RANDOMNESS = re.compile("drop|jitter")
+TOKENIZER_FILE = re.compile(r"tokenizer\.|vocab|tekken|spiece|bpe|sentencepiece|.*\.(model|tiktoken|spm)$")
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -122,7 +124,7 @@ def load_language_model(source: ModelSource) -> PreTrainedModel:
 
 def read_language_model(source: ModelSource) -> PreTrainedModel:
     """The causal language model as it was saved, with its dropout."""
-    lm, loading = read_model(AutoModelForCausalLM, source, DTYPES[source.dtype])
+    lm, loading = read_model(AutoModelForCausalLM, source, DTYPES[source.dtype], wanted="language model")
     require_complete(source.name_or_path, lm, loading)
     return lm
 
@@ -132,6 +134,7 @@ def read_model(
     source: ModelSource,
     dtype: torch.dtype,
     *,
+    wanted: Wanted,
     products: torch.dtype | None = None,
     whole: Collection[str] = (),
     **options: object,
@@ -141,15 +144,27 @@ def read_model(
     names modules that are not quantised.
 
     Raises:
-        ValueError: files that :func:`models.files.require_safe_files` refuses or that cannot be read.
+        ValueError: another kind of model than is ``wanted``, files that :func:`models.files.require_safe_files`
+            refuses or that cannot be read, or weights quantised in a way that nothing here computes with.
         ModuleNotFoundError: 4-bit without bitsandbytes.
     """
     name = source.name_or_path
+    config = read_settings(name, "config.json", source.revision)
+    require_kind(name, wanted, config)
     require_safe_files(name, source.revision)
-    if source.four_bit:
+    stored = stored_quantisation(name, config)
+    if stored is not None:
+        with reading(name):
+            own: Any = AutoConfig.from_pretrained(name, **source.code, **options)
+        own.quantization_config = {**stored, "bnb_4bit_compute_dtype": str(products or dtype).removeprefix("torch.")}
+        options = {"config": own}
+    elif source.four_bit:
         quantisation = four_bit_config(products or dtype)
         quantisation.llm_int8_skip_modules = list(whole) or None
-        options |= {"quantization_config": quantisation, "device_map": {"": source.device}}
+        options |= {"quantization_config": quantisation}
+    quantised = source.four_bit or stored is not None
+    if quantised:
+        options |= {"device_map": {"": source.device}}
     with reading(name):
         model, loading = factory.from_pretrained(
             name,
@@ -160,8 +175,11 @@ def read_model(
             **source.code,
             **options,
         )
-    if not source.four_bit:
+    if not quantised:
         model.to(source.device)
+    elif stored is not None:
+        for weight in model.parameters():  # those that are not packed keep the dtype they were stored in
+            weight.data = weight.data.to(dtype) if weight.is_floating_point() else weight.data
     return model, loading
 
 
@@ -199,6 +217,10 @@ def find_tokenizer(sources: Sequence[ModelSource]) -> PreTrainedTokenizerBase:
     """
     reasons = []
     for source in sources:
+        folder = Path(source.name_or_path)
+        if folder.is_dir() and not any(TOKENIZER_FILE.match(file.name) for file in folder.iterdir()):
+            reasons.append(f"{folder} has no tokenizer files; save the tokenizer of its model there (save_pretrained)")
+            continue
         try:
             with reading(source.name_or_path):
                 tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name_or_path, **source.code)

@@ -27,7 +27,8 @@ def read_model_back(lm: PreTrainedModel, folder: str) -> Callable[[], None]:
     """
     config = copy.deepcopy(lm.config)
     config.transformers_weights = None  # where the model came from may have named its file so; what was saved does not
-    saved, loading = read_model(type(lm), ModelSource(name_or_path=folder), lm.dtype, config=config)
+    source = ModelSource(name_or_path=folder)
+    saved, loading = read_model(type(lm), source, lm.dtype, wanted="language model", config=config)
     require_complete(folder, saved, loading)
     found, wanted = (dict(model.named_parameters()) for model in (saved, lm))
     require_same_tensors(folder, found, wanted)

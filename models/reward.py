@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from models.adapter_files import WEIGHTS, require_whole_adapter
-from models.adapters import adapter_folder, base_source, peft_on_new_transformers
+from models.adapters import adapter_folder, adapter_task, base_source, peft_on_new_transformers
 from models.attention import AttentionReader, UnsupportedAttention
 from models.attention_maps import why_no_gradients
 from models.budgets import PassBudgets
@@ -28,6 +28,7 @@ from models.classifier_head import (
 )
 from models.finetuning import load_trunk
 from models.intact import require_intact, some
+from models.kinds import require_adapter_kind
 from models.lean import make_lean
 from models.loading import DType, ModelSource, find_tokenizer, load_tokenizer, read_model
 from models.probe import ClassifierProbe, Judge, no_null_token, null_token, read_states
@@ -336,9 +337,8 @@ def load_reward_model(
 
 def _whole(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """A classifier that was saved with its head."""
-    model, info = read_model(
-        AutoModelForSequenceClassification, source, dtype, whole=HEAD_NAMES, products=torch.bfloat16
-    )
+    factory, products = AutoModelForSequenceClassification, torch.bfloat16
+    model, info = read_model(factory, source, dtype, wanted="classifier", whole=HEAD_NAMES, products=products)
     require_intact(source.name_or_path, model, info, heads=HEAD_NAMES)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -354,6 +354,7 @@ def _with_adapter(adapter: str, source: ModelSource) -> tuple[PreTrainedModel, P
     """A trunk under a LoRA adapter that brings its own head (see :mod:`models.finetuning`)."""
     from peft import PeftModel
 
+    require_adapter_kind(source.name_or_path, "classifier", adapter_task(adapter))
     labels = head_labels(adapter, source.name_or_path)
     base = base_source(adapter, source)
     model = load_trunk(base, labels=labels)

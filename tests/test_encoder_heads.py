@@ -86,11 +86,10 @@ def classifier(family: str, settings: dict) -> str:
 def test_a_head_that_wants_more_than_hidden_states_is_refused_by_name():
     said = classifier("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64})
     assert said.startswith("XLNetForSequenceClassification: cannot find its classification head (AttributeError: ")
-    sides = {
-        f"{side}_{size}": 2 for side in ("encoder", "decoder") for size in ("layers", "attention_heads", "ffn_dim")
-    }
+    sizes = ("layers", "attention_heads", "ffn_dim")
+    sides = {f"{side}_{size}": 2 for side in ("encoder", "decoder") for size in sizes}
     said = classifier("bart", {"d_model": 32, **sides})
-    assert said.startswith("BartForSequenceClassification: cannot find its classification head (ValueError: All examp")
+    assert said.startswith("BartForSequenceClassification: cannot find its classification head (ValueError: ")
 
 
 @pytest.mark.parametrize("family", ["mobilebert", "convbert"])
