@@ -54,8 +54,8 @@ def stored_quantisation(name: str, config: Mapping[str, Any]) -> Mapping[str, An
         )
     if stored.get("bnb_4bit_quant_storage", "uint8") != "uint8":
         raise ValueError(
-            f"{name} holds 4-bit weights packed as {stored['bnb_4bit_quant_storage']}, which look like weights; save it "
-            "again with bnb_4bit_quant_storage='uint8'"
+            f"{name} holds 4-bit weights packed as {stored['bnb_4bit_quant_storage']}, which look like weights; save "
+            "it again with bnb_4bit_quant_storage='uint8'"
         )
     _require_bitsandbytes(f"{name}, which is stored in 4-bit,")
     return stored

@@ -86,6 +86,11 @@ class ClassifierReward:
                 f"{self.name} has {labels} label(s); score={score!r} needs {LABELS.get(score, 'another name')}. "
                 + (f"Use score={fitting!r}" if fitting else f"A reward is one of {', '.join(LABELS)}")
             )
+        if labels > 1 and model.config.problem_type in ("regression", "multi_label_classification"):
+            raise ValueError(
+                f"{self.name} was trained for {model.config.problem_type}: its {labels} labels are separate answers, "
+                "whose difference is no score; train a head of one label, or of two that exclude each other"
+            )
         if micro_batch_tokens < 1:
             raise ValueError(f"micro_batch_tokens must be at least 1, got {micro_batch_tokens}")
         self.kind = score
