@@ -86,7 +86,7 @@ class ClassifierReward:
                 f"{self.name} has {labels} label(s); score={score!r} needs {LABELS.get(score, 'another name')}. "
                 + (f"Use score={fitting!r}" if fitting else f"A reward is one of {', '.join(LABELS)}")
             )
-        if labels > 1 and model.config.problem_type in ("regression", "multi_label_classification"):
+        if labels != 1 and model.config.problem_type in ("regression", "multi_label_classification"):
             raise ValueError(
                 f"{self.name} was trained for {model.config.problem_type}: its {labels} labels are separate answers, "
                 "whose difference is no score; train a head of one label, or of two that exclude each other"
