@@ -125,7 +125,7 @@ def state_of(made: PPOTrainer):
 
 
 @pytest.mark.parametrize("name", ALTERED)
-def test_an_altered_checkpoint_is_refused_and_nothing_has_changed(runs, tmp_path, name):
+def test_an_altered_checkpoint_changes_nothing(runs, tmp_path, name):
     kind, damage, said = ALTERED[name]
     folder = tmp_path / "run" / "checkpoint-1"
     shutil.copytree(runs / kind / "checkpoint-1", folder)
