@@ -31,7 +31,7 @@ from models.modes import checkpointed_modules
 from models.policy import CausalPolicy, Network
 from models.qlora import four_bit_config, keep_unpacked
 from models.reference import FrozenCopy
-from models.restoring import restore_model
+from models.restoring import read_model_back
 from models.reward import ClassifierReward, ScoreKind, load_reward_model
 from models.tiny import EOS_ID, tiny_tokenizer
 from models.value_head import ValueHead
@@ -285,7 +285,7 @@ def random_models(
         value_head=ValueHead(policy.hidden_size).to(device),
         reference=reference,
         write=lm.save_pretrained,
-        read=partial(restore_model, lm),
+        read=partial(read_model_back, lm),
         tokenizer=tokenizer,
         eos_ids=(EOS_ID,),
         compute_dtype=dtype,

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,10 +19,8 @@ from transformers import (
 
 from benchmarks.atomic import temporary_sibling
 from benchmarks.cli import RECORD, is_free, require_made_by, run_record, write_json
-from models.files import require_safe_files
-from models.loading import ModelSource, context_length, load_tokenizer, require_complete
+from models.loading import ModelSource, context_length, load_tokenizer, read_language_model
 from models.training import new_language_model
-from rlhf_core.reading import reading
 
 MADE_BY = "benchmarks.prepare"
 VOCABULARY = 2048
@@ -73,18 +70,9 @@ def from_base(name: str, *, context: int) -> tuple[PreTrainedModel, PreTrainedTo
         ValueError: it reads fewer than ``context`` tokens, its tokenizer has no EOS, or its files are not safe to read.
     """
     tokenizer = base_tokenizer(name)
-    require_safe_files(name, None)
-    with reading(name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    model, loading = loaded
-    require_complete(name, model, loading)
+    model = read_language_model(ModelSource(name_or_path=name))
+    if getattr(model, "is_quantized", False):
+        raise ValueError(f"{name} holds 4-bit weights, which cannot be trained whole; prepare an adapter on it")
     require_context(model, name, context)
     return model, tokenizer
 

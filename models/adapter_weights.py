@@ -20,6 +20,7 @@ from models.intact import require_finite_weights, some
 from models.lean import make_lean
 from models.loading import remove_randomness, vocabulary
 from models.reference import TRAINED
+from rlhf_core.tensors import read_tensors, require_finite
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BESIDE = "base_model.json"
@@ -42,6 +43,7 @@ def put_on(model: PreTrainedModel, folder: str, *, trained: bool, name: str = TR
     """
     from peft import PeftModel
 
+    _require_fractions(Path(folder, WEIGHTS))
     settings: dict[str, Any] = {"is_trainable": trained, "torch_device": str(model.device)}
     with peft_on_new_transformers():
         if beside is None:
@@ -194,6 +196,15 @@ def peft_on_new_transformers() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
+
+
+def _require_fractions(file: Path) -> None:
+    """What the file holds, seen before PEFT casts it: fractions, all finite."""
+    weights = read_tensors(file)
+    whole = sorted(key for key, tensor in weights.items() if not tensor.is_floating_point())
+    if whole:
+        raise ValueError(f"{file}: {some(whole)} holds whole numbers, where a weight is expected")
+    require_finite(str(file), weights)
 
 
 def _too_narrow(dtype: torch.dtype) -> bool:

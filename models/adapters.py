@@ -81,6 +81,14 @@ def adapter_folder(source: ModelSource) -> str | None:
     return str(Path(weights).parent)
 
 
+def adapter_task(folder: str) -> str | None:
+    """What an adapter was made for, where its settings say so."""
+    from peft import PeftConfig
+
+    task: str | None = PeftConfig.from_pretrained(folder).task_type
+    return task
+
+
 def base_source(adapter: str, source: ModelSource) -> ModelSource:
     """The model under an adapter.
 
@@ -188,7 +196,7 @@ def fresh_adapter_config(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=0.0,
-        target_modules=list(targets) if isinstance(targets, tuple | list) else targets,
+        target_modules=targets if isinstance(targets, str) else list(targets),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         revision=revision,
     )

@@ -15,6 +15,7 @@ from models.attention_taps import (
     attached,
     switched,
 )
+from models.classifier_head import without_cache
 
 TOLERANCE = 1e-4
 ROUNDING_TOLERANCE = 1e-1
@@ -38,7 +39,11 @@ def run_backbone(
 ) -> tuple[Float[Tensor, "batch position hidden"], tuple[Tensor, ...]]:
     """Last hidden states, and the attention maps where ``options`` ask for them."""
     output = model.base_model(
-        input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=False, return_dict=True, **options
+        input_ids=input_ids,
+        attention_mask=attention_mask.long(),
+        return_dict=True,
+        **without_cache(model),
+        **options,
     )
     return output.last_hidden_state, getattr(output, "attentions", None) or ()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from models.attention_taps import UnsupportedAttention, switched
+from models.classifier_head import without_cache
 
 Maps = tuple[Float[Tensor, "batch head query key"], ...]
 Scores = Callable[[Float[Tensor, "batch position hidden"]], Float[Tensor, " batch"]]
@@ -71,7 +72,11 @@ def why_no_gradients(model: PreTrainedModel, score: Scores) -> str:
 def _run(model: PreTrainedModel, real: Bool[Tensor, "batch position"], **inputs: Tensor) -> tuple[Tensor, Maps]:
     with switched(model, "eager"):
         output = model.base_model(
-            **inputs, attention_mask=real.long(), use_cache=False, return_dict=True, output_attentions=True
+            **inputs,
+            attention_mask=real.long(),
+            return_dict=True,
+            output_attentions=True,
+            **without_cache(model),
         )
     maps = tuple(getattr(output, "attentions", None) or ())
     if not maps:

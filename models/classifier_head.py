@@ -1,33 +1,40 @@
 """Reading a sequence classifier at an explicit position, with its own head.
 
-transformers pools by looking for the pad id, ignores the attention mask, and reads the token before EOS where pad and
-EOS share an id. Here the backbone runs, one hidden state a row is picked by index, and the head is applied to it.
+Of a decoder, transformers pools by looking for the pad id, ignores the attention mask, and reads the token before EOS
+where pad and EOS share an id. Here the backbone runs, one hidden state a row is picked by index, and the head is
+applied to it. An encoder's own forward pass does its pooling, on hidden states that are there already.
 """
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from models.switches import beside_switches, within_reach
 
-HEAD_NAMES = ("score", "classifier", "pooler")
+HEAD_NAMES = ("score", "classifier", "pooler", "pre_classifier", "head", "sequence_summary")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Head:
-    """A classification head: the token it reads (decoders the last, EOS included; encoders the first, [CLS]), and the
-    logits it makes of that token's last hidden state."""
+    """A classification head: the tokens it reads (decoders the last, EOS included; encoders the first, [CLS], or
+    several), and the logits it makes of a row's last hidden states."""
 
-    reads: Literal["last", "first"]
-    apply: Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch label"]]
+    reads: Literal["last", "first", "several"]
+    logits: Callable[
+        [Float[Tensor, "batch position hidden"], Bool[Tensor, "batch position"]], Float[Tensor, "batch label"]
+    ]
 
     def positions(self, attention_mask: Bool[Tensor, "batch position"]) -> Int[Tensor, " batch"]:
-        """Column each right-padded row is read at."""
+        """Column each right-padded row is read at; the first, where it is read at several."""
         last = attention_mask.sum(1) - 1
         return last if self.reads == "last" else torch.zeros_like(last)
 
@@ -38,20 +45,65 @@ def find_head(model: PreTrainedModel) -> Head:
     Raises:
         ValueError: none of the known forms; the message names the class and what is supported.
     """
-    score, classifier = getattr(model, "score", None), getattr(model, "classifier", None)
-    pooler = getattr(model.base_model, "pooler", None)
+    score = getattr(model, "score", None)
     if isinstance(score, nn.Module):
-        return Head(reads="last", apply=score)
-    # ALBERT's pooler is a bare layer whose activation stands elsewhere
-    if isinstance(classifier, nn.Linear) and isinstance(pooler, nn.Module) and not isinstance(pooler, nn.Linear):
-        return Head(reads="first", apply=lambda hidden: classifier(pooler(hidden[:, None])))
-    if isinstance(classifier, nn.Module) and not isinstance(classifier, nn.Linear):
-        return Head(reads="first", apply=lambda hidden: classifier(hidden[:, None]))
-    raise ValueError(
-        f"{type(model).__name__}: cannot find its classification head. Supported: a `score` layer on the last token "
-        "(GPT-2, Llama and most decoders), a `pooler` and `classifier` (BERT) or a `classifier` module (RoBERTa) on "
-        "the first"
-    )
+        return Head(reads="last", logits=partial(_at_the_last, score))
+    try:
+        reads = _what_it_reads(model)
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__}: cannot find its classification head ({type(error).__name__}: {error}). "
+            "Supported: a `score` layer on the last token (GPT-2, Llama and most decoders), and encoders that make "
+            "their logits of nothing but last hidden states and mask"
+        ) from error
+    return Head(reads=reads, logits=partial(_own_logits, model))
+
+
+def _at_the_last(
+    score: nn.Module, hidden: Float[Tensor, "batch position hidden"], attention_mask: Bool[Tensor, "batch position"]
+) -> Float[Tensor, "batch label"]:
+    rows = torch.arange(len(hidden), device=hidden.device)
+    logits: Tensor = score(hidden[rows, attention_mask.sum(1) - 1])
+    return logits
+
+
+def _own_logits(
+    model: PreTrainedModel,
+    hidden: Float[Tensor, "batch position hidden"],
+    attention_mask: Bool[Tensor, "batch position"],
+) -> Float[Tensor, "batch label"]:
+    """What the model's own forward pass makes of hidden states, with its trunk giving these."""
+    mask = attention_mask.long()
+    with _trunk_gives(model.base_model, hidden):
+        logits: Tensor = model(input_ids=torch.zeros_like(mask), attention_mask=mask, return_dict=True).logits
+    return logits
+
+
+@contextmanager
+def _trunk_gives(trunk: Any, hidden: Float[Tensor, "batch position hidden"]) -> Iterator[None]:
+    pooler = getattr(trunk, "pooler", None)
+    if isinstance(pooler, nn.Linear):  # ALBERT's and BigBird's activation stands beside it
+        activation: Any = getattr(trunk, "pooler_activation", getattr(trunk, "activation", None))
+        pooled = activation(pooler(hidden[:, 0]))
+    else:
+        pooled = None if pooler is None else pooler(hidden)
+    trunk.forward = lambda *_, **__: BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+    try:
+        yield
+    finally:
+        del trunk.forward
+
+
+def _what_it_reads(model: PreTrainedModel) -> Literal["first", "several"]:
+    """Found out by the slope of the logits along hidden states: it is 0 where they are not read."""
+    ids = _differing_ids(model)[:, :5]
+    real = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        hidden = last_hidden(model, real, input_ids=ids)
+    with torch.enable_grad():
+        logits = _own_logits(model, hidden.requires_grad_(), real)
+        (slope,) = torch.autograd.grad(logits.square().sum(), hidden)
+    return "several" if bool(slope[0, 1:].any()) else "first"
 
 
 def last_hidden(
@@ -59,17 +111,15 @@ def last_hidden(
 ) -> Float[Tensor, "batch position hidden"]:
     """Last hidden states of right-padded rows, given as ``input_ids`` or ``inputs_embeds``, with gradient where
     enabled; what stands on padding has no meaning."""
-    output = model.base_model(**inputs, attention_mask=attention_mask.long(), use_cache=False, return_dict=True)
+    mask = attention_mask.long()
+    output = model.base_model(**inputs, **without_cache(model), attention_mask=mask, return_dict=True)
     hidden: Tensor = output.last_hidden_state
     return hidden
 
 
-def pooled_logits(
-    head: Head, hidden: Float[Tensor, "batch position hidden"], attention_mask: Bool[Tensor, "batch position"]
-) -> Float[Tensor, "batch label"]:
-    """The head at the position it reads."""
-    rows = torch.arange(len(hidden), device=hidden.device)
-    return head.apply(hidden[rows, head.positions(attention_mask)])
+def without_cache(model: PreTrainedModel) -> dict[str, bool]:
+    """The argument that keeps a trunk from making a cache; most encoders know none."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.base_model.forward).parameters else {}
 
 
 def read_logits(
@@ -79,7 +129,7 @@ def read_logits(
     attention_mask: Bool[Tensor, "batch position"],
 ) -> Float[Tensor, "batch label"]:
     """Logits of right-padded rows, with gradient where enabled."""
-    return pooled_logits(head, last_hidden(model, attention_mask, input_ids=input_ids), attention_mask)
+    return head.logits(last_hidden(model, attention_mask, input_ids=input_ids), attention_mask)
 
 
 @torch.no_grad()
@@ -89,7 +139,8 @@ def why_not_causal(model: PreTrainedModel, head: Head) -> str:
     Found out by exchanging the last of nine tokens: the states before it must not move.
     """
     if head.reads != "last":
-        return "it reads its score at the first token, which sees the whole text"
+        where = "the first token, which sees" if head.reads == "first" else "several tokens, which see"
+        return f"it reads its score at {where} the whole text"
     size = model.config.get_text_config().vocab_size
     ids = torch.arange(9, device=model.device).repeat(2, 1) % size
     ids[1, -1] = (ids[0, -1] + 1) % size
@@ -103,26 +154,27 @@ def why_not_causal(model: PreTrainedModel, head: Head) -> str:
 
 @torch.no_grad()
 def require_own_logits(model: PreTrainedModel, head: Head, tolerance: float) -> None:
-    """On one row without padding, where its pooling is right, transformers must give the same logits.
+    """On rows without padding, where its pooling is right, transformers must give the logits that are read of these
+    rows side by side.
 
     Raises:
         ValueError: it does not, so the head is applied wrongly; by how much (relative to the largest logit).
     """
-    # ids that differ, none of them one that the model may take for padding
-    text = model.config.get_text_config()
-    tokens = [token for token in range(min(8, text.vocab_size)) if token != text.pad_token_id]
-    ids = torch.tensor([tokens], device=model.device)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    ours = read_logits(model, head, ids, mask).float()
-    theirs = model(input_ids=ids, attention_mask=mask.long()).logits.float()
+    ids = _differing_ids(model)
+    lengths = (ids.shape[1], max(ids.shape[1] // 2, 1))
+    alone = [ids[:, :length] for length in lengths]
+    mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
+    ours = read_logits(model, head, torch.where(mask, ids, 0), mask).float()
+    whole = [model(input_ids=row, attention_mask=torch.ones_like(row)).logits.float() for row in alone]
+    theirs = torch.cat(whole)
     same_shape = ours.shape == theirs.shape
     difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)) if same_shape else float("inf")
     if not difference <= tolerance:
         raise ValueError(
-            f"{type(model).__name__}: its head, applied to the {head.reads} token's hidden state, differs from its own "
-            f"forward pass by {difference:.1e} of the largest logit; it is not supported as a reward model"
+            f"{type(model).__name__}: its head, applied to hidden states of padded rows, differs from its own forward "
+            f"pass by {difference:.1e} of the largest logit; it is not supported as a reward model"
         )
-    require_same_alone(model, head, tokens, tolerance)
+    require_same_alone(model, head, ids[0].tolist(), tolerance)
 
 
 def require_same_alone(model: PreTrainedModel, head: Head, tokens: Sequence[int], tolerance: float) -> None:
@@ -152,6 +204,13 @@ def _compare_alone(
             f"alone, by {difference:.1e} of the largest logit: its numbers depend on batch mates (a rotary position "
             "embedding, a window or a router that looks at the whole batch); it is not supported as a reward model"
         )
+
+
+def _differing_ids(model: PreTrainedModel) -> Int[Tensor, "1 position"]:
+    """A row of ids that differ, none of them one that the model may take for padding."""
+    text = model.config.get_text_config()
+    tokens = [token for token in range(min(8, text.vocab_size)) if token != text.pad_token_id]
+    return torch.tensor([tokens], device=model.device)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

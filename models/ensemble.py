@@ -8,9 +8,10 @@ import torch
 from transformers import PreTrainedModel
 
 from models.adapter_weights import carries_embeddings, put_on
-from models.adapters import adapter_config, adapter_folder, base_source, only_low_rank
+from models.adapters import adapter_config, adapter_folder, adapter_task, base_source, only_low_rank
 from models.classifier_head import HEAD_NAMES
 from models.finetuning import load_trunk
+from models.kinds import require_adapter_kind
 from models.lean import make_lean
 from models.loading import DType, ModelSource, load_tokenizer, same_place
 from models.reward import ClassifierReward, ScoreKind, head_labels
@@ -203,6 +204,7 @@ def _adapter(source: ModelSource) -> str:
         raise ValueError(
             f"{source.name_or_path} is no adapter; load whole reward models one by one, for RewardEnsemble"
         )
+    require_adapter_kind(source.name_or_path, "classifier", adapter_task(folder))
     return folder
 
 

@@ -3,9 +3,13 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers.utils.hub import cached_file
+
+from rlhf_core.reading import reading
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SAFE_NAME = re.compile(r"\w[\w.-]*\.safetensors")
@@ -28,7 +32,7 @@ def require_safe_files(name: str, revision: str | None) -> None:
         ValueError: weights that are not safetensors, an index that leaves the folder, a file that is no JSON object,
             or a config that asks for compute kernels from elsewhere.
     """
-    config = _read(name, "config.json", revision)
+    config = read_settings(name, "config.json", revision)
     foreign = [f"{key}={value!r}" for key, value in _kernels(config) if value not in KNOWN_KERNELS]
     if foreign:
         raise ValueError(
@@ -36,11 +40,12 @@ def require_safe_files(name: str, revision: str | None) -> None:
             "take these keys out of it"
         )
     named = config.get("transformers_weights")
+    indices = [file for file in {INDEX, str(named)} if file.endswith(".index.json")]
+    sharded = {file: index for file in indices if (index := read_settings(name, file, revision))}
+    for file, index in sharded.items():  # whichever of them transformers may come to read
+        _require_names(name, file, index.get("weight_map"))
     for file in (WEIGHTS, INDEX) if named is None else (str(named),):
-        if file.endswith(".index.json") and (index := _read(name, file, revision)):
-            _require_names(name, file, index.get("weight_map"))
-            return
-        if SAFE_NAME.fullmatch(file) and _stored(name, file, revision):
+        if file in sharded or (SAFE_NAME.fullmatch(file) and _stored(name, file, revision)):
             return
     where = "" if named is None else f" (its config.json names {named!r})"
     raise ValueError(f"{name} holds no safetensors weights{where}; {WAY_OUT}")
@@ -52,8 +57,8 @@ def _stored(name: str, file: str, revision: str | None) -> str | None:
     return path
 
 
-def _read(name: str, file: str, revision: str | None) -> dict[str, Any]:
-    """A JSON object; empty where the file is missing."""
+def read_settings(name: str, file: str, revision: str | None) -> dict[str, Any]:
+    """The JSON object in a file of a folder or hub repository; empty where the file is missing."""
     path = _stored(name, file, revision)
     if path is None:
         return {}
@@ -83,4 +88,28 @@ def _require_names(name: str, file: str, shards: object) -> None:
     if outside:
         raise ValueError(
             f"{file} of {name} names {outside[:3]}, which are no safetensors files of its folder; {WAY_OUT}"
+        )
+    _require_truth(name, file, shards)
+
+
+def _require_truth(name: str, file: str, shards: dict[str, str]) -> None:
+    """Refuse an index that says other than the files of a folder hold: of two tensors of one name the last one read
+    would win. Of a model on the hub, the files are not there yet."""
+    if not Path(name).is_dir():
+        return
+    found: dict[str, str] = {}
+    for shard in sorted(set(shards.values())):
+        if not Path(name, shard).is_file():
+            raise ValueError(f"{file} of {name} names {shard!r}, which is missing; get the whole folder again")
+        with reading(str(Path(name, shard))), safe_open(Path(name, shard), framework="pt") as stored:
+            names = list(stored.keys())
+        twice = sorted(found.keys() & names)
+        if twice:
+            raise ValueError(f"{name} holds {twice[0]!r} twice, in {found[twice[0]]} and in {shard}; save it again")
+        found |= dict.fromkeys(names, shard)
+    wrong = sorted(key for key in shards.keys() | found.keys() if shards.get(key) != found.get(key))
+    if wrong:
+        raise ValueError(
+            f"{file} of {name} says that {wrong[0]!r} is in {shards.get(wrong[0], 'no file')}, but it is in "
+            f"{found.get(wrong[0], 'none')}; save the model again"
         )

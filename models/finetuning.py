@@ -16,13 +16,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from models.adapter_weights import save_adapter
 from models.adapters import LoraSettings, add_fresh_adapter, fresh_adapter_config, put_fresh
 from models.classifier_head import HEAD_NAMES
-from models.files import require_safe_files
 from models.intact import require_intact
-from models.loading import DTYPES, ModelSource, load_language_model, load_tokenizer, remove_randomness
+from models.loading import DTYPES, ModelSource, load_language_model, load_tokenizer, read_model, remove_randomness
 from models.modes import recompute_activations
-from models.qlora import four_bit_config, keep_unpacked
+from models.qlora import keep_unpacked
 from models.rotary import read_rows_alone
-from rlhf_core.reading import reading
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,19 +67,8 @@ def load_trunk(source: ModelSource, *, labels: int) -> PreTrainedModel:
             trunk that are missing or that :func:`models.intact.require_intact` refuses, or an architecture without
             ``score`` head on the last token.
     """
-    require_safe_files(source.name_or_path, source.revision)
-    dtype = DTYPES[source.dtype]
-    options: dict[str, Any] = dict(source.code)
-    if source.four_bit:
-        quantisation = four_bit_config(dtype)
-        quantisation.llm_int8_skip_modules = list(HEAD_NAMES)
-        options |= {"quantization_config": quantisation, "device_map": {"": source.device}}
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with reading(source.name_or_path):
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            source.name_or_path, num_labels=labels, dtype=dtype, use_safetensors=True, **options
-        )
-    model, loading = loaded
+    factory, dtype = AutoModelForSequenceClassification, DTYPES[source.dtype]
+    model, loading = read_model(factory, source, dtype, wanted="trunk", whole=HEAD_NAMES, num_labels=labels)
     missing = [key for key in loading["missing_keys"] if key.split(".")[0] not in HEAD_NAMES]
     if missing or not isinstance(getattr(model, "score", None), nn.Module):
         raise ValueError(
@@ -90,13 +77,11 @@ def load_trunk(source: ModelSource, *, labels: int) -> PreTrainedModel:
         )
     trunk_only = {key for key in loading["mismatched_keys"] if key[0].split(".")[0] not in HEAD_NAMES}
     require_intact(source.name_or_path, model, {**loading, "mismatched_keys": trunk_only}, heads=())
-    if not source.four_bit:
-        model.to(source.device)
     model.config.pad_token_id = None  # its own pooling, which looks for padding, is never used
     remove_randomness(model)
     keep_unpacked(model)
     read_rows_alone(model)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 @contextmanager

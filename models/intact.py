@@ -11,6 +11,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlhf_core.tensors import require_own_file
+
 SETTINGS = (
     *("config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json"),
     *("base_model.json", "tokenizer.json", "tokenizer_config.json"),
@@ -20,12 +22,16 @@ SAVED_MASKS = re.compile(r"att(entio)?n\.(masked_)?bias$")
 LM_HEADS = ("lm_head", "embed_out")
 
 
-def check_settings_files(folder: Path) -> None:
-    """Refuse a folder with a settings file that is no JSON object: transformers ignores some of them in silence.
+def check_folder(folder: Path) -> None:
+    """Refuse a folder with files that are not its own, or a settings file that is no JSON object: transformers follows
+    the first, and ignores some of the second in silence.
 
     Raises:
         ValueError: naming the file.
     """
+    for file in (*folder.glob("*"), *folder.glob("additional_chat_templates/*")):
+        if not file.is_dir():
+            require_own_file(file)
     for file in (folder / name for name in SETTINGS):
         if not file.is_file():
             continue
@@ -81,10 +87,11 @@ def _require_fractions(name: str, model: PreTrainedModel) -> None:
 
 
 def require_finite_weights(name: str, model: nn.Module) -> None:
-    """Raise ValueError naming the first parameter that holds NaN or infinity."""
-    for key, weight in model.named_parameters():
+    """Raise ValueError naming the first parameter, buffer or quantisation constant that holds NaN or infinity."""
+    for key, weight in model.state_dict().items():
         # the smallest and the largest tell: a mask as large as the weights might not fit
-        if weight.is_floating_point() and not bool(torch.stack(torch.aminmax(weight.detach())).isfinite().all()):
+        fractions = weight.is_floating_point() and weight.numel()
+        if fractions and not bool(torch.stack(torch.aminmax(weight)).isfinite().all()):
             raise ValueError(f"{name}: {key} holds values that are not finite; the model is damaged or diverged")
 
 

@@ -13,11 +13,13 @@ from models.adapter_weights import fit_vocabulary, save_adapter
 from models.adapters import (
     LoraSettings,
     adapter_folder,
+    adapter_task,
     add_fresh_adapter,
     add_trained_adapter,
     base_source,
 )
 from models.auxiliary import auxiliary_sources, load_auxiliaries
+from models.kinds import require_adapter_kind
 from models.lean import share_tied_gradient
 from models.loading import (
     DTYPES,
@@ -34,10 +36,11 @@ from models.loading import (
 from models.modes import checkpointed_modules
 from models.policy import CausalPolicy, Network
 from models.reference import AdapterOff, FrozenAdapter, FrozenCopy
-from models.restoring import restore_adapter, restore_model
+from models.restoring import read_adapter_back, read_model_back
 from models.value_head import FILE, ValueHead
 from rlhf_core.reading import reading
 
+WITH_LORA = "give lora=LoraSettings()"
 NO_AUXILIARIES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -123,8 +126,12 @@ def _network(
 ) -> Network:
     adapter = adapter_folder(source)
     _require_trainable(source, lora, adapter)
+    if adapter is not None:
+        require_adapter_kind(source.name_or_path, "language model", adapter_task(adapter))
     base = source if adapter is None else base_source(adapter, source)
     lm = load_language_model(base)
+    if adapter is None and lora is None and getattr(lm, "is_quantized", False):
+        raise ValueError(f"{source.name_or_path} holds 4-bit weights, which cannot be trained; {WITH_LORA}")
     tokenizer = load_tokenizer([source] if adapter is None else [source, base])
     reference: FrozenCopy | AdapterOff | FrozenAdapter
     if adapter is not None:
@@ -168,7 +175,7 @@ def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: 
     if adapter is not None or lora is not None:
         return
     if source.four_bit:
-        raise ValueError(f"{name}: 4-bit weights cannot be trained; give lora=LoraSettings()")
+        raise ValueError(f"{name}: 4-bit weights cannot be trained; {WITH_LORA}")
     if source.dtype != "float32":
         raise ValueError(
             f"{name}: full fine-tuning in {source.dtype} loses every update below 1/256 of a weight; "
@@ -182,10 +189,12 @@ def _writer(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdap
     return partial(save_adapter, reference.adapters, carries=_carries(reference))
 
 
-def _reader(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdapter) -> Callable[[str], None]:
+def _reader(
+    lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdapter
+) -> Callable[[str], Callable[[], object]]:
     if isinstance(reference, FrozenCopy):
-        return partial(restore_model, lm)
-    return partial(restore_adapter, reference.adapters, carries=_carries(reference))
+        return partial(read_model_back, lm)
+    return partial(read_adapter_back, reference.adapters, carries=_carries(reference))
 
 
 def _carries(reference: AdapterOff | FrozenAdapter) -> bool:

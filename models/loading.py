@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +11,14 @@ import torch
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from models.files import require_safe_files
+from models.files import read_settings, require_safe_files
 from models.forward import response_predictions
-from models.intact import check_settings_files, require_intact
+from models.intact import check_folder, require_intact
+from models.kinds import Wanted, require_kind
 from models.lean import make_lean
-from models.qlora import four_bit_config, keep_unpacked
+from models.qlora import four_bit_config, keep_unpacked, stored_quantisation
 from models.rotary import read_rows_alone
 from models.rows import Rows
 from models.sampling import CachedDecoder, left_padded
@@ -27,6 +28,7 @@ from rlhf_core.reading import reading
 DType = Literal["float32", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RANDOMNESS = re.compile("drop|jitter")
+TOKENIZER_FILE = re.compile(r"tokenizer\.|vocab|tekken|spiece|bpe|sentencepiece|.*\.(model|tiktoken|spm)$")
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -65,7 +67,7 @@ class ModelSource:
         folder = Path(self.name_or_path)
         if not folder.is_dir():
             _require_hub_name(self.name_or_path, self.revision)
-        check_settings_files(folder)
+        check_folder(folder)
         _require_device(self.device)
 
     @property
@@ -114,29 +116,74 @@ def load_language_model(source: ModelSource) -> PreTrainedModel:
             from them (transformers would draw them at random), or what :func:`models.intact.require_intact` refuses.
         ModuleNotFoundError: 4-bit without bitsandbytes.
     """
-    require_safe_files(source.name_or_path, source.revision)
-    dtype = DTYPES[source.dtype]
-    quantised = {"quantization_config": four_bit_config(dtype), "device_map": {"": source.device}}
-    with reading(source.name_or_path):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.name_or_path,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **(quantised if source.four_bit else {}),
-            **source.code,
-        )
-    lm, loading = loaded
-    require_complete(source.name_or_path, lm, loading)
-    if not source.four_bit:
-        lm.to(source.device)
+    lm = read_language_model(source)
     remove_randomness(lm)
     make_lean(lm)
     keep_unpacked(lm)
     read_rows_alone(lm)
-    lm.eval()
-    return lm  # type: ignore[no-any-return]
+    lm.eval()  # type: ignore[no-untyped-call]
+    return lm
+
+
+def read_language_model(source: ModelSource) -> PreTrainedModel:
+    """The causal language model as it was saved, with its dropout."""
+    lm, loading = read_model(AutoModelForCausalLM, source, DTYPES[source.dtype], wanted="language model")
+    require_complete(source.name_or_path, lm, loading)
+    return lm
+
+
+def read_model(
+    factory: Any,
+    source: ModelSource,
+    dtype: torch.dtype,
+    *,
+    wanted: Wanted,
+    products: torch.dtype | None = None,
+    whole: Collection[str] = (),
+    **options: object,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The one road by which the weights of a whole model come in, and transformers' account of it, which is the
+    caller's to judge. In 4-bit, ``products`` is what matrix products are computed in (None: ``dtype``), and ``whole``
+    names modules that are not quantised.
+
+    Raises:
+        ValueError: another kind of model than is ``wanted``, files that :func:`models.files.require_safe_files`
+            refuses or that cannot be read, or weights quantised in a way that nothing here computes with.
+        ModuleNotFoundError: 4-bit without bitsandbytes.
+    """
+    name = source.name_or_path
+    config = read_settings(name, "config.json", source.revision)
+    require_kind(name, wanted, config)
+    require_safe_files(name, source.revision)
+    stored = stored_quantisation(name, config)
+    if stored is not None:
+        with reading(name):
+            own: Any = AutoConfig.from_pretrained(name, **source.code, **options)
+        own.quantization_config = {**stored, "bnb_4bit_compute_dtype": str(products or dtype).removeprefix("torch.")}
+        options = {"config": own}
+    elif source.four_bit:
+        quantisation = four_bit_config(products or dtype)
+        quantisation.llm_int8_skip_modules = list(whole) or None
+        options |= {"quantization_config": quantisation}
+    quantised = source.four_bit or stored is not None
+    if quantised:
+        options |= {"device_map": {"": source.device}}
+    with reading(name):
+        model, loading = factory.from_pretrained(
+            name,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **source.code,
+            **options,
+        )
+    if not quantised:
+        model.to(source.device)
+    elif stored is not None:
+        for weight in model.parameters():  # those that are not packed keep the dtype they were stored in
+            weight.data = weight.data.to(dtype) if weight.is_floating_point() else weight.data
+    return model, loading
 
 
 def require_complete(name: str, lm: PreTrainedModel, loading: Mapping[str, Any]) -> None:
@@ -173,6 +220,10 @@ def find_tokenizer(sources: Sequence[ModelSource]) -> PreTrainedTokenizerBase:
     """
     reasons = []
     for source in sources:
+        folder = Path(source.name_or_path)
+        if folder.is_dir() and not any(TOKENIZER_FILE.match(file.name) for file in folder.iterdir()):
+            reasons.append(f"{folder} has no tokenizer files; save the tokenizer of its model there (save_pretrained)")
+            continue
         try:
             with reading(source.name_or_path):
                 tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name_or_path, **source.code)

@@ -51,8 +51,8 @@ class Network:
     reference: Reference
     write: Callable[[str], None]
     """Writes the weights, or the adapter, into a folder."""
-    read: Callable[[str], None]
-    """Reads back what ``write`` wrote."""
+    read: Callable[[str], Callable[[], object]]
+    """Reads back what ``write`` wrote, and changes nothing: what it returns puts that in place."""
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     compute_dtype: torch.dtype
@@ -267,10 +267,12 @@ class CausalPolicy:
         """Read back what ``save`` wrote, to the bit, into the parameters that are there; the reference stays.
 
         Raises:
-            ValueError: another model, adapter or value head.
+            ValueError: another model, adapter or value head, or files that ``load_policy`` would refuse; nothing has
+                changed then.
         """
-        self._network.read(folder)
-        self._network.value_head.restore(folder)
+        read = (self._network.read(folder), self._network.value_head.read(folder))
+        for put in read:
+            put()
 
     def _free(
         self, needs: frozenset[EvidenceRequest], sequences: Sequences, entropies: Float[Tensor, " token"]

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.attention_maps import attention_maps, map_gradients
 from models.budgets import PassBudgets
-from models.classifier_head import Head, last_hidden, pooled_logits
+from models.classifier_head import Head, last_hidden
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches, row_batches
 from rlhf_core.evidence import HiddenTap, Layout, PrefixScores
@@ -49,7 +49,7 @@ class Judge:
         self, hidden: Float[Tensor, "row position hidden"], attention_mask: Bool[Tensor, "row position"]
     ) -> Float[Tensor, " row"]:
         """Raw scores of last hidden states of right-padded rows."""
-        return self.scalar(pooled_logits(self.head, hidden, attention_mask))
+        return self.scalar(self.head.logits(hidden, attention_mask))
 
 
 def null_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -315,7 +315,9 @@ def read_states(
     before = hidden[row, (response_positions - 1).clamp(min=0)]
 
     def score(states: Float[Tensor, "batch response hidden"]) -> Float[Tensor, "batch response"]:
-        return judge.scalar(judge.head.apply(states.flatten(0, 1))).reshape(states.shape[:2])
+        alone = states.reshape(-1, 1, states.shape[-1])  # each the last of a row of its own
+        read = torch.ones(alone.shape[:2], dtype=torch.bool, device=alone.device)
+        return judge.scores(alone, read).reshape(states.shape[:2])
 
     answer = tap.read(before, score)
     outside = ~response_mask.reshape(*response_mask.shape, *(1 for _ in answer.shape[2:]))

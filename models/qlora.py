@@ -5,9 +5,10 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 from huggingface_hub import constants
@@ -32,6 +33,32 @@ def four_bit_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
     )
+
+
+def stored_quantisation(name: str, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How the weights of a folder or hub model are quantised, by its config.json; None where they are not.
+
+    Raises:
+        ValueError: otherwise than by bitsandbytes to 4 bits, naming it.
+        ModuleNotFoundError: bitsandbytes is not installed.
+    """
+    stored = config.get("quantization_config")
+    if stored is None:
+        return None
+    method = stored.get("quant_method", "bitsandbytes") if isinstance(stored, Mapping) else stored
+    if method != "bitsandbytes" or not isinstance(stored, Mapping) or not stored.get("load_in_4bit"):
+        told = f"{method}, not in 4-bit" if method == "bitsandbytes" else method
+        raise ValueError(
+            f"{name} holds weights quantised by {told}; only bitsandbytes in 4-bit is read. Load the model that it was "
+            "made from, with four_bit=True where memory is short"
+        )
+    if stored.get("bnb_4bit_quant_storage", "uint8") != "uint8":
+        raise ValueError(
+            f"{name} holds 4-bit weights packed as {stored['bnb_4bit_quant_storage']}, which look like weights; save "
+            "it again with bnb_4bit_quant_storage='uint8'"
+        )
+    _require_bitsandbytes(f"{name}, which is stored in 4-bit,")
+    return stored
 
 
 def keep_unpacked(model: nn.Module) -> None:

@@ -1,36 +1,47 @@
-"""Weights read back into a network that is there already, to the bit; nothing else of it changes."""
+"""Weights read back into a network that is there already, to the bit; nothing else of it changes.
 
+What is read is checked as at first. Each function changes nothing; what it returns does.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from models.adapter_weights import WEIGHTS, trained_state
+from models.loading import ModelSource, read_model, require_complete
 from models.reference import TRAINED
+from rlhf_core.tensors import read_tensors, require_same_tensors
+
+
+def read_model_back(lm: PreTrainedModel, folder: str) -> Callable[[], None]:
+    """All weights of a whole model, from what its ``save_pretrained`` wrote; the folder's own config is not asked.
+
+    Raises:
+        ValueError: weights that are missing or of another shape, or what a policy's folder is refused for.
+    """
+    config = copy.deepcopy(lm.config)
+    config.transformers_weights = None  # where the model came from may have named its file so; what was saved does not
+    source = ModelSource(name_or_path=folder)
+    saved, loading = read_model(type(lm), source, lm.dtype, wanted="language model", config=config)
+    require_complete(folder, saved, loading)
+    found, wanted = (dict(model.named_parameters()) for model in (saved, lm))
+    require_same_tensors(folder, found, wanted)
+    return partial(_put, found, wanted)
 
 
 @torch.no_grad()
-def restore_model(lm: PreTrainedModel, folder: str) -> None:
-    """All weights of a whole model, from what its ``save_pretrained`` wrote.
-
-    Raises:
-        ValueError: weights are missing, or of another shape.
-    """
-    loaded: Any = type(lm).from_pretrained(folder, dtype=lm.dtype, use_safetensors=True, output_loading_info=True)
-    saved, loading = loaded
-    if loading["missing_keys"]:
-        raise ValueError(f"{folder} lacks weights of {type(lm).__name__}: {sorted(loading['missing_keys'])[:5]}")
-    found = dict(saved.named_parameters())
-    for name, parameter in lm.named_parameters():
-        if name not in found or found[name].shape != parameter.shape:
-            shape = tuple(found[name].shape) if name in found else None
-            raise ValueError(f"{folder}: {name} has shape {shape}, the policy's has {tuple(parameter.shape)}")
+def _put(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    for name, parameter in wanted.items():
         parameter.copy_(found[name])
 
 
-def restore_adapter(adapters: Any, folder: str, *, carries: bool = False) -> None:
+def read_adapter_back(adapters: Any, folder: str, *, carries: bool = False) -> Callable[[], object]:
     """The trained adapter, from what ``save_adapter`` wrote.
 
     Raises:
@@ -38,13 +49,8 @@ def restore_adapter(adapters: Any, folder: str, *, carries: bool = False) -> Non
     """
     from peft import set_peft_model_state_dict
 
-    weights = load_file(Path(folder, WEIGHTS))
-    wanted = trained_state(adapters, carries=carries)
-    differing = sorted(
-        name
-        for name in weights.keys() | wanted.keys()
-        if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape
-    )
-    if differing:
-        raise ValueError(f"{folder} holds another adapter than the policy trains; they differ in {differing[:3]}")
-    set_peft_model_state_dict(adapters, weights, adapter_name=TRAINED)
+    ModelSource(name_or_path=folder)  # refuses a folder with files that are not its own, or damaged ones
+    file = Path(folder, WEIGHTS)
+    weights = read_tensors(file)
+    require_same_tensors(str(file), weights, trained_state(adapters, carries=carries))
+    return partial(set_peft_model_state_dict, adapters, weights, adapter_name=TRAINED)

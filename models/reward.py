@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast, final, get_args
+from typing import Literal, cast, final, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from models.adapter_weights import WEIGHTS, fit_vocabulary, put_on
-from models.adapters import adapter_folder, base_source
+from models.adapters import adapter_folder, adapter_task, base_source
 from models.attention import AttentionReader, UnsupportedAttention
 from models.attention_maps import why_no_gradients
 from models.budgets import PassBudgets
@@ -25,14 +25,14 @@ from models.classifier_head import (
     require_own_logits,
     why_not_causal,
 )
-from models.files import require_safe_files
 from models.finetuning import load_trunk
 from models.intact import require_intact, some
+from models.kinds import require_adapter_kind
 from models.lean import make_lean
-from models.loading import DType, ModelSource, find_tokenizer, load_tokenizer
+from models.loading import DType, ModelSource, find_tokenizer, load_tokenizer, read_model
 from models.probe import ClassifierProbe, Judge, no_null_token, null_token, read_states
 from models.prompts import listed, prompt_problems
-from models.qlora import four_bit_config, keep_unpacked
+from models.qlora import keep_unpacked
 from models.rotary import read_rows_alone
 from models.rows import Rows, right_padded
 from rlhf_core.batching import micro_batches
@@ -86,6 +86,11 @@ class ClassifierReward:
                 f"{self.name} has {labels} label(s); score={score!r} needs {LABELS.get(score, 'another name')}. "
                 + (f"Use score={fitting!r}" if fitting else f"A reward is one of {', '.join(LABELS)}")
             )
+        if labels != 1 and model.config.problem_type in ("regression", "multi_label_classification"):
+            raise ValueError(
+                f"{self.name} was trained for {model.config.problem_type}: its {labels} labels are separate answers, "
+                "whose difference is no score; train a head of one label, or of two that exclude each other"
+            )
         if micro_batch_tokens < 1:
             raise ValueError(f"micro_batch_tokens must be at least 1, got {micro_batch_tokens}")
         self.kind = score
@@ -136,6 +141,8 @@ class ClassifierReward:
         return f"a classifier answers AttentionTap, HiddenTap and Experiment requests, not {type(request).__name__}"
 
     def _why_no_attention(self, request: EvidenceRequest) -> str:
+        if self.head.reads == "several":
+            return f"{self.name} reads its score at several tokens, so no row of attention is the one it is read from"
         return self._attention if isinstance(self._attention, str) else self._attention.why_not(request)
 
     def _why_unable(self, ability: str, request: Experiment) -> str:
@@ -328,23 +335,16 @@ def load_reward_model(
             source = replace(given, dtype=cast(DType, dtype), four_bit=four_bit)
             model, tokenizer = _with_adapter(adapter, source)
         else:
-            model, tokenizer = _whole(given, getattr(torch, dtype), four_bit=four_bit), find_tokenizer([given])
+            model = _whole(replace(given, four_bit=four_bit), getattr(torch, dtype))
+            tokenizer = find_tokenizer([given])
         make_lean(model)
         return ClassifierReward(model, tokenizer, score=score, micro_batch_tokens=micro_batch_tokens)
 
 
-def _whole(source: ModelSource, dtype: torch.dtype, *, four_bit: bool) -> PreTrainedModel:
+def _whole(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """A classifier that was saved with its head."""
-    require_safe_files(source.name_or_path, source.revision)
-    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **source.code}
-    if four_bit:
-        quantization = four_bit_config(torch.bfloat16)
-        quantization.llm_int8_skip_modules = list(HEAD_NAMES)
-        options.update(quantization_config=quantization, device_map={"": source.device})
-    loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-        source.name_or_path, dtype=dtype, use_safetensors=True, **options
-    )
-    model, info = loaded
+    factory, products = AutoModelForSequenceClassification, torch.bfloat16
+    model, info = read_model(factory, source, dtype, wanted="classifier", whole=HEAD_NAMES, products=products)
     require_intact(source.name_or_path, model, info, heads=HEAD_NAMES)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -352,15 +352,13 @@ def _whole(source: ModelSource, dtype: torch.dtype, *, four_bit: bool) -> PreTra
             f"{source.name_or_path}: {type(model).__name__} has no weights for {some(missing)} there and would score "
             "with random ones. Point to a folder saved from a trained sequence classifier"
         )
-    if four_bit:
-        keep_unpacked(model)
-    else:
-        model.to(source.device)
-    return model  # type: ignore[no-any-return]
+    keep_unpacked(model)
+    return model
 
 
 def _with_adapter(adapter: str, source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A trunk under a LoRA adapter that brings its own head (see :mod:`models.finetuning`)."""
+    require_adapter_kind(source.name_or_path, "classifier", adapter_task(adapter))
     labels = head_labels(adapter, source.name_or_path)
     base = base_source(adapter, source)
     model = load_trunk(base, labels=labels)

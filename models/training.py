@@ -297,7 +297,7 @@ def _train(
     with tempfile.TemporaryDirectory() as folder, _generators_restored():
         trainer = Trainer(
             model=Objective(model, loss),
-            args=_arguments(settings, folder),
+            args=_arguments(settings, folder, next(model.parameters()).device),
             train_dataset=rows,
             data_collator=lambda some: {"batch": collate(some)},
         )
@@ -311,9 +311,10 @@ def _train(
     return result.training_loss
 
 
-def _arguments(settings: TrainingSettings, folder: str) -> TrainingArguments:
-    gpu = torch.cuda.is_available()
-    return TrainingArguments(
+def _arguments(settings: TrainingSettings, folder: str, device: torch.device) -> TrainingArguments:
+    """Trainer's, for a model that stays on its device: by itself it takes the first card, or all that it sees."""
+    gpu = device.type != "cpu"
+    arguments = TrainingArguments(
         output_dir=folder,
         max_steps=settings.steps or -1,
         num_train_epochs=settings.epochs or 1.0,
@@ -333,6 +334,13 @@ def _arguments(settings: TrainingSettings, folder: str) -> TrainingArguments:
         save_strategy="no",
         report_to="none",
     )
+    if (arguments.device.type, arguments.device.index or 0) != (device.type, device.index or 0):
+        raise ValueError(
+            f"the model is on {device}, and Trainer would move it to {arguments.device}; load it there, or name the "
+            "card to use in CUDA_VISIBLE_DEVICES"
+        )
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 @contextmanager

@@ -1,13 +1,15 @@
 """The critic: one linear map on the policy's last hidden state."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlhf_core.reading import reading
+from rlhf_core.tensors import read_tensors, require_same_tensors
 
 FILE = "value_head.safetensors"
 
@@ -38,20 +40,16 @@ class ValueHead(nn.Module):
         )
 
     def restore(self, folder: str) -> None:
-        """Read ``value_head.safetensors``.
+        """Read ``value_head.safetensors`` and take it over; raises as :meth:`read` does."""
+        self.read(folder)()
+
+    def read(self, folder: str) -> Callable[[], object]:
+        """Read ``value_head.safetensors`` and change nothing; what is returned takes it over.
 
         Raises:
             ValueError: a head of another size, or a file that holds none.
         """
         file = Path(folder, FILE)
-        with reading(str(file)):
-            state = load_file(file)
-        found, wanted = (
-            {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in some.items()}
-            for some in (state, self.linear.state_dict())
-        )
-        if wanted != found:
-            raise ValueError(f"{file} holds a head of {found}, the model needs {wanted}")
-        if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-            raise ValueError(f"{file} holds values that are not finite")
-        self.linear.load_state_dict(state)
+        state = read_tensors(file)
+        require_same_tensors(str(file), state, self.linear.state_dict())
+        return partial(self.linear.load_state_dict, state)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_core.distributed import global_sum
+from rlhf_core.tensors import require_same_tensors
 
 
 class RecursiveRidge:
@@ -61,12 +62,13 @@ class RecursiveRidge:
         """Go on from what ``state`` gave.
 
         Raises:
-            ValueError: sums of another number of features.
+            ValueError: sums of another number of features, or none at all.
         """
-        if state["gram"].shape != self._gram.shape:
+        if "gram" in state and state["gram"].shape != self._gram.shape:
             raise ValueError(
                 f"the saved fit has {len(state['gram'])} features a state, this one {len(self._gram)}; load it into a "
                 "method with the features it was made with"
             )
+        require_same_tensors("the saved fit", state, self.state())
         self._gram, self._product = state["gram"].clone(), state["product"].clone()
         self._weight = state["weight"].clone()

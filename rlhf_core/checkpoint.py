@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf_core import manifest
 from rlhf_core.model_card import write_model_card
+from rlhf_core.tensors import read_tensors
 from rlhf_core.types import Policy
 
 POLICY, STATE, TENSORS = "policy", "state.json", "trainer.safetensors"
@@ -64,7 +65,7 @@ def save_checkpoint(folder: Path, policy: Policy, state: TrainerState, metrics: 
 def load_state(folder: Path) -> TrainerState:
     """What ``save_checkpoint`` wrote beside the policy; the folder must have been verified."""
     numbers = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return TrainerState(numbers=numbers, tensors=load_file(folder / TENSORS))
+    return TrainerState(numbers=numbers, tensors=read_tensors(folder / TENSORS))
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -1,10 +1,12 @@
 """An optimizer's state as tensors and JSON, so that no pickle is needed to keep it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from rlhf_core.tensors import require_finite
 
 BETWEEN = "/"
 """Stands between the names of nested states (bitsandbytes nests them)."""
@@ -27,8 +29,9 @@ def restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], num
     """Put both back.
 
     Raises:
-        ValueError: the state is that of an optimizer over other parameters.
+        ValueError: the state is that of an optimizer over other parameters, or none that its steps could have left.
     """
+    require_finite("the optimizer's state", tensors)
     shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, value in [*numbers["beside"].items(), *tensors.items()]:
@@ -36,17 +39,28 @@ def restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], num
         place = int(first)
         if place >= len(shapes):
             raise ValueError(f"the optimizer's state is for a parameter {place}, and there are {len(shapes)}")
-        if last in ("exp_avg", "exp_avg_sq") and value.shape != shapes[place]:
-            raise ValueError(
-                f"the optimizer's {last} of parameter {place} has shape {tuple(value.shape)}, and the parameter "
-                f"{tuple(shapes[place])}"
-            )
         entry = state.setdefault(place, {})
         for key in inner:
             entry = entry.setdefault(key, {})
         entry[last] = value
+    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and not optimizer.defaults["amsgrad"]:
+        _require_moments(state, shapes)
     groups = [{**group, **_tuples(group)} for group in numbers["groups"]]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _require_moments(state: Mapping[int, Mapping[str, Any]], shapes: Sequence[torch.Size]) -> None:
+    """Refuse anything but Adam's two moments, of their parameter's shape, and a step count, for each parameter."""
+    for place, held in state.items():
+        wanted = {"step": torch.Size(), "exp_avg": shapes[place], "exp_avg_sq": shapes[place]}
+        found = {name: getattr(value, "shape", None) for name, value in held.items()}
+        if found != wanted:
+            raise ValueError(
+                f"the optimizer's state of parameter {place} has shapes {found}, and the parameter asks for {wanted}"
+            )
+        for name in ("step", "exp_avg_sq"):
+            if float(held[name].min()) < 0:
+                raise ValueError(f"the optimizer's {name} of parameter {place} is negative, which no step makes it")
 
 
 def _leaves(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """The flow on one screen: collect, redistribute, penalise, estimate returns, update."""
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -35,6 +36,7 @@ from rlhf_core.memory import Budgets
 from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
 from rlhf_core.optimization import make_optimizer, make_schedule
 from rlhf_core.prompts import Prompts, encoded, repeated
+from rlhf_core.reading import reading
 from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model, penalised
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
@@ -285,6 +287,7 @@ class PPOTrainer:
 
         Raises:
             ValueError: the checkpoint is not complete, of another version, or belongs to another policy or config.
+                Whatever it was refused for, policy and trainer are as they were.
         """
         wrong = manifest.fault(checkpoint)
         if wrong:
@@ -297,16 +300,32 @@ class PPOTrainer:
         changed = list(differences({"config": numbers["config"]}, {"config": as_json(asdict(self.config))}))
         if changed:
             raise ValueError(f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}")
-        self.policy.restore(str(checkpoint / POLICY))
+        before, kept = self.state(), copy.deepcopy((self.guard, self.budgets))
+        with reading(str(checkpoint)):
+            try:
+                self._put(state)
+                self.policy.restore(str(checkpoint / POLICY))
+            except BaseException:
+                self._put(before)
+                self.guard, self.budgets = kept
+                raise
+        self._to_conclude = False
+
+    def _put(self, state: TrainerState) -> None:
+        """What ``state`` gave, all but the policy."""
+        numbers, learned = state.numbers, _part(state.tensors, REDISTRIBUTOR)
+        strange = [name for name in state.tensors if not name.startswith((OPTIMIZER, REDISTRIBUTOR))]
+        if strange or (learned and not isinstance(self.redistributor, Learns)):
+            raise ValueError(f"its tensors {sorted([*strange, *learned])[:3]} belong to no part of this trainer")
         optimizer_state.restore(self.optimizer, _part(state.tensors, OPTIMIZER), numbers["optimizer"])
+        if isinstance(self.redistributor, Learns):
+            self.redistributor.load_state(learned)
         self.schedule.load_state_dict(dict(numbers["schedule"]))
         self.kl_controller.coef = numbers["kl_coef"]
         self.score_moments = ScoreMoments(**numbers["score_moments"])
         self.guard.restore(numbers["guard"])
         self.budgets.restore(numbers["budgets"])
-        if isinstance(self.redistributor, Learns):
-            self.redistributor.load_state(_part(state.tensors, REDISTRIBUTOR))
-        self.steps_done, self._trained, self._to_conclude = numbers["steps_done"], numbers["trained"], False
+        self.steps_done, self._trained = numbers["steps_done"], numbers["trained"]
 
     def _measured(self, ids: list[list[int]], draw: Draw, redistributor: Redistributor | None) -> Rollout:
         sequences = sample(self.policy, ids, self.config, draw, self.budgets)
