@@ -1,8 +1,9 @@
 """The one place where further figures enter: those of a redistributor and of instruments become plain numbers here."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from reprlib import repr as shortened
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
 from torch import Tensor
@@ -58,3 +59,13 @@ def as_plain(value: object) -> object:
     if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0:
         return value.item()
     return value
+
+
+def make_plain(settings: Any) -> None:
+    """Turn the numbers of numpy and torch among the fields of a dataclass, under construction, into Python's own."""
+    for field in fields(settings):
+        given = getattr(settings, field.name)
+        parts = given if type(given) is tuple else (given,)
+        plain = tuple(as_plain(part) for part in parts)
+        if any(one is not part for one, part in zip(plain, parts, strict=True)):
+            object.__setattr__(settings, field.name, plain if parts is given else plain[0])

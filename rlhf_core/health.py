@@ -37,7 +37,9 @@ def require_usable(name: str, values: Tensor, policy: Policy, sequences: Sequenc
         return
     responses = sequences.responses()
     written = repr if values.ndim < 3 else shortened  # a row of hidden states would fill pages
-    shown = [f"row {row}: {written(values[row].tolist())} for {policy.decode([responses[row]])[0]!r}" for row in rows[:3]]
+    shown = [
+        f"row {row}: {written(values[row].tolist())} for {policy.decode([responses[row]])[0]!r}" for row in rows[:3]
+    ]
     wrong = "are not finite" if not bool(torch.isfinite(values).all()) else f"exceed {LARGEST_NUMBER:.0e} in size"
     raise FloatingPointError(f"{name}: {len(rows)} of {len(values)} rows {wrong}; " + "; ".join(shown))
 
