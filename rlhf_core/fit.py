@@ -107,15 +107,15 @@ class Fit:
     def __call__(self) -> None:
         """Begin the run, or take it up, and take its steps."""
         resumed = self.plan.resume and self.run.begun
-        before = None if resumed else self._before()
-        with self.run.claimed():
-            first = self._take_up() if before is None else self._begin(*before)
-            self._loop(first)
+        with lasting_output():
+            before = None if resumed else self._before()
+            with self.run.claimed():
+                first = self._take_up() if before is None else self._begin(*before)
+                self._loop(first)
 
     def _loop(self, first: int) -> None:
         last, who = first + self.plan.steps, type(self.trainer.redistributor).__name__
         with (
-            lasting_output(),
             stop_requests() as asked,
             tqdm(total=last, initial=self.trainer.steps_done, desc=who, unit="step", dynamic_ncols=True) as bar,
         ):

@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from fakes import TablePolicy, small_run
+from fakes import TablePolicy, small_run, unchecked
 
 from redistributors import Sparse
 from rlhf_core import JSONLines, PPOConfig, PPOTrainer, TokenReward
@@ -141,7 +141,8 @@ def test_every_figure_of_a_step_has_its_name_reserved():
 
 
 def test_settings_may_be_numbers_of_numpy_and_torch():
-    config = PPOConfig(seed=np.int64(3), max_length=(np.int64(8), torch.tensor(9)), kl=KLConfig(target=np.float32(2)))
+    kl = unchecked(KLConfig, target=np.float32(2))
+    config = unchecked(PPOConfig, seed=np.int64(3), max_length=(np.int64(8), torch.tensor(9)), kl=kl)
     assert (type(config.seed), config.max_length, type(config.kl.target)) == (int, (8, 9), float)
 
 
@@ -199,7 +200,8 @@ def test_a_record_that_finds_no_room_says_which_file_and_leaves_no_half_line(tmp
         """Takes ten bytes of the disk's last, and then no more."""
 
         def __init__(self, file):
-            self.file, self.fileno, self.truncate, self.left = file, file.fileno, file.truncate, 10
+            self.file, self.left = file, 10
+            self.fileno, self.truncate, self.close = file.fileno, file.truncate, file.close
 
         def write(self, text):
             if not self.left:
@@ -212,5 +214,6 @@ def test_a_record_that_finds_no_room_says_which_file_and_leaves_no_half_line(tmp
         OSError, match=r"metrics\.jsonl cannot be written: No space left.*MiB are free.*resume=True"
     ) as e:
         lines.log(2, {"score": 1.5})
+    lines.close()
     assert e.value.errno == errno.ENOSPC
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "score": 0.5}\n'
