@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from rlhf_core.disk import told_where_unwritable
+from rlhf_core.output import make_lasting
+
 RECORD = "run.json"
 PRESETS = Path(__file__).parent / "presets"
 PACKAGES = ("rlhf_core", "redistributors", "models", "benchmarks")
@@ -30,6 +33,7 @@ def command_line(settings: type, prog: str, *, summary: str | None = None) -> Ar
     Later wins: ``--config FILE --steps 3`` overrides the file's steps. The description is ``summary``, or the class's
     docstring; each field's docstring is its help.
     """
+    make_lasting()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=f"python -m {prog}", description=summary or (settings.__doc__ or "").strip())
     parser.add_argument("--config", action="config", help="a YAML file with any of the flags below, nested")
@@ -212,11 +216,19 @@ def _require_same(folder: Path, part: str, value: Mapping[str, Any], may_change:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write through a temporary file beside it: after a crash the old or the new content is there, never half."""
+    """Write through a temporary file beside it: after a crash the old or the new content is there, never half.
+
+    Raises:
+        OSError: the disk is full, or another fault of it; says which file, and the way out.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with told_where_unwritable(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

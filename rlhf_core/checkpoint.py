@@ -45,8 +45,8 @@ def save_checkpoint(folder: Path, policy: Policy, state: TrainerState, metrics: 
     unfinished = _unfinished(folder)
     if unfinished.exists():
         shutil.rmtree(unfinished)
-    (unfinished / POLICY).mkdir(parents=True)
     try:
+        (unfinished / POLICY).mkdir(parents=True)
         policy.save(str(unfinished / POLICY))
         told = {name: state.numbers[name] for name in ON_CARD if name in state.numbers}
         write_model_card(unfinished / POLICY, state=told, metrics=metrics)
@@ -54,7 +54,7 @@ def save_checkpoint(folder: Path, policy: Policy, state: TrainerState, metrics: 
         (unfinished / STATE).write_text(json.dumps(state.numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         manifest.seal(unfinished)
     except Exception as error:  # libraries have their own for a full disk
-        shutil.rmtree(unfinished)
+        shutil.rmtree(unfinished, ignore_errors=True)
         if not _disk_is_full(error):
             raise
         raise OSError(errno.ENOSPC, _needed(folder, policy, state), str(folder)) from error

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from rlhf_core.figures import make_plain
 from rlhf_core.kl import MAX_RELATIVE_ERROR
 
 KLKind = Literal["k1", "abs", "k2", "k3", "full"]
@@ -26,6 +27,9 @@ class KLConfig:
     adaptive: bool = True
     """Adaptive controller, or a coefficient fixed at ``init_coef`` (paper: adaptive)."""
 
+    def __post_init__(self) -> None:
+        make_plain(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
@@ -37,6 +41,9 @@ class ScoreConfig:
     """Divide by the running standard deviation of all raw scores so far, this batch included."""
     clip: float | None = None
     """Clip the result to [-clip, clip]; None leaves it alone."""
+
+    def __post_init__(self) -> None:
+        make_plain(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +122,7 @@ class PPOConfig:
     """What a failed health check of the first step does; "warn" for a policy that knowingly is not its reference."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         problems = _problems(self)
         if problems:
             raise ValueError("PPOConfig: " + "; ".join(problems))

@@ -11,10 +11,12 @@ from tqdm import tqdm
 
 from rlhf_core.checkpoint import TrainerState, checkpoints, prune, save_checkpoint, sweep
 from rlhf_core.config import PPOConfig
+from rlhf_core.figures import make_plain
 from rlhf_core.guard import StepGuard, UnusableRollout
 from rlhf_core.identity import changed_models, differences, model_measurement, run_settings
 from rlhf_core.logging import Logger
 from rlhf_core.metrics import rollout_metrics
+from rlhf_core.output import lasting_output
 from rlhf_core.prompts import shuffled_batch
 from rlhf_core.rewards import texts
 from rlhf_core.run_folder import METRICS, SAMPLES, SKIPPED, RunFolder
@@ -78,6 +80,7 @@ class Plan:
     resume: bool
 
     def __post_init__(self) -> None:
+        make_plain(self)
         least = {"steps": 1, "eval_every": 1, "save_every": 0, **({} if self.keep is None else {"keep": 1})}
         given = {name: getattr(self, name) for name in least}
         wrong = [name for name, value in given.items() if type(value) is not int or value < least[name]]
@@ -104,10 +107,11 @@ class Fit:
     def __call__(self) -> None:
         """Begin the run, or take it up, and take its steps."""
         resumed = self.plan.resume and self.run.begun
-        before = None if resumed else self._before()
-        with self.run.claimed():
-            first = self._take_up() if before is None else self._begin(*before)
-            self._loop(first)
+        with lasting_output():
+            before = None if resumed else self._before()
+            with self.run.claimed():
+                first = self._take_up() if before is None else self._begin(*before)
+                self._loop(first)
 
     def _loop(self, first: int) -> None:
         last, who = first + self.plan.steps, type(self.trainer.redistributor).__name__
@@ -121,15 +125,15 @@ class Fit:
                 bar.update()
             self._end(asked, first)
 
-    def _before(self) -> tuple[Rollout, dict[str, list[float]]]:
+    def _before(self) -> tuple[Rollout | None, dict[str, list[float]]]:
         """What is measured before a run begins: a reward that fails does so before anything is written."""
         self.run.require_free()
-        return self.trainer.evaluation_rollout(self.plan.shown), self._models()
+        return self._evaluation(), self._models()
 
-    def _begin(self, rollout: Rollout, models: dict[str, list[float]]) -> int:
+    def _begin(self, rollout: Rollout | None, models: dict[str, list[float]]) -> int:
         self.run.require_free()
         self.run.begin({**self._stage(), **self._settings(), "models": models})
-        self._write_samples(rollout)
+        self._write_evaluation(rollout)
         return self.trainer.steps_done
 
     def _stage(self) -> dict[str, int | bool]:
@@ -163,7 +167,7 @@ class Fit:
             )
         self.run.cut(self.trainer.steps_done if newest else first - 1)
         if newest is None:
-            self._write_samples(self.trainer.evaluation_rollout(self.plan.shown))
+            self._write_evaluation(self._evaluation())
         return int(first)
 
     def _settings(self) -> dict[str, Any]:
@@ -189,17 +193,27 @@ class Fit:
             self._save()
 
     def _evaluated(self) -> dict[str, float]:
-        """Write samples down; figures of held-out prompts, unless some are not finite."""
+        """Write samples down; figures of held-out prompts, unless a number of theirs cannot be used."""
         try:
-            rollout = self.trainer.evaluation_rollout(self.plan.shown)
-        except FloatingPointError as error:
-            self.trainer.guard.skip({"step": self.trainer.steps_done, "what": "evaluation", "reason": str(error)})
-            return {}
+            rollout = self._evaluation()
         finally:
             self._write_skipped()
-        self._write_samples(rollout)
-        figures = evaluation_figures(rollout) if self.plan.held_out else {}
+        self._write_evaluation(rollout)
+        figures = evaluation_figures(rollout) if rollout and self.plan.held_out else {}
         return {f"eval_{name}": value for name, value in figures.items()}
+
+    def _evaluation(self) -> Rollout | None:
+        """None, and a record with the guard, where a number of it cannot be used."""
+        try:
+            return self.trainer.evaluation_rollout(self.plan.shown)
+        except FloatingPointError as error:
+            self.trainer.guard.skip({"step": self.trainer.steps_done, "what": "evaluation", "reason": str(error)})
+            return None
+
+    def _write_evaluation(self, rollout: Rollout | None) -> None:
+        self._write_skipped()
+        if rollout is not None:
+            self._write_samples(rollout)
 
     def _guarded_step(self) -> dict[str, float]:
         """A step, or, where its rollout has figures that are not finite, its being skipped."""

@@ -18,7 +18,7 @@ class Diverged(FloatingPointError):
 
 
 class UnusableRollout(FloatingPointError):
-    """A rollout with a figure that is not finite; nothing has been learned from it."""
+    """A rollout with a number that is not finite, or too large; nothing has been learned from it."""
 
 
 @dataclass
@@ -26,8 +26,9 @@ class StepGuard:
     """Admits optimizer steps, counts those it does not, and ends a run that has no others.
 
     A step is not admitted whose loss or gradient norm is not finite, nor, with ``spike_factor``, one whose gradient
-    norm exceeds that many times the mean of those admitted before. Rollouts with figures that are not finite are
-    counted with them. ``skipped`` holds a record of each, for whoever writes them down to take away.
+    norm exceeds that many times the mean of those admitted before. Rollouts with numbers that are not finite, or
+    larger than ``health.LARGEST_NUMBER``, are counted with them. ``skipped`` holds a record of each, for whoever writes
+    them down to take away.
     """
 
     max_skipped: int

@@ -5,6 +5,7 @@ The figures they look at are logged on every step.
 
 import copy
 import warnings
+from reprlib import repr as shortened
 from typing import Literal
 
 import torch
@@ -18,6 +19,9 @@ LOG_RATIO_MAX = {torch.float32: 1e-4}
 LOG_RATIO_MAX_LOW_PRECISION = 0.1
 LOG_RATIO_MEAN_LOW_PRECISION = 0.01
 CREDIT_SUM_TOLERANCE = 1e-4
+LARGEST_NUMBER = 1e12
+"""No number that enters a step may be larger in size. Squares of such numbers, of their differences, and sums of those
+over 1e13 tokens then fit float32 (3.4e38), and so does one times the largest ratio (``losses.LOG_RATIO_LIMIT``)."""
 # longer than the segments, sinks and spans anybody would set
 TRIAL_LENGTH = 64
 
@@ -26,14 +30,24 @@ class HealthError(RuntimeError):
     """A run that would train on wrong numbers."""
 
 
-def require_finite(name: str, values: Tensor, policy: Policy, sequences: Sequences) -> None:
-    """Raise FloatingPointError naming the first rows whose ``values`` are NaN or infinite, with their texts."""
-    rows = (~torch.isfinite(values)).reshape(len(values), -1).any(1).nonzero().flatten().tolist()
+def require_usable(name: str, values: Tensor, policy: Policy, sequences: Sequences) -> None:
+    """Raise FloatingPointError naming the first rows whose ``values`` are NaN, infinite or beyond ``LARGEST_NUMBER``,
+    with their texts."""
+    rows = (~usable(values)).reshape(len(values), -1).any(1).nonzero().flatten().tolist()
     if not rows:
         return
     responses = sequences.responses()
-    shown = [f"row {row}: {values[row].tolist()!r} for {policy.decode([responses[row]])[0]!r}" for row in rows[:3]]
-    raise FloatingPointError(f"{name}: {len(rows)} of {len(values)} rows are not finite; " + "; ".join(shown))
+    written = repr if values.ndim < 3 else shortened  # a row of hidden states would fill pages
+    shown = [
+        f"row {row}: {written(values[row].tolist())} for {policy.decode([responses[row]])[0]!r}" for row in rows[:3]
+    ]
+    wrong = "are not finite" if not bool(torch.isfinite(values).all()) else f"exceed {LARGEST_NUMBER:.0e} in size"
+    raise FloatingPointError(f"{name}: {len(rows)} of {len(values)} rows {wrong}; " + "; ".join(shown))
+
+
+def usable(values: Tensor) -> Tensor:
+    """Where values are numbers that can be computed with: finite, and no larger than ``LARGEST_NUMBER``."""
+    return values.abs() <= LARGEST_NUMBER  # which NaN is not
 
 
 def log_ratio_bounds(dtype: torch.dtype) -> tuple[float, float]:
@@ -69,7 +83,8 @@ def check_reference(rollout: Rollout, dtype: torch.dtype) -> str | None:
 
 def check_credit(token_scores: Tensor, rollout: Rollout, redistributor: Redistributor) -> str | None:
     """A conserving redistributor keeps every score; what is wrong, or None."""
-    error = conservation_error(token_scores, rollout)
+    size = torch.maximum(rollout.scores.abs(), token_scores.abs().sum(1)).clamp(min=1)  # that of what is rounded
+    error = float(((token_scores.sum(1) - rollout.scores).abs() / size).max())
     if not redistributor.conserving or error <= CREDIT_SUM_TOLERANCE:
         return None
     return f"{redistributor!r} declares conserving, but its token scores miss the score by up to {error:.2e} (relative)"
@@ -94,7 +109,8 @@ def require_token_scores(token_scores: Tensor, rollout: Rollout, redistributor: 
     """Raise where a redistributor breaks its contract in a way no training should survive.
 
     Raises:
-        HealthError: wrong shape, gradient attached, not finite, or not 0 on padding.
+        HealthError: wrong shape, gradient attached, or not 0 on padding.
+        FloatingPointError: a number that is not finite, or too large.
     """
     mask = rollout.sequences.response_mask
     who = f"{redistributor!r} returned token scores"
@@ -102,9 +118,11 @@ def require_token_scores(token_scores: Tensor, rollout: Rollout, redistributor: 
         raise HealthError(f"{who} of shape {tuple(token_scores.shape)}, not {tuple(mask.shape)}")
     if token_scores.requires_grad:
         raise HealthError(f"{who} with a gradient; detach them")
-    if not bool(torch.isfinite(token_scores).all()):
-        row = int((~torch.isfinite(token_scores)).any(1).nonzero()[0])
-        raise HealthError(f"{who} that are not finite, first in row {row}: {token_scores[row].tolist()}")
+    sound = usable(token_scores)
+    if not bool(sound.all()):
+        row = int((~sound).any(1).nonzero()[0])
+        wrong = "not finite" if not bool(torch.isfinite(token_scores).all()) else f"above {LARGEST_NUMBER:.0e} in size"
+        raise FloatingPointError(f"{who} that are {wrong}, first in row {row}: {token_scores[row].tolist()}")
     if bool((token_scores[~mask] != 0).any()):
         row = int(((token_scores != 0) & ~mask).any(1).nonzero()[0])
         raise HealthError(f"{who} on padding, first in row {row}: {token_scores[row].tolist()}")

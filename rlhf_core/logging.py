@@ -1,10 +1,14 @@
 """Where a run's figures go: JSON lines always, TensorBoard and Weights & Biases as extras."""
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
+
+from rlhf_core.disk import told_where_unwritable
 
 
 @runtime_checkable
@@ -27,12 +31,27 @@ class JSONLines:
     def __init__(self, path: Path, mode: Literal["new", "append"] = "new") -> None:
         if mode == "new" and path.exists():
             raise FileExistsError(f"{path} exists; choose another folder, or move that file away")
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        with told_where_unwritable(path):
+            self._file = path.open("ab", buffering=0)  # no half line may wait in a buffer for its next chance
 
     def write(self, record: Mapping[str, object]) -> None:
-        """One line, flushed, so that a killed run keeps what it had. Raises ValueError on NaN: JSON has none."""
-        self._file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
-        self._file.flush()
+        """One line, whole or not at all, at once, so that a killed run keeps what it had.
+
+        Raises:
+            ValueError: NaN, which JSON has not.
+            OSError: there is no room, or another fault of the disk; says which file, and the way out.
+        """
+        left = (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n").encode()
+        with told_where_unwritable(self._path):
+            before = os.fstat(self._file.fileno()).st_size
+            try:
+                while left:
+                    left = left[self._file.write(left) :]
+            except OSError:
+                with contextlib.suppress(OSError):  # what is no regular file cannot be cut
+                    self._file.truncate(before)
+                raise
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """The metrics of one step; a value that is not finite is written as its name, for example "nan"."""

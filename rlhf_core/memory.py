@@ -2,7 +2,8 @@
 
 import gc
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -103,6 +104,40 @@ def run_in_parts(
         gc.collect()
         torch.cuda.empty_cache()  # does nothing where CUDA is not in use
         _shrink(budget, len(held), max(held), phase)
+
+
+@contextmanager
+def optimizer_step(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Clipping and applying a gradient. Where memory runs out before any weight has moved (optimizers make their state
+    in the first step), the state is put back to what it was, so that the step can be taken again.
+
+    Raises:
+        MemoryError: saying what to lower, and whether weights have moved.
+    """
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    known, versions = set(optimizer.state), [parameter._version for parameter in trained]
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        made = [parameter for parameter in optimizer.state if parameter not in known]
+        begun = [parameter for parameter in made if int(optimizer.state[parameter].get("step", 0))]
+        for parameter in made:
+            if not any(parameter is one for one in begun):
+                del optimizer.state[parameter]
+        moved = bool(begun) or versions != [parameter._version for parameter in trained]
+        raise MemoryError(_no_room_to_step(optimizer, moved)) from error
+
+
+def _no_room_to_step(optimizer: torch.optim.Optimizer, moved: bool) -> str:
+    left = "some weights have moved: go on from the last checkpoint" if moved else "weights and state are as before it"
+    return (
+        f"optimizer step: out of memory in {type(optimizer).__name__}, which keeps further numbers for every trained "
+        f"parameter and makes them in its first step; {left}. Train fewer with lora, keep smaller ones "
+        "(optimizer=models.qlora.paged_adamw_8bit), load the models with four_bit=True or "
+        'dtype="bfloat16", lower PPOConfig.micro_batch_tokens, or free memory that others hold'
+    )
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf_core.batching import micro_batches, row_batches
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import EvidenceRequest, FullKL
-from rlhf_core.health import require_finite
+from rlhf_core.health import require_usable
 from rlhf_core.kl import kl_estimate
 from rlhf_core.memory import Budgets, TokenBudget, run_in_parts
 from rlhf_core.rewards import ScoreMoments, normalise_scores
@@ -89,7 +89,8 @@ def measure(
 
     Raises:
         MemoryError: a single row ran out of memory.
-        FloatingPointError: a log-probability, value, KL or score is not finite; names the row.
+        FloatingPointError: a log-probability, value, KL, score or piece of evidence is not finite, or too large; names
+            the row.
         ValueError: a reward model that does not return one score a response.
     """
     of_policy = frozenset(request for request in needs if request.source != "reward")
@@ -115,10 +116,13 @@ def measure(
         ("kl", kl),
         ("raw_scores", raw_scores),
     ):
-        require_finite(name, values, policy, sequences)
+        require_usable(name, values, policy, sequences)
     scores, scale = normalise_scores(raw_scores, moments.including(raw_scores), config.score)
+    require_usable("scores", scores, policy, sequences)
     evidence = {request: evaluation.evidence[request] for request in of_policy}
     evidence |= {request: scored.evidence[request].to(kl.device) for request in needs - of_policy}
+    for request, values in evidence.items():
+        require_usable(f"evidence {request!r}", values, policy, sequences)
     return Rollout(
         sequences=sequences,
         logprobs=evaluation.logprobs,

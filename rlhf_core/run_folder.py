@@ -11,6 +11,7 @@ from typing import Any, final
 
 from rlhf_core import manifest
 from rlhf_core.checkpoint import checkpoints, newest_complete
+from rlhf_core.disk import told_where_unwritable
 from rlhf_core.logging import JSONLines
 
 SETTINGS, METRICS, SAMPLES, SKIPPED = "settings.json", "metrics.jsonl", "samples.jsonl", "skipped.jsonl"
@@ -46,7 +47,8 @@ class RunFolder:
         Raises:
             FileExistsError: another process has it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        with told_where_unwritable(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             _lock(descriptor, self.path)
@@ -106,7 +108,8 @@ class RunFolder:
     def flush(self) -> None:
         """Bring the records to the disk: no checkpoint is there without them."""
         for path in self._records():
-            manifest.flush(path)
+            with told_where_unwritable(path):
+                manifest.flush(path)
 
     def _records(self) -> Iterator[Path]:
         return (self.path / name for name in RECORDS if (self.path / name).is_file())
@@ -133,10 +136,11 @@ def _until(path: Path, step: int) -> Iterator[bytes]:
 def _replace(path: Path, content: bytes) -> None:
     """Write ``path``, whole or not at all."""
     temporary = path.with_name(_unfinished(path.name))
-    temporary.write_bytes(content)
-    manifest.flush(temporary)
-    os.replace(temporary, path)
-    manifest.flush(path.parent)
+    with told_where_unwritable(path):
+        temporary.write_bytes(content)
+        manifest.flush(temporary)
+        os.replace(temporary, path)
+        manifest.flush(path.parent)
 
 
 def _unfinished(name: str) -> str:

@@ -15,9 +15,11 @@ from rlhf_core.buffer import RolloutBuffer
 from rlhf_core.checkpoint import POLICY, TrainerState, load_state
 from rlhf_core.config import PPOConfig
 from rlhf_core.estimators import ESTIMATORS
+from rlhf_core.figures import further_figures
 from rlhf_core.fit import Fit, Plan, evaluation_figures
 from rlhf_core.guard import UnusableRollout, step_guard
 from rlhf_core.health import (
+    HealthError,
     at_temperature,
     check_credit,
     check_gamma,
@@ -28,6 +30,7 @@ from rlhf_core.health import (
     check_vocabulary,
     report,
     require_token_scores,
+    require_usable,
 )
 from rlhf_core.identity import as_json, differences
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
@@ -109,19 +112,21 @@ class PPOTrainer:
 
         Raises:
             HealthError: numbers that no honest run produces (first step, unless the config asks for warnings).
-            UnusableRollout: a score, log-probability or value of the rollout is not finite; nothing has changed.
+            UnusableRollout: a number of the rollout, of its credit or of its returns is not finite or exceeds
+                ``health.LARGEST_NUMBER``, or credit misses the score; nothing has changed.
+            ValueError: the redistributor or an instrument gave a figure that is no number, or the name of another.
             Diverged: too many minibatches in a row had a loss or gradient that is not finite (``guard.skipped``).
         """
         started = time.perf_counter()
         try:
             rollout = self.collect(prompts)
+            token_scores = self.redistribute(rollout)
+            experience = self.estimate_returns(rollout, token_scores)
+            figures = self.measure(rollout, token_scores, experience)
         except FloatingPointError as error:
             raise UnusableRollout(str(error)) from error
-        token_scores = self.redistribute(rollout)
-        experience = self.estimate_returns(rollout, token_scores)
-        figures = self.measure(rollout, token_scores, experience)
         figures |= self.update(experience)
-        self.conclude(rollout)
+        figures |= self.conclude(rollout)
         seconds = time.perf_counter() - started
         within = figures.get("return_variance_within_position", 0.0)
         if within > 0 and "value_loss" in figures:
@@ -149,17 +154,36 @@ class PPOTrainer:
         return rollout
 
     def redistribute(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
-        """The redistributor's token scores, checked against its contract."""
+        """The redistributor's token scores, checked against its contract.
+
+        Raises:
+            HealthError: a fault of the method: any before the first update, later one of shape, gradient or padding.
+            FloatingPointError: after the first update, numbers that are not finite, too large, or miss the score.
+        """
         token_scores = self.redistributor(rollout)
-        require_token_scores(token_scores, rollout, self.redistributor)
-        if not self._trained:
-            report(check_credit(token_scores, rollout, self.redistributor), self.config.first_step_checks)
+        try:
+            require_token_scores(token_scores, rollout, self.redistributor)
+        except FloatingPointError as error:
+            if self._trained:
+                raise
+            raise HealthError(str(error)) from error
+        wrong = check_credit(token_scores, rollout, self.redistributor)
+        if wrong and self._trained and self.config.first_step_checks == "error":
+            raise FloatingPointError(wrong)
+        report(wrong, self.config.first_step_checks)
         return token_scores
 
     def estimate_returns(self, rollout: Rollout, token_scores: Float[Tensor, "batch response"]) -> Experience:
-        """Subtract the KL penalty; then advantages and returns as ``config.advantages`` says."""
+        """Subtract the KL penalty; then advantages and returns as ``config.advantages`` says.
+
+        Raises:
+            FloatingPointError: one that is not finite, or too large.
+        """
         rewards = penalised(token_scores, rollout.kl, self.kl_controller.coef)
-        return self.estimator.estimate(rewards, rollout, self.config)
+        experience = self.estimator.estimate(rewards, rollout, self.config)
+        for name in ("advantages", "returns"):
+            require_usable(name, getattr(experience, name), self.policy, rollout.sequences)
+        return experience
 
     def update(self, experience: Experience) -> dict[str, float]:
         """Epochs of clipped PPO on the experience, then one step of the learning-rate schedule; then ``conclude``."""
@@ -180,14 +204,37 @@ class PPOTrainer:
         self._to_conclude = True
         return self.estimator.defined(figures) | {"learning_rate": float(learning_rate)}
 
-    def conclude(self, rollout: Rollout) -> None:
-        """What follows an update: KL controller, running score moments, a redistributor that learns, the step count."""
+    def conclude(self, rollout: Rollout) -> dict[str, float]:
+        """What follows an update: a redistributor that learns, KL controller, running score moments, the step count;
+        figures where the redistributor could not learn.
+
+        Raises:
+            Diverged: one step too many in a row could not be learned from.
+        """
+        figures = self._observe(rollout, self.redistributor) if isinstance(self.redistributor, Learns) else {}
         self.kl_controller.update(mean_response_kl(rollout), response_count(rollout))
         self.score_moments = self.score_moments.including(rollout.raw_scores)
-        if isinstance(self.redistributor, Learns):
-            self.redistributor.observe(rollout)
         self.steps_done += 1
         self._to_conclude = False
+        return figures
+
+    def _observe(self, rollout: Rollout, method: Learns) -> dict[str, float]:
+        """Let the method learn; where what it learned is not finite, or it fails, it knows what it knew before."""
+        before = {name: tensor.clone() for name, tensor in method.state().items()}
+        try:
+            method.observe(rollout)
+            wrong = [name for name, tensor in method.state().items() if not bool(torch.isfinite(tensor).all())]
+            reason = f"{method!r} learned {', '.join(wrong)} that are not finite" if wrong else ""
+        except FloatingPointError as error:
+            reason = str(error)
+        except BaseException:
+            method.load_state(before)
+            raise
+        if not reason:
+            return {}
+        method.load_state(before)
+        self.guard.skip({"step": self.steps_done + 1, "what": "observation", "reason": reason})
+        return {"skipped_observation": 1.0}
 
     def measure(
         self, rollout: Rollout, token_scores: Float[Tensor, "batch response"], experience: Experience
@@ -197,9 +244,9 @@ class PPOTrainer:
         figures |= rollout_metrics(rollout) | credit_metrics(token_scores, rollout)
         figures |= self.estimator.defined(critic_metrics(experience))
         if isinstance(self.redistributor, ReportsMetrics):
-            figures |= self.redistributor.metrics(rollout)
+            figures |= further_figures(self.redistributor.metrics(rollout), self.redistributor, figures)
         for instrument in self.instruments:
-            figures |= instrument(rollout)
+            figures |= further_figures(instrument(rollout), instrument, figures)
         return figures
 
     def evaluate(self, prompts: Prompts) -> dict[str, float]:

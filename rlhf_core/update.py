@@ -17,7 +17,7 @@ from rlhf_core.guard import StepGuard, step_guard
 from rlhf_core.logging import shown
 from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean
-from rlhf_core.memory import Budgets, TokenBudget, run_in_parts
+from rlhf_core.memory import Budgets, TokenBudget, optimizer_step, run_in_parts
 from rlhf_core.streams import stream
 from rlhf_core.types import Policy
 
@@ -85,7 +85,7 @@ def ppo_update(
 
     Raises:
         Diverged: the guard has refused too many in a row; weights and optimizer state are those before the first.
-        MemoryError: a single row ran out of memory.
+        MemoryError: a single row, or the optimizer's step, ran out of memory.
     """
     statistics, guard = UpdateStatistics(), guard or step_guard(config)
     budget = (budgets or Budgets.of(config)).micro_batch
@@ -106,7 +106,8 @@ def ppo_update(
                 statistics.skipped += 1
                 statistics.response_losses.append(0.0)
                 continue
-            norm = gradient_norm(policy)
+            with optimizer_step(optimizer):
+                norm = gradient_norm(policy)
             fault = guard.fault(measured["loss"], float(norm))
             if fault:
                 optimizer.zero_grad(set_to_none=True)
@@ -114,7 +115,8 @@ def ppo_update(
                 place = {"step": step + 1, "what": "minibatch", "epoch": epoch, "reason": fault}
                 guard.skip({**place, "rows": offending_rows(policy, minibatch)})
                 continue
-            _step(policy, optimizer, norm, config)
+            with optimizer_step(optimizer):
+                _step(policy, optimizer, norm, config)
             guard.admit(float(norm))
             statistics.taken.append({**measured, "gradient_norm": float(norm)})
             statistics.response_losses.append(measured["response_loss"])

@@ -1151,4 +1151,58 @@ MUTATIONS = (
         "    if last > rows + 2:",
         "tests/test_adapter_kinds.py::test_an_adapter_that_cannot_go_on_is_refused_with_the_way_out",
     ),
+    Mutation(
+        "rlhf_core/health.py",
+        "return values.abs() <= LARGEST_NUMBER  # which NaN is not",
+        "return values.abs() < torch.inf",
+        "tests/test_guard.py::test_nothing_is_learned_from_a_score_that_is_finite_and_huge",
+    ),
+    Mutation(
+        "rlhf_core/trainer.py",
+        "            if self._trained:\n                raise",
+        "            if False:\n                raise",
+        "tests/test_guard.py::test_credit_that_goes_wrong_later_skips_its_step_and_the_run_goes_on",
+    ),
+    Mutation(
+        "rlhf_core/trainer.py",
+        'if wrong and self._trained and self.config.first_step_checks == "error":',
+        "if False:",
+        "tests/test_guard.py::test_credit_that_goes_wrong_later_skips_its_step_and_the_run_goes_on[<lambda>3]",
+    ),
+    Mutation(
+        "rlhf_core/trainer.py",
+        "        method.load_state(before)\n        self.guard.skip(",
+        "        self.guard.skip(",
+        "tests/test_guard.py::test_a_method_does_not_keep_what_it_learned_wrong",
+    ),
+    Mutation(
+        "rlhf_core/figures.py",
+        "return value.item()",
+        "return value",
+        "tests/test_guard.py::test_any_real_number_becomes_a_plain_float",
+    ),
+    Mutation(
+        "rlhf_core/figures.py",
+        "if name in OF_THE_ENGINE or name in taken:",
+        "if name in taken:",
+        "tests/test_guard.py::test_a_figure_does_not_replace_one_of_the_engine",
+    ),
+    Mutation(
+        "rlhf_core/memory.py",
+        "del optimizer.state[parameter]",
+        "pass",
+        "tests/test_guard.py::test_memory_that_runs_out_in_the_first_optimizer_step_leaves_it_to_be_taken_again",
+    ),
+    Mutation(
+        "rlhf_core/fit.py",
+        "with lasting_output():",
+        "with contextlib.nullcontext():",
+        "tests/test_guard.py::test_a_run_outlives_the_reader_of_its_output",
+    ),
+    Mutation(
+        "rlhf_core/logging.py",
+        "self._file.truncate(before)",
+        "pass",
+        "tests/test_guard.py::test_a_record_that_finds_no_room_says_which_file_and_leaves_no_half_line",
+    ),
 )
