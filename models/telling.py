@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal, get_args
 
 import torch
@@ -10,10 +10,13 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from models.alignment import Segments, spell
-from rlhf_core.spans import agreement, as_spans
+from models.alignment import SPACE, Segments, spell
+from models.prompts import Frame
+from rlhf_core.spans import agreement, as_spans, byte_offsets
 
 Eos = Literal["finished", "always", "never"]
+PROBE = "The café\n fi\ufb01"
+"""Capitals, an accent, a line's end and a ligature: what normalisers change."""
 BEYOND = torch.iinfo(torch.long).max
 SHOWN = 20
 
@@ -103,22 +106,35 @@ class Encoded:
     ids: list[int]
     silent: list[bool]
     eos: bool
+    ends: list[int] | None
+    """Byte of the text at which each token that is not silent ends, as the tokenizer says; None where it says none."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, how: Telling, said: Said) -> Encoded:
     """The row as ``how`` says."""
+    text = how.prompt(said.prompt) + said.response + how.after
     encoding = tokenizer(
-        how.prompt(said.prompt) + said.response + how.after,
+        text,
         add_special_tokens=how.add_special_tokens,
         return_special_tokens_mask=True,
+        return_offsets_mapping=tokenizer.is_fast,
     )
     ids, silent = list(encoding["input_ids"]), [bool(flag) for flag in encoding["special_tokens_mask"]]
+    if how.add_special_tokens:
+        once = Frame.of(tokenizer).once(ids)
+        ids, silent = ids[once], silent[once]
     eos = tokenizer.eos_token_id
+    ends = _byte_ends(text, encoding["offset_mapping"], encoding["special_tokens_mask"]) if tokenizer.is_fast else None
     if ids and silent[-1] and ids[-1] == eos:  # whether it belongs there is not for the tokenizer to say
         ids, silent = ids[:-1], silent[:-1]
     if eos is None or not {"finished": said.finished, "always": True, "never": False}[how.eos]:
-        return Encoded(ids=ids, silent=silent, eos=False)
-    return Encoded(ids=[*ids, eos], silent=[*silent, True], eos=True)
+        return Encoded(ids=ids, silent=silent, eos=False, ends=ends)
+    return Encoded(ids=[*ids, eos], silent=[*silent, True], eos=True, ends=ends)
+
+
+def _byte_ends(text: str, offsets: Sequence[tuple[int, int]], silent: Sequence[int]) -> list[int]:
+    place = byte_offsets(text)
+    return list(accumulate((place[end] for (_, end), mute in zip(offsets, silent, strict=True) if not mute), max))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -131,16 +147,22 @@ class Told:
     segments: Segments
     problem: str
 
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
 
 def tell(tokenizer: PreTrainedTokenizerBase, how: Telling, said: Said) -> Told:
     """A row for the reward model. Its response begins with the first token that has a byte of the response or comes
-    after it; where there is none, and no EOS, it is the last token of all."""
+    after it; where there is none, and no EOS, it is the last token of all. Where the text does not come back, its
+    tokens stand where the tokenizer's own offsets say."""
     rendered = how.prompt(said.prompt)
     encoded = encode(tokenizer, how, said)
     ids, silent = encoded.ids, encoded.silent[: len(encoded.ids) - encoded.eos]
     spoken = [token for token, mute in zip(ids, silent, strict=False) if not mute]
     spelling = spell(tokenizer, spoken, skip_special_tokens=False)
-    spans = _placed(as_spans(spelling.ends) - len(rendered.encode()), silent)
+    problem = _difference(rendered + said.response + how.after, spelling.text)
+    ends = encoded.ends if problem and encoded.ends is not None else spelling.ends
+    spans = _placed(as_spans(ends) - len(rendered.encode()), silent)
     first = int((spans[:, 1] <= 0).sum())
     if first == len(ids) > 0:
         first, spans = first - 1, torch.full_like(spans, BEYOND)
@@ -148,7 +170,7 @@ def tell(tokenizer: PreTrainedTokenizerBase, how: Telling, said: Said) -> Told:
         prompt=ids[:first],
         response=ids[first:],
         segments=Segments(spans=spans[first:], eos=encoded.eos),
-        problem=_difference(rendered + said.response + how.after, spelling.text),
+        problem=problem,
     )
 
 
@@ -158,6 +180,14 @@ def _placed(spoken: Int[Tensor, "spoken 2"], silent: Sequence[bool]) -> Int[Tens
     spans[[place for place, mute in enumerate(silent) if not mute]] = spoken
     spans[: silent.index(False) if False in silent else len(silent)] = 0
     return spans
+
+
+def normalised(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a tokenizer that is known to rewrite texts makes of one before it cuts it into tokens, in words; empty where
+    it leaves it as it is (but for SentencePiece's mark of a space)."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    made = PROBE if normalizer is None else normalizer.normalize_str(PROBE).replace(SPACE, " ").removeprefix(" ")
+    return "" if made == PROBE else f"{PROBE!r} becomes {made!r}"
 
 
 def _difference(text: str, back: str) -> str:

@@ -12,7 +12,8 @@ from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.probe import AttentionMaps, Baseline, Cost, Experiment, MapGradients, PathPoint, Variants
 from rlhf_core.types import Sequences
 
-Scores = Callable[[list[list[int]], list[list[int]]], Float[Tensor, " row"]]
+Scores = Callable[[Sequences, list[int], list[list[int]]], Float[Tensor, " row"]]
+"""Scores of other responses, as token ids, in the place of those of the given rows."""
 
 
 def why_not(request: EvidenceRequest) -> str:
@@ -26,7 +27,7 @@ def why_not(request: EvidenceRequest) -> str:
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CallableProbe:
-    """A ``Probe`` (see rlhf_core.probe) of a callable on token ids."""
+    """A ``Probe`` (see rlhf_core.probe) of a callable."""
 
     scores_of: Scores
     sequences: Sequences
@@ -48,7 +49,7 @@ class CallableProbe:
         ]
         distinct = {key: number for number, key in enumerate(dict.fromkeys(wanted))}
         with self.cost.timed():
-            scores = self.scores_of([prompts[row] for row, _ in distinct], [list(kept) for _, kept in distinct])
+            scores = self.scores_of(self.sequences, [row for row, _ in distinct], [list(kept) for _, kept in distinct])
         self.cost.forwards += len(distinct)
         self.cost.tokens += sum(len(prompts[row]) + len(kept) for row, kept in distinct)
         which = torch.tensor([distinct[key] for key in wanted], device=scores.device)

@@ -1,7 +1,6 @@
 """The loop around ``PPOTrainer.step``: figures, samples and checkpoints on the disk, and a run taken up again."""
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
@@ -15,14 +14,13 @@ from rlhf_core.guard import StepGuard, UnusableRollout
 from rlhf_core.identity import changed_models, differences, model_measurement, run_settings
 from rlhf_core.logging import Logger
 from rlhf_core.metrics import rollout_metrics
-from rlhf_core.prompts import shuffled_batch
+from rlhf_core.prompts import Prompts, shuffled_batch
 from rlhf_core.rewards import texts
 from rlhf_core.run_folder import METRICS, SAMPLES, SKIPPED, RunFolder
 from rlhf_core.stopping import StopRequest, stop_requests
 from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout
 
 SAMPLE_TEXTS = 4
-Ids = Sequence[list[int]]
 
 
 @runtime_checkable
@@ -43,7 +41,7 @@ class Trainer(Protocol):
         """Whether an update has begun."""
         ...
 
-    def step(self, prompts: Ids) -> dict[str, float]:
+    def step(self, prompts: Prompts) -> dict[str, float]:
         """One PPO step."""
         ...
 
@@ -51,7 +49,7 @@ class Trainer(Protocol):
         """Count a step whose rollout cannot be used."""
         ...
 
-    def evaluation_rollout(self, prompts: Ids) -> Rollout:
+    def evaluation_rollout(self, prompts: Prompts) -> Rollout:
         """Responses drawn with the same uniforms at every call."""
         ...
 
@@ -66,10 +64,13 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What ``fit`` was asked for, prompts encoded."""
+    """What ``fit`` was asked for. Prompts are encoded; ``given`` and ``held_out_given`` are the same in the caller's
+    own words, which are what every step begins with."""
 
     prompts: list[list[int]]
     held_out: list[list[int]]
+    given: Prompts
+    held_out_given: Prompts
     steps: int
     out: Path
     eval_every: int
@@ -88,9 +89,9 @@ class Plan:
             raise ValueError(f"fit: {said}")
 
     @property
-    def shown(self) -> list[list[int]]:
+    def shown(self) -> Prompts:
         """Prompts whose responses are written down."""
-        return self.held_out or self.prompts[:SAMPLE_TEXTS]
+        return self.held_out_given if self.held_out else self.given[:SAMPLE_TEXTS]
 
 
 @final
@@ -121,16 +122,29 @@ class Fit:
                 bar.update()
             self._end(asked, first)
 
-    def _before(self) -> tuple[Rollout, dict[str, list[float]]]:
+    def _before(self) -> tuple[list[Rollout], dict[str, list[float]]]:
         """What is measured before a run begins: a reward that fails does so before anything is written."""
         self.run.require_free()
-        return self.trainer.evaluation_rollout(self.plan.shown), self._models()
+        return self._first_samples(), self._models()
 
-    def _begin(self, rollout: Rollout, models: dict[str, list[float]]) -> int:
+    def _begin(self, rollouts: list[Rollout], models: dict[str, list[float]]) -> int:
         self.run.require_free()
         self.run.begin({**self._stage(), **self._settings(), "models": models})
-        self._write_samples(rollout)
+        self._write_first(rollouts)
         return self.trainer.steps_done
+
+    def _first_samples(self) -> list[Rollout]:
+        """Responses of the policy as it began; none, counted, where the reward model cannot read one of them."""
+        try:
+            return [self.trainer.evaluation_rollout(self.plan.shown)]
+        except UnusableRollout as error:
+            self._skip_evaluation(error)
+            return []
+
+    def _write_first(self, rollouts: list[Rollout]) -> None:
+        for rollout in rollouts:
+            self._write_samples(rollout)
+        self._write_skipped()
 
     def _stage(self) -> dict[str, int | bool]:
         return {"first_step": self.trainer.steps_done, "trained": self.trainer.trained}
@@ -163,7 +177,7 @@ class Fit:
             )
         self.run.cut(self.trainer.steps_done if newest else first - 1)
         if newest is None:
-            self._write_samples(self.trainer.evaluation_rollout(self.plan.shown))
+            self._write_first(self._first_samples())
         return int(first)
 
     def _settings(self) -> dict[str, Any]:
@@ -193,7 +207,7 @@ class Fit:
         try:
             rollout = self.trainer.evaluation_rollout(self.plan.shown)
         except FloatingPointError as error:
-            self.trainer.guard.skip({"step": self.trainer.steps_done, "what": "evaluation", "reason": str(error)})
+            self._skip_evaluation(error)
             return {}
         finally:
             self._write_skipped()
@@ -201,11 +215,14 @@ class Fit:
         figures = evaluation_figures(rollout) if self.plan.held_out else {}
         return {f"eval_{name}": value for name, value in figures.items()}
 
+    def _skip_evaluation(self, error: FloatingPointError) -> None:
+        self.trainer.guard.skip({"step": self.trainer.steps_done, "what": "evaluation", "reason": str(error)})
+
     def _guarded_step(self) -> dict[str, float]:
         """A step, or, where its rollout has figures that are not finite, its being skipped."""
         trainer = self.trainer
         try:
-            return trainer.step(shuffled_batch(self.plan.prompts, trainer.config, trainer.steps_done))
+            return trainer.step(shuffled_batch(self.plan.given, trainer.config, trainer.steps_done))
         except UnusableRollout as error:
             return trainer.skip(str(error))
         finally:
@@ -231,7 +248,8 @@ class Fit:
     def _write_samples(self, rollout: Rollout) -> None:
         first = torch.arange(min(SAMPLE_TEXTS, len(rollout.sequences)))
         shown = rollout.sequences.select(first)
-        prompts, responses = texts(self.trainer.policy.decode, shown.prompts(), shown.responses())
+        decoded, responses = texts(self.trainer.policy.decode, shown.prompts(), shown.responses())
+        prompts = list(shown.given) or decoded
         with contextlib.closing(self.run.record(SAMPLES)) as samples:
             for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
                 samples.write(

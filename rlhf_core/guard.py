@@ -18,7 +18,8 @@ class Diverged(FloatingPointError):
 
 
 class UnusableRollout(FloatingPointError):
-    """A rollout with a figure that is not finite; nothing has been learned from it."""
+    """A rollout with a figure that is not finite, or with a response that the reward model cannot read; nothing has
+    been learned from it."""
 
 
 @dataclass

@@ -68,7 +68,8 @@ class SpanReward:
 
     For each response, ``fn`` returns (start, end, reward) with 0 <= start < end <= the number of its characters; spans
     may overlap and leave gaps. Each reward is split over the tokens it covers by bytes. A response without text (EOS
-    alone) has one possible span, (0, 0), which is its last token's. ``decode`` is the policy's.
+    alone) has one possible span, (0, 0), which is its last token's. ``decode`` is the policy's: see ``TextReward`` for
+    what it makes of special tokens, and for whose words the prompts are.
     """
 
     fn: SpanScorer
@@ -81,7 +82,7 @@ class SpanReward:
             ValueError: not one list of spans a response, or a span that is none or lies outside; names the row.
         """
         prompts, responses = texts(self.decode, sequences.prompts(), sequences.responses())
-        given = _one_each(self.fn(prompts, responses), sequences, self.fn)
+        given = _one_each(self.fn(list(sequences.given) or prompts, responses), sequences, self.fn)
         rewards = torch.zeros(sequences.response_mask.shape, dtype=torch.float64)
         for row, (spans, text) in enumerate(zip(given, responses, strict=True)):
             where, earned = _spans(spans, text, f"reward {self.fn!r}, row {row}")
