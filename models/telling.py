@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -106,8 +106,9 @@ class Encoded:
     ids: list[int]
     silent: list[bool]
     eos: bool
-    ends: list[int] | None
-    """Byte of the text at which each token that is not silent ends, as the tokenizer says; None where it says none."""
+    spans: Int[Tensor, "spoken 2"] | None
+    """Bytes of the text that each token which is not silent was made of, as its tokenizer says; several may be made of
+    one character. None where it does not say."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, how: Telling, said: Said) -> Encoded:
@@ -120,21 +121,28 @@ def encode(tokenizer: PreTrainedTokenizerBase, how: Telling, said: Said) -> Enco
         return_offsets_mapping=tokenizer.is_fast,
     )
     ids, silent = list(encoding["input_ids"]), [bool(flag) for flag in encoding["special_tokens_mask"]]
+    spans = None
+    if tokenizer.is_fast:
+        spoken = zip(encoding["offset_mapping"], silent, strict=True)
+        spans = _byte_spans(text, [offsets for offsets, mute in spoken if not mute])
     if how.add_special_tokens:
         once = Frame.of(tokenizer).once(ids)
         ids, silent = ids[once], silent[once]
     eos = tokenizer.eos_token_id
-    ends = _byte_ends(text, encoding["offset_mapping"], encoding["special_tokens_mask"]) if tokenizer.is_fast else None
     if ids and silent[-1] and ids[-1] == eos:  # whether it belongs there is not for the tokenizer to say
         ids, silent = ids[:-1], silent[:-1]
-    if eos is None or not {"finished": said.finished, "always": True, "never": False}[how.eos]:
-        return Encoded(ids=ids, silent=silent, eos=False, ends=ends)
-    return Encoded(ids=[*ids, eos], silent=[*silent, True], eos=True, ends=ends)
+    wanted = eos is not None and {"finished": said.finished, "always": True, "never": False}[how.eos]
+    brought = ids[-1:] == [eos] and not silent[-1]
+    if not wanted or brought:
+        return Encoded(ids=ids, silent=silent, eos=False, spans=spans)
+    return Encoded(ids=[*ids, eos], silent=[*silent, True], eos=True, spans=spans)
 
 
-def _byte_ends(text: str, offsets: Sequence[tuple[int, int]], silent: Sequence[int]) -> list[int]:
-    place = byte_offsets(text)
-    return list(accumulate((place[end] for (_, end), mute in zip(offsets, silent, strict=True) if not mute), max))
+def _byte_spans(text: str, offsets: Sequence[tuple[int, int]]) -> Int[Tensor, "spoken 2"]:
+    """Offsets in characters as bytes; a token made of nothing stands with the character it precedes."""
+    place, last = byte_offsets(text), len(text)
+    spans = [(place[start], place[max(end, min(start + 1, last))]) for start, end in offsets]
+    return torch.tensor(spans, dtype=torch.long).reshape(-1, 2)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -161,8 +169,8 @@ def tell(tokenizer: PreTrainedTokenizerBase, how: Telling, said: Said) -> Told:
     spoken = [token for token, mute in zip(ids, silent, strict=False) if not mute]
     spelling = spell(tokenizer, spoken, skip_special_tokens=False)
     problem = _difference(rendered + said.response + how.after, spelling.text)
-    ends = encoded.ends if problem and encoded.ends is not None else spelling.ends
-    spans = _placed(as_spans(ends) - len(rendered.encode()), silent)
+    stand = encoded.spans if problem and encoded.spans is not None else as_spans(spelling.ends)
+    spans = _placed(stand - len(rendered.encode()), silent)
     first = int((spans[:, 1] <= 0).sum())
     if first == len(ids) > 0:
         first, spans = first - 1, torch.full_like(spans, BEYOND)

@@ -16,12 +16,23 @@ Scores = Callable[[Sequences, list[int], list[list[int]]], Float[Tensor, " row"]
 """Scores of other responses, as token ids, in the place of those of the given rows."""
 
 
+UNDEMANDING = "sparse, uniform, abc-d, abc-d2, log-ratio"
+METHODS = f"{UNDEMANDING}, leave-one-out, shapley"
+"""Names of the methods that ask nothing of a reward but its score, and of those that a callable can serve. The tests
+hold them against the registry, which the engine does not import."""
+
+
 def why_not(request: EvidenceRequest) -> str:
-    """Why a callable cannot answer a request, in words; empty where it can."""
+    """Why a callable cannot answer a request, in words, and what works with one; empty where it can."""
     if not isinstance(request, Experiment):
-        return "a callable returns a score and shows nothing else"
-    beyond = sorted(request.uses - {"delete"})
-    return f"a callable can score responses without some of their tokens, but not {', '.join(beyond)}" if beyond else ""
+        return f"a callable returns a score and shows nothing else; these methods work with one: {METHODS}"
+    beyond = ", ".join(sorted(request.uses - {"delete"}))
+    if not beyond:
+        return ""
+    return (
+        f"a callable can score responses without some of their tokens, but not {beyond}; these methods work with one: "
+        f"{METHODS}"
+    )
 
 
 @final
