@@ -22,6 +22,7 @@ from tqdm import tqdm
 from benchmarks.cli import fingerprint
 from benchmarks.viewer import visible
 from benchmarks.win_rates import Choice, Preference, Scores, probability
+from models.prompts import encode
 from models.reward import ClassifierReward
 
 ANSWERS: Mapping[str, Choice] = {"A": "first", "B": "second", "tie": "tie"}
@@ -147,7 +148,7 @@ class RewardJudge:
 
     def _ids(self, instruction: str, response: str) -> list[int]:
         text = self.template.format(instruction=instruction, response=response)
-        ids: list[int] = self.model.tokenizer([text])["input_ids"][0]
+        ids = encode(self.model.tokenizer, [text])[0]
         eos = self.model.tokenizer.eos_token_id
         return [*ids, eos] if self.end == "eos" and ids[-1:] != [eos] else ids
 

@@ -22,6 +22,7 @@ from benchmarks.preparation import (
 from benchmarks.reviews import Review, Reviews, half, held_out, read_reviews, review_prompts
 from benchmarks.rows import fingerprints
 from models.objectives import Labelled
+from models.prompts import encode
 from models.training import TrainingSettings, model_input, new_classifier, save, train_classifier, train_language_model
 
 shown = partial(TrainingSettings, progress=True)
@@ -135,8 +136,8 @@ def _build(settings: PositiveGeneration, reviews: Reviews, folder: Path) -> dict
     else:
         # positions beyond the longest row would never be trained
         language_model, tokenizer = from_scratch(str(settings.size), texts, context=size, seed=settings.seed)
-    ids = _encode(tokenizer, texts)
-    test_ids = _encode(tokenizer, [review.text for review in tested])
+    ids = encode(tokenizer, texts)
+    test_ids = encode(tokenizer, [review.text for review in tested])
     splits = {
         "train": review_prompts((review.text for review in kept), ids[: len(kept)], seed=settings.seed),
         "held_out": review_prompts((review.text for review in tested), test_ids, seed=settings.seed),
@@ -191,11 +192,6 @@ def _reward_rows(
         name: [row for row, own in zip(rows, halves, strict=True) if own == index]
         for index, name in enumerate(("reward", "gold"))
     }
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(list(texts))["input_ids"]
-    return ids
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], size: int) -> list[int]:

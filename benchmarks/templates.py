@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.formats import Prompt, Turn
 from benchmarks.rows import RowFault
+from models.prompts import encode
 
 CHAT = "chat"
 TEMPLATES: Mapping[str, str] = {
@@ -49,8 +50,7 @@ def render(template: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) ->
     if len(prompt) != 1:
         raise RowFault("several turns, and the template takes one")
     before, after = TEMPLATES.get(template, template).split("{prompt}")
-    ids: list[int] = tokenizer(before + prompt[0].content.strip() + after)["input_ids"]
-    return ids
+    return encode(tokenizer, [before + prompt[0].content.strip() + after])[0]
 
 
 def fitted(template: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Prompt:

@@ -24,7 +24,7 @@ from benchmarks.tabular import (
 from benchmarks.tabular_evidence import evidence_for
 from redistributors import Sparse
 from rlhf_core.returns import discounted_returns, generalized_advantages
-from rlhf_core.types import Learns, Redistributor, Rollout, Sequences
+from rlhf_core.types import TENSORS, Learns, Redistributor, Rollout, Sequences
 
 TOLERANCE = 1e-6
 """Largest error that rounding explains; methods may compute in float32."""
@@ -118,7 +118,7 @@ def drawn(world: World, rollout: Rollout, number: int) -> Rollout:
     generator = torch.Generator().manual_seed(number)
     chosen = torch.multinomial(probabilities(world, world.logits), ROWS, replacement=True, generator=generator)
     picked = {f.name: getattr(rollout, f.name)[chosen] for f in fields(Rollout) if f.name not in WHOLE}
-    sequences = Sequences(**{f.name: getattr(rollout.sequences, f.name)[chosen] for f in fields(Sequences)})
+    sequences = Sequences(**{name: getattr(rollout.sequences, name)[chosen] for name in TENSORS})
     evidence = {request: values[chosen] for request, values in rollout.evidence.items()}
     return Rollout(sequences=sequences, evidence=evidence, score_scale=rollout.score_scale, **picked)
 

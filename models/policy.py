@@ -1,8 +1,9 @@
 """The policy: a causal language model with a value head and a frozen reference, in one distribution."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, final
 
@@ -17,7 +18,7 @@ from models.distribution import Distribution, Targets, chunks, full_kl, gaps
 from models.forward import Predictions, head_ends_it, response_hidden, response_predictions
 from models.loading import context_length, named_ids, vocabulary
 from models.modes import pass_mode
-from models.prompts import listed, prompt_problems
+from models.prompts import Frame, encode, listed, padding_problems, prompt_problems
 from models.reference import Reference
 from models.rows import Rows, policy_layout, right_padded
 from models.sampling import CachedDecoder, sample_responses
@@ -33,7 +34,7 @@ from rlhf_core.evidence import (
     Source,
     TokenEntropy,
 )
-from rlhf_core.types import Evaluation, Limits, Sequences
+from rlhf_core.types import TENSORS, Evaluation, Limits, Sequences
 
 Answers = Mapping[AttentionTap, Tensor]
 # (token, vocab) cells above which logits are made in parts, and once more for the backward pass: 1 GiB in float32.
@@ -157,21 +158,41 @@ class CausalPolicy:
         )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids, with the special tokens the tokenizer puts in front."""
-        ids: list[list[int]] = self._network.tokenizer(list(texts))["input_ids"]
-        return ids
+        """Token ids, with the special tokens the tokenizer puts in front, unless a text brings them itself."""
+        return encode(self._network.tokenizer, texts)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Texts without special tokens."""
-        texts: list[str] = self._network.tokenizer.batch_decode(
-            [list(row) for row in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return texts
+        return self._decoded(ids, skip_special_tokens=True)
+
+    def decode_with_special(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Texts with every special token in them, EOS too."""
+        return self._decoded(ids, skip_special_tokens=False)
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
         """Raise ValueError, listing every bad row: empty, ids outside the vocabulary, or no room for a response of
         ``max_length`` tokens in the context (skipped for a model without a limit)."""
         self._require_prompts(prompts, [max_length] * len(prompts))
+
+    def validate_ids(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Raise ValueError, listing the rows, for ids that hold padding; warn, once, where they lack the BOS that the
+        tokenizer puts before every text. They are taken as they are."""
+        tokenizer, before = self._network.tokenizer, Frame.of(self._network.tokenizer).before
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        meaningful = {*self.eos_ids, tokenizer.bos_token_id, tokenizer.unk_token_id, *before}
+        problems = list(padding_problems(prompts, pad, meaningful))
+        if problems:
+            raise ValueError(
+                f"prompts hold padding, which would become part of them: {listed(problems)}. Give each row without it, "
+                "ids[mask.bool()].tolist(), or the texts themselves"
+            )
+        if any(list(prompt[: len(before)]) != before for prompt in prompts):
+            warnings.warn(
+                f"prompts given as token ids begin without {tokenizer.decode(before)!r} ({before}), the BOS that this "
+                "policy's tokenizer puts before every text; they are taken as they are. Put it before them if the "
+                "model was trained with it, or give texts",
+                stacklevel=3,
+            )
 
     def sample(
         self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Float[Tensor, "batch position"]
@@ -304,6 +325,12 @@ class CausalPolicy:
                 self._ending[id(lm)] = head_ends_it(lm)
         return self._ending[id(lm)]
 
+    def _decoded(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        texts: list[str] = self._network.tokenizer.batch_decode(
+            [list(row) for row in ids], skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return texts
+
     def _mode(self) -> AbstractContextManager[None]:
         return pass_mode(self._lm, self._network.checkpointed)
 
@@ -392,4 +419,4 @@ def _beyond(needs: frozenset[EvidenceRequest]) -> bool:
 def _to(sequences: Sequences, device: torch.device) -> Sequences:
     if sequences.prompt_ids.device == device:
         return sequences
-    return replace(sequences, **{f.name: getattr(sequences, f.name).to(device) for f in fields(sequences)})
+    return replace(sequences, **{name: getattr(sequences, name).to(device) for name in TENSORS})

@@ -1,8 +1,66 @@
-"""Which prompts a model can read and go on from, told before anything is generated."""
+"""From a text to the ids a model reads, and which prompts it can go on from, told before anything is generated."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from transformers import PreTrainedTokenizerBase
 
 SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What a tokenizer puts before (BOS, [CLS]) and after (EOS, [SEP]) every text, as token ids."""
+
+    before: list[int]
+    after: list[int]
+
+    @staticmethod
+    def of(tokenizer: PreTrainedTokenizerBase) -> "Frame":
+        """Told by one text, with and without it."""
+        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        ids = tokenizer("a")["input_ids"]
+        starts = (start for start in range(len(ids)) if ids[start : start + len(bare)] == bare)
+        start = next(starts, 0) if bare else len(ids)
+        return Frame(before=ids[:start], after=ids[start + len(bare) :])
+
+    def once(self, ids: Sequence[int]) -> slice:
+        """The part of a framed text's ids in which nothing of the frame stands twice: a text that brings it along, as
+        a chat template writes it, needs no second."""
+        head, tail = len(self.before), len(self.after)
+        core = ids[head : len(ids) - tail]
+        return slice(
+            head if core[:head] == self.before else 0,
+            len(ids) - (tail if core[-tail:] == self.after else 0) if tail else len(ids),
+        )
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts, with the special tokens the tokenizer puts around them, unless a text brings them itself."""
+    frame = Frame.of(tokenizer)
+    return [ids[frame.once(ids)] for ids in tokenizer(list(texts))["input_ids"]]
+
+
+def padding_problems(prompts: Sequence[Sequence[int]], pad: int | None, meaningful: Collection[int]) -> Iterator[str]:
+    """Rows that begin or end with padding, in words.
+
+    Where ``pad`` is among the ``meaningful`` ids (BOS, EOS, unknown), one may well stand at the end of a prompt: it is
+    padding if it stands there more than once, or if it makes one length of rows of which some have none of it.
+    """
+    if pad is None:
+        return
+    edges = [(_run(row, pad), _run(row[::-1], pad)) for row in prompts]
+    level = len({len(row) for row in prompts}) == 1
+    made = [level and min(runs) == 0 for runs in zip(*edges, strict=True)]
+    for row, runs in enumerate(edges):
+        for side, run, evened in zip(("begins", "ends"), runs, made, strict=True):
+            if run and (pad not in meaningful or run > 1 or evened):
+                yield f"row {row} {side} with {run} of the padding id {pad}"
+
+
+def _run(ids: Sequence[int], token: int) -> int:
+    return len(list(takewhile(lambda one: one == token, ids)))
 
 
 def prompt_problems(

@@ -1,6 +1,7 @@
 """A reward model with another tokenizer than the policy's: texts are told again, credit is carried back by bytes."""
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, final, get_args
 
@@ -10,13 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from models.alignment import Crossing
+from models.loading import context_length
 from models.policy import CausalPolicy
 from models.probe import ClassifierProbe, no_null_token, null_token
 from models.prompts import listed
 from models.reward import ClassifierReward
 from models.sampling import left_padded
-from models.telling import Said, Telling, Told, encode, say, tell
+from models.telling import Said, Telling, Told, encode, normalised, say, tell
 from rlhf_core.evidence import EvidenceRequest, HiddenTap, PrefixScores
+from rlhf_core.guard import UnusableRollout
 from rlhf_core.probe import (
     AttentionMaps,
     Baseline,
@@ -30,6 +33,7 @@ from rlhf_core.probe import (
 from rlhf_core.types import Scored, Sequences
 
 Prefixes = Literal["boundary", "retold"]
+Reading = Literal["exact", "normalised"]
 
 
 @final
@@ -51,8 +55,14 @@ class RetokenisedReward:
     follows, and so does this: where reward tokens are longer than the policy's, what comes after decides at a third to
     a half of the boundaries which tokens were read, and prefix differences are no exact shaping, whatever they declare.
 
+    ``reading``, what is done with a text that the reward tokenizer does not give back as it was told, because it
+    normalises (lower case, NFKC, a space for a line's end) or has no token for something. "exact" refuses prompts of
+    this kind, and a response of this kind makes its rollout unusable, which ``fit`` skips and counts. "normalised"
+    scores what the reward model reads, and places its tokens by the tokenizer's own offsets.
+
     Raises:
-        ValueError: EOS is wanted after every response, and the reward tokenizer has none; another ``prefixes``.
+        ValueError: EOS is wanted after every response, and the reward tokenizer has none; another ``prefixes`` or
+            ``reading``; "normalised" with a tokenizer that tells no offsets.
     """
 
     reward: ClassifierReward
@@ -61,18 +71,36 @@ class RetokenisedReward:
     vocab_size: int
     telling: Telling
     prefixes: Prefixes = "retold"
+    reading: Reading = "exact"
 
     def __post_init__(self) -> None:
-        if self.prefixes not in list(get_args(Prefixes)):
+        for name, kind in (("prefixes", Prefixes), ("reading", Reading)):
+            value, known = getattr(self, name), get_args(kind)
+            if value not in list(known):
+                raise ValueError(f"RetokenisedReward: {name} must be one of {', '.join(known)}, got {value!r}")
+        if self.reading == "normalised" and not self.reward.tokenizer.is_fast:
             raise ValueError(
-                f"RetokenisedReward: prefixes must be one of {', '.join(get_args(Prefixes))}, got {self.prefixes!r}"
+                f"RetokenisedReward: reading='normalised' needs a fast tokenizer, which tells where its tokens stand; "
+                f"that of {self.reward.name} is not"
+            )
+        if self.reading == "exact" and (made := normalised(self.reward.tokenizer)):
+            warnings.warn(
+                f"the tokenizer of {self.reward.name} rewrites texts ({made}), so most responses cannot be read as "
+                "they are, and steps with such a one are skipped; RetokenisedReward(reading='normalised') scores "
+                "them as the reward model reads them",
+                stacklevel=3,
             )
         if self.telling.eos == "always" and self.reward.tokenizer.eos_token_id is None:
             raise ValueError("Telling: eos is 'always', but the reward model's tokenizer has no EOS token")
 
     @staticmethod
     def of(
-        reward: ClassifierReward, policy: CausalPolicy, telling: Telling, *, prefixes: Prefixes = "retold"
+        reward: ClassifierReward,
+        policy: CausalPolicy,
+        telling: Telling,
+        *,
+        prefixes: Prefixes = "retold",
+        reading: Reading = "exact",
     ) -> "RetokenisedReward":
         """``reward`` for what ``policy`` writes."""
         return RetokenisedReward(
@@ -82,6 +110,7 @@ class RetokenisedReward:
             vocab_size=policy.vocab_size,
             telling=telling,
             prefixes=prefixes,
+            reading=reading,
         )
 
     @property
@@ -95,7 +124,9 @@ class RetokenisedReward:
         leave no room in the context for ``max_length`` tokens. A response may take more of them than the policy needed
         for it, which scoring finds out."""
         said = [say(self.tokenizer, self.eos_ids, prompt, [], finished=False) for prompt in prompts]
-        told = self._told(said)
+        told = [tell(self.reward.tokenizer, self.telling, row) for row in said]
+        if problems := list(self._lost(told)):
+            raise ValueError(f"prompts: {listed(problems)}")
         self.reward.validate([row.prompt + row.response for row in told], max_length)
 
     def provides(self, request: EvidenceRequest) -> bool:
@@ -114,8 +145,9 @@ class RetokenisedReward:
 
         Raises:
             MemoryError: a single row ran out of memory.
-            ValueError: texts that the reward tokenizer does not give back, or prompts without a token, listing the
-                rows; whatever the reward model refuses.
+            UnusableRollout: texts that the reward tokenizer does not give back, that take more of its tokens than the
+                context holds, or without a token before the response, listing the rows.
+            ValueError: whatever the reward model refuses.
         """
         for request in needs:
             if reason := self.why_not(request):
@@ -137,13 +169,10 @@ class RetokenisedReward:
         """A probe of these responses, to measure an experiment alone and see what it costs."""
         rows = zip(sequences.prompts(), sequences.responses(), sequences.finished.tolist(), strict=True)
         said = [say(self.tokenizer, self.eos_ids, prompt, response, finished=done) for prompt, response, done in rows]
-        told = self._told(said)
-        headless = [row for row, one in enumerate(told) if not one.prompt]
-        if headless:
-            raise ValueError(
-                f"rows {headless[:8]} have no token before their response under the tokenizer of {self.reward.name}; "
-                "give them one with add_special_tokens=True (BOS), or by Telling.prompt"
-            )
+        told = [tell(self.reward.tokenizer, self.telling, row) for row in said]
+        problems = [*self._lost(told), *self._headless(told)] or self._too_long([len(one) for one in told])
+        if problems:
+            raise UnusableRollout(f"responses: {listed(problems)}")
         crossing = Crossing(
             reward=tuple(row.segments for row in told),
             policy=tuple(row.segments for row in said),
@@ -152,14 +181,30 @@ class RetokenisedReward:
         asked = _sequences([row.prompt for row in told], [row.response for row in told], sequences)
         return RetokenisedProbe(bridge=self, sequences=sequences, said=tuple(said), told=asked, crossing=crossing)
 
-    def _told(self, said: Sequence[Said]) -> list[Told]:
-        told = [tell(self.reward.tokenizer, self.telling, row) for row in said]
-        problems = [f"row {row}: {one.problem}" for row, one in enumerate(told) if one.problem]
-        if problems:
-            raise ValueError(
-                f"texts that the tokenizer of {self.reward.name} cannot read as they are: {listed(problems)}"
-            )
-        return told
+    def _lost(self, told: Sequence[Told]) -> Iterator[str]:
+        """Rows that do not survive the reward tokenizer, where they must."""
+        for row, one in enumerate(told):
+            if one.problem and self.reading == "exact":
+                yield (
+                    f"row {row}: {one.problem} under the tokenizer of {self.reward.name}; "
+                    "RetokenisedReward(reading='normalised') scores it as it comes back"
+                )
+
+    def _headless(self, told: Sequence[Told]) -> Iterator[str]:
+        for row, one in enumerate(told):
+            if not one.prompt:
+                yield (
+                    f"row {row} has no token before its response under the tokenizer of {self.reward.name}; give it "
+                    "one with add_special_tokens=True (BOS), or by Telling.prompt"
+                )
+
+    def _too_long(self, lengths: Sequence[int]) -> list[str]:
+        limit = context_length(self.reward.model)
+        return [
+            f"row {row} takes {length} tokens of {self.reward.name}, which reads at most {limit}"
+            for row, length in enumerate(lengths)
+            if limit is not None and length > limit
+        ]
 
 
 @final
@@ -252,6 +297,8 @@ class RetokenisedProbe:
         """Scores of texts, each different one once. One of a single token stands as a prompt whose response is taken
         out."""
         told = [tuple(encode(self.bridge.reward.tokenizer, how, row).ids) for row in rows]
+        if problems := self.bridge._too_long([len(ids) for ids in told]):
+            raise UnusableRollout(f"altered responses: {listed(problems)}")
         place = {ids: number for number, ids in enumerate(dict.fromkeys(told))}
         sequences = _sequences([ids[:1] for ids in place], [ids[1:] or ids for ids in place], self.sequences)
         mask = sequences.response_mask

@@ -10,10 +10,13 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from models.alignment import Segments, spell
-from rlhf_core.spans import agreement, as_spans
+from models.alignment import SPACE, Segments, spell
+from models.prompts import Frame
+from rlhf_core.spans import agreement, as_spans, byte_offsets
 
 Eos = Literal["finished", "always", "never"]
+PROBE = "The café\n fi\ufb01"
+"""Capitals, an accent, a line's end and a ligature: what normalisers change."""
 BEYOND = torch.iinfo(torch.long).max
 SHOWN = 20
 
@@ -103,22 +106,43 @@ class Encoded:
     ids: list[int]
     silent: list[bool]
     eos: bool
+    spans: Int[Tensor, "spoken 2"] | None
+    """Bytes of the text that each token which is not silent was made of, as its tokenizer says; several may be made of
+    one character. None where it does not say."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, how: Telling, said: Said) -> Encoded:
     """The row as ``how`` says."""
+    text = how.prompt(said.prompt) + said.response + how.after
     encoding = tokenizer(
-        how.prompt(said.prompt) + said.response + how.after,
+        text,
         add_special_tokens=how.add_special_tokens,
         return_special_tokens_mask=True,
+        return_offsets_mapping=tokenizer.is_fast,
     )
     ids, silent = list(encoding["input_ids"]), [bool(flag) for flag in encoding["special_tokens_mask"]]
+    spans = None
+    if tokenizer.is_fast:
+        spoken = zip(encoding["offset_mapping"], silent, strict=True)
+        spans = _byte_spans(text, [offsets for offsets, mute in spoken if not mute])
+    if how.add_special_tokens:
+        once = Frame.of(tokenizer).once(ids)
+        ids, silent = ids[once], silent[once]
     eos = tokenizer.eos_token_id
     if ids and silent[-1] and ids[-1] == eos:  # whether it belongs there is not for the tokenizer to say
         ids, silent = ids[:-1], silent[:-1]
-    if eos is None or not {"finished": said.finished, "always": True, "never": False}[how.eos]:
-        return Encoded(ids=ids, silent=silent, eos=False)
-    return Encoded(ids=[*ids, eos], silent=[*silent, True], eos=True)
+    wanted = eos is not None and {"finished": said.finished, "always": True, "never": False}[how.eos]
+    brought = ids[-1:] == [eos] and not silent[-1]
+    if not wanted or brought:
+        return Encoded(ids=ids, silent=silent, eos=False, spans=spans)
+    return Encoded(ids=[*ids, eos], silent=[*silent, True], eos=True, spans=spans)
+
+
+def _byte_spans(text: str, offsets: Sequence[tuple[int, int]]) -> Int[Tensor, "spoken 2"]:
+    """Offsets in characters as bytes; a token made of nothing stands with the character it precedes."""
+    place, last = byte_offsets(text), len(text)
+    spans = [(place[start], place[max(end, min(start + 1, last))]) for start, end in offsets]
+    return torch.tensor(spans, dtype=torch.long).reshape(-1, 2)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -131,16 +155,22 @@ class Told:
     segments: Segments
     problem: str
 
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
 
 def tell(tokenizer: PreTrainedTokenizerBase, how: Telling, said: Said) -> Told:
     """A row for the reward model. Its response begins with the first token that has a byte of the response or comes
-    after it; where there is none, and no EOS, it is the last token of all."""
+    after it; where there is none, and no EOS, it is the last token of all. Where the text does not come back, its
+    tokens stand where the tokenizer's own offsets say."""
     rendered = how.prompt(said.prompt)
     encoded = encode(tokenizer, how, said)
     ids, silent = encoded.ids, encoded.silent[: len(encoded.ids) - encoded.eos]
     spoken = [token for token, mute in zip(ids, silent, strict=False) if not mute]
     spelling = spell(tokenizer, spoken, skip_special_tokens=False)
-    spans = _placed(as_spans(spelling.ends) - len(rendered.encode()), silent)
+    problem = _difference(rendered + said.response + how.after, spelling.text)
+    stand = encoded.spans if problem and encoded.spans is not None else as_spans(spelling.ends)
+    spans = _placed(stand - len(rendered.encode()), silent)
     first = int((spans[:, 1] <= 0).sum())
     if first == len(ids) > 0:
         first, spans = first - 1, torch.full_like(spans, BEYOND)
@@ -148,7 +178,7 @@ def tell(tokenizer: PreTrainedTokenizerBase, how: Telling, said: Said) -> Told:
         prompt=ids[:first],
         response=ids[first:],
         segments=Segments(spans=spans[first:], eos=encoded.eos),
-        problem=_difference(rendered + said.response + how.after, spelling.text),
+        problem=problem,
     )
 
 
@@ -158,6 +188,14 @@ def _placed(spoken: Int[Tensor, "spoken 2"], silent: Sequence[bool]) -> Int[Tens
     spans[[place for place, mute in enumerate(silent) if not mute]] = spoken
     spans[: silent.index(False) if False in silent else len(silent)] = 0
     return spans
+
+
+def normalised(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a tokenizer that is known to rewrite texts makes of one before it cuts it into tokens, in words; empty where
+    it leaves it as it is (but for SentencePiece's mark of a space)."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    made = PROBE if normalizer is None else normalizer.normalize_str(PROBE).replace(SPACE, " ").removeprefix(" ")
+    return "" if made == PROBE else f"{PROBE!r} becomes {made!r}"
 
 
 def _difference(text: str, back: str) -> str:

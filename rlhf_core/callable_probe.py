@@ -12,21 +12,33 @@ from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.probe import AttentionMaps, Baseline, Cost, Experiment, MapGradients, PathPoint, Variants
 from rlhf_core.types import Sequences
 
-Scores = Callable[[list[list[int]], list[list[int]]], Float[Tensor, " row"]]
+Scores = Callable[[Sequences, list[int], list[list[int]]], Float[Tensor, " row"]]
+"""Scores of other responses, as token ids, in the place of those of the given rows."""
+
+
+UNDEMANDING = "sparse, uniform, abc-d, abc-d2, log-ratio"
+METHODS = f"{UNDEMANDING}, leave-one-out, shapley"
+"""Names of the methods that ask nothing of a reward but its score, and of those that a callable can serve. The tests
+hold them against the registry, which the engine does not import."""
 
 
 def why_not(request: EvidenceRequest) -> str:
-    """Why a callable cannot answer a request, in words; empty where it can."""
+    """Why a callable cannot answer a request, in words, and what works with one; empty where it can."""
     if not isinstance(request, Experiment):
-        return "a callable returns a score and shows nothing else"
-    beyond = sorted(request.uses - {"delete"})
-    return f"a callable can score responses without some of their tokens, but not {', '.join(beyond)}" if beyond else ""
+        return f"a callable returns a score and shows nothing else; these methods work with one: {METHODS}"
+    beyond = ", ".join(sorted(request.uses - {"delete"}))
+    if not beyond:
+        return ""
+    return (
+        f"a callable can score responses without some of their tokens, but not {beyond}; these methods work with one: "
+        f"{METHODS}"
+    )
 
 
 @final
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CallableProbe:
-    """A ``Probe`` (see rlhf_core.probe) of a callable on token ids."""
+    """A ``Probe`` (see rlhf_core.probe) of a callable."""
 
     scores_of: Scores
     sequences: Sequences
@@ -48,7 +60,7 @@ class CallableProbe:
         ]
         distinct = {key: number for number, key in enumerate(dict.fromkeys(wanted))}
         with self.cost.timed():
-            scores = self.scores_of([prompts[row] for row, _ in distinct], [list(kept) for _, kept in distinct])
+            scores = self.scores_of(self.sequences, [row for row, _ in distinct], [list(kept) for _, kept in distinct])
         self.cost.forwards += len(distinct)
         self.cost.tokens += sum(len(prompts[row]) + len(kept) for row, kept in distinct)
         which = torch.tensor([distinct[key] for key in wanted], device=scores.device)

@@ -1,7 +1,6 @@
 """The loop around ``PPOTrainer.step``: figures, samples and checkpoints on the disk, and a run taken up again."""
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
@@ -17,14 +16,13 @@ from rlhf_core.identity import changed_models, differences, model_measurement, r
 from rlhf_core.logging import Logger
 from rlhf_core.metrics import rollout_metrics
 from rlhf_core.output import lasting_output
-from rlhf_core.prompts import shuffled_batch
+from rlhf_core.prompts import Prompts, shuffled_batch
 from rlhf_core.rewards import texts
 from rlhf_core.run_folder import METRICS, SAMPLES, SKIPPED, RunFolder
 from rlhf_core.stopping import StopRequest, stop_requests
 from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout
 
 SAMPLE_TEXTS = 4
-Ids = Sequence[list[int]]
 
 
 @runtime_checkable
@@ -45,7 +43,7 @@ class Trainer(Protocol):
         """Whether an update has begun."""
         ...
 
-    def step(self, prompts: Ids) -> dict[str, float]:
+    def step(self, prompts: Prompts) -> dict[str, float]:
         """One PPO step."""
         ...
 
@@ -53,7 +51,7 @@ class Trainer(Protocol):
         """Count a step whose rollout cannot be used."""
         ...
 
-    def evaluation_rollout(self, prompts: Ids) -> Rollout:
+    def evaluation_rollout(self, prompts: Prompts) -> Rollout:
         """Responses drawn with the same uniforms at every call."""
         ...
 
@@ -68,10 +66,13 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What ``fit`` was asked for, prompts encoded."""
+    """What ``fit`` was asked for. Prompts are encoded; ``given`` and ``held_out_given`` are the same in the caller's
+    own words, which are what every step begins with."""
 
     prompts: list[list[int]]
     held_out: list[list[int]]
+    given: Prompts
+    held_out_given: Prompts
     steps: int
     out: Path
     eval_every: int
@@ -91,9 +92,9 @@ class Plan:
             raise ValueError(f"fit: {said}")
 
     @property
-    def shown(self) -> list[list[int]]:
+    def shown(self) -> Prompts:
         """Prompts whose responses are written down."""
-        return self.held_out or self.prompts[:SAMPLE_TEXTS]
+        return self.held_out_given if self.held_out else self.given[:SAMPLE_TEXTS]
 
 
 @final
@@ -219,7 +220,7 @@ class Fit:
         """A step, or, where its rollout has figures that are not finite, its being skipped."""
         trainer = self.trainer
         try:
-            return trainer.step(shuffled_batch(self.plan.prompts, trainer.config, trainer.steps_done))
+            return trainer.step(shuffled_batch(self.plan.given, trainer.config, trainer.steps_done))
         except UnusableRollout as error:
             return trainer.skip(str(error))
         finally:
@@ -245,7 +246,8 @@ class Fit:
     def _write_samples(self, rollout: Rollout) -> None:
         first = torch.arange(min(SAMPLE_TEXTS, len(rollout.sequences)))
         shown = rollout.sequences.select(first)
-        prompts, responses = texts(self.trainer.policy.decode, shown.prompts(), shown.responses())
+        decoded, responses = texts(self.trainer.policy.decode, shown.prompts(), shown.responses())
+        prompts = list(shown.given) or decoded
         with contextlib.closing(self.run.record(SAMPLES)) as samples:
             for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
                 samples.write(

@@ -18,7 +18,8 @@ class Diverged(FloatingPointError):
 
 
 class UnusableRollout(FloatingPointError):
-    """A rollout with a number that is not finite, or too large; nothing has been learned from it."""
+    """A rollout with a number that is not finite, or too large, or with a response that the reward model cannot read;
+    nothing has been learned from it."""
 
 
 @dataclass

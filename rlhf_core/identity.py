@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from rlhf_core.config import PPOConfig
+from rlhf_core.guard import UnusableRollout
 from rlhf_core.health import log_ratio_bounds
 from rlhf_core.rewards import TextReward, TokenReward
 from rlhf_core.types import Learns, Policy, Redistributor, RewardModel, Sequences
@@ -61,14 +63,16 @@ def model_measurement(
     policy: Policy, reward: RewardModel, prompts: Sequence[Sequence[int]], longest: int
 ) -> dict[str, Any]:
     """Mean reference log-probability (nats a token) and score of the first prompts, each with itself for a response.
-    A callable's scores are left out, as it need not answer twice alike, and those that are not finite."""
+    A callable's scores are left out, as it need not answer twice alike, and those that are not finite or cannot be
+    had of such responses."""
     sequences = _repeated(prompts[:MEASURED], longest)
     logprobs = policy.reference_logprobs(sequences).sum(1).cpu() / sequences.response_mask.sum(1).cpu()
     measured = {"reference": logprobs.tolist()}
     if not isinstance(reward, TextReward | TokenReward):
-        scores = reward.score(sequences, frozenset()).scores
-        if bool(torch.isfinite(scores).all()):
-            measured["scores"] = scores.tolist()
+        with suppress(UnusableRollout):
+            scores = reward.score(sequences, frozenset()).scores
+            if bool(torch.isfinite(scores).all()):
+                measured["scores"] = scores.tolist()
     return measured
 
 

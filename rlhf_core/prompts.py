@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence, Set
 from operator import index
 from reprlib import repr as shortened
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -11,9 +11,14 @@ from torch import Tensor
 
 from rlhf_core.config import PPOConfig
 from rlhf_core.streams import stream
-from rlhf_core.types import Policy, RewardModel, Sequences, ValidatesPrompts
+from rlhf_core.types import Policy, RewardModel, Sequences, ValidatesIds, ValidatesPrompts
 
 Prompts = Sequence[str] | Sequence[Sequence[int]]
+Item = TypeVar("Item")
+PADDED = (
+    "a tokenizer's padded batch; its padding would become part of the prompts. Give the texts themselves, or the ids "
+    "without padding: [ids[mask.bool()].tolist() for ids, mask in zip(batch['input_ids'], batch['attention_mask'])]"
+)
 NO_IDS = (bytes, bytearray, Mapping, Set)
 
 
@@ -26,7 +31,10 @@ def encoded(policy: Policy, reward: RewardModel, prompts: Prompts, config: PPOCo
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts must be a list of them, got one text; for a single prompt give [{prompts!r}]")
-    if isinstance(prompts, Mapping) or not (hasattr(prompts, "__len__") and hasattr(prompts, "__getitem__")):
+    if isinstance(prompts, Mapping) and "input_ids" in prompts:
+        raise ValueError(f"prompts must be a list of texts or of lists of token ids, got {PADDED}")
+    listed = hasattr(prompts, "__len__") and hasattr(prompts, "__getitem__") and getattr(prompts, "shape", None) != ()
+    if isinstance(prompts, Mapping) or not listed:
         raise ValueError(f"prompts must be a list of texts or of lists of token ids, got {shortened(prompts)}")
     if not len(prompts):
         raise ValueError("no prompts were given")
@@ -34,11 +42,18 @@ def encoded(policy: Policy, reward: RewardModel, prompts: Prompts, config: PPOCo
     given_ids = [_token_ids(row, prompt) for row, prompt in enumerate(prompts) if not isinstance(prompt, str)]
     if texts and given_ids:
         raise ValueError(f"prompts must be all texts or all token ids, got {len(texts)} texts and {len(given_ids)} ids")
+    if given_ids and isinstance(policy, ValidatesIds):
+        policy.validate_ids(given_ids)
     ids = policy.encode(texts) if texts else given_ids
     policy.validate(ids, config.max_length[1])
     if isinstance(reward, ValidatesPrompts):
         reward.validate(ids, config.max_length[1])
     return ids
+
+
+def own_texts(prompts: Prompts) -> list[str]:
+    """Prompts in their caller's own words; none where they are token ids."""
+    return [str(prompt) for prompt in prompts if isinstance(prompt, str)]
 
 
 def _text(row: int, prompt: str) -> str:
@@ -68,16 +83,16 @@ def _token_ids(row: int, prompt: Any) -> list[int]:
         ) from None
 
 
-def shuffled_batch(ids: list[list[int]], config: PPOConfig, step: int) -> list[list[int]]:
+def shuffled_batch(given: Prompts, config: PPOConfig, step: int) -> Any:
     """The prompts of a step, ``rollout_batch_size / responses_per_prompt``: without replacement within an epoch, in an
     order fixed by the seed and the epoch."""
     prompts = config.rollout_batch_size // config.responses_per_prompt
-    return [_shuffled(ids, config.seed, step * prompts + place) for place in range(prompts)]
+    return [_shuffled(given, config.seed, step * prompts + place) for place in range(prompts)]
 
 
-def repeated(ids: list[list[int]], times: int) -> list[list[int]]:
+def repeated(given: Sequence[Item], times: int) -> list[Item]:
     """Each prompt ``times`` times, one after the other: the rows that :func:`prompt_groups` finds again."""
-    return [prompt for prompt in ids for _ in range(times)]
+    return [prompt for prompt in given for _ in range(times)]
 
 
 def prompt_groups(sequences: Sequences, times: int) -> Int[Tensor, " batch"]:
@@ -98,6 +113,6 @@ def prompt_groups(sequences: Sequences, times: int) -> Int[Tensor, " batch"]:
     return torch.arange(len(prompts), device=sequences.response_ids.device) // times
 
 
-def _shuffled(ids: list[list[int]], seed: int, index: int) -> list[int]:
-    epoch, place = divmod(index, len(ids))
-    return ids[stream(seed, "prompts", epoch).permutation(len(ids))[place]]
+def _shuffled(given: Prompts, seed: int, index: int) -> Any:
+    epoch, place = divmod(index, len(given))
+    return given[stream(seed, "prompts", epoch).permutation(len(given))[place]]

@@ -24,8 +24,9 @@ IdScorer = Callable[[list[list[int]], list[list[int]]], Sequence[float]]
 
 @dataclass(frozen=True)
 class TokenReward:
-    """A callable on token ids, ``fn(prompts, responses) -> scores``, as a reward model. Of evidence it can show what
-    scores of shortened responses tell (leave-one-out, Shapley values)."""
+    """A callable on token ids, ``fn(prompts, responses) -> scores``, as a reward model: every id of the prompt as the
+    policy reads it and of the response as it was sampled, special tokens and EOS among them. Of evidence it can show
+    what scores of shortened responses tell (leave-one-out, Shapley values)."""
 
     fn: IdScorer
 
@@ -45,14 +46,22 @@ class TokenReward:
         """A probe of these responses, to measure an experiment alone and see what it costs."""
         return CallableProbe(scores_of=self._scores, sequences=sequences)
 
-    def _scores(self, prompts: list[list[int]], responses: list[list[int]]) -> Tensor:
-        return _checked(self.fn(prompts, responses), len(responses), self.fn)
+    def _scores(self, sequences: Sequences, rows: list[int], responses: list[list[int]]) -> Tensor:
+        prompts = sequences.prompts()
+        return _checked(self.fn([prompts[row] for row in rows], responses), len(responses), self.fn)
 
 
 @dataclass(frozen=True)
 class TextReward:
     """A callable on texts, ``fn(prompts, responses) -> scores``, as a reward model. Of evidence it can show what scores
-    of shortened responses tell (leave-one-out, Shapley values)."""
+    of shortened responses tell (leave-one-out, Shapley values).
+
+    Prompts are the caller's own texts, to the letter; where token ids were given, what ``decode`` makes of them.
+    Responses are what ``decode`` makes of them: ``policy.decode`` leaves special tokens out, as a plain callable is
+    given them, and ``policy.decode_with_special`` writes them all, so that a reward can ask for ``<think>`` or
+    ``<|im_end|>`` where these are special; a response that the policy ended then ends with the text of EOS. What a chat
+    template wrote at the end of a prompt (an opening ``<think>``) stands in the prompt, and not in the response.
+    """
 
     fn: TextScorer
     decode: Decode
@@ -73,8 +82,11 @@ class TextReward:
         """A probe of these responses, to measure an experiment alone and see what it costs."""
         return CallableProbe(scores_of=self._scores, sequences=sequences)
 
-    def _scores(self, prompts: list[list[int]], responses: list[list[int]]) -> Tensor:
-        return _checked(self.fn(*texts(self.decode, prompts, responses)), len(responses), self.fn)
+    def _scores(self, sequences: Sequences, rows: list[int], responses: list[list[int]]) -> Tensor:
+        prompts = sequences.prompts()
+        decoded, ends = texts(self.decode, [prompts[row] for row in rows], responses)
+        begins = [sequences.given[row] for row in rows] if sequences.given else decoded
+        return _checked(self.fn(begins, ends), len(responses), self.fn)
 
 
 def texts(decode: Decode, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> tuple[list[str], list[str]]:
@@ -117,7 +129,7 @@ def _scored(scores_of: Scores, sequences: Sequences, needs: frozenset[EvidenceRe
         if reason := why_not(request):
             raise ValueError(f"{request} cannot be measured: {reason}")
     home = sequences.response_ids.device
-    scores = scores_of(sequences.prompts(), sequences.responses()).to(home)
+    scores = scores_of(sequences, list(range(len(sequences))), sequences.responses()).to(home)
     evidence = {
         request: measured(request, CallableProbe(scores_of=scores_of, sequences=sequences)).to(home)
         for request in needs

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlhf_core.callable_probe import UNDEMANDING
 from rlhf_core.evidence import EvidenceRequest, Source
 from rlhf_core.rewards import Decode, texts
 from rlhf_core.spans import as_spans, byte_offsets, ends_of_prefixes, row_shares, shared_bytes
@@ -61,6 +62,10 @@ class PerTokenReward:
         """Its own rewards and nothing else."""
         return isinstance(request, OwnTokenRewards)
 
+    def why_not(self, request: EvidenceRequest) -> str:
+        """Why a request cannot be answered."""
+        return why_not(request)
+
 
 @dataclass(frozen=True)
 class SpanReward:
@@ -68,7 +73,8 @@ class SpanReward:
 
     For each response, ``fn`` returns (start, end, reward) with 0 <= start < end <= the number of its characters; spans
     may overlap and leave gaps. Each reward is split over the tokens it covers by bytes. A response without text (EOS
-    alone) has one possible span, (0, 0), which is its last token's. ``decode`` is the policy's.
+    alone) has one possible span, (0, 0), which is its last token's. ``decode`` is the policy's: see ``TextReward`` for
+    what it makes of special tokens, and for whose words the prompts are.
     """
 
     fn: SpanScorer
@@ -81,7 +87,7 @@ class SpanReward:
             ValueError: not one list of spans a response, or a span that is none or lies outside; names the row.
         """
         prompts, responses = texts(self.decode, sequences.prompts(), sequences.responses())
-        given = _one_each(self.fn(prompts, responses), sequences, self.fn)
+        given = _one_each(self.fn(list(sequences.given) or prompts, responses), sequences, self.fn)
         rewards = torch.zeros(sequences.response_mask.shape, dtype=torch.float64)
         for row, (spans, text) in enumerate(zip(given, responses, strict=True)):
             where, earned = _spans(spans, text, f"reward {self.fn!r}, row {row}")
@@ -93,6 +99,10 @@ class SpanReward:
         """Its own rewards and nothing else."""
         return isinstance(request, OwnTokenRewards)
 
+    def why_not(self, request: EvidenceRequest) -> str:
+        """Why a request cannot be answered."""
+        return why_not(request)
+
     def _token_spans(self, sequences: Sequences, row: int, prompt: str, response: str) -> Int[Tensor, "token 2"]:
         """Counted from where the response starts; the first token's covers what comes before it too."""
         before, ids = sequences.prompts()[row], sequences.responses()[row]
@@ -100,6 +110,16 @@ class SpanReward:
             before, prompt = [], ""
         prefixes = self.decode([[*before, *ids[: k + 1]] for k in range(len(ids))])
         return as_spans(ends_of_prefixes(prefixes, prompt + response)) - len(prompt.encode())
+
+
+def why_not(request: EvidenceRequest) -> str:
+    """Why a scorer of parts cannot answer a request, in words, and what works with one; empty where it can."""
+    if isinstance(request, OwnTokenRewards):
+        return ""
+    return (
+        "a scorer with rewards of its own shows OwnTokenRewards and nothing else; these methods work with one: "
+        f"OwnRewards, {UNDEMANDING}"
+    )
 
 
 def _spans(given: Any, text: str, who: str) -> tuple[Int[Tensor, "span 2"], Float[Tensor, " span"]]:
@@ -147,8 +167,8 @@ def _numbers(given: Any, who: str) -> Float[Tensor, "..."]:
 def _scored(
     rewards: Float[Tensor, "batch response"], sequences: Sequences, needs: frozenset[EvidenceRequest]
 ) -> Scored:
-    refused = [request for request in needs if not isinstance(request, OwnTokenRewards)]
-    if refused:
-        raise ValueError(f"a scorer with rewards of its own shows OwnTokenRewards and nothing else, not {refused}")
+    for request in needs:
+        if reason := why_not(request):
+            raise ValueError(f"{request} cannot be measured: {reason}")
     rewards = rewards.float().to(sequences.response_ids.device)
     return Scored(scores=rewards.sum(1), evidence=dict.fromkeys(needs, rewards))

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -38,7 +38,7 @@ from rlhf_core.logging import Logger
 from rlhf_core.memory import Budgets
 from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
 from rlhf_core.optimization import make_optimizer, make_schedule
-from rlhf_core.prompts import Prompts, encoded, repeated
+from rlhf_core.prompts import Prompts, encoded, own_texts, repeated
 from rlhf_core.reading import reading
 from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model, penalised
 from rlhf_core.rollout import Draw, measure, sample
@@ -57,9 +57,13 @@ class PPOTrainer:
     ``collect``, ``redistribute``, ``estimate_returns``, ``update``, then ``conclude`` with the same rollout. Without
     it KL controller, score moments and random streams would stand still, so the next ``collect`` asks for it.
 
-    The reward is a reward model, or any callable on (prompts, responses) as texts; ``TokenReward(fn)`` gets token ids.
-    Prompts are given once each, ``rollout_batch_size / responses_per_prompt`` for a step of the config's size; each
-    gets ``responses_per_prompt`` responses, in rows one after the other.
+    The reward is a reward model, or any callable on (prompts, responses) as texts, which gets the caller's own prompts,
+    and responses without special tokens: ``TextReward(fn, policy.decode_with_special)`` gets responses with them, and
+    ``TokenReward(fn)`` token ids.
+    Prompts are texts, to which the tokenizer adds what it puts around every text unless they bring it themselves (as a
+    chat template's do), or token ids, which are taken as they are. They are given once each,
+    ``rollout_batch_size / responses_per_prompt`` for a step of the config's size; each gets ``responses_per_prompt``
+    responses, in rows one after the other.
     The temperature is the config's: the trainer's ``policy`` is a shallow copy with the weights of the given one and a
     temperature of its own, which no other trainer changes. ``instruments`` are asked for further figures of every
     rollout, logged with the rest; ``optimizer`` makes another optimizer than the config's
@@ -146,9 +150,8 @@ class PPOTrainer:
                 "collect: the last update was not concluded; call conclude(rollout) with the rollout it learned from, "
                 "or step(prompts), which does everything"
             )
-        ids = repeated(encoded(self.policy, self.reward, prompts, self.config), self.config.responses_per_prompt)
         draw = Draw(seed=self.config.seed, name="sampling", step=self.steps_done)
-        rollout = self._measured(ids, draw, self.redistributor)
+        rollout = self._measured(prompts, self.config.responses_per_prompt, draw, self.redistributor)
         if not self._trained:
             report(check_reference(rollout, self.policy.compute_dtype), self.config.first_step_checks)
         return rollout
@@ -291,6 +294,8 @@ class PPOTrainer:
         plan = Plan(
             prompts=encoded(self.policy, self.reward, prompts, self.config),
             held_out=encoded(self.policy, self.reward, eval_prompts, self.config) if len(eval_prompts) else [],
+            given=prompts,
+            held_out_given=eval_prompts,
             steps=steps,
             out=Path(out),
             eval_every=eval_every,
@@ -374,8 +379,10 @@ class PPOTrainer:
         self.budgets.restore(numbers["budgets"])
         self.steps_done, self._trained = numbers["steps_done"], numbers["trained"]
 
-    def _measured(self, ids: list[list[int]], draw: Draw, redistributor: Redistributor | None) -> Rollout:
-        sequences = sample(self.policy, ids, self.config, draw, self.budgets)
+    def _measured(self, prompts: Prompts, times: int, draw: Draw, redistributor: Redistributor | None) -> Rollout:
+        ids = repeated(encoded(self.policy, self.reward, prompts, self.config), times)
+        drawn = sample(self.policy, ids, self.config, draw, self.budgets)
+        sequences = replace(drawn, given=tuple(repeated(own_texts(prompts), times)))
         needs = redistributor.needs if redistributor is not None else frozenset()
         return measure(
             self.policy,
@@ -389,8 +396,7 @@ class PPOTrainer:
 
     def evaluation_rollout(self, prompts: Prompts) -> Rollout:
         """Responses to ``prompts`` as ``evaluate`` draws them, measured."""
-        ids = encoded(self.policy, self.reward, prompts, self.config)
-        return self._measured(ids, Draw(seed=self.config.seed, name="evaluation", step=0), None)
+        return self._measured(prompts, 1, Draw(seed=self.config.seed, name="evaluation", step=0), None)
 
     def _before_training(self, largest: float, mean: float) -> None:
         """Called between an update's first forward pass and its first optimizer step."""

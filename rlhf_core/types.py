@@ -22,6 +22,8 @@ class Sequences:
     ``response_mask`` is True on every generated token, EOS included, and is the only mask of the engine.
     ``min_lengths`` and ``max_lengths`` are in tokens, EOS counted: EOS was banned on the first ``min_lengths``
     tokens, and generation was cut after ``max_lengths``. ``finished`` is False where it was cut.
+    ``given`` are the prompts as their caller wrote them, which ids do not tell: one text a row, or none at all where
+    ids were given.
 
     Raises:
         ValueError: no rows, tensors of other shapes or kinds than annotated, a mask with holes, padding on the wrong
@@ -35,9 +37,12 @@ class Sequences:
     min_lengths: Int[Tensor, " batch"]
     max_lengths: Int[Tensor, " batch"]
     finished: Bool[Tensor, " batch"]
+    given: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _require_tensors(self)
+        if self.given and len(self.given) != len(self):
+            raise ValueError(f"Sequences: given holds {len(self.given)} texts for {len(self)} rows")
         _require_padding(self.prompt_mask.flip(1), "prompt_mask", "left-padded")
         _require_padding(self.response_mask, "response_mask", "right-padded")
         lengths = self.response_mask.sum(1)
@@ -75,14 +80,15 @@ class Sequences:
         """
         if not len(rows):
             raise ValueError("Sequences.select: rows are empty; there is nothing to select")
-        chosen = {field.name: getattr(self, field.name)[rows] for field in fields(self)}
+        chosen = {name: getattr(self, name)[rows] for name in TENSORS}
         prompt = int(chosen["prompt_mask"].sum(1).max())
         response = int(chosen["response_mask"].sum(1).max())
         for name in ("prompt_ids", "prompt_mask"):
             chosen[name] = chosen[name][:, chosen[name].shape[1] - prompt :]
         for name in ("response_ids", "response_mask"):
             chosen[name] = chosen[name][:, :response]
-        return Sequences(**chosen)
+        given = tuple(self.given[row] for row in rows.tolist()) if self.given else ()
+        return Sequences(**chosen, given=given)
 
     def prompts(self) -> list[list[int]]:
         """Prompt token ids, without padding."""
@@ -97,7 +103,7 @@ class Sequences:
         """Stack batches of different widths, padding each to the widest."""
         prompt = max(part.prompt_ids.shape[1] for part in parts)
         response = max(part.response_ids.shape[1] for part in parts)
-        padded: dict[str, list[Tensor]] = {field.name: [] for field in fields(Sequences)}
+        padded: dict[str, list[Tensor]] = {name: [] for name in TENSORS}
         for part in parts:
             for name, values in padded.items():
                 tensor: Tensor = getattr(part, name)
@@ -106,7 +112,11 @@ class Sequences:
                 elif name.startswith("response"):
                     tensor = torch.nn.functional.pad(tensor, (0, response - tensor.shape[1]))
                 values.append(tensor)
-        return Sequences(**{name: torch.cat(values) for name, values in padded.items()})
+        given = tuple(text for part in parts for text in part.given)
+        return Sequences(**{name: torch.cat(values) for name, values in padded.items()}, given=given)
+
+
+TENSORS = tuple(field.name for field in fields(Sequences) if field.name != "given")
 
 
 def _require_tensors(sequences: Sequences) -> None:
@@ -118,12 +128,12 @@ def _require_tensors(sequences: Sequences) -> None:
     if len(shapes["prompt"]) != 2 or rows == (0,):
         raise ValueError(f"Sequences: prompt_ids must be at least one row of token ids, got shape {shapes['prompt']}")
     shapes["response"] = rows + shapes["response"][1:2]
-    for field in fields(sequences):
-        tensor, shape = getattr(sequences, field.name), shapes.get(field.name.split("_")[0], rows)
-        kind = "bool" if field.name.endswith("_mask") or field.name == "finished" else "int"
+    for name in TENSORS:
+        tensor, shape = getattr(sequences, name), shapes.get(name.split("_")[0], rows)
+        kind = "bool" if name.endswith("_mask") or name == "finished" else "int"
         if not isinstance(tensor, Tensor) or tensor.shape != shape or not _is(tensor, kind):
             got = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
-            raise ValueError(f"Sequences: {field.name} must be a tensor of kind {kind} and shape {shape}, got {got}")
+            raise ValueError(f"Sequences: {name} must be a tensor of kind {kind} and shape {shape}, got {got}")
 
 
 def _is(tensor: Tensor, kind: str) -> bool:
@@ -274,12 +284,22 @@ class ValidatesPrompts(Protocol):
 
 
 @runtime_checkable
+class ValidatesIds(Protocol):
+    """A policy that knows which prompts its tokenizer would not have made."""
+
+    def validate_ids(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Raise ValueError, listing the rows, for padding among ids that a caller made himself; warn where they lack
+        what the tokenizer puts before every text (BOS)."""
+        ...
+
+
+@runtime_checkable
 class Policy(Protocol):
     """A language model with a value head and a frozen reference.
 
     One distribution serves everything: logits divided by ``temperature``, EOS banned on a row's first
     ``min_lengths`` tokens, and ids without a token not in it. ``sample``, ``evaluate`` and ``reference_logprobs`` all
-    use it.
+    use it. Optional: ``ValidatesIds``.
 
     A trainer works on a shallow copy (``copy.copy``) with its own ``temperature``: weights must be shared by it, and
     everything else may be.

@@ -353,8 +353,8 @@ OF_METHODS = (
     ),
     Mutation(
         "rlhf_core/prompts.py",
-        "    return [prompt for prompt in ids for _ in range(times)]\n",
-        "    return [prompt for _ in range(times) for prompt in ids]\n",
+        "    return [prompt for prompt in given for _ in range(times)]\n",
+        "    return [prompt for _ in range(times) for prompt in given]\n",
         "tests/test_rloo.py::test_every_prompt_gets_different_responses_one_after_the_other",
     ),
     Mutation(

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from rlhf_core import PPOConfig, PPOTrainer
 from rlhf_core.batching import row_batches
 from rlhf_core.memory import TokenBudget, run_in_parts
 from rlhf_core.probe import Variants
-from rlhf_core.types import Rollout, Sequences
+from rlhf_core.types import TENSORS, Rollout
 
 CONFIG = PPOConfig(seed=3, rollout_batch_size=8, minibatch_size=6, epochs=2, min_length=2, max_length=(3, 9))
 PROMPTS = ["w2 w3", "w4", "w5 w6 w7", "w8 w9", "w3 w3 w3 w3 w3 w3", "w7", "w9 w2", "w5"]
@@ -116,7 +116,7 @@ def plain(folders):
 
 
 def assert_same(rollout: Rollout, other: Rollout) -> None:
-    for name in (f.name for f in fields(Sequences)):
+    for name in TENSORS:
         assert torch.equal(getattr(rollout.sequences, name), getattr(other.sequences, name)), name
     assert len(rollout.evidence) == 2
     pairs = [(rollout.evidence[need], other.evidence[need]) for need in other.evidence]

@@ -21,6 +21,7 @@ from redistributors import Attention, IntegratedGradients, PrefixDifference, Rew
 from redistributors.attention import AttentionRow
 from rlhf_core import PPOTrainer
 from rlhf_core.evidence import HiddenTap, PrefixScores
+from rlhf_core.guard import UnusableRollout
 from rlhf_core.probe import Experiment, Variants
 
 POLICY = byte_level()
@@ -337,7 +338,9 @@ def test_a_text_that_does_not_survive_is_refused_with_its_row_and_the_difference
     bridge = bridge_of(lossy, telling=Telling(add_special_tokens=False))
     fine, lost = ("the cat", " sat on"), ("the cat", " sat: on")
     assert bridge.score(rows_of(fine), frozenset()).scores.isfinite().all()
-    with pytest.raises(ValueError, match=r"row 1: its text 'the cat sat: on' comes back as 'the cat <unk> on' \(they"):
+    with pytest.raises(
+        UnusableRollout, match=r"row 1: its text 'the cat sat: on' comes back as 'the cat <unk> on' \(they"
+    ):
         bridge.score(rows_of(fine, lost), frozenset())
     ids = [POLICY(text)["input_ids"] for text in ("the cat", "The cat")]
     bridge.validate(ids[:1], 4)
@@ -351,7 +354,7 @@ def test_prompts_that_leave_no_room_or_no_token_are_refused():
         short.validate([POLICY(text)["input_ids"] for text in ("a", "😀日")], 8)
     with pytest.raises(ValueError, match="row 0 is empty"):
         short.validate([[EOS]], 8)
-    with pytest.raises(ValueError, match=r"rows \[0\] have no token before their response .* add_special_tokens=True"):
+    with pytest.raises(UnusableRollout, match=r"row 0 has no token before its response .* add_special_tokens=True"):
         short.score(finished_rows(sequences_of([[EOS]], [POLICY("cat")["input_ids"]])), frozenset())
 
 
