@@ -3,12 +3,17 @@
 transformers' own concatenates: every token then copies the keys and values of all tokens before it.
 """
 
+import inspect
 from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
+
+RECURRENT = "cache_params"
+NAMES = (RECURRENT, "cache", "past_key_values")
 
 
 @final
@@ -52,6 +57,12 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def _show(self, end: int) -> None:
         self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+
+
+def cache_name(lm: PreTrainedModel) -> str:
+    """What the model calls its cache, as an argument and in its output: ``cache`` in most, since transformers 5.24."""
+    arguments = inspect.signature(lm.forward).parameters
+    return next((name for name in NAMES if name in arguments), NAMES[-1])
 
 
 def make_room(cache: Any, room: int) -> None:

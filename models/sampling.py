@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models.cache import make_room
+from models.cache import RECURRENT, cache_name, make_room
 from models.distribution import Gap, token_distribution
 from models.forward import language_model_pass
 from models.rotary import grows_to
@@ -46,10 +46,9 @@ class CachedDecoder:
     def __init__(self, lm: PreTrainedModel, room: Int[Tensor, " row"]) -> None:
         self._lm = lm
         self._room = room.to(lm.device)
-        arguments = inspect.signature(lm.forward).parameters
-        self._takes_positions = "position_ids" in arguments
-        self._recurrent = "cache_params" in arguments
-        self._cache_name = "cache_params" if self._recurrent else "past_key_values"
+        self._takes_positions = "position_ids" in inspect.signature(lm.forward).parameters
+        self._cache_name = cache_name(lm)
+        self._recurrent = self._cache_name == RECURRENT
 
     def start(self, ids: Int[Tensor, "row prompt"], mask: Bool[Tensor, "row prompt"]) -> Float[Tensor, "row vocab"]:
         """Prefill."""

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from models import LoraSettings, attention, attention_taps, load_policy
 from models.attention import AttentionReader, UnsupportedAttention
 from models.attention_taps import Map, Projections
+from models.cache import cache_name
 from redistributors import DecoderAttention
 from redistributors.attention import AttentionRowMean
 from rlhf_core.evidence import AttentionTap, ColumnTap, Layout, ValueTap
@@ -324,9 +325,9 @@ def test_wrong_use_is_refused() -> None:
         reader.capture([ReadRow()], layout),
     ):
         pass
-    cache = model(input_ids=ids[:, :6], use_cache=True).past_key_values
+    cache = model(input_ids=ids[:, :6], use_cache=True)[cache_name(model)]
     with pytest.raises(RuntimeError, match="KV cache"), reader.capture([ReadRow()], layout):
-        model(input_ids=ids[:, 6:], past_key_values=cache)
+        model(input_ids=ids[:, 6:], **{cache_name(model): cache})
 
 
 class Largest(TorchDispatchMode):

@@ -34,6 +34,7 @@ from benchmarks.memory_model import (
 from benchmarks.tensor_meter import TensorMeter
 from models import attention, attention_taps
 from models.adapters import LoraSettings, add_fresh_adapter
+from models.cache import cache_name
 from models.load import load_policy
 from models.modes import checkpointed_modules, pass_mode
 from models.rows import policy_layout, right_padded
@@ -146,7 +147,7 @@ def test_adapters_are_pefts_own(family):
 def test_the_cache_is_as_large_as_transformers_makes_it(family):
     lm, shape = AutoModelForCausalLM.from_config(config_of(family)), shape_of(config_of(family), "lm", "x")
     with torch.no_grad():
-        cache = lm(input_ids=torch.ones(3, 7, dtype=torch.long), use_cache=True).past_key_values
+        cache = lm(input_ids=torch.ones(3, 7, dtype=torch.long), use_cache=True)[cache_name(lm)]
     assert cache_bytes(shape, 4, 21) == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 

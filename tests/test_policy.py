@@ -51,8 +51,7 @@ def sft_adapter(family: str, base: str, folder: Path, **config) -> str:
     lora = LoraConfig(
         task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.1, fan_in_fan_out=family == "gpt2", **config
     )
-    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
-        adapters = get_peft_model(lm, lora)
+    adapters = get_peft_model(lm, lora)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in adapters.parameters():
@@ -65,8 +64,7 @@ def sft_adapter(family: str, base: str, folder: Path, **config) -> str:
 def plain_adapter(base: str, adapter) -> PeftModel:
     """The adapter as PEFT alone loads it."""
     lm = AutoModelForCausalLM.from_pretrained(base)
-    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
-        return PeftModel.from_pretrained(lm, adapter).eval()
+    return PeftModel.from_pretrained(lm, adapter).eval()
 
 
 @pytest.fixture(scope="module")
