@@ -173,6 +173,24 @@ OF_METHODS = (
     ),
     Mutation(
         "benchmarks/arms.py",
+        "        _require_method(method)\n        settings",
+        "        settings",
+        "tests/test_arms.py::test_nothing_but_a_redistributors_class_or_a_part_of_one_is_called",
+    ),
+    Mutation(
+        "benchmarks/arms.py",
+        "    _require_part(method, type(default))\n",
+        "",
+        "tests/test_arms.py::test_nothing_but_a_redistributors_class_or_a_part_of_one_is_called",
+    ),
+    Mutation(
+        "benchmarks/arms.py",
+        "if not isinstance(found, type):",
+        "if not callable(found):",
+        "tests/test_arms.py::test_nothing_but_a_redistributors_class_or_a_part_of_one_is_called",
+    ),
+    Mutation(
+        "benchmarks/arms.py",
         "if character == separator and depth == 0:",
         "if character == separator:",
         "tests/test_arms.py::test_commas_part_arms_and_settings_only_outside_brackets",
