@@ -172,6 +172,24 @@ OF_METHODS = (
         "tests/test_credit_faithfulness.py::test_a_state_that_draws_the_token_itself_goes_on_as_the_next_state_does",
     ),
     Mutation(
+        "benchmarks/judges.py",
+        "status, wait, said = within(self.timeout_seconds, ask)",
+        "status, wait, said = ask()",
+        "tests/test_replies.py::test_the_time_out_bounds_a_whole_answer_however_it_drips",
+    ),
+    Mutation(
+        "benchmarks/replies.py",
+        "chr(int(coded[1], 16)), unescape(text))",
+        "chr(int(coded[1], 16)), text)",
+        "tests/test_replies.py::test_the_key_is_shown_in_no_spelling",
+    ),
+    Mutation(
+        "benchmarks/replies.py",
+        "for start in range(4):",
+        "for start in range(1):",
+        "tests/test_replies.py::test_the_key_is_shown_in_no_spelling",
+    ),
+    Mutation(
         "benchmarks/arms.py",
         "        _require_method(method)\n        settings",
         "        settings",
