@@ -214,9 +214,11 @@ def verdict(results: Results) -> str:
         return "An arm has no defined average score; nothing is concluded."
     best = max(arms, key=lambda arm: scores[arm].mean)
     rivals = [arm for arm in arms if arm != best and scores[best].overlaps(scores[arm])]
-    if scores[best].kind == "range":
+    if any(score.kind == "range" for score in scores.values()):
+        few = len(results.seeds) < FEWEST_SEEDS
+        given = f"{len(results.seeds)} seed(s) give" if few else "seeds that all agree in an arm give it"
         said = (
-            f"{len(results.seeds)} seed(s) give points and ranges only, so no method is called better "
+            f"{given} points and ranges only, so no method is called better "
             f"({best} has the highest average score, {_shown(scores[best])})"
         )
     elif rivals:

@@ -190,6 +190,36 @@ OF_METHODS = (
         "tests/test_replies.py::test_the_key_is_shown_in_no_spelling",
     ),
     Mutation(
+        "benchmarks/win_rates.py",
+        "low=float(min(resampled[0], likely[0]))",
+        "low=float(resampled[0])",
+        "tests/test_win_rates.py::test_outcomes_that_all_agree_are_no_certainty_at_equal_length",
+    ),
+    Mutation(
+        "benchmarks/win_rates.py",
+        "return 2 * (float(found.fun) - best)",
+        "return (float(found.fun) - best)",
+        "tests/test_win_rates.py::test_the_interval_of_the_likelihood_is_found_by_a_search_over_a_grid",
+    ),
+    Mutation(
+        "benchmarks/statistics.py",
+        "    if np.ptp(values) == 0:",
+        "    if False:",
+        "tests/test_statistics.py::test_seeds_that_all_agree_give_no_interval",
+    ),
+    Mutation(
+        "benchmarks/formats.py",
+        "return abs(confidence - UNDECIDED)",
+        "return confidence - UNDECIDED",
+        "tests/test_formats.py::test_the_ends_of_the_two_sided_scale_are_equally_sure",
+    ),
+    Mutation(
+        "benchmarks/formats.py",
+        "(2 * choice - 1) < 0",
+        "(2 * choice - 1) > 0",
+        "tests/test_formats.py::test_the_ends_of_the_two_sided_scale_are_equally_sure",
+    ),
+    Mutation(
         "benchmarks/arms.py",
         "        _require_method(method)\n        settings",
         "        settings",
