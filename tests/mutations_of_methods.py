@@ -220,6 +220,12 @@ OF_METHODS = (
         "tests/test_formats.py::test_the_ends_of_the_two_sided_scale_are_equally_sure",
     ),
     Mutation(
+        "benchmarks/report.py",
+        "if arm > start and sum(needs[start : arm + 1]) > room:",
+        "if False:",
+        "tests/test_report.py::test_every_number_of_every_arm_is_in_the_terminal_at_any_width",
+    ),
+    Mutation(
         "benchmarks/arms.py",
         "        _require_method(method)\n        settings",
         "        settings",
