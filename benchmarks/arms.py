@@ -44,6 +44,7 @@ class Arm:
             ValueError, TypeError: settings the method does not take, or a name from elsewhere that cannot be imported
                 or makes no redistributor.
         """
+        _require_method(self.method)
         made = self.made()
         if not isinstance(made, Redistributor):
             raise ValueError(
@@ -67,6 +68,10 @@ def parse_arms(given: str | Sequence[str]) -> tuple[Arm, ...]:
     ``segment(inner=uniform(beta=0.8))``; one that is another object by its class, ``segment(boundaries=Sentences())``,
     which the package ``redistributors`` exports, or which stands beside the class of the default, or is dotted.
 
+    An arm's text may be a stranger's, so only two kinds of class are ever called, and nothing else: one whose body
+    declares the members of a redistributor, and, for a setting that is another object, one that declares the public
+    members of its default. Importing a module runs it all the same: name only modules you trust.
+
     Raises:
         ValueError: an unreadable arm, an unknown method, settings it refuses, or two arms of one label.
     """
@@ -88,12 +93,15 @@ def _arm(text: str) -> Arm:
     if "." not in method and method not in REDISTRIBUTORS:
         raise ValueError(f"no redistributor {method!r}; one of {', '.join(REDISTRIBUTORS)}, or package.module.Class")
     try:
+        _require_method(method)
         settings = _settings(method, match["settings"] or "")
         changes = {name: _value(value) for name, value in _assignments(changed).items()}
         if "seed" in changes:
             raise ValueError("every arm runs under every seed of --seeds, so it cannot set its own")
         arm = Arm(label=_label(method, {**settings, **changes}), method=method, settings=settings, changes=changes)
         arm.redistributor()
+    except RecursionError as error:
+        raise ValueError(f"the arm {text[:40]!r}… is nested too deep") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"arm {text!r}: {error}") from error
     return arm
@@ -124,6 +132,7 @@ def _object(text: str, default: object) -> Arm:
     if "." not in name and not found:
         raise ValueError(f"no class {name!r} in {' or '.join(homes)}; write package.module.Class")
     method = name if "." in name else f"{found[0]}.{name}"
+    _require_part(method, type(default))
     settings = _settings(method, match["settings"] or "")
     made = Arm(label=_label(name, settings), method=method, settings=settings, changes={})
     made.made()
@@ -154,14 +163,13 @@ def _shown(value: Any) -> str:
 
 
 def _maker(method: str) -> Callable[..., Any]:
-    """What makes the method: the registry's entry, or what stands under a dotted name elsewhere.
+    """What makes the method: the registry's entry, or the class that stands under a dotted name elsewhere."""
+    return REDISTRIBUTORS[method] if method in REDISTRIBUTORS else _class(method)
 
-    Raises:
-        ValueError: it cannot be imported.
-    """
-    if method in REDISTRIBUTORS:
-        return REDISTRIBUTORS[method]
-    module, _, name = method.rpartition(".")
+
+def _class(dotted: str) -> type:
+    """Raises ValueError where there is none of this name, or its module cannot be imported."""
+    module, _, name = dotted.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name, None)
     except Exception as error:  # a module may raise anything while it is imported
@@ -169,9 +177,39 @@ def _maker(method: str) -> Callable[..., Any]:
             f"{module} cannot be imported ({type(error).__name__}: {error}); start from the folder that holds it, or "
             "name that folder in PYTHONPATH"
         ) from error
-    if not callable(found):
+    if not isinstance(found, type):
         raise ValueError(f"{module} has no class {name}; write package.module.Class")
     return found
+
+
+def _require_method(method: str) -> None:
+    """Raise ValueError unless the name is registered or that of a redistributor's class; asked before it is called."""
+    lacking = set() if method in REDISTRIBUTORS else _members(Redistributor) - _declared(_class(method))
+    if lacking:
+        raise ValueError(
+            f"{method} is no redistributor's class and was not called: it declares no {', no '.join(sorted(lacking))}; "
+            "a redistributor has needs, causal and conserving, and is called with a rollout"
+        )
+
+
+def _require_part(dotted: str, default: type) -> None:
+    """Raise ValueError unless the class can stand in for ``default``: a subclass, or one with its public members, its
+    own settings aside; asked before it is called."""
+    kind, members = _class(dotted), _members(default) - {field.name for field in dataclasses.fields(default)}
+    lacking = members - _declared(kind)
+    if not issubclass(kind, default) and (lacking or not members):
+        why = f"it declares no {', no '.join(sorted(lacking))}" if lacking else "it is no subclass of it"
+        raise ValueError(f"{dotted} cannot stand in for {default.__name__} and was not called: {why}")
+
+
+def _members(kind: type) -> set[str]:
+    """Public names in the class's body, and ``__call__``."""
+    return {name for name in vars(kind) if name == "__call__" or not name.startswith("_")}
+
+
+def _declared(kind: type) -> set[str]:
+    """What a class has before it is called, and the fields it declares."""
+    return {*dir(kind), *(name for base in inspect.getmro(kind) for name in inspect.get_annotations(base))}
 
 
 def _inner_settings(make: Callable[..., Any]) -> frozenset[str]:

@@ -21,6 +21,7 @@ Row = Mapping[str, Any]
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = ("system", "user", "assistant")
 SUMMARISE = re.compile(r"\s*TL;DR:\s*$")
+UNDECIDED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,8 @@ class Demonstration:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A prompt and two responses of which a person preferred one; ``confidence`` as the annotator gave it."""
+    """A prompt and two responses of which a person preferred one; ``confidence`` is how sure the annotator was, from 0
+    (undecided) to 4, whichever was preferred."""
 
     prompt: Prompt
     chosen: str
@@ -72,7 +74,8 @@ def comparison(row: object) -> Comparison:
     """A row as a comparison.
 
     Raises:
-        RowFault: a column is missing, of another type, or empty; or both responses are the same.
+        RowFault: a column is missing, of another type, or empty; both responses are the same; or a score or confidence
+            speaks for the other one.
     """
     columns = _columns(row)
     if "summaries" in columns:
@@ -83,6 +86,7 @@ def comparison(row: object) -> Comparison:
         )
     else:
         found = _compared_transcripts(columns)
+    _require_not_against(columns)
     if found.chosen.strip() == found.rejected.strip():
         raise RowFault("both responses are the same")
     return found
@@ -168,9 +172,25 @@ def _compared_summaries(columns: Row) -> Comparison:
     post = _text(info, "post") if isinstance(info, Mapping) else _text(columns, "prompt")
     extra = columns.get("extra")
     confidence = extra.get("confidence") if isinstance(extra, Mapping) else columns.get("confidence")
-    if confidence is not None and type(confidence) is not int:
-        raise RowFault("'confidence' is not a whole number")
-    return Comparison(prompt=_post(post), chosen=texts[choice], rejected=texts[1 - choice], confidence=confidence)
+    sure = None if confidence is None else _sureness(confidence, choice)
+    return Comparison(prompt=_post(post), chosen=texts[choice], rejected=texts[1 - choice], confidence=sure)
+
+
+def _sureness(confidence: object, choice: int) -> int:
+    """How far from undecided, 5, a mark is on the two-sided scale from 1, surely the first, to 9, surely the second
+    (Stiennon et al. 2020, "Learning to summarize from human feedback")."""
+    if type(confidence) is not int or not 1 <= confidence <= 9:
+        raise RowFault("'confidence' is no whole number from 1 to 9")
+    if (confidence - UNDECIDED) * (2 * choice - 1) < 0:
+        raise RowFault("'confidence' is for one summary and 'choice' for the other")
+    return abs(confidence - UNDECIDED)
+
+
+def _require_not_against(columns: Row) -> None:
+    """Where both responses were given a score, the chosen one's is not the lower."""
+    chosen, rejected = (columns.get(f"score_{name}") for name in ("chosen", "rejected"))
+    if all(isinstance(score, int | float) for score in (chosen, rejected)) and chosen < rejected:
+        raise RowFault("'score_chosen' is below 'score_rejected'")
 
 
 def _compared_transcripts(columns: Row) -> Comparison:

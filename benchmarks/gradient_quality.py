@@ -36,7 +36,7 @@ from benchmarks.gradients import (
 )
 from benchmarks.loading import Loading
 from benchmarks.publishing import publish
-from benchmarks.statistics import LEVEL, RESAMPLES, Summary
+from benchmarks.statistics import LEVEL, RESAMPLES, Kind, Summary
 from benchmarks.tables import Table, Value
 from benchmarks.tasks import make_task
 from redistributors import Sparse
@@ -215,7 +215,8 @@ def _judged(own: list[Tensor], plain: list[Tensor], reference: Tensor, signal: f
 
 
 def bootstrapped(values: Sequence[float]) -> Summary:
-    """Mean with its 95 % percentile bootstrap interval over what is not NaN; NaN for fewer than two values."""
+    """Mean with its 95 % percentile bootstrap interval over what is not NaN; equal values have a range only, and
+    fewer than two NaN."""
     array = np.array([value for value in values if not np.isnan(value)])
     if len(array) < 2:
         return Summary(mean=np.nan, low=np.nan, high=np.nan, kind="95 % interval")
@@ -227,7 +228,8 @@ def bootstrapped(values: Sequence[float]) -> Summary:
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Summary(mean=float(array.mean()), low=float(found.low), high=float(found.high), kind="95 % interval")
+    kind: Kind = "95 % interval" if np.ptp(array) else "range"
+    return Summary(mean=float(array.mean()), low=float(found.low), high=float(found.high), kind=kind)
 
 
 def stages(loaded: Loaded, settings: Settings, config: PPOConfig) -> Iterator[Stage]:

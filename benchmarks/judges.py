@@ -4,6 +4,7 @@ alone uses the network, and only the host it is given."""
 import contextlib
 import inspect
 import json
+import math
 import os
 import pkgutil
 import re
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from benchmarks.cli import fingerprint
+from benchmarks.replies import within, without_key
 from benchmarks.viewer import visible
 from benchmarks.win_rates import Choice, Preference, Scores, probability
 from models.prompts import encode
@@ -171,9 +173,9 @@ class _TransientFailure(Exception):
 class EndpointJudge:
     """A chat model behind ``url``/chat/completions, asked at temperature 0 for A, B or tie; nothing else is readable.
 
-    Time-outs, broken connections, rate limits and server errors are tried again, ``attempts`` times in all, waiting
-    twice as long each time. The key is read from the environment variable ``api_key_env`` whenever it is needed, held
-    nowhere, and taken out of everything the endpoint says.
+    ``timeout_seconds`` bounds a whole answer. Time-outs, broken connections, rate limits and server errors are tried
+    again, ``attempts`` times in all, waiting twice as long each time. The key is read from the environment variable
+    ``api_key_env`` whenever it is needed, held nowhere, and taken out of everything the endpoint says.
 
     Raises:
         ValueError: a setting that cannot be, a URL that would show key or texts to others, or no key.
@@ -193,17 +195,17 @@ class EndpointJudge:
     def __post_init__(self) -> None:
         require_fields("judge_prompt", self.judge_prompt, ("instruction", "first", "second", "mark"))
         for name in ("answer_tokens", "timeout_seconds", "attempts", "backoff_seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        parts = urlsplit(self.url)
-        if "@" in self.url or parts.query or parts.fragment:  # not shown: it may hold a secret
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        parts, key = urlsplit(self.url), self._key()
+        shows_key = without_key(key, self.url) != self.url
+        if "@" in self.url or parts.query or parts.fragment or shows_key:  # not shown: it may hold a secret
             raise ValueError("endpoint: give scheme, host and path only; a key goes into the variable --api_key_env")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # port: raises beyond 65535
             raise ValueError(f"endpoint must look like https://host/v1, got {self.url!r}")
         if parts.scheme == "http" and self.plain_http == "loopback" and not self._is_local:
             told = "would send key and texts readable by anyone on the way; use https, or pass --plain_http anywhere"
             raise ValueError(f"endpoint {self.url} {told}")
-        self._key()
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -216,9 +218,9 @@ class EndpointJudge:
         # no text can contain the hash of itself, so none can close its own mark
         mark = fingerprint([instruction, first, second])[:16]
         text = self.judge_prompt.format(instruction=instruction, first=first, second=second, mark=mark)
-        answer = self._clean(self._complete(text).strip())
+        answer = self._complete(text).strip()
         if answer not in ANSWERS:
-            raise Unreadable(answer[:EXCERPT])
+            raise Unreadable(self._clean(answer)[:EXCERPT])
         return ANSWERS[answer]
 
     @property
@@ -248,7 +250,7 @@ class EndpointJudge:
         body, reason = json.dumps({**question, "max_tokens": self.answer_tokens}).encode(), ""
         for attempt in range(self.attempts):
             try:
-                return _content(self._post(body))
+                return self._content(self._post(body))
             except _TransientFailure as failure:
                 reason, asked = failure.args
                 if attempt + 1 < self.attempts:
@@ -261,37 +263,43 @@ class EndpointJudge:
         request = urllib.request.Request(self._address, data=body, headers=headers, method="POST")
         # a proxy is for what leaves this machine
         proxies = [urllib.request.ProxyHandler({})] if self._is_local else []
-        try:
-            opener = urllib.request.build_opener(_EveryStatus(), *proxies)
+        opener = urllib.request.build_opener(_EveryStatus(), *proxies)
+
+        def ask() -> tuple[int, str, str]:
             with opener.open(request, timeout=self.timeout_seconds) as reply:
-                status, wait, said = reply.status, reply.headers.get("Retry-After", ""), self._read(reply)
+                return reply.status, reply.headers.get("Retry-After", ""), self._read(reply)
+
+        try:
+            status, wait, said = within(self.timeout_seconds, ask)
         except (OSError, HTTPException) as error:
             raise _TransientFailure(self._clean(f"{type(error).__name__}: {error}"), 0.0) from None
         if status in TRANSIENT or status >= 500:
-            raise _TransientFailure(f"HTTP {status}: {excerpt(said)}", float(wait) if wait.isdecimal() else 0.0)
+            raise _TransientFailure(f"HTTP {status}: {self._excerpt(said)}", float(wait) if wait.isdecimal() else 0.0)
         if status != 200:
-            raise EndpointError(f"{self._address} refused with HTTP {status}: {excerpt(said)}")
+            raise EndpointError(f"{self._address} refused with HTTP {status}: {self._excerpt(said)}")
         return said
 
     def _read(self, reply: HTTPResponse) -> str:
-        """The body, within the time-out as a whole: the socket's own starts afresh with every byte."""
+        """The body; one that nobody waits for any more is not read on."""
         deadline, body = monotonic() + self.timeout_seconds, b""
-        while part := reply.read1(LONGEST_BODY):
+        while (part := reply.read1(LONGEST_BODY)) and monotonic() < deadline:
             body += part
-            if monotonic() > deadline or len(body) > LONGEST_BODY:
-                raise TimeoutError(f"reply unfinished after {len(body)} bytes")
-        return self._clean(body.decode("utf-8", errors="replace"))
+            if len(body) > LONGEST_BODY:
+                raise OSError(f"reply longer than {LONGEST_BODY} bytes")
+        return body.decode("utf-8", errors="replace")
+
+    def _content(self, reply: str) -> str:
+        try:
+            content = json.loads(reply)["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise _TransientFailure(f"a reply that is no chat completion: {self._excerpt(reply)}", 0.0) from None
+        return content if isinstance(content, str) else json.dumps(content)
+
+    def _excerpt(self, said: str) -> str:
+        return excerpt(self._clean(said))
 
     def _clean(self, text: str) -> str:
-        return text.replace(key, "[key]") if (key := self._key()) else text
-
-
-def _content(reply: str) -> str:
-    try:
-        content = json.loads(reply)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        raise _TransientFailure(f"a reply that is no chat completion: {excerpt(reply)}", 0.0) from None
-    return content if isinstance(content, str) else json.dumps(content)
+        return without_key(self._key(), text)
 
 
 def require_fields(name: str, template: str, fields: Collection[str]) -> None:

@@ -171,7 +171,9 @@ def prediction_table(prediction: Prediction) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("GiB, predicted", no_wrap=True)
     for phase in PHASES:
-        table.add_column(phase, justify="right", style="bold" if phase == prediction.peak_phase else "")
+        table.add_column(
+            phase, justify="right", overflow="fold", style="bold" if phase == prediction.peak_phase else ""
+        )
     for component in COMPONENTS:
         table.add_row(component, *(_gib(prediction.phases[phase][component]) for phase in PHASES))
     table.add_section()

@@ -290,6 +290,8 @@ def _without_nan(value: Any) -> Any:
 
 def _print(report: Report, out: Path, console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
+    for _ in range(2):
+        table.add_column(overflow="fold")
     for title, text in report.rows:
         table.add_row(Text(visible(title)), Text(visible(text)))
     console.print(table)

@@ -27,8 +27,9 @@ from benchmarks.statistics import (
 
 LAST = 10
 REFERENCE = "sparse"
-TITLE_WIDTH, ARM_WIDTH = 24, 18
-"""Columns of a terminal: at least these for a quantity's name, and about these an arm."""
+TITLE_WIDTH, ARM_WIDTH, GAP = 26, 16, 3
+"""Columns of a terminal: at least these for a quantity's name, at most these for an arm's name in one line, and what
+parts two columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,9 +215,11 @@ def verdict(results: Results) -> str:
         return "An arm has no defined average score; nothing is concluded."
     best = max(arms, key=lambda arm: scores[arm].mean)
     rivals = [arm for arm in arms if arm != best and scores[best].overlaps(scores[arm])]
-    if scores[best].kind == "range":
+    if any(score.kind == "range" for score in scores.values()):
+        few = len(results.seeds) < FEWEST_SEEDS
+        given = f"{len(results.seeds)} seed(s) give" if few else "seeds that all agree in an arm give it"
         said = (
-            f"{len(results.seeds)} seed(s) give points and ranges only, so no method is called better "
+            f"{given} points and ranges only, so no method is called better "
             f"({best} has the highest average score, {_shown(scores[best])})"
         )
     elif rivals:
@@ -241,22 +244,33 @@ def _ranged(results: Results, metric: str, unit: str) -> str:
 
 
 def terminal(report: Report, width: int) -> Group:
-    """For rich: quantities down, arms across, in blocks of as many arms as ``width`` columns hold."""
-    arms = len(report.results.arms)
-    fits = max(1, (width - TITLE_WIDTH) // ARM_WIDTH)
-    blocks = -(-arms // fits)
-    size = -(-arms // blocks)
-    return Group(*(_block(report, slice(start, start + size)) for start in range(0, arms, size)))
+    """For rich: quantities down, arms across, in blocks of as many arms as ``width`` columns hold with every number
+    whole. Long names are folded."""
+    names = report.results.arms
+    arms = range(len(names))
+    numbers = [max(len(line) for row in report.rows for line in _lines(row[arm].text)) for arm in arms]
+    needs = [GAP + max(numbers[arm], min(len(names[arm]), ARM_WIDTH)) for arm in arms]
+    blocks, room = [slice(0, 0)], width - TITLE_WIDTH
+    for arm in arms:
+        start = blocks[-1].start
+        if arm > start and sum(needs[start : arm + 1]) > room:
+            blocks.append(slice(arm, arm + 1))
+        else:
+            blocks[-1] = slice(start, arm + 1)
+    return Group(*(_block(report, block, needs[block]) for block in blocks))
 
 
-def _block(report: Report, arms: slice) -> Table:
+def _lines(text: str) -> list[str]:
+    return text.replace(" [", "\n[").splitlines()
+
+
+def _block(report: Report, arms: slice, needs: Sequence[int]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", min_width=TITLE_WIDTH)
-    for arm in report.results.arms[arms]:
-        table.add_column(Text(arm), justify="right", no_wrap=True)
+    table.add_column("", min_width=TITLE_WIDTH - GAP, overflow="fold")
+    for arm, need in zip(report.results.arms[arms], needs, strict=True):
+        table.add_column(Text(arm), justify="right", overflow="fold", width=need - GAP)
     for row in report.rows:
-        stacked = (Text(cell.text.replace(" [", "\n[")) for cell in row[arms])
-        table.add_row(Text(row[0].title), *stacked)
+        table.add_row(Text(row[0].title), *(Text("\n".join(_lines(cell.text))) for cell in row[arms]))
     return table
 
 

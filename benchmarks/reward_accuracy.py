@@ -9,7 +9,7 @@ class Compared(Protocol):
 
     @property
     def confidence(self) -> int | None:
-        """As the annotator gave it."""
+        """How sure the annotator was, from 0, undecided; None where nobody asked."""
         ...
 
     @property

@@ -59,7 +59,8 @@ class Summary:
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """Mean paired difference of an arm to the reference: percentile bootstrap interval over seeds, and the exact
-    sign-flip permutation p-value, two-sided, before and after Holm's correction. None below ``FEWEST_SEEDS``."""
+    sign-flip permutation p-value, two-sided, before and after Holm's correction. None below ``FEWEST_SEEDS``; no
+    interval where all differences are equal, as every resample would be."""
 
     mean: float
     low: float | None
@@ -77,8 +78,11 @@ def nan_mean(curve: Array) -> Array:
 
 
 def summarise(values: Array) -> Summary:
-    """Mean and 95 % t-interval over seeds; below four seeds mean and range."""
+    """Mean and 95 % t-interval over seeds; below four seeds, and where all are equal, mean and range: a spread of 0 is
+    no certainty."""
     mean, low, high, kind = band(values[:, None])
+    if np.ptp(values) == 0:
+        kind = "range"
     return Summary(mean=float(mean[0]), low=float(low[0]), high=float(high[0]), kind=kind)
 
 
@@ -136,7 +140,8 @@ def _paired(differences: Array) -> Difference:
         n_resamples=RESAMPLES,  # every sign pattern, hence exact, up to 13 seeds
         rng=np.random.default_rng(0),
     )
-    return Difference(mean=mean, low=float(interval.low), high=float(interval.high), p=float(test.pvalue), p_holm=None)
+    low, high = (None, None) if np.ptp(differences) <= 1e-9 * abs(mean) else (float(interval.low), float(interval.high))
+    return Difference(mean=mean, low=low, high=high, p=float(test.pvalue), p_holm=None)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -19,8 +19,9 @@ FEWEST_PAIRS = 10
 Choice = Literal["first", "second", "tie"]
 CHOICES: Mapping[str, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 NOTES = (
-    "Brackets: 95 % intervals; of the win rate Wilson's (wider than need be where there are ties), at equal length a "
-    "percentile bootstrap over prompts. Each checkpoint gave one response to a prompt; other runs are not spoken for.",
+    "Brackets: 95 % intervals; of the win rate Wilson's (wider than need be where there are ties), at equal length "
+    "those of a percentile bootstrap over prompts and of the profile likelihood together. Each checkpoint gave one "
+    "response to a prompt; other runs are not spoken for.",
     "At equal length: logistic regression of the outcome on tanh(difference in characters / its standard deviation), "
     "at difference 0. This is AlpacaEval 2.0's length control without its term for an instruction's difficulty, and "
     "with Jeffreys' prior in place of a cross-validated penalty.",
@@ -100,7 +101,8 @@ class WinRates:
     win_rate: Estimate
     """Wilson score interval."""
     standard_error: float
-    """Of the win rate: standard deviation of outcomes / √n, what AlpacaEval prints after ±; NaN for one pair."""
+    """Of the win rate: standard deviation of outcomes / √n, what AlpacaEval prints after ±; NaN where all
+    outcomes agree, which says nothing of their spread."""
     length_controlled: Estimate
     """Win rate at equal length, with a bootstrap interval; NaN where ``undefined`` says why."""
     undefined: str
@@ -160,7 +162,7 @@ def win_rates(pairs: Sequence[Pair], *, resamples: int) -> WinRates:
         ties=int((outcomes == 0.5).sum()),
         losses=int((outcomes == 0).sum()),
         win_rate=wilson(outcomes),
-        standard_error=float(outcomes.std(ddof=1) / math.sqrt(len(pairs))) if len(pairs) > 1 else math.nan,
+        standard_error=float(outcomes.std(ddof=1) / math.sqrt(len(pairs))) if np.ptp(outcomes) else math.nan,
         length_controlled=nothing if undefined else length_controlled(outcomes, differences, resamples=resamples),
         undefined=undefined,
         first_length=float(np.mean([pair.first_length for pair in pairs])),
@@ -213,8 +215,10 @@ def length_controlled(outcomes: Array, differences: Array, *, resamples: int, se
     d is the length of the first response minus the second's, s the standard deviation of d over all pairs: the length
     term of AlpacaEval 2.0 (Dubois et al. 2024, arXiv:2404.04475). Two things differ from theirs. Their term for how
     hard an instruction is needs weights they fitted on a leaderboard of models, and is left out. Where theirs shrinks
-    by a cross-validated L1 penalty, the fit here is :func:`fitted`'s. The interval is a percentile bootstrap over
-    prompts, s held fixed; a resample in which all differences are equal is drawn again.
+    by a cross-validated L1 penalty, the fit here is :func:`fitted`'s. The interval holds two: a percentile bootstrap
+    over prompts, s held fixed (a resample in which all differences are equal is drawn again), which allows for outcomes
+    that follow another curve, and :func:`profiled`'s, which does not shrink to nothing where few outcomes or none
+    differ from the others, as a bootstrap does.
 
     Raises:
         ValueError: differences of which :func:`why_not_controlled` complains.
@@ -228,9 +232,10 @@ def length_controlled(outcomes: Array, differences: Array, *, resamples: int, se
         some = generator.integers(0, len(outcomes), len(outcomes))
         if np.ptp(differences[some]) > 0:
             drawn.append(float(special.expit(fitted(outcomes[some], standardised[some])[0])))
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    resampled = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    likely = special.expit(profiled(outcomes, standardised))
     value = float(special.expit(fitted(outcomes, standardised)[0]))
-    return Estimate(value=value, low=float(low), high=float(high))
+    return Estimate(value=value, low=float(min(resampled[0], likely[0])), high=float(max(resampled[1], likely[1])))
 
 
 def fitted(outcomes: Array, x: Array) -> tuple[float, float]:
@@ -245,21 +250,52 @@ def fitted(outcomes: Array, x: Array) -> tuple[float, float]:
         RuntimeError: the optimiser did not reach a maximum.
     """
 
-    def loss(coefficients: Array) -> tuple[float, Array]:
-        logits = coefficients[0] + coefficients[1] * x
-        p = special.expit(logits)
-        weights = p * (1 - p)
-        w0, w1, w2 = weights.sum(), weights @ x, weights @ x**2
-        determinant = w0 * w2 - w1**2
-        likelihood = outcomes @ special.log_expit(logits) + (1 - outcomes) @ special.log_expit(-logits)
-        leverage = weights * (w2 - 2 * x * w1 + x**2 * w0) / determinant
-        residuals = outcomes - p + leverage * (0.5 - p)
-        return -float(likelihood + 0.5 * np.log(determinant)), -np.array([residuals.sum(), residuals @ x])
-
-    found = optimize.minimize(loss, np.zeros(2), jac=True, method="BFGS")
-    if not np.abs(found.jac).max() < 1e-3 * len(outcomes):
-        raise RuntimeError(f"logistic regression of {len(outcomes)} outcomes on length: {found.message}")
+    found = optimize.minimize(_loss, np.zeros(2), args=(outcomes, x), jac=True, method="BFGS")
+    _require_maximum(found, len(outcomes))
     return float(found.x[0]), float(found.x[1])
+
+
+def profiled(outcomes: Array, x: Array) -> tuple[float, float]:
+    """The intercepts between which twice the penalised log-likelihood of :func:`fitted`, at its best slope, stays
+    within χ²(0.95, 1) of its maximum (Heinze and Schemper 2002, Statistics in Medicine 21:2409)."""
+    intercept, slope = fitted(outcomes, x)
+    best, slopes = _loss(np.array([intercept, slope]), outcomes, x)[0], {"at": slope}
+
+    def excess(at: float) -> float:
+        def of_slope(b: Array) -> tuple[float, Array]:
+            value, gradient = _loss(np.array([at, b[0]]), outcomes, x)
+            return value, gradient[1:]
+
+        found = optimize.minimize(of_slope, [slopes["at"]], jac=True, method="BFGS")
+        _require_maximum(found, len(outcomes))
+        slopes["at"] = float(found.x[0])  # the next one begins there
+        return 2 * (float(found.fun) - best) - float(stats.chi2.ppf(LEVEL, 1))
+
+    def edge(direction: int) -> float:
+        slopes["at"], far = slope, 1.0
+        while excess(intercept + direction * far) < 0:
+            far *= 2
+        return float(optimize.brentq(lambda step: excess(intercept + direction * step), 0, far, xtol=1e-4))
+
+    return intercept - edge(-1), intercept + edge(1)
+
+
+def _loss(coefficients: Array, outcomes: Array, x: Array) -> tuple[float, Array]:
+    """Minus the penalised log-likelihood, and its gradient."""
+    logits = coefficients[0] + coefficients[1] * x
+    p = special.expit(logits)
+    weights = p * special.expit(-logits)
+    w0, w1, w2 = weights.sum(), weights @ x, weights @ x**2
+    determinant = w0 * (weights @ (x - w1 / w0) ** 2)
+    likelihood = outcomes @ special.log_expit(logits) + (1 - outcomes) @ special.log_expit(-logits)
+    leverage = weights * (w2 - 2 * x * w1 + x**2 * w0) / determinant
+    residuals = outcomes - p + leverage * (0.5 - p)
+    return -float(likelihood + 0.5 * np.log(determinant)), -np.array([residuals.sum(), residuals @ x])
+
+
+def _require_maximum(found: optimize.OptimizeResult, outcomes: int) -> None:
+    if not np.abs(found.jac).max() < 1e-3 * outcomes:
+        raise RuntimeError(f"logistic regression of {outcomes} outcomes on length: {found.message}")
 
 
 def percent(share: float) -> str:

@@ -7,6 +7,7 @@ and the file that holds what it printed. Libraries are imported once; the code u
 import os
 import sys
 import tempfile
+import threading
 
 LIBRARIES = (
     "torch",
@@ -30,6 +31,9 @@ def answer(folder: str, test: str) -> tuple[int, str]:
         os.chdir(folder)
         sys.path.insert(0, folder)
         import pytest
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())  # the parent's is between processes: one that died may hold it
 
         already = "ignore::pytest.PytestAssertRewriteWarning"  # of plugins that the libraries imported first
         code = pytest.main(["-x", "-q", "-m", "", "-p", "no:cacheprovider", "-W", already, test])

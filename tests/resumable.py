@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from fakes import TablePolicy
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from redistributors import REDISTRIBUTORS
 from rlhf_core import KLConfig, PPOConfig, PPOTrainer, ScoreConfig, TokenReward
@@ -98,6 +100,7 @@ def kill(times: int, run, span: float) -> int:
     for _ in range(times):
         child = os.fork()
         if child == 0:
+            tqdm.set_lock(threading.RLock())  # the parent's is between processes: one that was killed may hold it
             try:
                 run()
             finally:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from benchmarks.arms import parse_arms
+from benchmarks.arms import Arm, parse_arms
 from redistributors import (
     DecoderAttention,
     EnsembleCredit,
@@ -116,7 +116,10 @@ def test_commas_part_arms_and_settings_only_outside_brackets():
         ("nowhere.Method", "start from the folder that holds it, or name that folder in PYTHONPATH"),
         ("redistributors.uniform.Nobody", "redistributors.uniform has no class Nobody"),
         ("redistributors.uniform.__doc__", "redistributors.uniform has no class __doc__"),
-        (f"{HERE}.NoMethod", "makes a NoMethod, which is no redistributor"),
+        (f"{HERE}.NoMethod", "NoMethod is no redistributor's class and was not called: it declares no __call__"),
+        (f"{HERE}.Wrapper(inner={HERE}.NoMethod)", "NoMethod is no redistributor's class and was not called"),
+        ("a" * 9 + "(b=" * 3000 + ")" * 3000, "no redistributor 'aaaaaaaaa'"),
+        ("segment(inner=" * 3000 + "sparse" + ")" * 3000, "is nested too deep"),
         ("redistributors.uniform.Uniform(beta=2)", "beta is the share"),
         ("redistributors..Uniform", "cannot read the arm"),
         (".uniform.Uniform", "cannot read the arm"),
@@ -137,6 +140,90 @@ def test_commas_part_arms_and_settings_only_outside_brackets():
 def test_what_cannot_be_is_refused_in_words(text, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         parse_arms([text])
+
+
+CALLED = []
+
+
+def factory(**settings):
+    CALLED.append(settings)
+    return Sparse()
+
+
+class Caller:
+    """What a stranger may name: it acts when it is called, and has one member too few."""
+
+    needs: frozenset = frozenset()
+    causal = True
+
+    def __init__(self, **settings):
+        CALLED.append(settings)
+
+    def __call__(self, rollout):
+        raise NotImplementedError
+
+
+class Declares(Caller):
+    """A redistributor's class that sets a member, which it declares, when it is made."""
+
+    conserving: bool
+
+    def __init__(self, n=1):
+        self.conserving = n == 1
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Settings without a method: nothing but a subclass can be known to stand in for them."""
+
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class Deeper(Plain):
+    """One of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder(Wrapper):
+    """Has such settings."""
+
+    plain: Plain = Plain()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{HERE}.factory(x=1)",
+        f"{HERE}.Caller(x=1)",
+        f"{HERE}.Wrapper(inner={HERE}.Caller(x=1))",
+        f"{HERE}.Wrapper(other={HERE}.factory(x=1))",
+        f"{HERE}.Holder(plain={HERE}.Caller(x=1))",
+        f"segment(boundaries={HERE}.Caller(x=1))",
+        f"segment(boundaries={HERE}.factory(x=1))",
+        f"redistributors.EnsembleCredit(aggregate={HERE}.Caller(x=1))",
+        "builtins.eval(source=CALLED.append(1))",
+        "subprocess.Popen(args=[touch, x])",
+        "functools.partial(func=print)",
+        "unittest.mock.MagicMock()",
+    ],
+)
+def test_nothing_but_a_redistributors_class_or_a_part_of_one_is_called(text, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen.__init__", lambda *_, **settings: CALLED.append(settings))
+    with pytest.raises(ValueError, match=r"was not called: it (declares no|is no subclass)|has no class"):
+        parse_arms([text])
+    assert CALLED == []
+
+
+def test_an_arm_made_by_hand_is_checked_as_one_that_was_read():
+    with pytest.raises(ValueError, match="was not called"):
+        Arm(label="x", method=f"{HERE}.Caller", settings={}, changes={}).redistributor()
+    assert CALLED == []
+
+
+def test_members_that_are_set_when_it_is_made_need_only_be_declared():
+    assert only(f"{HERE}.Declares(n=2)").redistributor().conserving is False
+    assert only(f"{HERE}.Holder(plain=Deeper(n=2))").redistributor().plain == Deeper(n=2)
 
 
 def test_what_a_module_raises_while_it_is_imported_is_told(tmp_path, monkeypatch):

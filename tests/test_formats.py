@@ -60,9 +60,25 @@ def test_a_conversation_keeps_its_turns_and_its_confidence():
     found = comparison({"chosen": transcript.format("Because."), "rejected": transcript.format("No.")})
     assert [turn.role for turn in found.prompt] == ["user", "assistant", "user"]
     assert key(found.prompt) == "user: Hi\nassistant: Hello\nuser: Why?"
-    rated = {"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": 7}
-    assert comparison(rated).confidence == 7
-    assert comparison({**rated, "confidence": None, "extra": {"confidence": 2}}).confidence == 2
+    rated = {"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": 4}
+    assert comparison({**rated, "confidence": None, "extra": {"confidence": 2}}).confidence == 3
+    assert comparison({**rated, "confidence": None}).confidence is None
+
+
+@pytest.mark.parametrize(
+    ("mark", "choice", "sure"), [(1, 0, 4), (9, 1, 4), (2, 0, 3), (8, 1, 3), (4, 0, 1), (6, 1, 1), (5, 0, 0), (5, 1, 0)]
+)
+def test_the_ends_of_the_two_sided_scale_are_equally_sure(mark, choice, sure):
+    rated = {"prompt": "p", "summaries": ["a", "b"], "choice": choice, "confidence": mark}
+    assert comparison(rated).confidence == sure
+
+
+def test_a_score_may_stand_beside_a_comparison_but_not_against_it():
+    scored = {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 2, "score_rejected": 1.5}
+    for row in (scored, {**scored, "score_chosen": 1.5}, {**scored, "score_chosen": None}):
+        assert comparison(row).chosen == "a"
+    with pytest.raises(RowFault, match="'score_chosen' is below 'score_rejected'"):
+        comparison({**scored, "score_chosen": -2})
 
 
 @pytest.mark.parametrize(
@@ -81,7 +97,13 @@ def test_a_conversation_keeps_its_turns_and_its_confidence():
         ({"prompt": "p", "summaries": ["a"], "choice": 0}, "'summaries' are not two"),
         ({"prompt": "p", "summaries": ["a", "b"], "choice": True}, "'choice' is neither"),
         ({"prompt": "p", "summaries": ["a", 4], "choice": 0}, "'summaries' is not a string"),
-        ({"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": "high"}, "not a whole number"),
+        ({"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": "high"}, "no whole number from 1"),
+        *(
+            ({"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": mark}, "no whole number from 1 to 9")
+            for mark in (0, 10, -4, 1.0, True)
+        ),
+        ({"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": 6}, "for one summary and 'choice' for"),
+        ({"prompt": "p", "summaries": ["a", "b"], "choice": 1, "confidence": 1}, "for one summary and 'choice' for"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}, "different prompts"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: ", "rejected": "\n\nHuman: a\n\nAssistant: d"}, "empty turn"),
     ],

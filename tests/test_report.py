@@ -1,6 +1,7 @@
 """The table and its verdict: numbers by hand, no winner where intervals meet, files that agree with each other."""
 
 import csv
+import io
 import json
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_iqm_ignores_a_diverged_seed():
 
 def test_difference_to_sparse_is_paired_and_corrected():
     rows = table(build(results({"sparse": 1.0, "uniform": 1.5, "abc": 2.0})))
-    assert rows["difference"]["abc"].text == "1.00 [1.00, 1.00]"
+    assert rows["difference"]["abc"].text == "1.00"  # the same for every seed: no interval
     assert rows["difference"]["sparse"].text == "–"
     assert rows["p_holm"]["abc"].value == pytest.approx(2 * 0.0625)
 
@@ -200,3 +201,18 @@ def test_a_long_response_shows_its_end():
     assert shown[-1] == "word99"
     assert "word0" not in shown
     assert f"its last {len(shown)} tokens" in axes.get_title(loc="left")
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 110, 200])
+def test_every_number_of_every_arm_is_in_the_terminal_at_any_width(width):
+    arms = ("sparse", "uniform-beta0.8", "abc", "potential-projection-ridge0.01-decay0.9", "x" * 70)
+    built = build(results({arm: -1234.5 - 100 * number for number, arm in enumerate(arms)}))
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(terminal(built, width))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    written = "".join(lines)
+    assert "…" not in written.replace("… within positions", "").replace("… of its score", "")
+    for row in built.rows:
+        for cell in row:
+            assert all(part in written for part in cell.text.replace(" [", "\n[").splitlines())

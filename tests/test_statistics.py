@@ -123,7 +123,14 @@ def test_sign_flip_p_value_by_enumeration():
 def test_all_seeds_agreeing_gives_the_smallest_p():
     found = differences_to(array(1, 2, 3, 4, 5), {"abc": array(2, 3, 4, 5, 6)})["abc"]
     assert found.p == pytest.approx(smallest_p(5)) == pytest.approx(0.0625)
-    assert (found.low, found.mean, found.high) == pytest.approx((1, 1, 1))
+    assert found.mean == pytest.approx(1)
+    assert (found.low, found.high) == (None, None)
+
+
+@pytest.mark.parametrize("seeds", [1, 4, 9])
+def test_seeds_that_all_agree_give_no_interval(seeds):
+    same = summarise(np.full(seeds, 0.3))
+    assert (same.mean, same.low, same.high, same.kind) == (pytest.approx(0.3),) * 3 + ("range",)
 
 
 def test_differences_are_paired_by_seed():

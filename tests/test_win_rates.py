@@ -15,6 +15,7 @@ from benchmarks.win_rates import (
     length_controlled,
     position_bias,
     probability,
+    profiled,
     verdict,
     why_not_controlled,
     wilson,
@@ -214,3 +215,53 @@ def test_the_sentence_names_a_winner_only_where_the_interval_does(raw, controlle
 def test_the_sentence_says_where_equal_length_means_nothing():
     said = verdict(rates((0.7, 0.6, 0.8), (np.nan,) * 3, "they are all longer"), "abc", "sparse", "me")
     assert said.endswith("at equal length nothing can be said: they are all longer.")
+
+
+@pytest.mark.parametrize("n", [10, 40, 200])
+def test_outcomes_that_all_agree_are_no_certainty_at_equal_length(n):
+    differences = np.random.default_rng(5).normal(0, 100, n)
+    found = length_controlled(np.ones(n), differences, resamples=49)
+    plain = wilson(np.ones(n))
+    assert found.low < found.value < found.high < 1
+    # what length explains can only widen what is left to say: as wide as without it, or wider
+    assert found.high - found.low > 0.8 * (plain.high - plain.low)
+    mirrored = length_controlled(np.zeros(n), -differences, resamples=49)
+    assert (mirrored.low, mirrored.high) == pytest.approx((1 - found.high, 1 - found.low), abs=1e-3)
+
+
+def test_the_interval_of_the_likelihood_is_found_by_a_search_over_a_grid():
+    generator = np.random.default_rng(6)
+    x, outcomes = generator.normal(size=20), array(*[1] * 18, 0, 0.5)
+
+    def best(intercept):
+        """The penalised log-likelihood at the best of many slopes."""
+        slopes = np.linspace(-8, 8, 401)[:, None]
+        logits = intercept + slopes * x
+        w = special.expit(logits) * special.expit(-logits)
+        determinant = w.sum(1) * (w * x**2).sum(1) - (w * x).sum(1) ** 2
+        likelihood = special.log_expit(logits) @ outcomes + special.log_expit(-logits) @ (1 - outcomes)
+        return (likelihood + 0.5 * np.log(determinant)).max()
+
+    grid = np.linspace(-2, 10, 601)
+    heights = np.array([best(at) for at in grid])
+    inside = grid[heights > heights.max() - 3.841459 / 2]
+    assert profiled(outcomes, x) == pytest.approx((inside.min(), inside.max()), abs=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("share", "slope"), [(0.95, 0.0), (0.98, 1.0)])
+def test_intervals_of_few_pairs_at_extreme_rates_hold_the_truth_as_often_as_they_say(share, slope):
+    generator = np.random.default_rng(7)
+    held = []
+    for _ in range(150):
+        differences = generator.normal(20, 100, 30)
+        standardised = np.tanh(differences / differences.std(ddof=1))
+        outcomes = (generator.random(30) < special.expit(special.logit(share) + slope * standardised)).astype(float)
+        found = length_controlled(outcomes, differences, resamples=19)
+        held.append(found.low <= share <= found.high)
+    assert np.mean(held) > 0.92  # 95 % less two standard errors of 150
+
+
+def test_the_standard_error_of_outcomes_that_all_agree_is_unknown():
+    agree = [Pair(decisions=(1.0,), first_length=9, second_length=9)] * 20
+    assert np.isnan(win_rates(agree, resamples=9).standard_error)
