@@ -62,6 +62,11 @@ class RetokenisedReward:
     telling: Telling
     prefixes: Prefixes = "retold"
 
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """Settings that decide its scores."""
+        return {"reward": self.reward, "telling": self.telling, "prefixes": self.prefixes}
+
     def __post_init__(self) -> None:
         if self.prefixes not in list(get_args(Prefixes)):
             raise ValueError(

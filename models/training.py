@@ -44,6 +44,7 @@ from models.objectives import (
     pair_batch,
     pair_loss,
 )
+from rlhf_core.distributed import require_one_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +291,7 @@ def _train(
     settings: TrainingSettings,
 ) -> float:
     """Run Trainer; the mean loss. Nothing is written: its checkpoints are pickles, which this project never writes."""
+    require_one_process()
     with tempfile.TemporaryDirectory() as folder, _generators_restored():
         trainer = Trainer(
             model=Objective(model, loss),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rlhf_core.plain_files import open_plain, read_object
+from rlhf_core.plain_files import flush, open_plain, read_object
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -69,15 +69,6 @@ def _difference(folder: Path, listed: dict[str, dict[str, Any]]) -> str:
         if _sha256(present[name]) != entry["sha256"]:
             return f"{name} has changed since it was written (sha256)"
     return ""
-
-
-def flush(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _entries(folder: Path) -> Iterator[Path]:

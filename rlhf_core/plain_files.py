@@ -1,17 +1,19 @@
-"""Files of a folder that others may have touched: only regular ones are read, and no link is followed."""
+"""Files of a folder that others may have touched: only regular ones are read, no link is followed, and what is written
+is written whole."""
 
 import json
 import math
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 LARGEST = 64 * 2**20
 """Bytes of JSON that are read at most; what a run writes about itself is far smaller."""
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """``path``, to read; answers at once whatever stands there.
 
     Raises:
@@ -50,6 +52,29 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold a JSON object, got a {type(found).__name__}")
     return found
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write ``path``, whole or not at all."""
+    temporary = path.with_name(unfinished(path.name))
+    temporary.write_bytes(content)
+    flush(temporary)
+    os.replace(temporary, path)
+    flush(path.parent)
+
+
+def unfinished(name: str) -> str:
+    """What a file is called while ``replace`` writes it."""
+    return f".{name}.unfinished"
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _refuse(name: str) -> NoReturn:
