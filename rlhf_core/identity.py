@@ -32,8 +32,8 @@ def trainer_settings(
     reward: RewardModel,
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, Any]:
-    """Everything that a trainer's numbers follow from beside weights and prompts, as JSON gives it back. To be asked for
-    before anything is learned: a method that learns is known by what it was before."""
+    """Everything that a trainer's numbers follow from beside weights and prompts, as JSON gives it back. To be asked
+    for before anything is learned: a method that learns is known by what it was before."""
     settings = {
         "config": asdict(config),
         "redistributor": described(redistributor),

@@ -26,7 +26,7 @@ def seal(folder: Path) -> None:
     flush(folder)
 
 
-def fault(folder: Path) -> str:
+def fault(folder: Path) -> str:  # noqa: PLR0911  # one return a fault
     """Why ``folder`` is not what was sealed: the first thing found; empty where nothing is wrong.
 
     Nothing but the manifest is read before every name in it has been seen to stay inside the folder, and of that only
@@ -51,7 +51,7 @@ def fault(folder: Path) -> str:
     return _difference(folder, listed)
 
 
-def _difference(folder: Path, listed: dict[str, dict[str, Any]]) -> str:
+def _difference(folder: Path, listed: dict[str, dict[str, Any]]) -> str:  # noqa: PLR0911
     present = {path.relative_to(folder).as_posix(): path for path in _entries(folder)}
     for name, path in present.items():
         if path.is_symlink():
