@@ -47,7 +47,7 @@ def code_of(value: object) -> str:
     and the function's docstring do not count."""
     if isinstance(value, partial | MethodType):
         return code_of(value.func if isinstance(value, partial) else value.__func__)
-    function = value if isinstance(value, FunctionType) else getattr(type(value), "__call__", None)
+    function = value if isinstance(value, FunctionType) else getattr(type(value), "__call__", None)  # noqa: B004
     if not isinstance(function, FunctionType):
         return ""
     return _hash("".join(_code(function.__code__, function.__doc__)).encode())
@@ -68,12 +68,12 @@ def _described(value: object, outer: tuple[int, ...]) -> str:
 def _settings(value: object, *, nested: bool) -> Mapping[str, object]:
     if isinstance(value, HasIdentity) and isinstance(value.identity, Mapping):
         return value.identity
-    if is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in fields(value) if field.init}
     if not isinstance(type(value).__init__, FunctionType):
         return {}
     held: dict[str, object] = getattr(value, "__dict__", {})
     taken = [*inspect.signature(type(value).__init__).parameters][1:]
+    if is_dataclass(value) and {*taken} <= {field.name for field in fields(value)}:
+        return {field.name: getattr(value, field.name) for field in fields(value) if field.init}
     named = {name: held.get(name, held.get(f"_{name}")) for name in taken if {name, f"_{name}"} & held.keys()}
     if nested or len(named) == len(taken):
         return named if len(named) == len(taken) else {}

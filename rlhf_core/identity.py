@@ -14,6 +14,7 @@ from rlhf_core.description import HasIdentity, code_of, described
 from rlhf_core.evidence import AuxiliaryLogprobs
 from rlhf_core.health import log_ratio_bounds
 from rlhf_core.model_card import versions
+from rlhf_core.reading import reading
 from rlhf_core.rewards import TextReward, TokenReward
 from rlhf_core.types import Policy, Redistributor, RewardModel, Sequences
 
@@ -106,22 +107,24 @@ def model_measurement(
 
 
 def measured_again(
-    noted: Mapping[str, Any], policy: Policy, reward: RewardModel, redistributor: Redistributor, where: str
+    noted: object, policy: Policy, reward: RewardModel, redistributor: Redistributor, where: str
 ) -> dict[str, Any]:
     """The same of the models as they are now.
 
     Raises:
         ValueError: prompts that this policy cannot read, or what no measurement is.
     """
-    prompts, longest = noted.get("prompts"), noted.get("longest")
+    given = noted if isinstance(noted, dict) else {}
+    prompts, longest = given.get("prompts"), given.get("longest")
     rows = isinstance(prompts, list) and all(
-        isinstance(row, list) and all(type(i) is int for i in row) for row in prompts
+        isinstance(row, list) and all(type(i) is int and 0 <= i < 2**31 for i in row) for row in prompts
     )
     if not (rows and prompts) or type(longest) is not int or not 0 < longest < 2**31:
         raise ValueError(
             f"{where}: what its models were measured on is damaged: prompts {prompts!r}, longest {longest!r}"
         )
-    policy.validate(prompts, longest)
+    with reading(where):
+        policy.validate(prompts, longest)
     return model_measurement(policy, reward, redistributor, prompts, longest)
 
 

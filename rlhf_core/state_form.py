@@ -39,7 +39,10 @@ def _misfits(found: Any, due: Any, name: str) -> Iterator[str]:
         else:
             for place, (one, other) in enumerate(zip(found, due, strict=True)):
                 yield from _misfits(one, other, f"{name}[{place}]")
-    elif due is not None:  # what is null at first may become anything
+    elif due is None:  # an optimizer may count from nothing; elsewhere null stays null
+        if found is not None and (isinstance(found, dict | list) or not name.startswith("optimizer.")):
+            yield _said(name, found, "null")
+    else:
         kinds, words = KINDS[type(due)]
         if not isinstance(found, kinds) or (isinstance(found, bool) and not isinstance(due, bool)):
             yield _said(name, found, words)
