@@ -142,9 +142,13 @@ def changed_models(noted: Mapping[str, Any], now: Mapping[str, Any], dtype: torc
 
 
 def _alike(before: object, after: list[float], tolerance: float) -> bool:
-    if not isinstance(before, list) or len(before) != len(after) or not all(type(x) in (int, float) for x in before):
+    if not isinstance(before, list) or len(before) != len(after) or not all(map(_is_measured, before)):
         return False
     return all(abs(one - other) <= tolerance * max(abs(one), 1) for one, other in zip(before, after, strict=True))
+
+
+def _is_measured(number: object) -> bool:
+    return type(number) in (int, float) and -1e38 < number < 1e38  # type: ignore[operator]  # a number by then
 
 
 def _repeated(prompts: Sequence[Sequence[int]], longest: int) -> Sequences:

@@ -195,8 +195,8 @@ def test_whatever_is_wrong_in_a_resealed_state_is_one_clear_error(damage, tmp_pa
                 taker = learner()  # a number that a run may reach as well
             except ValueError as error:
                 said = str(error)
-                assert str(run / "checkpoint-1") in said, path  # noqa: PT017  # most of them fall, some stand
-                assert taker.steps_done == 0, path  # noqa: PT017
+                assert str(run / "checkpoint-1") in said, path  # most of them fall, some stand
+                assert taker.steps_done == 0, path
 
 
 @pytest.mark.parametrize(
