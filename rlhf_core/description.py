@@ -27,7 +27,9 @@ class HasIdentity(Protocol):
     """A model, or anything else, that says itself which settings decide its numbers, beside its weights."""
 
     @property
-    def identity(self) -> Mapping[str, object]: ...
+    def identity(self) -> Mapping[str, object]:
+        """By name; values of any kind that ``described`` can put in words."""
+        ...
 
 
 def described(value: object) -> str:
