@@ -17,7 +17,9 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from rlhf_core.disk import told_where_unwritable
+from rlhf_core.distributed import require_one_process
 from rlhf_core.output import make_lasting
+from rlhf_core.plain_files import read_object
 
 RECORD = "run.json"
 PRESETS = Path(__file__).parent / "presets"
@@ -136,6 +138,7 @@ def claim_folder(folder: Path, record: Mapping[str, Any], *, overwrite: bool, ma
     Raises:
         FileExistsError: the folder holds anything else, or another run's settings (every difference is named).
     """
+    require_one_process()
     require_claimable(folder, record, overwrite=overwrite, may_change=may_change)
     previous = folder / RECORD
     if previous.is_file() and overwrite:
@@ -169,7 +172,7 @@ def measurement_folder(settings: Any, prog: str) -> Path:
         if not is_free(folder) and not settings.overwrite:
             raise FileExistsError(f"{folder} is not empty; choose another --out, or pass --overwrite true")
         claim_folder(folder, run_record(settings, {}, made_by=name), overwrite=settings.overwrite)
-    except FileExistsError as error:
+    except (FileExistsError, ValueError) as error:
         sys.exit(f"python -m {prog}: error: {error}")
     return folder
 
@@ -188,25 +191,25 @@ def require_made_by(folder: Path, made_by: str) -> None:
         raise FileExistsError(f"{folder} was made by {maker}, not by {made_by}; choose another --out")
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The folder's ``run.json``; raises ValueError naming the file where it is damaged."""
+def read_record(folder: Path, *parts: str) -> dict[str, Any]:
+    """The folder's ``run.json``, which holds an object under each of ``parts``; raises ValueError naming the file where
+    it is damaged."""
     path = folder / RECORD
     try:
-        record: object = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError(f"a {type(record).__name__} where an object is expected")
-    except (ValueError, RecursionError) as error:
+        record = read_object(path)
+        wrong = [part for part in parts if not isinstance(record.get(part), dict)]
+        if wrong:
+            raise ValueError(f"there is no object under {', '.join(wrong)}")
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); move it, or its folder, away") from error
     return record
 
 
 def _require_same(folder: Path, part: str, value: Mapping[str, Any], may_change: Collection[str]) -> None:
     """Raise FileExistsError, naming every difference, unless the folder's record holds the same in ``part``."""
-    earlier = read_record(folder)
+    earlier = read_record(folder, part)
     free = {"out", "overwrite", *may_change}
-    old, new = (
-        {name: item for name, item in some.items() if name not in free} for some in (earlier.get(part, {}), value)
-    )
+    old, new = ({name: item for name, item in some.items() if name not in free} for some in (earlier[part], value))
     changed = differences(old, new, part)
     if changed:
         raise FileExistsError(

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.cli import RECORD, read_record
 from benchmarks.experiment import FINAL, Run
 from benchmarks.statistics import Array, Results
+from rlhf_core.reading import reading
 
 
 def load_results(task: str, arms: Sequence[str], runs: Sequence[Run]) -> Results:
@@ -36,7 +37,8 @@ def finished_curves(task: str, runs: Path) -> Results:
     if not shared:
         raise ValueError(f"{runs} holds no seed that every arm has finished (arms: {', '.join(arms) or 'none'})")
     folders = {arm: [runs / arm / seed for seed in shared] for arm in arms}
-    steps = {folder: int(read_record(folder)["settings"]["steps"]) for some in folders.values() for folder in some}
+    settings = {folder: read_record(folder, "settings")["settings"] for some in folders.values() for folder in some}
+    steps = {folder: int(given["steps"]) for folder, given in settings.items()}
     curves = {arm: _curves([(folder, steps[folder]) for folder in some]) for arm, some in folders.items()}
     return Results(task=task, seeds=tuple(int(seed.removeprefix("seed-")) for seed in shared), curves=curves)
 
@@ -49,7 +51,7 @@ def _curves(runs: Sequence[tuple[Path, int]]) -> dict[str, Array]:
         name: np.array([[float(line.get(name, "nan")) for line in run_lines] for run_lines in lines])
         for name in sorted(names - {"step"})
     }
-    finals = [read_record(folder)[FINAL] for folder, _ in runs]
+    finals = [read_record(folder, FINAL)[FINAL] for folder, _ in runs]
     for name in sorted({name for final in finals for name in final}):
         curves[name] = np.array([[float(final.get(name, "nan"))] for final in finals])
     return curves
@@ -58,7 +60,8 @@ def _curves(runs: Sequence[tuple[Path, int]]) -> dict[str, Array]:
 def _metrics(folder: Path, steps: int) -> list[dict[str, Any]]:
     """A run's steps; raises ValueError where the file is not what a finished run leaves behind."""
     path = folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with reading(str(path)):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     if len(lines) != steps:
         raise ValueError(f"{path} has {len(lines)} steps, not the {steps} of a finished run; delete {folder}")
     return lines

@@ -19,6 +19,7 @@ from benchmarks.samplers import SAMPLERS
 from benchmarks.statistics import nan_mean, rank_correlation
 from benchmarks.viewer import Example
 from rlhf_core.config import PPOConfig
+from rlhf_core.description import described
 from rlhf_core.prompts import encoded
 from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model
 from rlhf_core.rollout import Draw, measure, sample
@@ -109,7 +110,7 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """What decides this run's numbers; a finished run counts only if it is the same."""
-        named = {"task": identity(self.task), "redistributor": repr(self.arm.redistributor()), "ppo": self.config}
+        named = {"task": identity(self.task), "redistributor": described(self.arm.redistributor()), "ppo": self.config}
         return {
             **jsonable(named),
             "steps": self.steps,

@@ -151,7 +151,7 @@ def finished(run: Run) -> bool:
     record = run.folder / RECORD
     if not record.exists():
         return False
-    changed = differences(read_record(run.folder)["settings"], run.settings())
+    changed = differences(read_record(run.folder, "settings")["settings"], run.settings())
     if changed:
         raise FileExistsError(
             f"{run.folder} holds a finished run with other settings ({'; '.join(changed)}); "

@@ -30,6 +30,11 @@ class DrawnOtherwise:
         object.__setattr__(self, "policy", policy)
         object.__setattr__(self, "draw", draw)
 
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """The policy's, and how it is drawn from."""
+        return {"policy": self.policy, "draw": self.draw}
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.policy, name)
 

@@ -54,6 +54,11 @@ class RewardEnsemble:
         if sizes:
             self.vocab_size = min(sizes)
 
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """Its members, in their order, and what is made of their scores."""
+        return {"members": self.members, "aggregate": self.aggregate}
+
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
         """Raise ValueError for prompts that a member refuses."""
         for member in self.members:
@@ -125,6 +130,11 @@ class AdapterMember:
     adapters: Any
     """The PeftModel around ``reward.model``."""
     name: str
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """The base under one of its adapters; where that came from is no setting."""
+        return {"reward": self.reward}
 
     @property
     def vocabulary(self) -> Mapping[str, int]:

@@ -19,7 +19,7 @@ from models.forward import Predictions, head_ends_it, response_hidden, response_
 from models.loading import context_length, named_ids, vocabulary
 from models.modes import pass_mode
 from models.prompts import Frame, encode, listed, padding_problems, prompt_problems
-from models.reference import Reference
+from models.reference import Reference, adapter_settings
 from models.rows import Rows, policy_layout, right_padded
 from models.sampling import CachedDecoder, sample_responses
 from models.sentence_ends import sentence_ends
@@ -103,6 +103,20 @@ class CausalPolicy:
     def compute_dtype(self) -> torch.dtype:
         """Precision of the activations."""
         return self._network.compute_dtype
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """Settings that decide its numbers."""
+        network = self._network
+        adapter = getattr(network.reference, "adapters", None)
+        return {
+            "model": type(self._lm).__name__,
+            "dtype": self.compute_dtype,
+            "four_bit": bool(getattr(self._lm, "is_quantized", False)),
+            "adapter": None if adapter is None else adapter_settings(adapter),
+            "eos_ids": self.eos_ids,
+            "auxiliaries": tuple(sorted(network.auxiliaries)),
+        }
 
     @property
     def device(self) -> torch.device:

@@ -95,3 +95,10 @@ def require_trained_adapter(adapters: Any) -> None:
         and not any(trains for name, trains in status.requires_grad.items() if name != TRAINED)
     ):
         raise RuntimeError(f"the policy's adapter {TRAINED!r} must be the one active, unmerged and trainable: {status}")
+
+
+def adapter_settings(adapters: Any) -> dict[str, object]:
+    """What decides an adapter's numbers beside its weights: its configuration, without where things came from."""
+    config = adapters.peft_config[TRAINED].to_dict()
+    origin = ("base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping")
+    return {name: value for name, value in sorted(config.items()) if name not in origin}

@@ -73,6 +73,11 @@ class RetokenisedReward:
     prefixes: Prefixes = "retold"
     reading: Reading = "exact"
 
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """Settings that decide its scores."""
+        return {"reward": self.reward, "telling": self.telling, "prefixes": self.prefixes}
+
     def __post_init__(self) -> None:
         for name, kind in (("prefixes", Prefixes), ("reading", Reading)):
             value, known = getattr(self, name), get_args(kind)

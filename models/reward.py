@@ -103,6 +103,12 @@ class ClassifierReward:
         require_own_logits(model, self.head, tolerance=5e-2 if rounds else 1e-4)
 
     @property
+    def identity(self) -> Mapping[str, object]:
+        """Settings that decide its scores."""
+        four_bit = bool(getattr(self.model, "is_quantized", False))
+        return {"model": self.name, "score": self.kind, "dtype": self.model.dtype, "four_bit": four_bit}
+
+    @property
     def micro_batch_tokens(self) -> int:
         """Tokens of a scoring pass at most, padding included; less than was set, for passes of every kind, once memory
         has run out."""

@@ -46,6 +46,7 @@ from models.objectives import (
     pair_loss,
 )
 from models.rotary import read_rows_alone
+from rlhf_core.distributed import require_one_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +293,7 @@ def _train(
     settings: TrainingSettings,
 ) -> float:
     """Run Trainer; the mean loss. Nothing is written: its checkpoints are pickles, which this project never writes."""
+    require_one_process()
     read_rows_alone(model)
     require_wide(model)
     with tempfile.TemporaryDirectory() as folder, _generators_restored():

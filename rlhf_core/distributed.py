@@ -6,7 +6,32 @@ process a sum over processes is the value itself; data-parallel training replace
 gradients.
 """
 
+import os
+
+import torch
 from torch import Tensor
+
+COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where launchers say how many processes they started: torchrun and accelerate, srun, and the kinds of mpirun."""
+
+
+def require_one_process() -> None:
+    """Refuse to be one of several processes: each would train a model of its own, and write where the others do.
+
+    Raises:
+        ValueError: a launcher says that it started several, or they have met in a process group already.
+    """
+    counts = {name: os.environ.get(name, "") for name in COUNTS}
+    several = [f"{name}={value}" for name, value in counts.items() if value.strip().isdecimal() and int(value) > 1]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        met = torch.distributed.get_world_size()
+        several += [f"a process group of {met}"] if met > 1 else []
+    if several:
+        raise ValueError(
+            f"this is one of several processes ({', '.join(several)}), and training on several is not built yet: each "
+            "would train a model of its own. Start one process, without torchrun, accelerate launch, srun or mpirun; "
+            "for runs that have nothing to do with each other, unset these variables in each and give each its folder"
+        )
 
 
 def global_sum(value: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from rlhf_core.checkpoint import TrainerState, checkpoints, prune, save_checkpoi
 from rlhf_core.config import PPOConfig
 from rlhf_core.figures import make_plain
 from rlhf_core.guard import StepGuard, UnusableRollout
-from rlhf_core.identity import changed_models, differences, model_measurement, run_settings
-from rlhf_core.logging import Logger
+from rlhf_core.identity import changed_models, differences, model_measurement, prompt_settings
+from rlhf_core.logging import Logger, Rewinds
 from rlhf_core.metrics import rollout_metrics
 from rlhf_core.output import lasting_output
 from rlhf_core.prompts import Prompts, shuffled_batch
@@ -37,6 +37,9 @@ class Trainer(Protocol):
     loggers: tuple[Logger, ...]
     optimizer: torch.optim.Optimizer
     steps_done: int
+    settings: dict[str, Any]
+    run: dict[str, Any] | None
+    """Prompts, and a measurement of the models, of the run that ``fit`` is at; kept with the state."""
 
     @property
     def trained(self) -> bool:
@@ -57,6 +60,10 @@ class Trainer(Protocol):
 
     def state(self) -> TrainerState:
         """What it has learned beside the policy."""
+        ...
+
+    def fault(self, checkpoint: Path) -> str:
+        """Why a checkpoint cannot be restored."""
         ...
 
     def restore(self, checkpoint: Path) -> None:
@@ -126,14 +133,15 @@ class Fit:
                 bar.update()
             self._end(asked, first)
 
-    def _before(self) -> tuple[Rollout | None, dict[str, list[float]]]:
+    def _before(self) -> tuple[Rollout | None, dict[str, Any]]:
         """What is measured before a run begins: a reward that fails does so before anything is written."""
         self.run.require_free()
         return self._evaluation(), self._models()
 
-    def _begin(self, rollout: Rollout | None, models: dict[str, list[float]]) -> int:
+    def _begin(self, rollout: Rollout | None, models: dict[str, Any]) -> int:
         self.run.require_free()
         self.run.begin({**self._stage(), **self._settings(), "models": models})
+        self.trainer.run = self._run(models)
         self._write_evaluation(rollout)
         return self.trainer.steps_done
 
@@ -149,10 +157,12 @@ class Fit:
         noted = self.run.settings()
         first, trained, models = (noted.pop(name) for name in ("first_step", "trained", "models"))
         changed = [*differences(noted, self._settings())]
-        changed = changed or [*changed_models(models, self._models(), self.trainer.policy.compute_dtype)]
+        now = self._models() if not changed else {}
+        changed = changed or [*changed_models(models, now, self.trainer.policy.compute_dtype)]
         if changed:
             raise ValueError(f"fit: {self.plan.out} holds a run with other settings: {'; '.join(changed)}")
-        newest = self.run.newest_checkpoint()
+        self.trainer.run = self._run(models)
+        newest = self.run.newest_checkpoint(self.trainer.fault)
         sweep(self.run.path)
         if newest is not None:
             self.trainer.restore(newest)
@@ -167,18 +177,28 @@ class Fit:
                 f"{self.plan.steps} asks for {first + self.plan.steps} in all"
             )
         self.run.cut(self.trainer.steps_done if newest else first - 1)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, Rewinds):
+                logger.rewind(self.trainer.steps_done)
         if newest is None:
             self._write_evaluation(self._evaluation())
         return int(first)
 
     def _settings(self) -> dict[str, Any]:
-        trainer, plan = self.trainer, self.plan
-        settings = run_settings(trainer.config, trainer.redistributor, trainer.optimizer, plan.prompts, plan.held_out)
-        return {**settings, "eval_every": plan.eval_every}
+        plan = self.plan
+        return {
+            **self.trainer.settings,
+            **prompt_settings(plan.prompts, plan.held_out),
+            "eval_every": plan.eval_every,
+        }
 
-    def _models(self) -> dict[str, list[float]]:
-        longest = self.trainer.config.max_length[1]
-        return model_measurement(self.trainer.policy, self.trainer.reward, self.plan.prompts, longest)
+    def _run(self, models: dict[str, Any]) -> dict[str, Any]:
+        return {**prompt_settings(self.plan.prompts, self.plan.held_out), "models": models}
+
+    def _models(self) -> dict[str, Any]:
+        trainer, plan = self.trainer, self.plan
+        longest = trainer.config.max_length[1]
+        return model_measurement(trainer.policy, trainer.reward, trainer.redistributor, plan.prompts, longest)
 
     def _step(self, last: int) -> None:
         """Take a step, and write down what it gave."""

@@ -1,20 +1,24 @@
 """What a run is: its settings and a measurement of its models, so that another is not taken for it."""
 
 import json
-import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from hashlib import sha256
 from typing import Any
 
 import torch
 
 from rlhf_core.config import PPOConfig
+from rlhf_core.description import HasIdentity, code_of, described
+from rlhf_core.evidence import AuxiliaryLogprobs
 from rlhf_core.guard import UnusableRollout
 from rlhf_core.health import log_ratio_bounds
+from rlhf_core.model_card import versions
+from rlhf_core.reading import reading
 from rlhf_core.rewards import TextReward, TokenReward
-from rlhf_core.types import Learns, Policy, Redistributor, RewardModel, Sequences
+from rlhf_core.types import Policy, Redistributor, RewardModel, Sequences
 
 MAY_CHANGE = frozenset(
     {"eval_every", "config.micro_batch_tokens", "config.sampling_tokens", "config.first_step_checks"}
@@ -24,22 +28,44 @@ MEASURED = 4
 SCORE_TOLERANCE = 1e-2
 
 
-def run_settings(
+def trainer_settings(
     config: PPOConfig,
     redistributor: Redistributor,
+    policy: Policy,
+    reward: RewardModel,
     optimizer: torch.optim.Optimizer,
-    prompts: Sequence[Sequence[int]],
-    held_out: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
-    """Everything a resumed run is compared in, as JSON gives it back."""
+    """Everything that a trainer's numbers follow from beside weights and prompts, as JSON gives it back. To be asked
+    for before anything is learned: a method that learns is known by what it was before."""
     settings = {
         "config": asdict(config),
-        "redistributor": _name(redistributor),
+        "redistributor": described(redistributor),
+        "policy": described(policy) if isinstance(policy, HasIdentity) else "",
+        "reward": described(reward) if isinstance(reward, HasIdentity) or is_dataclass(reward) else _name(reward),
         "optimizer": f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in optimizer.defaults.items())})",
-        "prompts": _hash(prompts),
-        "eval_prompts": _hash(held_out),
+        "parameter_groups": [*map(_group, optimizer.param_groups)],
     }
     return as_json(settings)
+
+
+def made_with(reward: RewardModel) -> dict[str, str]:
+    """What may be put right or brought up to date while a run stands still, and may move its numbers: said where it
+    has changed, and gone on with."""
+    scorer = getattr(reward, "fn", None)
+    return {**dict(versions()), "code of the reward function": code_of(scorer) if callable(scorer) else ""}
+
+
+def warn_of_changes(noted: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Say which part of ``made_with`` is another now."""
+    changed = "; ".join(differences(noted, now))
+    if changed:
+        words = f"{where} was made with other versions, and its numbers may go on otherwise: {changed}"
+        warnings.warn(words, RuntimeWarning, stacklevel=2)
+
+
+def prompt_settings(prompts: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]]) -> dict[str, str]:
+    """Which prompts a run learns from and is evaluated on."""
+    return {"prompts": _hash(prompts), "eval_prompts": _hash(held_out)}
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,31 +86,73 @@ def differences(noted: Mapping[str, Any], now: Mapping[str, Any], prefix: str = 
 
 @torch.no_grad()
 def model_measurement(
-    policy: Policy, reward: RewardModel, prompts: Sequence[Sequence[int]], longest: int
+    policy: Policy, reward: RewardModel, redistributor: Redistributor, prompts: Sequence[Sequence[int]], longest: int
 ) -> dict[str, Any]:
-    """Mean reference log-probability (nats a token) and score of the first prompts, each with itself for a response.
-    A callable's scores are left out, as it need not answer twice alike, and those that are not finite or cannot be
-    had of such responses."""
-    sequences = _repeated(prompts[:MEASURED], longest)
-    logprobs = policy.reference_logprobs(sequences).sum(1).cpu() / sequences.response_mask.sum(1).cpu()
-    measured = {"reference": logprobs.tolist()}
+    """What the models that do not learn say of the first prompts, each with itself for a response: mean log-probability
+    (nats a token) under the reference and the auxiliaries that the redistributor reads, and score; and those prompts,
+    so that they can be asked again.
+    A callable's scores are left out, as it need not answer twice alike, and those that are not finite or cannot be had
+    of such responses."""
+    asked = [list(prompt) for prompt in prompts[:MEASURED]]
+    sequences = _repeated(asked, longest)
+    lengths = sequences.response_mask.sum(1).cpu()
+    beside = frozenset(request for request in redistributor.needs if isinstance(request, AuxiliaryLogprobs))
+    told = {"reference": policy.reference_logprobs(sequences)}
+    if beside:
+        evidence = policy.evaluate(sequences, beside).evidence
+        told |= {f"auxiliary {request.name}": evidence[request] for request in beside}
+    said = {what: (logprobs.sum(1).cpu() / lengths).tolist() for what, logprobs in sorted(told.items())}
     if not isinstance(reward, TextReward | TokenReward):
         with suppress(UnusableRollout):
             scores = reward.score(sequences, frozenset()).scores
             if bool(torch.isfinite(scores).all()):
-                measured["scores"] = scores.tolist()
-    return measured
+                said["scores"] = scores.tolist()
+    return {"prompts": asked, "longest": longest, "said": said}
+
+
+def measured_again(
+    noted: object, policy: Policy, reward: RewardModel, redistributor: Redistributor, where: str
+) -> dict[str, Any]:
+    """The same of the models as they are now.
+
+    Raises:
+        ValueError: prompts that this policy cannot read, or what no measurement is.
+    """
+    given = noted if isinstance(noted, dict) else {}
+    prompts, longest = given.get("prompts"), given.get("longest")
+    rows = isinstance(prompts, list) and all(
+        isinstance(row, list) and all(type(i) is int and 0 <= i < 2**31 for i in row) for row in prompts
+    )
+    if not (rows and prompts) or type(longest) is not int or not 0 < longest < 2**31:
+        raise ValueError(
+            f"{where}: what its models were measured on is damaged: prompts {prompts!r}, longest {longest!r}"
+        )
+    with reading(where):
+        policy.validate(prompts, longest)
+    return model_measurement(policy, reward, redistributor, prompts, longest)
 
 
 def changed_models(noted: Mapping[str, Any], now: Mapping[str, Any], dtype: torch.dtype) -> Iterator[str]:
-    """Which of the two models answers otherwise than it did when the run began, in words."""
+    """Which of the models answers otherwise than it did when the run began, in words."""
     allowed, _ = log_ratio_bounds(dtype)
-    for what, tolerance in (("reference", 10 * allowed), ("scores", SCORE_TOLERANCE)):
-        if what not in noted or what not in now:
-            continue
-        before, after = (torch.tensor(measured[what], dtype=torch.float64) for measured in (noted, now))
-        if before.shape != after.shape or bool(((before - after).abs() > tolerance * before.abs().clamp(min=1)).any()):
-            yield f"{what} of the first prompts were {before.tolist()} and are {after.tolist()}"
+    said = noted.get("said")
+    before_said: Mapping[str, Any] = said if isinstance(said, dict) else {"reference": said}
+    for what in sorted({"reference", *before_said} & now["said"].keys()):
+        before, after, tolerance = before_said.get(what), now["said"][what], SCORE_TOLERANCE
+        if what != "scores":
+            tolerance = 10 * allowed
+        if not _alike(before, after, tolerance):
+            yield f"{what} of the first prompts were {before} and are {after}"
+
+
+def _alike(before: object, after: list[float], tolerance: float) -> bool:
+    if not isinstance(before, list) or len(before) != len(after) or not all(map(_is_measured, before)):
+        return False
+    return all(abs(one - other) <= tolerance * max(abs(one), 1) for one, other in zip(before, after, strict=True))
+
+
+def _is_measured(number: object) -> bool:
+    return type(number) in (int, float) and -1e38 < number < 1e38  # type: ignore[operator]  # a number by then
 
 
 def _repeated(prompts: Sequence[Sequence[int]], longest: int) -> Sequences:
@@ -103,12 +171,14 @@ def _repeated(prompts: Sequence[Sequence[int]], longest: int) -> Sequences:
     )
 
 
-def _name(redistributor: Redistributor) -> str:
-    """Its settings, without the place in memory that Python shows where a class has no representation of its own, and
-    without what it has learned since."""
-    if isinstance(redistributor, Learns):
-        return type(redistributor).__qualname__
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(redistributor))
+def _name(model: object) -> str:
+    return type(model).__qualname__
+
+
+def _group(group: Mapping[str, Any]) -> str:
+    """A group of parameters: how many, and how they are trained; the learning rate is the schedule's to move."""
+    settings = {name: value for name, value in group.items() if name not in ("params", "lr")}
+    return f"{len(group['params'])} parameters, {described(settings)}"
 
 
 def _hash(prompts: Sequence[Sequence[int]]) -> str:

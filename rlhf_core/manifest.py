@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rlhf_core.plain_files import flush, open_plain, read_object
+
 NAME = "manifest.json"
 FORMAT = 1
 
@@ -24,20 +26,22 @@ def seal(folder: Path) -> None:
     flush(folder)
 
 
-def fault(folder: Path) -> str:
+def fault(folder: Path) -> str:  # noqa: PLR0911  # one return a fault
     """Why ``folder`` is not what was sealed: the first thing found; empty where nothing is wrong.
 
-    Nothing but the manifest is read before every name in it has been seen to stay inside the folder.
+    Nothing but the manifest is read before every name in it has been seen to stay inside the folder, and of that only
+    regular files, of the size that is stated; links are not followed.
     """
+    if folder.is_symlink():
+        return "it is a link; put the folder itself there"
     try:
-        manifest = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        manifest = read_object(folder / NAME)
     except FileNotFoundError:
         return f"it has no {NAME}, so it was never finished"
-    except (OSError, ValueError, RecursionError) as error:
+    except ValueError as error:
         return f"its {NAME} cannot be read ({error})"
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        return f"its {NAME} has format {found!r}, and this version reads {FORMAT}"
+    if manifest.get("format") != FORMAT:
+        return f"its {NAME} has format {manifest.get('format')!r}, and this version reads {FORMAT}"
     listed = manifest.get("files")
     if not isinstance(listed, dict) or not all(_describes_a_file(entry) for entry in listed.values()):
         return f"its {NAME} lists no files with sizes and hashes"
@@ -47,11 +51,13 @@ def fault(folder: Path) -> str:
     return _difference(folder, listed)
 
 
-def _difference(folder: Path, listed: dict[str, dict[str, Any]]) -> str:
+def _difference(folder: Path, listed: dict[str, dict[str, Any]]) -> str:  # noqa: PLR0911
     present = {path.relative_to(folder).as_posix(): path for path in _entries(folder)}
     for name, path in present.items():
         if path.is_symlink():
             return f"{name} is a link"
+        if not path.is_file() and not path.is_dir():
+            return f"{name} is no regular file"
         if path.is_file() and name not in listed and name != NAME:
             return f"{name} is not in its {NAME} (move it away)"
     for name, entry in listed.items():
@@ -63,15 +69,6 @@ def _difference(folder: Path, listed: dict[str, dict[str, Any]]) -> str:
         if _sha256(present[name]) != entry["sha256"]:
             return f"{name} has changed since it was written (sha256)"
     return ""
-
-
-def flush(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _entries(folder: Path) -> Iterator[Path]:
@@ -90,5 +87,5 @@ def _stays_inside(name: str) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -46,7 +46,7 @@ def write_model_card(folder: Path, *, state: Mapping[str, object], metrics: Mapp
         "## Settings\n",
         _table("setting", _flat(state)),
         "## Versions\n",
-        _table("package", _versions()),
+        _table("package", versions()),
         "## Last metrics\n",
         _table("metric", ((name, f"{value:.6g}") for name, value in metrics.items())),
         "## Loading\n",
@@ -86,7 +86,8 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{name}", str(value)
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def versions() -> Iterator[tuple[str, str]]:
+    """Of Python and of what decides a run's numbers."""
     yield "python", platform.python_version()
     for name in PACKAGES:
         try:

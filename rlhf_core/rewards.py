@@ -66,6 +66,11 @@ class TextReward:
     fn: TextScorer
     decode: Decode
 
+    @property
+    def identity(self) -> dict[str, object]:
+        """The function alone: texts are the policy's."""
+        return {"fn": self.fn}
+
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
         """One score per response; raises ValueError where the callable returns something else."""
         return _scored(self._scores, sequences, needs)

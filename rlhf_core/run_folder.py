@@ -4,15 +4,16 @@ import fcntl
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, final
 
-from rlhf_core import manifest
 from rlhf_core.checkpoint import checkpoints, newest_complete
 from rlhf_core.disk import told_where_unwritable
-from rlhf_core.logging import JSONLines
+from rlhf_core.logging import JSONLines, drop_later
+from rlhf_core.plain_files import flush, read_object, replace, unfinished
 
 SETTINGS, METRICS, SAMPLES, SKIPPED = "settings.json", "metrics.jsonl", "samples.jsonl", "skipped.jsonl"
 RECORDS = (METRICS, SAMPLES, SKIPPED)
@@ -34,7 +35,7 @@ class RunFolder:
         """Raise FileExistsError where something stands here already."""
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"fit: {self.path} is a file; out must name a new folder")
-        if self.path.exists() and any(path.name != _unfinished(SETTINGS) for path in self.path.iterdir()):
+        if self.path.exists() and any(path.name != unfinished(SETTINGS) for path in self.path.iterdir()):
             way_out = " (resume=True goes on with the run in it)" if self.begun else ""
             raise FileExistsError(
                 f"fit: the folder {self.path} is not empty; give a new one, nothing is overwritten{way_out}"
@@ -58,26 +59,26 @@ class RunFolder:
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Note the settings of a new run."""
-        _replace(self.path / SETTINGS, (json.dumps(settings, indent=2, allow_nan=False) + "\n").encode())
+        replace(self.path / SETTINGS, (json.dumps(settings, indent=2, allow_nan=False) + "\n").encode())
 
     def settings(self) -> dict[str, Any]:
         """What ``begin`` noted; raises ValueError where that cannot be read."""
-        try:
-            found = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.path / SETTINGS} is not the JSON that a run writes: {error}") from error
-        if not isinstance(found, dict) or not {"first_step", "trained", "models"} <= found.keys():
-            raise ValueError(f"{self.path / SETTINGS} is not what a run of this version writes: {str(found)[:80]!r}")
+        found = read_object(self.path / SETTINGS)
+        due = {"first_step": int, "trained": bool, "models": dict}
+        wrong = [name for name, kind in due.items() if type(found.get(name)) is not kind]
+        if wrong:
+            said = ", ".join(f"{name} is {shortened(found.get(name))}" for name in wrong)
+            raise ValueError(f"{self.path / SETTINGS} is not what a run of this version writes: {said}")
         return found
 
-    def newest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint. Newer ones that are not are said, with the reason, and renamed, so that the
-        run can write theirs again; nothing is deleted.
+    def newest_checkpoint(self, fault: Callable[[Path], str]) -> Path | None:
+        """The newest checkpoint without ``fault``. Newer ones are said, with the reason, and renamed, so that the run
+        can write theirs again; nothing is deleted.
 
         Raises:
-            ValueError: there are checkpoints, and none is complete.
+            ValueError: there are checkpoints, and none is without.
         """
-        newest, passed_over = newest_complete(self.path)
+        newest, passed_over = newest_complete(self.path, fault)
         if not passed_over:
             return newest
         said = "; ".join(passed_over)
@@ -99,7 +100,7 @@ class RunFolder:
             ValueError: a record file that is not what a run writes.
         """
         for path in self._records():
-            _replace(path, b"".join(_until(path, step)))
+            drop_later(path, step)
 
     def record(self, name: str) -> JSONLines:
         """One of the record files, to append to."""
@@ -109,10 +110,10 @@ class RunFolder:
         """Bring the records to the disk: no checkpoint is there without them."""
         for path in self._records():
             with told_where_unwritable(path):
-                manifest.flush(path)
+                flush(path)
 
     def _records(self) -> Iterator[Path]:
-        return (self.path / name for name in RECORDS if (self.path / name).is_file())
+        return (self.path / name for name in RECORDS if os.path.lexists(self.path / name))
 
 
 def _lock(descriptor: int, path: Path) -> None:
@@ -120,31 +121,6 @@ def _lock(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise FileExistsError(f"fit: another process works in {path}; wait for its end") from None
-
-
-def _until(path: Path, step: int) -> Iterator[bytes]:
-    *lines, _ = path.read_bytes().split(b"\n")  # what follows the last line's end is nothing, or a line cut short
-    for number, line in enumerate(lines, 1):
-        try:
-            later = json.loads(line)["step"] > step
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from None
-        if not later:
-            yield line + b"\n"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write ``path``, whole or not at all."""
-    temporary = path.with_name(_unfinished(path.name))
-    with told_where_unwritable(path):
-        temporary.write_bytes(content)
-        manifest.flush(temporary)
-        os.replace(temporary, path)
-        manifest.flush(path.parent)
-
-
-def _unfinished(name: str) -> str:
-    return f".{name}.unfinished"
 
 
 def _free_name(path: Path) -> Path:

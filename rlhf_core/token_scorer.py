@@ -80,6 +80,11 @@ class SpanReward:
     fn: SpanScorer
     decode: Decode
 
+    @property
+    def identity(self) -> dict[str, object]:
+        """The function alone: texts are the policy's."""
+        return {"fn": self.fn}
+
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
         """The sum of each response's rewards, and where asked for, what of it each token has.
 

@@ -4,16 +4,20 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_core import manifest, optimizer_state
+from rlhf_core import checkpoint as checkpoints
+from rlhf_core import optimizer_state
 from rlhf_core.buffer import RolloutBuffer
-from rlhf_core.checkpoint import POLICY, TrainerState, load_state
+from rlhf_core.checkpoint import POLICY, STATE, TrainerState, load_state
 from rlhf_core.config import PPOConfig
+from rlhf_core.distributed import require_one_process
 from rlhf_core.estimators import ESTIMATORS
 from rlhf_core.figures import further_figures
 from rlhf_core.fit import Fit, Plan, evaluation_figures
@@ -32,7 +36,15 @@ from rlhf_core.health import (
     require_token_scores,
     require_usable,
 )
-from rlhf_core.identity import as_json, differences
+from rlhf_core.identity import (
+    as_json,
+    changed_models,
+    differences,
+    made_with,
+    measured_again,
+    trainer_settings,
+    warn_of_changes,
+)
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
 from rlhf_core.logging import Logger
 from rlhf_core.memory import Budgets
@@ -42,6 +54,7 @@ from rlhf_core.prompts import Prompts, encoded, own_texts, repeated
 from rlhf_core.reading import reading
 from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model, penalised
 from rlhf_core.rollout import Draw, measure, sample
+from rlhf_core.state_form import misfits
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
 from rlhf_core.update import ppo_update
 
@@ -73,7 +86,7 @@ class PPOTrainer:
         TypeError: ``redistributor`` or ``reward`` is something else.
         ValueError: the models have different tokenizers, or the policy draws ids that the reward model cannot read;
             the redistributor needs evidence that they cannot give, or cannot be discounted by gamma; the policy has
-            a temperature of its own.
+            a temperature of its own; this is one of several processes.
     """
 
     def __init__(
@@ -87,6 +100,7 @@ class PPOTrainer:
         instruments: Sequence[Instrument] = (),
         optimizer: MakeOptimizer = make_optimizer,
     ) -> None:
+        require_one_process()
         self.policy = at_temperature(policy, config.temperature)
         self.reward = as_reward_model(reward, policy)
         self.redistributor = redistributor
@@ -105,6 +119,8 @@ class PPOTrainer:
         self.steps_done = 0
         self._trained = False
         self._to_conclude = False
+        self.settings = trainer_settings(config, redistributor, policy, self.reward, self.optimizer)
+        self.run: dict[str, Any] | None = None
 
     @property
     def trained(self) -> bool:
@@ -145,6 +161,7 @@ class PPOTrainer:
         Raises:
             RuntimeError: an update was not concluded.
         """
+        require_one_process()
         if self._to_conclude:
             raise RuntimeError(
                 "collect: the last update was not concluded; call conclude(rollout) with the rollout it learned from, "
@@ -327,31 +344,37 @@ class PPOTrainer:
             "budgets": self.budgets.state(),
             "optimizer": optimizer_state.numbers_of(self.optimizer),
             "schedule": self.schedule.state_dict(),
-            "redistributor": repr(self.redistributor),
-            "config": asdict(self.config),
+            "redistributor": self.settings["redistributor"],
+            "config": self.settings["config"],
+            "identity": {**self._identity(), "made_with": made_with(self.reward)},
+            "run": self.run,
         }
         tensors = {f"{OPTIMIZER}{name}": value for name, value in optimizer_state.tensors_of(self.optimizer).items()}
         tensors |= {f"{REDISTRIBUTOR}{name}": value for name, value in learned.items()}
         return TrainerState(numbers=numbers, tensors=tensors)
 
+    def fault(self, checkpoint: Path) -> str:
+        """Why ``checkpoint`` cannot be restored here, whichever run it is of; empty where it can."""
+        wrong = checkpoints.fault(checkpoint)
+        if wrong:
+            return wrong
+        found = islice(misfits(load_state(checkpoint).numbers, as_json(self.state().numbers)), 5)
+        return "; ".join(f"its {STATE} is of another version, or damaged: {misfit}" for misfit in found)
+
     def restore(self, checkpoint: Path) -> None:
         """Put policy and trainer back to what they were when ``checkpoint`` was saved.
 
         Raises:
-            ValueError: the checkpoint is not complete, of another version, or belongs to another policy or config.
+            ValueError: the checkpoint is not complete, of another version, or belongs to another run: another policy,
+                reward, method, optimizer or config, or other prompts than this trainer's run has; all are named.
                 Whatever it was refused for, policy and trainer are as they were.
         """
-        wrong = manifest.fault(checkpoint)
+        wrong = self.fault(checkpoint)
         if wrong:
             raise ValueError(f"{checkpoint} cannot be used: {wrong}")
         state = load_state(checkpoint)
         numbers = state.numbers
-        missing = self.state().numbers.keys() - numbers.keys()
-        if missing:
-            raise ValueError(f"{checkpoint} was saved by another version: its state lacks {', '.join(sorted(missing))}")
-        changed = list(differences({"config": numbers["config"]}, {"config": as_json(asdict(self.config))}))
-        if changed:
-            raise ValueError(f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}")
+        self._require_own(checkpoint, numbers)
         before, kept = self.state(), copy.deepcopy((self.guard, self.budgets))
         with reading(str(checkpoint)):
             try:
@@ -377,7 +400,33 @@ class PPOTrainer:
         self.score_moments = ScoreMoments(**numbers["score_moments"])
         self.guard.restore(numbers["guard"])
         self.budgets.restore(numbers["budgets"])
-        self.steps_done, self._trained = numbers["steps_done"], numbers["trained"]
+        self.steps_done, self._trained, self.run = numbers["steps_done"], numbers["trained"], numbers["run"]
+
+    def _identity(self) -> dict[str, Any]:
+        return {name: value for name, value in self.settings.items() if name not in ("config", "redistributor")}
+
+    def _require_own(self, checkpoint: Path, numbers: Mapping[str, Any]) -> None:
+        """Raise ValueError where ``numbers`` are those of another run."""
+        identity, run = numbers["identity"], numbers["run"]
+        if not isinstance(identity, dict) or not (run is None or isinstance(run, dict)):
+            raise ValueError(f"{checkpoint}: its {STATE} does not say which run it is of: {identity!r}, {run!r}")
+        before, now = dict(identity), dict(self.settings)
+        before |= {name: numbers[name] for name in ("config", "redistributor")}
+        versions = before.pop("made_with", None)
+        models = None
+        if run is not None:
+            models = run.get("models")
+            if self.run is not None:
+                before |= run
+                now |= self.run
+        before.pop("models", None), now.pop("models", None)
+        changed = [*differences(before, now)]
+        if models is not None and not changed:
+            again = measured_again(models, self.policy, self.reward, self.redistributor, str(checkpoint))
+            changed = [*changed_models(models, again, self.policy.compute_dtype)]
+        if changed:
+            raise ValueError(f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}")
+        warn_of_changes(versions if isinstance(versions, dict) else {}, made_with(self.reward), str(checkpoint))
 
     def _measured(self, prompts: Prompts, times: int, draw: Draw, redistributor: Redistributor | None) -> Rollout:
         ids = repeated(encoded(self.policy, self.reward, prompts, self.config), times)

@@ -954,7 +954,7 @@ MUTATIONS = (
         "tests/test_resume.py::test_a_broken_checkpoint_is_passed_over_set_aside_and_the_run_ends_alike[link]",
     ),
     Mutation(
-        "rlhf_core/run_folder.py",
+        "rlhf_core/logging.py",
         "if not later:",
         "if True:",
         "tests/test_resume.py::test_leftovers_of_a_killed_save_and_broken_lines_are_no_hindrance",
@@ -1027,7 +1027,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/checkpoint.py",
-        "if len(found) <= keep or manifest.fault(found[0]):",
+        "if len(found) <= keep or fault(found[0]):",
         "if len(found) <= keep:",
         "tests/test_resume.py::test_old_checkpoints_stay_where_the_newest_is_broken",
     ),
@@ -1264,5 +1264,53 @@ MUTATIONS = (
         "if limit is not None and length > limit",
         "if limit is not None and length > 2 * limit",
         "tests/test_reading.py::test_what_a_policy_may_sample_is_scored_or_makes_the_rollout_unusable",
+    ),
+    Mutation(
+        "rlhf_core/trainer.py",
+        "        self._require_own(checkpoint, numbers)\n",
+        "        pass\n",
+        "tests/test_identity.py::test_a_checkpoint_with_other_prompts_or_another_reward_model_does_not_go_on_a_run",
+    ),
+    Mutation(
+        "rlhf_core/checkpoint.py",
+        "if named and int(named[1]) != done:",
+        "if False:",
+        "tests/test_identity.py::test_a_copy_under_another_number_is_set_aside_or_refused",
+    ),
+    Mutation(
+        "rlhf_core/description.py",
+        "if name not in rebound and not",
+        "if not",
+        "tests/test_identity.py::test_what_a_function_was_made_with_tells_it_from_others_and_what_it_counts_does_not",
+    ),
+    Mutation(
+        "rlhf_core/state_form.py",
+        "elif found < 0 and not SIGNED.fullmatch(name):",
+        "elif False:",
+        "tests/test_identity.py::test_a_damaged_state_is_named_and_an_older_checkpoint_taken",
+    ),
+    Mutation(
+        "rlhf_core/manifest.py",
+        "if not path.is_file() and not path.is_dir():",
+        "if False:",
+        "tests/test_identity.py::test_a_trap_beside_the_files_a_linked_folder_and_a_vast_manifest_are_refused",
+    ),
+    Mutation(
+        "rlhf_core/distributed.py",
+        "int(value) > 1]",
+        "int(value) > 2]",
+        "tests/test_identity.py::test_one_of_several_processes_is_refused",
+    ),
+    Mutation(
+        "rlhf_core/logging.py",
+        "purge_step=step + 1",
+        "purge_step=step + 2",
+        "tests/test_identity.py::test_tensorboard_shows_every_step_once_after_a_resume",
+    ),
+    Mutation(
+        "rlhf_core/logging.py",
+        "if step > self._skipped_until:",
+        "if True:",
+        "tests/test_identity.py::test_lines_and_weights_and_biases_get_every_step_once",
     ),
 )
