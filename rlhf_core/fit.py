@@ -188,12 +188,16 @@ class Fit:
         plan = self.plan
         return {
             **self.trainer.settings,
-            **prompt_settings(plan.prompts, plan.held_out),
+            **self._prompts(),
             "eval_every": plan.eval_every,
         }
 
     def _run(self, models: dict[str, Any]) -> dict[str, Any]:
-        return {**prompt_settings(self.plan.prompts, self.plan.held_out), "models": models}
+        return {**self._prompts(), "models": models}
+
+    def _prompts(self) -> dict[str, str]:
+        plan = self.plan
+        return prompt_settings(plan.prompts, plan.held_out, plan.given, plan.held_out_given)
 
     def _models(self) -> dict[str, Any]:
         trainer, plan = self.trainer, self.plan

@@ -16,6 +16,7 @@ from rlhf_core.evidence import AuxiliaryLogprobs
 from rlhf_core.guard import UnusableRollout
 from rlhf_core.health import log_ratio_bounds
 from rlhf_core.model_card import versions
+from rlhf_core.prompts import Prompts, own_texts
 from rlhf_core.reading import reading
 from rlhf_core.rewards import TextReward, TokenReward
 from rlhf_core.types import Policy, Redistributor, RewardModel, Sequences
@@ -63,9 +64,15 @@ def warn_of_changes(noted: Mapping[str, Any], now: Mapping[str, Any], where: str
         warnings.warn(words, RuntimeWarning, stacklevel=2)
 
 
-def prompt_settings(prompts: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]]) -> dict[str, str]:
-    """Which prompts a run learns from and is evaluated on."""
-    return {"prompts": _hash(prompts), "eval_prompts": _hash(held_out)}
+def prompt_settings(
+    prompts: Sequence[Sequence[int]],
+    held_out: Sequence[Sequence[int]],
+    given: Prompts = (),
+    held_out_given: Prompts = (),
+) -> dict[str, str]:
+    """Which prompts a run learns from and is evaluated on: their ids, and the caller's own texts, which a callable
+    reads and which may be other texts of the same ids."""
+    return {"prompts": _hash(prompts, own_texts(given)), "eval_prompts": _hash(held_out, own_texts(held_out_given))}
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,5 +188,6 @@ def _group(group: Mapping[str, Any]) -> str:
     return f"{len(group['params'])} parameters, {described(settings)}"
 
 
-def _hash(prompts: Sequence[Sequence[int]]) -> str:
-    return f"{len(prompts)} prompts, sha256 {sha256(json.dumps([list(row) for row in prompts]).encode()).hexdigest()}"
+def _hash(prompts: Sequence[Sequence[int]], texts: Sequence[str]) -> str:
+    content = json.dumps([[list(row) for row in prompts], list(texts)])
+    return f"{len(prompts)} prompts, sha256 {sha256(content.encode()).hexdigest()}"
