@@ -98,9 +98,9 @@ class Engine:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.optimizer_steps = 0
         for owner, method, phase in (
-            (policy, "sample", "generate"),
-            (policy, "evaluate", "log-probabilities"),
-            (policy, "reference_logprobs", "log-probabilities"),
+            (self.trainer.policy, "sample", "generate"),
+            (self.trainer.policy, "evaluate", "log-probabilities"),
+            (self.trainer.policy, "reference_logprobs", "log-probabilities"),
             (reward, "score", "score"),
         ):
             self._watch(owner, method, phase)

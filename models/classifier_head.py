@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from models.switches import beside_switches, within_reach
+from models.switches import beside_switches, past_switches, within_reach
 
 HEAD_NAMES = ("score", "classifier", "pooler", "pre_classifier", "head", "sequence_summary")
 
@@ -184,10 +184,11 @@ def require_same_alone(model: PreTrainedModel, head: Head, tokens: Sequence[int]
     Raises:
         ValueError: they are not; by how much (relative to the largest logit).
     """
-    for lengths in beside_switches(model):
+    context = context_length(model)
+    for lengths in beside_switches(model, context):
         _compare_alone(model, head, tokens, lengths, tolerance)
     with within_reach(model):
-        _compare_alone(model, head, tokens, (11, 7), tolerance)
+        _compare_alone(model, head, tokens, past_switches(context), tolerance)
 
 
 def _compare_alone(

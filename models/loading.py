@@ -22,7 +22,7 @@ from models.qlora import four_bit_config, keep_unpacked, stored_quantisation
 from models.rotary import read_rows_alone
 from models.rows import Rows
 from models.sampling import CachedDecoder, left_padded
-from models.switches import NEAR, SWITCHES, beside_switches, within_reach
+from models.switches import NEAR, SWITCHES, beside_switches, past_switches, within_reach
 from rlhf_core.reading import reading
 
 DType = Literal["float32", "bfloat16"]
@@ -302,14 +302,14 @@ def check_language_model(lm: PreTrainedModel, vocab_size: int) -> int:
     Raises:
         ValueError: naming the architecture, the pass, and the mean difference of log-probabilities in nats.
     """
-    for lengths in beside_switches(lm):
+    for lengths in beside_switches(lm, context_length(lm)):
         hidden = _check_passes(lm, _ragged(lengths, vocab_size), "")
     with within_reach(lm):
         past = (
             f" past its switches ({', '.join(SWITCHES)}, put at {NEAR} tokens; one beyond twice "
             "max_position_embeddings, which you may lower in its config.json, is never reached)"
         )
-        _check_passes(lm, _ragged((11, 7), vocab_size), past)
+        _check_passes(lm, _ragged(past_switches(context_length(lm)), vocab_size), past)
     return hidden
 
 

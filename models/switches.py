@@ -40,15 +40,22 @@ def within_reach(model: PreTrainedModel) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def beside_switches(model: PreTrainedModel) -> list[tuple[int, int]]:
+def past_switches(context: int | None) -> tuple[int, int]:
+    """Lengths of a longer and a shorter row, both past what :func:`within_reach` moves, as far as the context goes."""
+    longer = 11 if context is None else min(11, context)
+    return longer, max(1, longer - 4)
+
+
+def beside_switches(model: PreTrainedModel, context: int | None) -> list[tuple[int, int]]:
     """Lengths of a longer and a shorter row, for each pass of a probe: ordinary ones, and both sides of the length
-    from which a rotary table is another."""
+    from which a rotary table is another, where the context goes beyond it."""
     text = model.config.get_text_config()
     named = {getattr(text, "original_max_position_embeddings", None)}
     rope = getattr(text, "rope_parameters", None) or {}
     for settings in (rope, *(inner for inner in rope.values() if isinstance(inner, dict))):
         named.add(settings.get("original_max_position_embeddings"))
-    return [(6, 4), *sorted((at + 2, at - 1) for at in named if isinstance(at, int) and 4 <= at <= REACH)]
+    reach = REACH if context is None else min(REACH, context - 2)
+    return [(6, 4), *sorted((at + 2, at - 1) for at in named if isinstance(at, int) and 4 <= at <= reach)]
 
 
 def _configurations(module: nn.Module) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ import dis
 import inspect
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
@@ -119,9 +120,10 @@ def _function(function: FunctionType, inside: tuple[int, ...]) -> str:
     code, given = function.__code__, inspect.signature(function).parameters.values()
     made_with = {each.name: each.default for each in given if each.default is not each.empty}
     rebound = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}
-    for name, held in inspect.getclosurevars(function).nonlocals.items():
-        if name not in rebound and not isinstance(held, MAY_HAVE_LEARNED):
-            made_with[name] = held
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # an empty cell: a name that is not bound yet
+            if name not in rebound and not isinstance(cell.cell_contents, MAY_HAVE_LEARNED):
+                made_with[name] = cell.cell_contents
     name = f"lambda {code_of(function)}" if function.__name__ == "<lambda>" else function.__qualname__
     settings = _listed(made_with, inside)
     return f"{name}({settings})" if settings else name

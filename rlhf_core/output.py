@@ -12,7 +12,7 @@ class Lasting:
     """A text stream that falls silent for good once it cannot be written to (``| head``, a closed terminal, a full
     disk under a log), in place of ending whoever writes."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:  # TextIO, or what stands in for it in a notebook or a test
         self._stream = stream
 
     def write(self, text: str) -> int:

@@ -667,8 +667,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/memory.py",
-        "if not _out_of_memory(error):",
-        "if False:",
+        "if not _out_of_memory(error):\n                    raise\n                held",
+        "if False:\n                    raise\n                held",
         "tests/test_out_of_memory.py::test_other_errors_pass_through_and_change_nothing",
     ),
     Mutation(
@@ -679,8 +679,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/files.py",
-        "if SAFE_NAME.fullmatch(file) and _stored(name, file, revision):",
-        "if _stored(name, file, revision):",
+        "(SAFE_NAME.fullmatch(file) and _stored(name, file, revision))",
+        "_stored(name, file, revision)",
         "tests/test_safety.py::test_a_folder_that_asks_for_its_pickle_is_refused",
     ),
     Mutation(
@@ -720,9 +720,9 @@ MUTATIONS = (
         "tests/test_frozen_base.py::test_an_adapter_on_an_adapter_is_refused",
     ),
     Mutation(
-        "models/reward.py",
-        '"ignore_mismatched_sizes": True, **source.code}',
-        '"ignore_mismatched_sizes": True, "trust_remote_code": source.trust_remote_code, "revision": source.revision}',
+        "models/loading.py",
+        "            **source.code,\n            **options,",
+        "            **{k: v for k, v in source.code.items() if k != 'code_revision'},\n            **options,",
         "tests/test_safety.py::test_the_commit_pins_code_that_lives_in_another_repository_too",
     ),
     Mutation(
@@ -817,13 +817,13 @@ MUTATIONS = (
     ),
     Mutation(
         "models/intact.py",
-        "torch.stack(torch.aminmax(weight.detach())).isfinite().all()",
+        "torch.stack(torch.aminmax(weight)).isfinite().all()",
         "True",
         "tests/test_bad_models.py::test_a_damaged_model_folder_is_refused_by_name[NaN-policy]",
     ),
     Mutation(
         "models/loading.py",
-        "check_settings_files(folder)",
+        "check_folder(folder)",
         "pass",
         "tests/test_bad_models.py::test_a_damaged_model_folder_is_refused_by_name[generation_config.json cut-policy]",
     ),

@@ -1,5 +1,8 @@
 """Adapters as what fine-tuning makes and PPO starts from; and a reward model with its own prompts."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from test_reward import ROWS, ReadRow, sequences
@@ -90,9 +93,15 @@ def test_ppo_starts_from_both_adapters(made):
     assert figures[0]["conservation_error"] < 1e-4
 
 
-def test_an_adapter_without_a_head_is_no_reward_model(made):
-    with pytest.raises(ValueError, match="without a `score` head"):
+def test_an_adapter_without_a_head_is_no_reward_model(made, tmp_path):
+    with pytest.raises(ValueError, match="adapter of a causal language model, not of a sequence classifier"):
         load_reward_model(str(made[0] / "policy"), score="single_logit")
+    headless = tmp_path / "headless"
+    shutil.copytree(made[0] / "policy", headless)
+    config = json.loads((headless / "adapter_config.json").read_text())
+    (headless / "adapter_config.json").write_text(json.dumps(config | {"task_type": "SEQ_CLS"}))
+    with pytest.raises(ValueError, match="without a `score` head"):
+        load_reward_model(str(headless), score="single_logit")
 
 
 def test_a_trunk_without_a_score_head_is_refused(tmp_path):

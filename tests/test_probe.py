@@ -176,7 +176,7 @@ def test_what_a_model_cannot_measure_is_said_before_training():
     with pytest.raises(ValueError, match='no token that stands for nothing; use baseline="zero"'):
         judge.probe(SEQUENCES).embedding_gradients(1.0, "null")
     fixed = TokenReward(lambda prompts, responses: [0.0] * len(prompts))
-    assert fixed.why_not(Beyond()).endswith("but not replace, telepathy")
+    assert "but not replace, telepathy" in fixed.why_not(Beyond())
     with pytest.raises(ValueError, match=r"PrefixDifference.*callable returns a score and shows nothing else"):
         check_needs(PrefixDifference(), TablePolicy(), fixed)
     with pytest.raises(ValueError, match=r"variants of shape \(4, 6\)"):

@@ -328,10 +328,15 @@ def test_loads_a_folder(family: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_head_is_refused(tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path, "gpt2", head="lm", vocab_size=VOCAB)
+    folder = save_tiny(tmp_path / "lm", "gpt2", head="lm", vocab_size=VOCAB)
+    headless = save_tiny(tmp_path / "headless", "gpt2", head="classifier", vocab_size=VOCAB)
+    file = tmp_path / "headless" / "model.safetensors"
+    save_file({k: w for k, w in load_file(file).items() if k != "score.weight"}, file, metadata={"format": "pt"})
     for kind in ("single_logit", "logit_difference"):
-        with pytest.raises(ValueError, match=r"no weights for score\.weight"):
+        with pytest.raises(ValueError, match="is a causal language model .* not a sequence classifier"):
             load_reward_model(folder, score=kind)
+    with pytest.raises(ValueError, match=r"no weights for score\.weight"):
+        load_reward_model(headless, score="single_logit")
 
 
 def test_dropped_weights_are_refused(tmp_path: Path) -> None:
