@@ -1,5 +1,7 @@
 # make demo    set up .venv and run the main job on the embedded task
 # make test    set up .venv and run the tests
+# make test-oldest, make test-newest   the core tests with the oldest and newest packages that setup.cfg admits (torch: the
+#              pinned one), each in an environment of its own
 # PIP_OPTIONS  is passed to pip, for another build of torch: make demo PIP_OPTIONS="--index-url ..."
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +9,7 @@ PIP_OPTIONS ?=
 OUT ?= runs/demo
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint
+.PHONY: demo test test-slow test-oldest test-newest lint
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.value_loss_variance --config benchmarks/presets/demo.yaml --out $(OUT)
@@ -17,6 +19,28 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n 2 -m "slow and not gpu"
+
+# What leans on other packages most. Old packages warn of what a newer torch deprecates, which is theirs to mend.
+CORE := $(addprefix tests/test_,$(addsuffix .py,policy reward sampling cache save_load attention asking rotary readme \
+	training qlora finetuning golden adapter_kinds encoder_heads))
+
+test-oldest: $(VENV)-oldest/.installed
+	$(VENV)-oldest/bin/python -m pytest -n 2 -W default $(CORE)
+
+test-newest: $(VENV)-newest/.installed
+	$(VENV)-newest/bin/python -m pytest -n 2 $(CORE)
+
+$(VENV)-oldest/.installed: setup.cfg tools/oldest_versions.py
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(PYTHON) tools/oldest_versions.py > $(VENV)-oldest/oldest.txt
+	$(VENV)-oldest/bin/python -m pip install $(PIP_OPTIONS) --constraint $(VENV)-oldest/oldest.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)-newest/.installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)-newest
+	grep '^torch==' constraints.txt > $(VENV)-newest/torch.txt
+	$(VENV)-newest/bin/python -m pip install $(PIP_OPTIONS) --constraint $(VENV)-newest/torch.txt --editable '.[dev]'
+	touch $@
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

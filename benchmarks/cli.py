@@ -38,7 +38,9 @@ def command_line(settings: type, prog: str, *, summary: str | None = None) -> Ar
     make_lasting()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=f"python -m {prog}", description=summary or (settings.__doc__ or "").strip())
-    parser.add_argument("--config", action="config", help="a YAML file with any of the flags below, nested")
+    parser.add_argument(
+        "--config", action="config", help=f"a YAML file with any of the flags below, nested; presets lie in {PRESETS}"
+    )
     parser.add_class_arguments(settings)
     return parser
 

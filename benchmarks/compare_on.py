@@ -35,9 +35,10 @@ class Credit:
     advantages: Float[Tensor, "batch response"]
     """As the config's estimator gives them, not whitened."""
     figures: Mapping[str, float]
-    """README's glossary: ``explained_variance`` and ``explained_variance_over_position`` of the rollout's values,
-    ``credit_concentration`` (tokens), ``conservation_error``, the variances of returns and advantages, and the method's
-    own; what is undefined is left out."""
+    """As in the glossary of the repository's README: ``explained_variance`` and
+    ``explained_variance_over_position`` of the rollout's values, ``credit_concentration`` (tokens),
+    ``conservation_error``, the variances of returns and advantages, and the method's own; what is undefined is left
+    out."""
     gradient: Float[Tensor, " parameter"] | None
     """Of the policy loss at ratio 1 (see ``gradients.policy_gradients``); None where no policy was given."""
 

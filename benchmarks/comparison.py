@@ -49,7 +49,7 @@ class Comparison:
     data: str | None = None
     """Without --models: where prompts come from, a file or hub:NAME, instead of the task's."""
     template: str | None = None
-    """Without --models: prompt template of summarisation or dialogue (see benchmarks/templates.py)."""
+    """Without --models: prompt template of summarisation or dialogue (see benchmarks.templates)."""
     reward_template: str | None = None
     """Without --models: the reward model's own."""
     loading: Loading = field(default_factory=Loading)

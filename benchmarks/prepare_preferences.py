@@ -100,7 +100,7 @@ STAGES: Mapping[str, Stages] = {
 class Preferences:
     """Fine-tune on demonstrations, and fit a reward model to comparisons.
 
-    Data come from files or the hub, in standard or conversational columns (see benchmarks/formats.py).
+    Data come from files or the hub, in standard or conversational columns (see benchmarks.formats).
     """
 
     comparisons: str | list[str]
@@ -122,7 +122,7 @@ class Preferences:
     device: str = "cpu"
     """Where an adapted base is trained ("cuda" on a GPU)."""
     template: str = "plain"
-    """Prompt template of the policy: a name of benchmarks/templates.py, "chat", or a text with {prompt}."""
+    """Prompt template of the policy: a name of benchmarks.templates, "chat", or a text with {prompt}."""
     reward_template: str | None = None
     """Prompt template of the reward model; null is the policy's."""
     max_prompt_tokens: int = 256

@@ -1,6 +1,6 @@
 """Is "sparse diverges when responses are long" sparsity, or the published stack's sampling mistakes?
 
-The same arms and seeds under our sampler and under each mistake of the published stack (see benchmarks/samplers.py), at
+The same arms and seeds under our sampler and under each mistake of the published stack (see benchmarks.samplers), at
 short and at long responses: failed runs, runs with a negative KL, scores.
 """
 

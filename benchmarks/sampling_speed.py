@@ -55,9 +55,9 @@ class Settings:
     repeats: int = 5
     """Passes of each kind, 2 or more."""
     against: Literal["nothing", "trl-0.7.4"] = "nothing"
-    """The stack the paper was published on; installed by benchmarks/published_stack/install.sh."""
+    """The stack the paper was published on; in an environment of its own."""
     published_python: str = ""
-    """Interpreter of the published stack's environment (DIR/bin/python after ``install.sh DIR``)."""
+    """Interpreter of the published stack's environment (DIR/bin/python; left out, the error says how to make one)."""
     out: str = "sampling_speed"
     """Folder for the table."""
     overwrite: bool = False

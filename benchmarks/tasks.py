@@ -181,9 +181,9 @@ class PreferenceTask:
     reward: str
     """Classifier with one logit and the same tokenizer, folder or hub name."""
     data: str
-    """Source of prompts where ``models`` is None: a file, or a data set on the hub (see benchmarks/rows.py)."""
+    """Source of prompts where ``models`` is None: a file, or a data set on the hub (see benchmarks.rows)."""
     template: str
-    """Prompt template of the policy (see benchmarks/templates.py), where ``models`` is None."""
+    """Prompt template of the policy (see benchmarks.templates), where ``models`` is None."""
     reward_template: str
     """Prompt template of the reward model, where ``models`` is None."""
     max_prompt_tokens: int

@@ -45,6 +45,7 @@ CASES: Mapping[str, Case] = {
 "tiny" is for a first try."""
 SWEEP = Case(layers=4, hidden=256, vocab=8_192, minibatch_size=16, lengths=(32, 32))
 WORKER = Path(__file__).parent / "published_stack" / "worker.py"
+INSTALL = WORKER.with_name("install.sh")
 VARIANTS: Mapping[str, Mapping[str, bool]] = {
     "as run": {"fused": False, "keep_freed_memory": False},
     "fused Adam": {"fused": True, "keep_freed_memory": False},
@@ -59,7 +60,7 @@ def require_published_python(against: str, python: str) -> None:
     """Raises ValueError, with the way out, where a stack is asked for that has no interpreter."""
     if against != "nothing" and not Path(python).is_file():
         raise ValueError(
-            f"--against {against} needs its own environment: run benchmarks/published_stack/install.sh DIR, "
+            f"--against {against} needs its own environment: run {INSTALL} DIR, "
             f"then give --published_python DIR/bin/python (got {python!r})"
         )
 
@@ -73,11 +74,11 @@ class Settings:
     repeats: int = 3
     """Timed steps of each engine."""
     against: Literal["nothing", "trl-0.7.4"] = "nothing"
-    """The stack the paper was published on; installed by benchmarks/published_stack/install.sh."""
+    """The stack the paper was published on; in an environment of its own."""
     variants: tuple[str, ...] = ("as run", "fused Adam", "fused Adam, keeps freed memory")
     """Of the published stack: as it was run, and with what any user could have given it."""
     published_python: str = ""
-    """Interpreter of the published stack's environment (DIR/bin/python after ``install.sh DIR``)."""
+    """Interpreter of the published stack's environment (DIR/bin/python; left out, the error says how to make one)."""
     sweep: bool = False
     """Time ours over prompts a rollout and over response lengths instead, on a small model."""
     device: Literal["cpu", "cuda"] = "cpu"

@@ -1,4 +1,5 @@
-"""Every figure of a step that does not come out of the update itself; README's glossary explains how to read them.
+"""Every figure of a step that does not come out of the update itself; how to read them stands in the glossary of the
+repository's README.
 
 A figure that is undefined for a batch (the spread of a single response, say) is left out rather than made up.
 """

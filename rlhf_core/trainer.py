@@ -128,7 +128,7 @@ class PPOTrainer:
         return self._trained
 
     def step(self, prompts: Prompts) -> dict[str, float]:
-        """One PPO step on the given prompts; the metrics of README's glossary. Writes nothing to disk.
+        """One PPO step on the given prompts; its metrics (see the README in the repository). Writes nothing to disk.
 
         Raises:
             HealthError: numbers that no honest run produces (first step, unless the config asks for warnings).

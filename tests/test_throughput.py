@@ -111,7 +111,7 @@ def test_ratios_are_to_the_step_beside():
         (["--against", "trl-0.7.4", "--published_python", sys.executable, "--cases", "[bf16]"], "float32 and full"),
         (["--against", "trl-0.7.4", "--published_python", sys.executable, "--sweep", "true"], "leave out --against"),
         (["--variants", "[fused]"], "variants must be of as run; fused Adam"),
-        (["--against", "trl-0.7.4"], "run benchmarks/published_stack/install.sh DIR, then give --published_python"),
+        (["--against", "trl-0.7.4"], "published_stack/install.sh DIR, then give --published_python"),
     ],
 )
 def test_settings_that_cannot_be_say_what_to_do(flags, words, capsys):
