@@ -12,8 +12,9 @@ def keep_freed_memory() -> bool:
     """Let the C library keep the big buffers this process frees, from now on; whether it can.
 
     On a CPU, gradients and activations are freed and made again at every minibatch. glibc returns each to the system
-    and fetches it back page by page, zeroed, which can take as long as the arithmetic (see
-    docs/performance.md in the repository). The process then holds its peak until it ends. Other C libraries have no such setting, and nothing changes there.
+    and fetches it back page by page, zeroed, which can take as long as the arithmetic (docs/performance.md in the
+    repository). The process then holds its peak until it ends. Other C libraries have no such setting, and nothing
+    changes there.
     """
     if not sys.platform.startswith("linux"):
         return False
