@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-RECURRENT = "cache_params"
-NAMES = (RECURRENT, "cache", "past_key_values")
+NAMES = ("cache_params", "cache", "past_key_values")
 
 
 @final

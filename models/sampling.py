@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models.cache import RECURRENT, cache_name, make_room
+from models.cache import cache_name, make_room
 from models.distribution import Gap, token_distribution
 from models.forward import language_model_pass
 from models.rotary import grows_to
@@ -48,7 +48,7 @@ class CachedDecoder:
         self._room = room.to(lm.device)
         self._takes_positions = "position_ids" in inspect.signature(lm.forward).parameters
         self._cache_name = cache_name(lm)
-        self._recurrent = self._cache_name == RECURRENT
+        self._recurrent = getattr(lm, "_is_stateful", False) and not self._takes_positions
 
     def start(self, ids: Int[Tensor, "row prompt"], mask: Bool[Tensor, "row prompt"]) -> Float[Tensor, "row vocab"]:
         """Prefill."""

@@ -1,6 +1,7 @@
 """The policy's master tests: ratio 1, KL 0, padding; on GPT-2 (absolute positions) and Llama (rotary, grouped queries),
 with every dropout of the folder at 0.1 and the model in train mode."""
 
+import functools
 import json
 import re
 import shutil
@@ -419,6 +420,7 @@ def test_logits_that_are_scaled_after_the_head_are_kept(folders, family, monkeyp
     policy = build(folders, family, "full")
     forward = policy._lm.forward
 
+    @functools.wraps(forward)  # with its signature, which says what it calls its cache
     def scaled(*arguments, **keywords):
         output = forward(*arguments, **keywords)
         output.logits = output.logits * 0.5

@@ -4,8 +4,8 @@
 # Its pins exclude today's torch by metadata only, hence --no-deps and the dependencies by hand.
 set -euo pipefail
 env=${1:?usage: install.sh DIR}
-constraints=$(cd "$(dirname "$0")/../.." && pwd)/constraints.txt
-torch=$(grep -E '^torch==' "$constraints")
+# the torch of the environment that is active, so that both are measured on the same one
+torch=torch==$(python -c 'from importlib.metadata import version; print(version("torch").split("+")[0])')
 python3 -m venv "$env"
 "$env/bin/pip" install -q "$torch" regex pyyaml requests tqdm packaging filelock safetensors psutil xxhash aiohttp
 "$env/bin/pip" install -q --no-deps trl==0.7.4 transformers==4.36.2 tokenizers==0.15.2 huggingface-hub==0.20.3 \
