@@ -35,8 +35,12 @@ class Head:
 
     def positions(self, attention_mask: Bool[Tensor, "batch position"]) -> Int[Tensor, " batch"]:
         """Column each right-padded row is read at; the first, where it is read at several."""
-        last = attention_mask.sum(1) - 1
+        last = _last(attention_mask)
         return last if self.reads == "last" else torch.zeros_like(last)
+
+
+def _last(attention_mask: Bool[Tensor, "batch position"]) -> Int[Tensor, " batch"]:
+    return attention_mask.sum(1) - 1
 
 
 def find_head(model: PreTrainedModel) -> Head:
@@ -63,7 +67,7 @@ def _at_the_last(
     score: nn.Module, hidden: Float[Tensor, "batch position hidden"], attention_mask: Bool[Tensor, "batch position"]
 ) -> Float[Tensor, "batch label"]:
     rows = torch.arange(len(hidden), device=hidden.device)
-    logits: Tensor = score(hidden[rows, attention_mask.sum(1) - 1])
+    logits: Tensor = score(hidden[rows, _last(attention_mask)])
     return logits
 
 

@@ -259,8 +259,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/classifier_head.py",
-        "last = attention_mask.sum(1) - 1",
-        "last = attention_mask.shape[1] - attention_mask.sum(1) * 0 - 1",
+        "return attention_mask.sum(1) - 1",
+        "return attention_mask.shape[1] - attention_mask.sum(1) * 0 - 1",
         "tests/test_reward.py::test_agrees_with_transformers_where_its_pooling_is_right[gpt2]",
     ),
     Mutation(
