@@ -74,3 +74,26 @@ def test_unbroken_code_stands(bench: Bench):
     """The bench itself fails nothing."""
     code, printed = bench.run(MUTATIONS[0].test)
     assert code == 0, printed[-2000:]
+
+
+def test_a_test_in_a_forked_child_does_not_wait_for_a_progress_bar_of_its_parent(tmp_path):
+    lines = (
+        "import signal",
+        "from tqdm import tqdm",
+        "def test_bar():",
+        "    signal.alarm(20)",
+        "    assert [*tqdm([1])] == [1]",
+    )
+    (tmp_path / "test_bar.py").write_text("\n".join(lines))
+    parent = f"""
+import sys, threading
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import mutant
+from tqdm import tqdm
+holder = threading.Thread(target=tqdm.get_lock().acquire)
+holder.start()
+holder.join()
+print(mutant.answer({str(tmp_path)!r}, "test_bar.py")[0])
+"""
+    said = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, timeout=60, check=True)
+    assert said.stdout.split()[-1] == "0", said.stderr
