@@ -28,8 +28,9 @@ BESIDE = "base_model.json"
 PREFIX = "base_model.model."
 COPIES = ".modules_to_save."
 MERGE = (
-    "merge the adapter into its base (merge_and_unload of PEFT, then save_pretrained, with the tokenizer beside it) "
-    "and train on the result"
+    "merge the adapter into its base (merge_and_unload of PEFT, then save_pretrained, with the tokenizer beside it; if "
+    "it trains embeddings that are tied to the head, first load the base with tie_word_embeddings=False and give its "
+    "head a copy of them) and train on the result"
 )
 
 

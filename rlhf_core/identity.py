@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from hashlib import sha256
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -137,6 +138,43 @@ def measured_again(
     with reading(where):
         policy.validate(prompts, longest)
     return model_measurement(policy, reward, redistributor, prompts, longest)
+
+
+@runtime_checkable
+class OfARun(Protocol):
+    """What of a trainer decides which checkpoints are its own."""
+
+    policy: Policy
+    reward: RewardModel
+    redistributor: Redistributor
+    settings: dict[str, Any]
+    run: dict[str, Any] | None
+    """Prompts and models of the run at hand; None before there is one."""
+
+
+def require_same_run(trainer: OfARun, numbers: Mapping[str, Any], checkpoint: Path) -> None:
+    """Refuse what the state of a ``checkpoint`` says where it is another run's than the trainer's; versions that are
+    others by now are only said.
+
+    Raises:
+        ValueError: naming every difference.
+    """
+    identity, run = numbers["identity"], numbers["run"]
+    if not isinstance(identity, dict) or not (run is None or isinstance(run, dict)):
+        raise ValueError(f"{checkpoint}: its state does not say which run it is of: {identity!r}, {run!r}")
+    before = {**identity, **{name: numbers[name] for name in ("config", "redistributor")}}
+    versions, now = before.pop("made_with", None), dict(trainer.settings)
+    models = None if run is None else run.get("models")
+    if run is not None and trainer.run is not None:  # one made by hand has no prompts to compare
+        before |= {name: value for name, value in run.items() if name != "models"}
+        now |= {name: value for name, value in trainer.run.items() if name != "models"}
+    changed = [*differences(before, now)]
+    if models is not None and not changed:
+        again = measured_again(models, trainer.policy, trainer.reward, trainer.redistributor, str(checkpoint))
+        changed = [*changed_models(models, again, trainer.policy.compute_dtype)]
+    if changed:
+        raise ValueError(f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}")
+    warn_of_changes(versions if isinstance(versions, dict) else {}, made_with(trainer.reward), str(checkpoint))
 
 
 def changed_models(noted: Mapping[str, Any], now: Mapping[str, Any], dtype: torch.dtype) -> Iterator[str]:

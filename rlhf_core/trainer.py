@@ -36,15 +36,7 @@ from rlhf_core.health import (
     require_token_scores,
     require_usable,
 )
-from rlhf_core.identity import (
-    as_json,
-    changed_models,
-    differences,
-    made_with,
-    measured_again,
-    trainer_settings,
-    warn_of_changes,
-)
+from rlhf_core.identity import as_json, made_with, require_same_run, trainer_settings
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
 from rlhf_core.logging import Logger
 from rlhf_core.memory import Budgets
@@ -374,7 +366,7 @@ class PPOTrainer:
             raise ValueError(f"{checkpoint} cannot be used: {wrong}")
         state = load_state(checkpoint)
         numbers = state.numbers
-        self._require_own(checkpoint, numbers)
+        require_same_run(self, numbers, checkpoint)
         before, kept = self.state(), copy.deepcopy((self.guard, self.budgets))
         with reading(str(checkpoint)):
             try:
@@ -404,29 +396,6 @@ class PPOTrainer:
 
     def _identity(self) -> dict[str, Any]:
         return {name: value for name, value in self.settings.items() if name not in ("config", "redistributor")}
-
-    def _require_own(self, checkpoint: Path, numbers: Mapping[str, Any]) -> None:
-        """Raise ValueError where ``numbers`` are those of another run."""
-        identity, run = numbers["identity"], numbers["run"]
-        if not isinstance(identity, dict) or not (run is None or isinstance(run, dict)):
-            raise ValueError(f"{checkpoint}: its {STATE} does not say which run it is of: {identity!r}, {run!r}")
-        before, now = dict(identity), dict(self.settings)
-        before |= {name: numbers[name] for name in ("config", "redistributor")}
-        versions = before.pop("made_with", None)
-        models = None
-        if run is not None:
-            models = run.get("models")
-            if self.run is not None:
-                before |= run
-                now |= self.run
-        before.pop("models", None), now.pop("models", None)
-        changed = [*differences(before, now)]
-        if models is not None and not changed:
-            again = measured_again(models, self.policy, self.reward, self.redistributor, str(checkpoint))
-            changed = [*changed_models(models, again, self.policy.compute_dtype)]
-        if changed:
-            raise ValueError(f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}")
-        warn_of_changes(versions if isinstance(versions, dict) else {}, made_with(self.reward), str(checkpoint))
 
     def _measured(self, prompts: Prompts, times: int, draw: Draw, redistributor: Redistributor | None) -> Rollout:
         ids = repeated(encoded(self.policy, self.reward, prompts, self.config), times)

@@ -1267,7 +1267,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/trainer.py",
-        "        self._require_own(checkpoint, numbers)\n",
+        "        require_same_run(self, numbers, checkpoint)\n",
         "        pass\n",
         "tests/test_identity.py::test_a_checkpoint_with_other_prompts_or_another_reward_model_does_not_go_on_a_run",
     ),
