@@ -92,6 +92,9 @@ def raw(*parts):
                     client.sendall(part)
                     if gone.wait(0.025):
                         return
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(65536):  # a socket closed with a request unread resets what it has sent
+                    pass
             except OSError:  # the client gave up
                 return
 
