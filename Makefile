@@ -21,8 +21,7 @@ test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n 2 -m "slow and not gpu"
 
 # What leans on other packages most. Old packages warn of what a newer torch deprecates, which is theirs to mend.
-CORE := $(addprefix tests/test_,$(addsuffix .py,policy reward sampling cache save_load attention asking rotary readme \
-	training qlora finetuning golden adapter_kinds encoder_heads))
+CORE := tests/models tests/rlhf_core/test_golden.py tests/project/test_readme.py
 
 test-oldest: $(VENV)-oldest/.installed
 	$(VENV)-oldest/bin/python -m pytest -n 2 -W default $(CORE)

@@ -8,14 +8,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import figures
-from benchmarks.arms import parse_arms
-from benchmarks.comparison import Comparison, Panel, Script, Study
-from benchmarks.outcomes import LAST
-from benchmarks.paper_curves import paper_curves, require_same_task
-from benchmarks.publishing import publish
-from benchmarks.statistics import Results, summarise
-from benchmarks.tables import Table
+from benchmarks.reporting import figures
+from benchmarks.reporting.outcomes import LAST
+from benchmarks.reporting.paper_curves import paper_curves, require_same_task
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.statistics import Results, summarise
+from benchmarks.reporting.tables import Table
+from benchmarks.runs.arms import parse_arms
+from benchmarks.runs.comparison import Comparison, Panel, Script, Study
 
 
 @dataclass(frozen=True, kw_only=True)

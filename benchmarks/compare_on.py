@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.frozen_credit import restricted
-from benchmarks.gradients import gram, policy_gradients, relative_variance
+from benchmarks.credit.frozen_credit import restricted
+from benchmarks.credit.gradients import gram, policy_gradients, relative_variance
 from redistributors import Sparse
+from rlhf_core.advantages import ESTIMATORS
+from rlhf_core.checks import check_gamma, require_token_scores
 from rlhf_core.config import PPOConfig
-from rlhf_core.estimators import ESTIMATORS
-from rlhf_core.health import check_gamma, require_token_scores
 from rlhf_core.metrics import credit_metrics, critic_metrics
 from rlhf_core.rewards import penalised
 from rlhf_core.types import Policy, Redistributor, ReportsMetrics, Rollout

@@ -10,13 +10,13 @@ from dataclasses import replace
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from benchmarks import faithfulness_report as report
-from benchmarks import tables
-from benchmarks.arms import with_settings
-from benchmarks.cli import RECORD, measurement_folder, parse, read_record, write_json
-from benchmarks.faithfulness_study import Settings, study
-from benchmarks.publishing import publish
-from benchmarks.tasks import make_task
+from benchmarks.base.cli import RECORD, measurement_folder, parse, read_record, write_json
+from benchmarks.credit import faithfulness_report as report
+from benchmarks.credit.faithfulness_study import Settings, study
+from benchmarks.reporting import tables
+from benchmarks.reporting.publishing import publish
+from benchmarks.runs.arms import with_settings
+from benchmarks.tasks.definitions import make_task
 from rlhf_core.config import PPOConfig
 
 NAME = "benchmarks.credit_faithfulness"

@@ -15,14 +15,14 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import LlamaConfig
 
-from benchmarks import memory_model
-from benchmarks.cli import measurement_folder, parse
-from benchmarks.memory_measure import random_models
-from benchmarks.pairing import CPU, Pass, flops, median_ratio, paired_seconds, peak_bytes
-from benchmarks.publishing import publish
-from benchmarks.tables import Table, Value
-from models.policy import CausalPolicy
-from models.reward import ClassifierReward
+from benchmarks.base.cli import measurement_folder, parse
+from benchmarks.cost import memory_model
+from benchmarks.cost.memory_measure import random_models
+from benchmarks.cost.pairing import CPU, Pass, flops, median_ratio, paired_seconds, peak_bytes
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.tables import Table, Value
+from models.policy.causal_policy import CausalPolicy
+from models.rewards.classifier_reward import ClassifierReward
 from models.tiny import EOS_ID
 from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig

@@ -7,14 +7,14 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import figures
-from benchmarks.comparison import Comparison, Panel, Script, Study
-from benchmarks.outcomes import LAST, failed, threshold
-from benchmarks.paper_curves import of_arms, paper_curves, require_same_task
-from benchmarks.publishing import publish
-from benchmarks.report import number
-from benchmarks.statistics import summarise, variance_across_seeds
-from benchmarks.tables import Table
+from benchmarks.reporting import figures
+from benchmarks.reporting.outcomes import LAST, failed, threshold
+from benchmarks.reporting.paper_curves import of_arms, paper_curves, require_same_task
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.report import number
+from benchmarks.reporting.statistics import summarise, variance_across_seeds
+from benchmarks.reporting.tables import Table
+from benchmarks.runs.comparison import Comparison, Panel, Script, Study
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,13 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from benchmarks import figures
-from benchmarks.arms import parse_arms, with_settings
-from benchmarks.cli import measurement_folder, parse
+from benchmarks.base.cli import measurement_folder, parse
 from benchmarks.compare_on import Credit, compare_on, reference_gradient
-from benchmarks.experiment import Loaded, Task
-from benchmarks.frozen_credit import warm
-from benchmarks.gradients import (
+from benchmarks.credit.frozen_credit import warm
+from benchmarks.credit.gradients import (
     cosine,
     expected_cosine,
     gram,
@@ -34,15 +31,18 @@ from benchmarks.gradients import (
     policy_gradients,
     signal_to_noise,
 )
-from benchmarks.loading import Loading
-from benchmarks.publishing import publish
-from benchmarks.statistics import LEVEL, RESAMPLES, Kind, Summary
-from benchmarks.tables import Table, Value
-from benchmarks.tasks import make_task
+from benchmarks.reporting import figures
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.statistics import LEVEL, RESAMPLES, Kind, Summary
+from benchmarks.reporting.tables import Table, Value
+from benchmarks.runs.arms import parse_arms, with_settings
+from benchmarks.runs.experiment import Loaded, Task
+from benchmarks.tasks.definitions import make_task
+from benchmarks.tasks.model_settings import Loading
 from redistributors import Sparse
+from rlhf_core.checks import check_needs
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import EvidenceRequest
-from rlhf_core.health import check_needs
 from rlhf_core.prompts import encoded, repeated, shuffled_batch
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.trainer import PPOTrainer

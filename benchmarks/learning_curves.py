@@ -11,14 +11,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import figures
-from benchmarks.comparison import Script, Study
-from benchmarks.outcomes import LAST, Threshold, best_of_mean, failed, steps_to_pass, threshold
-from benchmarks.paper_curves import of_arms, paper_curves, require_same_task
-from benchmarks.publishing import publish
-from benchmarks.report import compare, number
-from benchmarks.statistics import Results, summarise, variance_across_seeds
-from benchmarks.tables import Table
+from benchmarks.reporting import figures
+from benchmarks.reporting.outcomes import LAST, Threshold, best_of_mean, failed, steps_to_pass, threshold
+from benchmarks.reporting.paper_curves import of_arms, paper_curves, require_same_task
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.report import compare, number
+from benchmarks.reporting.statistics import Results, summarise, variance_across_seeds
+from benchmarks.reporting.tables import Table
+from benchmarks.runs.comparison import Script, Study
 
 REFERENCE = "sparse"
 

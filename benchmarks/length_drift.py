@@ -16,14 +16,14 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import figures
-from benchmarks.comparison import Comparison, Panel, Script, Study
-from benchmarks.constant_score import ConstantTask
-from benchmarks.experiment import Task
-from benchmarks.outcomes import LAST
-from benchmarks.publishing import publish
-from benchmarks.statistics import Array, Results, Summary, nan_mean, summarise
-from benchmarks.tables import Table
+from benchmarks.reporting import figures
+from benchmarks.reporting.outcomes import LAST
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.statistics import Array, Results, Summary, nan_mean, summarise
+from benchmarks.reporting.tables import Table
+from benchmarks.runs.comparison import Comparison, Panel, Script, Study
+from benchmarks.runs.constant_score import ConstantTask
+from benchmarks.runs.experiment import Task
 
 
 @dataclass(frozen=True, kw_only=True)

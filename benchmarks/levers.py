@@ -16,15 +16,15 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 
-from benchmarks.cli import measurement_folder, parse
-from benchmarks.pairing import CPU, Pass, median_ratio, paired_seconds, peak_bytes
-from benchmarks.publishing import publish
-from benchmarks.tables import Table, Value
-from models.distribution import Distribution, Targets, entropy, token_distribution
-from models.lean import VocabularyHead, share_tied_gradient
-from models.sampling import CachedDecoder, sample_responses
-from models.token_statistics import recomputed_statistics, token_statistics
-from rlhf_core.allocation import keep_freed_memory
+from benchmarks.base.cli import measurement_folder, parse
+from benchmarks.cost.pairing import CPU, Pass, median_ratio, paired_seconds, peak_bytes
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.tables import Table, Value
+from models.passes.distribution import Distribution, Targets, entropy, token_distribution
+from models.passes.fused import VocabularyHead, share_tied_gradient
+from models.passes.sampling import CachedDecoder, sample_responses
+from models.passes.token_statistics import recomputed_statistics, token_statistics
+from rlhf_core.run.allocation import keep_freed_memory
 from rlhf_core.types import Limits
 
 Work = tuple[str, str, Pass, Pass]

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedConfig
 
-from benchmarks.cli import command_line
-from benchmarks.memory_measure import CudaMeter, Head, Measurement, capped, measure, shape_of
-from benchmarks.memory_model import COMPONENTS, CONTEXT_BYTES, GIB, PHASES, Prediction, Settings, Shape, predict
+from benchmarks.base.cli import command_line
+from benchmarks.cost.memory_measure import CudaMeter, Head, Measurement, capped, measure, shape_of
+from benchmarks.cost.memory_model import COMPONENTS, CONTEXT_BYTES, GIB, PHASES, Prediction, Settings, Shape, predict
 
 Preset = Literal["dialogue", "summarisation", "positive_generation"]
 PRESETS: Mapping[str, Mapping[str, Any]] = {

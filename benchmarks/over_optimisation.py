@@ -10,12 +10,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import figures
-from benchmarks.comparison import Script, Study
-from benchmarks.outcomes import blocks, parting, standardised
-from benchmarks.publishing import publish
-from benchmarks.statistics import Array, Results
-from benchmarks.tables import Table
+from benchmarks.reporting import figures
+from benchmarks.reporting.outcomes import blocks, parting, standardised
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.statistics import Array, Results
+from benchmarks.reporting.tables import Table
+from benchmarks.runs.comparison import Script, Study
 
 
 @dataclass(frozen=True, kw_only=True)

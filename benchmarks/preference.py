@@ -21,8 +21,16 @@ from rich.table import Table
 from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.cli import claim_folder, command_line, fingerprint, jsonable, require_claimable, run_record, write_json
-from benchmarks.judges import (
+from benchmarks.base.cli import (
+    claim_folder,
+    command_line,
+    fingerprint,
+    jsonable,
+    require_claimable,
+    run_record,
+    write_json,
+)
+from benchmarks.judging.judges import (
     JUDGE_PROMPT,
     Asked,
     EndpointError,
@@ -34,7 +42,7 @@ from benchmarks.judges import (
     as_judge,
     ask_all,
 )
-from benchmarks.responses import (
+from benchmarks.judging.responses import (
     Checkpoint,
     Prompt,
     Prompts,
@@ -45,9 +53,9 @@ from benchmarks.responses import (
     read_prompts,
     responses,
 )
-from benchmarks.viewer import visible
-from benchmarks.win_rates import NOTES, Pair, WinRates, decision, rows, verdict, win_rates
-from models.reward import ScoreKind, load_reward_model
+from benchmarks.judging.win_rates import NOTES, Pair, WinRates, decision, rows, verdict, win_rates
+from benchmarks.reporting.heat_map import visible
+from models.rewards.classifier_reward import ScoreKind, load_reward_model
 
 JUDGES = (
     *("reward", "reward_score", "reward_template", "reward_end", "endpoint", "model", "api_key_env", "judge_prompt"),

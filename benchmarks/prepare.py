@@ -13,9 +13,9 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.cli import parse
-from benchmarks.prepare_preferences import DIALOGUE, SUMMARISATION, Preferences, prepare_preferences
-from benchmarks.prepare_reviews import PositiveGeneration, prepare_positive_generation
+from benchmarks.base.cli import parse
+from benchmarks.tasks.prepare_preferences import DIALOGUE, SUMMARISATION, Preferences, prepare_preferences
+from benchmarks.tasks.prepare_reviews import PositiveGeneration, prepare_positive_generation
 
 
 @dataclass(frozen=True, kw_only=True)

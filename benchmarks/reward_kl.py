@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import figures, tables
-from benchmarks.comparison import Script, Study
-from benchmarks.outcomes import at_level, blocks
-from benchmarks.paper_curves import of_arms, paper_curves, require_same_task
-from benchmarks.publishing import publish
-from benchmarks.report import number
-from benchmarks.statistics import Results
-from benchmarks.tables import Table
+from benchmarks.reporting import figures, tables
+from benchmarks.reporting.outcomes import at_level, blocks
+from benchmarks.reporting.paper_curves import of_arms, paper_curves, require_same_task
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.report import number
+from benchmarks.reporting.statistics import Results
+from benchmarks.reporting.tables import Table
+from benchmarks.runs.comparison import Script, Study
 
 
 @dataclass(frozen=True, kw_only=True)

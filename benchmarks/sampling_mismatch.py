@@ -1,6 +1,6 @@
 """Is "sparse diverges when responses are long" sparsity, or the published stack's sampling mistakes?
 
-The same arms and seeds under our sampler and under each mistake of the published stack (see benchmarks.samplers), at
+The same arms and seeds under our sampler and under each mistake of the published stack (benchmarks.runs.samplers), at
 short and at long responses: failed runs, runs with a negative KL, scores.
 """
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks import figures
-from benchmarks.comparison import Comparison, Panel, Script, Study
-from benchmarks.outcomes import LAST, failed, negative_kl, threshold
-from benchmarks.publishing import publish
-from benchmarks.report import number
-from benchmarks.samplers import SAMPLERS
-from benchmarks.statistics import summarise
-from benchmarks.tables import Table
+from benchmarks.reporting import figures
+from benchmarks.reporting.outcomes import LAST, failed, negative_kl, threshold
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.report import number
+from benchmarks.reporting.statistics import summarise
+from benchmarks.reporting.tables import Table
+from benchmarks.runs.comparison import Comparison, Panel, Script, Study
+from benchmarks.runs.samplers import SAMPLERS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,17 +21,17 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, LogitsProcessor, StoppingCriteria
 
-from benchmarks.cli import measurement_folder, parse
-from benchmarks.floor import clock
-from benchmarks.pairing import CPU, median_ratio
-from benchmarks.publishing import publish
-from benchmarks.tables import Table, Value
+from benchmarks.base.cli import measurement_folder, parse
+from benchmarks.cost.machine_floor import clock
+from benchmarks.cost.pairing import CPU, median_ratio
+from benchmarks.cost.throughput_case import Case
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.tables import Table, Value
 from benchmarks.throughput import VARIANTS, published, require_published_python
-from benchmarks.throughput_case import Case
-from models.lean import make_lean
-from models.sampling import CachedDecoder, inverse_cdf, left_padded, sample_responses
+from models.passes.fused import make_lean
+from models.passes.sampling import CachedDecoder, inverse_cdf, left_padded, sample_responses
 from models.tiny import EOS_ID
-from rlhf_core.allocation import keep_freed_memory
+from rlhf_core.run.allocation import keep_freed_memory
 from rlhf_core.streams import stream
 from rlhf_core.types import Limits
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks import figures
-from benchmarks.cli import parse, read_record
-from benchmarks.comparison import MADE_BY
-from benchmarks.curves import finished_curves
-from benchmarks.paper_curves import paper_curves
-from benchmarks.publishing import publish
-from benchmarks.statistics import Results, Summary, summarise
-from benchmarks.tables import Table
+from benchmarks.base.cli import parse, read_record
+from benchmarks.reporting import figures
+from benchmarks.reporting.paper_curves import paper_curves
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.statistics import Results, Summary, summarise
+from benchmarks.reporting.tables import Table
+from benchmarks.runs.comparison import MADE_BY
+from benchmarks.runs.curves import finished_curves
 
 STEPS = 101
 """Steps that the paper's averages run over (recomputed from its curves)."""

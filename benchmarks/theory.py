@@ -16,13 +16,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from tqdm import tqdm
 
-from benchmarks import figures
-from benchmarks.arms import parse_arms
-from benchmarks.cli import measurement_folder, parse
-from benchmarks.publishing import publish
-from benchmarks.tables import Table, Value
-from benchmarks.tabular_evidence import Unanswerable
-from benchmarks.theory_checks import (
+from benchmarks.base.cli import measurement_folder, parse
+from benchmarks.reporting import figures
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.tables import Table, Value
+from benchmarks.runs.arms import parse_arms
+from benchmarks.worlds.tabular_evidence import Unanswerable
+from benchmarks.worlds.theory_checks import (
     TOLERANCE,
     Measured,
     broken,
@@ -33,7 +33,7 @@ from benchmarks.theory_checks import (
     score_shares,
     together,
 )
-from benchmarks.theory_identities import (
+from benchmarks.worlds.theory_identities import (
     PUBLISHED,
     WORDS,
     Identity,

@@ -21,14 +21,14 @@ import numpy as np
 from rich.console import Console
 from tqdm import tqdm
 
-from benchmarks.cli import measurement_folder, parse
-from benchmarks.publishing import publish
-from benchmarks.report import number
-from benchmarks.tables import Table, Value
-from benchmarks.throughput_case import PHASES, Case
-from models.loading import DTYPES
+from benchmarks.base.cli import measurement_folder, parse
+from benchmarks.cost.throughput_case import PHASES, Case
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.report import number
+from benchmarks.reporting.tables import Table, Value
 from models.tiny import EOS_ID
-from rlhf_core.health import log_ratio_bounds
+from models.weights.language_model import DTYPES
+from rlhf_core.checks import log_ratio_bounds
 
 CASES: Mapping[str, Case] = {
     "paper": Case(),
@@ -169,7 +169,7 @@ def process(command: Sequence[str], case: Mapping[str, Any]) -> Iterator[Ask]:
 
 def ours(case: Case) -> AbstractContextManager[Ask]:
     """Our engine on a case."""
-    return process([sys.executable, "-m", "benchmarks.throughput_case"], dataclasses.asdict(case))
+    return process([sys.executable, "-m", "benchmarks.cost.throughput_case"], dataclasses.asdict(case))
 
 
 def published(

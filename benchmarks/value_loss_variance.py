@@ -12,9 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import figures, report, viewer
-from benchmarks.comparison import Script, Study
-from benchmarks.experiment import examples
+from benchmarks.reporting import figures, report
+from benchmarks.reporting import heat_map as viewer
+from benchmarks.runs.comparison import Script, Study
+from benchmarks.runs.experiment import examples
 
 EXAMPLES = 6
 

@@ -1,13 +1,13 @@
 """Language models as policies and as reward models."""
 
-from models.adapters import LoraSettings
-from models.ensemble import RewardEnsemble, load_reward_ensemble
-from models.load import load_policy
-from models.policy import CausalPolicy
-from models.retokenised import RetokenisedReward
-from models.reward import ClassifierReward, load_reward_model
-from models.telling import Telling
-from models.training import TrainingSettings
+from models.policy.causal_policy import CausalPolicy
+from models.policy.loading import load_policy
+from models.rewards.classifier_reward import ClassifierReward, load_reward_model
+from models.rewards.ensemble import RewardEnsemble, load_reward_ensemble
+from models.rewards.retokenised import RetokenisedReward
+from models.texts.retelling import Telling
+from models.training.supervised import TrainingSettings
+from models.weights.adapters import LoraSettings
 
 __all__ = [
     "CausalPolicy",

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
+from redistributors.attention import Attention
 from redistributors.decoder_attention import DecoderAttention
 from redistributors.ensemble import EnsembleCredit
-from redistributors.general_attention import Attention
 from redistributors.gradient import Gradient
 from redistributors.integrated_gradients import IntegratedGradients
 from redistributors.leave_one_out import LeaveOneOut

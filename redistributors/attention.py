@@ -1,139 +1,127 @@
-"""Evidence read off attention rows: the requests of ABC, ABC-D and ABC-D2, and ways to make one weight of all heads'.
+"""Attention in general: which layers, which heads, what to read off them, and what to do about sinks."""
 
-All keep the columns of the response only; nothing is renormalised here.
-"""
-
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlhf_core.evidence import AttentionTap, ColumnTap, Layout, ValueTap, on_response
+from redistributors.attention_readings import READINGS
+from redistributors.attention_requests import Heads, MaxHeads, MeanHeads, OneHead
+from redistributors.credit import (
+    as_weights,
+    check_beta,
+    check_layer,
+    evidence_of,
+    fallback_fraction,
+    normalised,
+    spread,
+)
+from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.types import Rollout
 
-
-@runtime_checkable
-class Heads(Protocol):
-    """A way to reduce heads; frozen and hashable, as it is part of a request."""
-
-    def __call__(self, weights: Float[Tensor, "batch head ..."]) -> Float[Tensor, "batch ..."]:
-        """One weight of the weights of all heads."""
-        ...
-
-    def refusal(self, heads: int) -> str:
-        """Why so many heads cannot be reduced, in words; empty where they can."""
-        ...
-
-
-@dataclass(frozen=True)
-class MeanHeads:
-    """The mean over heads."""
-
-    def __call__(self, weights: Float[Tensor, "batch head ..."]) -> Float[Tensor, "batch ..."]:
-        """Sums to 1 over keys, as the heads do."""
-        return weights.mean(1)
-
-    def refusal(self, heads: int) -> str:
-        """Never."""
-        return ""
-
-
-@dataclass(frozen=True)
-class MaxHeads:
-    """The largest weight any head gives, for each pair of tokens by itself."""
-
-    def __call__(self, weights: Float[Tensor, "batch head ..."]) -> Float[Tensor, "batch ..."]:
-        """Sums to between 1 and the number of heads over keys."""
-        return weights.amax(1)
-
-    def refusal(self, heads: int) -> str:
-        """Never."""
-        return ""
-
-
-@dataclass(frozen=True)
-class OneHead:
-    """The head of this index, negative from the last, the same in every layer."""
-
-    index: int
-
-    def __call__(self, weights: Float[Tensor, "batch head ..."]) -> Float[Tensor, "batch ..."]:
-        """That head's weights as they are."""
-        return weights[:, self.index]
-
-    def refusal(self, heads: int) -> str:
-        """There is no such head."""
-        return "" if -heads <= self.index < heads else f"it has heads 0 to {heads - 1}, not {self.index}"
+HEADS: Mapping[str, Callable[[], Heads]] = MappingProxyType({"mean": MeanHeads, "max": MaxHeads})
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionRow(AttentionTap):
-    """The row of the position that is read: a reward model's pooled position, a policy's last prediction."""
+class Attention:
+    """credit_t ∝ weight_t, what a reading of the reward model's attention gives response token t. Sums to the score.
 
-    heads: Heads = MeanHeads()
+    All readings are of the row of the position the score is read from, which the response's part is renormalised of:
+    so whatever falls on the prompt, and on a BOS in front of it, is dropped.
 
-    def refusal(self, layers: int, heads: int) -> str:
-        """It lacks the layer or the head."""
-        return super().refusal(layers, heads) or self.heads.refusal(heads)
+    ``reading``: "row", α (with the defaults this is ABC, Chan et al. 2024, to the bit); "value_norms", α‖v‖ (after
+    Kobayashi et al. 2020); "rollout", the product over layers of ½ A + ½ I (Abnar and Zuidema 2020), which wants
+    ``layers="all"`` or several; "gradient", A ⊙ ∂r/∂A (Chefer et al. 2021), of which the part is kept that pulls the
+    way of the score that is spread, positive or negative, and the other part thrown away.
 
-    def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
-        """One row a response."""
-        return layout.read_positions[:, None]
+    ``layers``: one number, several, whose weights are averaged, or "all" (rollout and gradient only).
+    ``heads``: "mean", "max", or the index of one head; reduced within each layer, before anything else but the norms
+    and the gradients' positive part.
+    ``sinks``: so many first tokens of a response get nothing. ``floor``: so many times the mean weight of the other
+    tokens is subtracted from each of them, and what falls below 0 is 0. Where nothing is left, the last token gets all.
 
-    def reduce(
-        self, weights: Float[Tensor, "batch head row key"], rows: Int[Tensor, "batch row"], layout: Layout
-    ) -> Float[Tensor, "batch response"]:
-        """The weight on each response token, heads reduced."""
-        return on_response(self.heads(weights).sum(1), layout)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionRowMean(ColumnTap):
-    """For each response token, the mean over the rows that could see it of the weight they put on it.
-
-    The row predicting token t sees tokens before t only, so token k of T is seen by T − k rows, or by as many of them
-    as a sliding window reaches; the last by none (0).
+    Costs: row and value norms ride on the scoring pass; rollout takes a forward pass under eager attention, gradient a
+    forward and a backward pass, with the maps of all layers of a micro-batch in memory.
     """
 
-    def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
-        """The rows that predict a response token."""
-        return torch.where(layout.response_mask, layout.response_positions - 1, -1)
+    reading: str = "row"
+    layers: int | list[int] | tuple[int, ...] | Literal["all"] = -1
+    heads: str | int = "mean"
+    sinks: int = 0
+    floor: float = 0.0
+    beta: float = 0.8
+    causal: ClassVar[bool] = False
+    conserving: ClassVar[bool] = True
 
-    def of_columns(self, weights: Float[Tensor, "batch head row column"]) -> Float[Tensor, "batch column"]:
-        """Mean over heads of the weight on each token, summed over rows."""
-        return weights.mean(1).sum(1)
+    def __post_init__(self) -> None:
+        check_beta(self.beta, "Attention")
+        if self.reading not in list(READINGS):
+            raise ValueError(f"Attention: reading must be one of {', '.join(READINGS)}, got {self.reading!r}")
+        object.__setattr__(self, "layers", _checked_layers(self.layers))
+        if isinstance(self.heads, bool) or not (isinstance(self.heads, int) or self.heads in list(HEADS)):
+            raise ValueError(f"Attention: heads must be {', '.join(HEADS)} or a head's index, got {self.heads!r}")
+        if isinstance(self.sinks, bool) or not isinstance(self.sinks, int) or self.sinks < 0:
+            raise ValueError(f"Attention: sinks is a number of first response tokens, 0 or more, got {self.sinks!r}")
+        if isinstance(self.floor, bool) or not isinstance(self.floor, int | float) or not 0 <= self.floor < math.inf:
+            raise ValueError(f"Attention: floor is a multiple of the mean weight, 0 or more, got {self.floor!r}")
+        try:
+            self.needs  # noqa: B018
+        except ValueError as error:
+            raise ValueError(f"Attention(reading={self.reading!r}): {error}") from error
 
-    def finish(
-        self, total: Float[Tensor, "batch response"], seen_by: Int[Tensor, "batch response"]
-    ) -> Float[Tensor, "batch response"]:
-        """The sum divided by how many rows could see the token."""
-        return total / seen_by.clamp(min=1)
+    @property
+    def requests(self) -> tuple[EvidenceRequest, ...]:
+        """The evidence whose mean this method reads, one request a layer or one for all of them."""
+        heads = OneHead(self.heads) if isinstance(self.heads, int) else HEADS[self.heads]()
+        return READINGS[self.reading].requests(_checked_layers(self.layers), heads)
+
+    @property
+    def needs(self) -> frozenset[EvidenceRequest]:
+        """Attention rows of the scoring pass, or an experiment."""
+        return frozenset(self.requests)
+
+    def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
+        """Token scores (batch, response), in score units."""
+        mask = rollout.sequences.response_mask
+        return spread(rollout.scores, normalised(self.weights(rollout), mask), mask, beta=self.beta)
+
+    def weights(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
+        """What credit is in proportion to: the mean over requests, without sinks and floor.
+
+        Raises:
+            ValueError: evidence that is missing, negative or not finite.
+        """
+        mask, of = rollout.sequences.response_mask, READINGS[self.reading].weights
+        read = [of(evidence_of(rollout, request, "Attention"), rollout) for request in self.requests]
+        mean = torch.stack([as_weights(weights, mask) for weights in read]).mean(0)
+        kept = mask & (torch.arange(mask.shape[1], device=mask.device) >= self.sinks)
+        return above_floor(torch.where(kept, mean, 0), kept, self.floor)
+
+    def metrics(self, rollout: Rollout) -> dict[str, float]:
+        """``credit_fallback``: share of responses without any weight left on themselves (credit: last token)."""
+        return {"credit_fallback": fallback_fraction(self.weights(rollout), rollout.sequences.response_mask)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ValueRow(ValueTap):
-    """The same row, each weight times the 2-norm of the value vector that it weights, α‖v‖, head by head (after
-    Kobayashi et al. 2020, "Attention is not only a weight", who take the norm after the output projection: that
-    mixes channels by a matrix that every architecture keeps elsewhere, so it is left out here)."""
+def above_floor(
+    weights: Float[Tensor, "batch response"], kept: Bool[Tensor, "batch response"], floor: float
+) -> Float[Tensor, "batch response"]:
+    """max(0, w_t − floor · mean of w over the tokens kept); 0 on the others."""
+    # divided first, so that the sum of weights as large as float32 goes does not overflow
+    mean = (weights / kept.sum(1, keepdim=True).clamp(min=1)).sum(1, keepdim=True)
+    return torch.where(kept, (weights - floor * mean).clamp(min=0), 0)
 
-    heads: Heads = MeanHeads()
 
-    def refusal(self, layers: int, heads: int) -> str:
-        """It lacks the layer or the head."""
-        return super().refusal(layers, heads) or self.heads.refusal(heads)
-
-    def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
-        """One row a response."""
-        return layout.read_positions[:, None]
-
-    def factors(self, values: Float[Tensor, "batch value_head key channel"]) -> Float[Tensor, "batch value_head key"]:
-        """‖v‖ of each head."""
-        norms: Tensor = torch.linalg.vector_norm(values, dim=-1)
-        return norms
-
-    def reduce(
-        self, weights: Float[Tensor, "batch head row key"], rows: Int[Tensor, "batch row"], layout: Layout
-    ) -> Float[Tensor, "batch response"]:
-        """The weighted norm on each response token, heads reduced."""
-        return on_response(self.heads(weights).sum(1), layout)
+def _checked_layers(layers: object) -> tuple[int, ...] | Literal["all"]:
+    if layers == "all":
+        return "all"
+    named = tuple(layers) if isinstance(layers, list | tuple) else (layers,)
+    for layer in named:
+        check_layer(layer, "Attention")
+    if not named or len(set(named)) < len(named):
+        raise ValueError(f"Attention: layers must name at least one layer, and none twice, got {layers!r}")
+    return named

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from redistributors.credit import Residual, check_residual, evidence_of, signed
 from redistributors.reward_attention import RewardAttention
-from rlhf_core.aggregation import Aggregate, Mean, MemberScores, OfMember
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.masking import masked_mean
+from rlhf_core.scorers.aggregation import Aggregate, Mean, MemberScores, OfMember
 from rlhf_core.types import Learns, Redistributor, ReportsMetrics, Rollout
 
 
@@ -39,7 +39,8 @@ class EnsembleCredit:
         is_class = isinstance(self.inner, type) or isinstance(self.aggregate, type)
         if is_class or not isinstance(self.inner, Redistributor) or not isinstance(self.aggregate, Aggregate):
             raise ValueError(
-                "EnsembleCredit: inner must be a redistributor and aggregate a rule of rlhf_core.aggregation, such as "
+                "EnsembleCredit: inner must be a redistributor and aggregate a rule of "
+                "rlhf_core.scorers.aggregation, such as "
                 f"RewardAttention() and Mean(), got {self.inner!r} and {self.aggregate!r}"
             )
         if isinstance(self.inner, Learns):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from redistributors.credit import Residual, check_residual, evidence_of, signed, unattributed
 from rlhf_core.evidence import EvidenceRequest
-from rlhf_core.token_scorer import OwnTokenRewards
+from rlhf_core.scorers.token_scorer import OwnTokenRewards
 from rlhf_core.types import Rollout
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_core.distributed import global_sum
-from rlhf_core.tensors import require_same_tensors
+from rlhf_core.files.tensor_files import require_same_tensors
 
 
 class RecursiveRidge:

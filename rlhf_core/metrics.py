@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rlhf_core.checks import conservation_error
 from rlhf_core.distributed import global_sum
-from rlhf_core.health import conservation_error
 from rlhf_core.masking import masked_mean, masked_var
 from rlhf_core.types import Experience, Rollout
 

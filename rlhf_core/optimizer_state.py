@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_core.tensors import require_finite
+from rlhf_core.files.tensor_files import require_finite
 
 BETWEEN = "/"
 """Stands between the names of nested states (bitsandbytes nests them)."""

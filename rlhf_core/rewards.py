@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_core.callable_probe import CallableProbe, Scores, why_not
 from rlhf_core.config import ScoreConfig
 from rlhf_core.distributed import global_sum
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.probe import Experiment, measured
+from rlhf_core.scorers.callable_probe import CallableProbe, Scores, why_not
 from rlhf_core.types import Policy, RewardModel, Scored, Sequences
 
 TextScorer = Callable[[list[str], list[str]], Sequence[float]]

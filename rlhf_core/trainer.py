@@ -12,17 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_core import checkpoint as checkpoints
 from rlhf_core import optimizer_state
+from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.buffer import RolloutBuffer
-from rlhf_core.checkpoint import POLICY, STATE, TrainerState, load_state
-from rlhf_core.config import PPOConfig
-from rlhf_core.distributed import require_one_process
-from rlhf_core.estimators import ESTIMATORS
-from rlhf_core.figures import further_figures
-from rlhf_core.fit import Fit, Plan, evaluation_figures
-from rlhf_core.guard import UnusableRollout, step_guard
-from rlhf_core.health import (
+from rlhf_core.checks import (
     HealthError,
     at_temperature,
     check_credit,
@@ -36,17 +29,24 @@ from rlhf_core.health import (
     require_token_scores,
     require_usable,
 )
-from rlhf_core.identity import as_json, made_with, require_same_run, trainer_settings
+from rlhf_core.config import PPOConfig
+from rlhf_core.distributed import require_one_process
+from rlhf_core.divergence import UnusableRollout, step_guard
+from rlhf_core.figures import further_figures
+from rlhf_core.files.file_errors import reading
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
-from rlhf_core.logging import Logger
 from rlhf_core.memory import Budgets
 from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
 from rlhf_core.optimization import make_optimizer, make_schedule
 from rlhf_core.prompts import Prompts, encoded, own_texts, repeated
-from rlhf_core.reading import reading
 from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model, penalised
 from rlhf_core.rollout import Draw, measure, sample
-from rlhf_core.state_form import misfits
+from rlhf_core.run import checkpoint as checkpoints
+from rlhf_core.run.checkpoint import POLICY, STATE, TrainerState, load_state
+from rlhf_core.run.fit import Fit, Plan, evaluation_figures
+from rlhf_core.run.identity import as_json, made_with, require_same_run, trainer_settings
+from rlhf_core.run.loggers import Logger
+from rlhf_core.run.state_form import misfits
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
 from rlhf_core.update import ppo_update
 
@@ -72,7 +72,7 @@ class PPOTrainer:
     The temperature is the config's: the trainer's ``policy`` is a shallow copy with the weights of the given one and a
     temperature of its own, which no other trainer changes. ``instruments`` are asked for further figures of every
     rollout, logged with the rest; ``optimizer`` makes another optimizer than the config's
-    (``models.qlora.paged_adamw_8bit``, say) from the trainable parameters and the config.
+    (``models.weights.four_bit.paged_adamw_8bit``, say) from the trainable parameters and the config.
 
     Raises:
         TypeError: ``redistributor`` or ``reward`` is something else.

@@ -13,11 +13,11 @@ from rlhf_core.batching import micro_batches
 from rlhf_core.buffer import Minibatch, RolloutBuffer
 from rlhf_core.config import PPOConfig
 from rlhf_core.distributed import global_max, global_sum
-from rlhf_core.guard import StepGuard, step_guard
-from rlhf_core.logging import shown
+from rlhf_core.divergence import StepGuard, step_guard
 from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean
 from rlhf_core.memory import Budgets, TokenBudget, optimizer_step, run_in_parts
+from rlhf_core.run.loggers import shown
 from rlhf_core.streams import stream
 from rlhf_core.types import Policy
 

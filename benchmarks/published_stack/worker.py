@@ -116,7 +116,7 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     case = json.loads(sys.stdin.readline())["case"]
-    if case["keep_freed_memory"]:  # as rlhf_core.allocation does
+    if case["keep_freed_memory"]:  # as rlhf_core.run.allocation does
         libc = ctypes.CDLL(None)
         libc.mallopt(-1, 2**31 - 1)
         libc.mallopt(-3, 2**30)

@@ -1,0 +1,398 @@
+"""GPU memory of one PPO step, predicted from two model configurations and the run's settings; nothing is loaded.
+
+Weights are counted exactly; what lives for the length of a pass follows the formulas below. They hold for SDPA (GPT-J:
+eager) attention, which keeps queries, keys, values, output and one float32 log-sum-exp a head (float32 with grouped
+queries may get a CUDA kernel that keeps more), for rows at their longest, and for a step after the first, when the
+optimizer's states exist. Not in the figures: fragments of torch's allocator.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from models.attention.reader import CHUNK_CELLS as ATTENTION_CELLS
+from models.passes.distribution import CHUNK_CELLS as LOGITS_CELLS
+
+GIB = 2**30
+CONTEXT_BYTES = 768 * 2**20
+"""Assumed: CUDA context, loaded kernels and library workspaces (0.3 to 0.7 GiB are usual)."""
+COMPONENTS = (
+    *("policy weights", "reference copy", "adapters, head", "gradients", "optimizer", "reward weights"),
+    *("KV cache", "activations", "logits", "evidence", "CUDA context"),
+)
+PHASES = ("load", "sample", "old log-probs", "reference", "reward", "update")
+Bytes = Mapping[str, float]
+Model = Literal["policy", "reference", "reward"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Predict, and on a GPU measure, the memory of a PPO step; defaults are the dialogue preset's.
+
+    Settings that cannot be are a ValueError that lists them all.
+    """
+
+    policy: str = "VMware/open-llama-7b-open-instruct"
+    """Policy: a built-in shape by hub name, or a local folder with config.json."""
+    reward: str = "weqweasdas/hh_rlhf_rm_open_llama_3b"
+    """Reward model, named likewise."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Weights and activations of both; adapters and value head are float32 always."""
+    four_bit: Literal["none", "policy", "reward", "both"] = "both"
+    """Whose linear layers are held in NF4 with double quantisation (the paper's: policy)."""
+    training: Literal["full", "lora"] = "lora"
+    """All weights against a frozen copy, or a LoRA adapter against the model without it."""
+    lora_rank: int = 32
+    """Rank of the adapter (PEFT's default target modules); not used by full fine-tuning."""
+    gradient_checkpointing: bool = True
+    """Recompute each layer's activations in the backward pass."""
+    optimizer: Literal["adam", "paged_adamw_8bit"] = "adam"
+    """Float32 states, or 8-bit ones that can be paged out to the host."""
+    rollout_batch_size: int = 16
+    """Responses of a step."""
+    minibatch_size: int = 1
+    """Responses per optimizer step; an update's micro-batch holds no more of them (paper: 1)."""
+    micro_batch_tokens: int = 4096
+    """Prompt and response tokens of one pass of the policy or its reference."""
+    reward_micro_batch_tokens: int = 4096
+    """The same of the reward model."""
+    sampling_tokens: int = 16_384
+    """The same of all rows that are sampled side by side."""
+    prompt_tokens: int = 256
+    """Longest prompt."""
+    response_tokens: int = 256
+    """Longest response."""
+    evidence: Literal["none", "reward", "decoder"] = "reward"
+    """Attention read for credit: nothing, the reward model's row (abc), or the policy's rows (abc-d)."""
+    card_gib: float = 48.0
+    """Memory of the card, in GiB."""
+    measure: Literal["auto", "never", "required"] = "auto"
+    """Measure beside the prediction where there is a CUDA device; "required" fails without one."""
+
+    def __post_init__(self) -> None:
+        if problems := list(_problems(self)):
+            raise ValueError("; ".join(problems))
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number in ``dtype``."""
+        return 4 if self.dtype == "float32" else 2
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and response of a row."""
+        return self.prompt_tokens + self.response_tokens
+
+    def rows(self, budget: int, most: int) -> int:
+        """Rows of a micro-batch under a budget of tokens, as ``rlhf_core.batching`` cuts it."""
+        return max(1, min(most, budget // self.tokens))
+
+
+def _problems(settings: Settings) -> Iterator[str]:
+    """Every setting that cannot be, in words."""
+    for field in fields(settings):
+        value, allowed = getattr(settings, field.name), get_args(field.type)
+        if allowed and value not in allowed:
+            yield f"{field.name} must be one of {', '.join(allowed)}, got {value!r}"
+        if field.type is int and value < 1:
+            yield f"{field.name} must be 1 or more, got {value}"
+    if not CONTEXT_BYTES / GIB < settings.card_gib < math.inf:
+        yield f"card_gib must be finite and above {CONTEXT_BYTES / GIB:g} (the CUDA context), got {settings.card_gib}"
+    if settings.minibatch_size > settings.rollout_batch_size:
+        yield f"minibatch_size {settings.minibatch_size} exceeds rollout_batch_size {settings.rollout_batch_size}"
+    if settings.training == "full" and settings.four_bit in ("policy", "both"):
+        yield f"four_bit {settings.four_bit!r} weights cannot be trained: choose training 'lora'"
+    if settings.training == "full" and settings.dtype != "float32":
+        yield f"training 'full' needs dtype 'float32', got {settings.dtype!r}: use it, or training 'lora'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What memory depends on in an architecture. Sizes of weights are in numbers, not bytes."""
+
+    name: str
+    family: str
+    layers: int
+    hidden: int
+    inner: int
+    """Width inside the MLP."""
+    heads: int
+    key_heads: int
+    head_size: int
+    vocab: int
+    context: int
+    linear: tuple[int, ...]
+    """Each linear layer of the trunk: what 4-bit loading quantises."""
+    other: tuple[int, ...]
+    """Every other parameter: embeddings, norms, biases, head."""
+    buffer_bytes: int
+    adapted: tuple[tuple[int, int], ...]
+    """Input and output width of each module that PEFT adapts by default."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, tied ones once."""
+        return sum(self.linear) + sum(self.other)
+
+
+def weight_bytes(settings: Settings, shape: Shape, model: Model) -> int:
+    """Weights in ``dtype``, the linear layers of the trunk in NF4 where that is asked for, and buffers."""
+    width = settings.width
+    linear = sum(map(four_bit_bytes, shape.linear)) if packed(settings, model) else width * sum(shape.linear)
+    return linear + width * sum(shape.other) + shape.buffer_bytes
+
+
+def four_bit_bytes(numbers: int) -> int:
+    """One NF4 layer with double quantisation, as bitsandbytes 0.50 stores it (Dettmers et al. 2023, section 3).
+
+    Half a byte a number; an 8-bit scale a block of 64; a float32 scale a nested block of 256 scales; per layer two code
+    books (16 and 256 float32) and an offset.
+    """
+    blocks = math.ceil(numbers / 64)
+    return math.ceil(numbers / 2) + blocks + 4 * math.ceil(blocks / 256) + 4 * (16 + 256 + 1)
+
+
+def trained_sizes(settings: Settings, policy: Shape) -> tuple[int, ...]:
+    """Size of each trained tensor: adapters (rank x in, out x rank) or all weights, then the value head's two."""
+    rank = settings.lora_rank
+    lora = (size for into, out in policy.adapted for size in (rank * into, out * rank))
+    return (*(lora if settings.training == "lora" else (*policy.linear, *policy.other)), policy.hidden, 1)
+
+
+def optimizer_bytes(settings: Settings, policy: Shape) -> tuple[int, int]:
+    """States that must be on the card, and those that may be paged out to the host, which torch does not count.
+
+    Adam: two float32 a number. Paged 8-bit: the same for tensors below 4,096 numbers; for others two bytes, paged from
+    100,000 numbers on, and two float32 scales a block of 256.
+    """
+    sizes = trained_sizes(settings, policy)
+    if settings.optimizer == "adam":
+        return 8 * sum(sizes), 0
+    scales = sum(8 * math.ceil(size / 256) for size in sizes if size >= 4096)
+    fixed = sum(size * (8 if size < 4096 else 2) for size in sizes if size < 100_000)
+    return scales + fixed, sum(2 * size for size in sizes if size >= 100_000)
+
+
+def cache_bytes(shape: Shape, width: int, tokens: int) -> int:
+    """Keys and values of ``tokens`` tokens in all layers; grouped queries share them."""
+    return 2 * shape.layers * shape.key_heads * shape.head_size * width * tokens
+
+
+def kept_by_layer(settings: Settings, shape: Shape) -> float:
+    """Bytes a token that one layer keeps for its backward pass, without checkpointing.
+
+    With b bytes a number, h hidden, a = heads x head size, k the same of the keys, i the MLP's width, S tokens a row:
+
+    - Llama, Qwen2: norms 2 (4 h + 4), in float32; attention b (2 a + 2 k) + 4 heads; gated MLP 3 b i;
+    - GPT-2: norms 2 (b h + 8); attention 4 b h + 4 heads; MLP b i, for its GELU is one operation here;
+    - GPT-J: norm b h + 8; eager attention 8 h + b h + (4 + [b < 4] b) heads S, its softmax in float32; MLP b i.
+
+    Besides, where weights are trained, the input of each product (a Llama norm's in float32); where adapters are, a
+    float32 copy of each adapted module's input (in float32 one for all) and its projection. The first layer under LoRA
+    keeps less, which is not modelled.
+    """
+    b, h, i, heads = settings.width, shape.hidden, shape.inner, shape.heads
+    a, k = heads * shape.head_size, shape.key_heads * shape.head_size
+    own = {
+        "llama": 2 * (4 * h + 4) + b * (2 * a + 2 * k) + 4 * heads + 3 * b * i,
+        "gpt2": 2 * (b * h + 8) + 4 * b * h + 4 * heads + b * i,
+        "gptj": b * h + 8 + 8 * h + b * h + (4 + (b < 4) * b) * heads * settings.tokens + b * i,
+    }[shape.family]
+    if settings.training == "full":
+        return own + b * (2 * h + i) + 8 * h * (shape.family == "llama")
+    copies = 4 * sum(into for into, _ in shape.adapted) / shape.layers if b < 4 else 4 * h
+    return own + copies + 4 * settings.lora_rank * len(shape.adapted) / shape.layers
+
+
+def kept_by_pass(settings: Settings, shape: Shape, tokens: int) -> float:
+    """Bytes that the trunk keeps for its backward pass over ``tokens`` tokens: every layer's, or its input alone where
+    layers are checkpointed, and the final norm's."""
+    b, h = settings.width, shape.hidden
+    layer = b * h if settings.gradient_checkpointing else kept_by_layer(settings, shape)
+    norm = 4 * h * (1 + (settings.training == "full")) if shape.family == "llama" else b * h
+    return tokens * (shape.layers * layer + norm + 8)
+
+
+def backward_bytes(settings: Settings, shape: Shape, tokens: int) -> float:
+    """Working memory of the backward pass on top of :func:`kept_by_pass`.
+
+    The larger of three gradients in the MLP, b (3 i + h) a token, and a float32 norm's in Llama, (20 + b) h, or those
+    of GPT-J's attention, 8 heads S, when its MLP's 4 b i are free again; the layer being recomputed, where layers are
+    checkpointed; one weight in full size, dequantised, or a gradient about to be added.
+    """
+    b, h = settings.width, shape.hidden
+    maps = 8 * shape.heads * settings.tokens - 4 * b * shape.inner
+    rival = {"llama": (20 + b) * h, "gpt2": 0, "gptj": maps}[shape.family]
+    recomputed = kept_by_layer(settings, shape) - b * h if settings.gradient_checkpointing else 0
+    working = tokens * (max(b * (3 * shape.inner + h), rival) + recomputed)
+    whole = 4 * max(*shape.linear, *shape.other) if settings.training == "full" else 0
+    return working + max(whole, dequantised_bytes(settings, shape, "policy"))
+
+
+def forward_bytes(settings: Settings, shape: Shape, rows: int, row: int, model: Model) -> float:
+    """Working memory of a pass without gradient over ``rows`` rows of ``row`` tokens: one layer's widest moment.
+
+    Bytes a token, letters as in :func:`kept_by_layer`, in MLP or attention: Llama b (4 h + 3 i), or under the policy's
+    adapter 4 b h + 16 h where that is more; GPT-2 b (5 h + 2 i); GPT-J b (6 h + 2 i) + (b heads + 4) S, or in its eager
+    attention (6 b + 8) h + ((8 + b) heads + 4) S. With 4-bit weights, one of them in full size besides.
+    """
+    b, h, i, heads = settings.width, shape.hidden, shape.inner, shape.heads
+    adapter = (4 * b + 16) * h if model == "policy" and settings.training == "lora" else 0
+    moments = {
+        "llama": (b * (4 * h + 3 * i), adapter),
+        "gpt2": (b * (5 * h + 2 * i),),
+        "gptj": (b * (6 * h + 2 * i) + (b * heads + 4) * row, (6 * b + 8) * h + ((8 + b) * heads + 4) * row),
+    }[shape.family]
+    return rows * row * max(moments) + dequantised_bytes(settings, shape, model)
+
+
+def dequantised_bytes(settings: Settings, shape: Shape, model: Model) -> int:
+    """The largest linear layer in full size, which a product with 4-bit weights makes for a moment."""
+    return settings.width * max(shape.linear) if packed(settings, model) else 0
+
+
+def packed(settings: Settings, model: Model) -> bool:
+    """Whether the model's linear layers are held in 4 bits; the reference shares the policy's."""
+    return settings.four_bit in ("both", "reward" if model == "reward" else "policy")
+
+
+def evidence_bytes(settings: Settings, shape: Shape, rows: int, queries: int) -> float:
+    """Attention rows of one layer: float32 keys, and two blocks of weights."""
+    keys = 4 * rows * settings.tokens * shape.key_heads * shape.head_size
+    row_cells = rows * shape.heads * settings.tokens
+    cells = min(queries, max(1, ATTENTION_CELLS["cuda"] // row_cells)) * row_cells
+    return keys + 8 * cells
+
+
+def chunk_cells(shape: Shape, tokens: int) -> int:
+    """(token, vocab) block of float32 log-probabilities that ``models.passes.token_statistics`` works on at a time."""
+    return min(tokens, max(1, LOGITS_CELLS["cuda"] // shape.vocab)) * shape.vocab
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Bytes by phase and component, every phase at its fullest moment."""
+
+    phases: Mapping[str, Bytes]
+    paged: int
+    """Optimizer states that may be on the host; in no phase."""
+
+    def total(self, phase: str) -> float:
+        """Bytes of a phase."""
+        return sum(self.phases[phase].values())
+
+    @property
+    def peak_phase(self) -> str:
+        """The fullest phase."""
+        return max(self.phases, key=self.total)
+
+    @property
+    def peak(self) -> float:
+        """Bytes of the fullest phase."""
+        return self.total(self.peak_phase)
+
+
+def predict(settings: Settings, policy: Shape, reward: Shape) -> Prediction:
+    """Peak memory of each phase.
+
+    Raises:
+        ValueError: rows that a model's context does not hold.
+    """
+    for shape in (policy, reward):
+        if settings.tokens > shape.context:
+            raise ValueError(
+                f"prompt_tokens {settings.prompt_tokens} + response_tokens {settings.response_tokens} exceed the "
+                f"{shape.context} positions of {shape.name}"
+            )
+    held = _held(settings, policy, reward)
+    moments: Mapping[str, list[Bytes]] = {
+        "load": _loading(settings, policy, reward),
+        "sample": _sampling(settings, policy),
+        "old log-probs": _scoring(settings, policy, "policy"),
+        "reference": _scoring(settings, policy, "reference"),
+        "reward": _reward(settings, reward),
+        "update": _updating(settings, policy),
+    }
+    fullest = {phase: max(options, key=lambda moment: sum(moment.values())) for phase, options in moments.items()}
+    phases = {phase: {**dict.fromkeys(COMPONENTS, 0.0), **held, **moment} for phase, moment in fullest.items()}
+    return Prediction(phases=phases, paged=optimizer_bytes(settings, policy)[1])
+
+
+def _held(settings: Settings, policy: Shape, reward: Shape) -> Bytes:
+    """What stays from one step to the next. Gradients do not: they are freed after the update."""
+    full, weights = settings.training == "full", weight_bytes(settings, policy, "policy")
+    own = (policy.hidden, 1) if full else trained_sizes(settings, policy)
+    return {
+        "policy weights": weights,
+        "reference copy": weights if full else 0,
+        "adapters, head": 4 * sum(own),
+        "optimizer": optimizer_bytes(settings, policy)[0],
+        "reward weights": weight_bytes(settings, reward, "reward"),
+        "CUDA context": CONTEXT_BYTES,
+    }
+
+
+def _loading(settings: Settings, policy: Shape, reward: Shape) -> list[Bytes]:
+    """Layers are quantised one at a time; the optimizer has no states before its first step."""
+    largest = dequantised_bytes(settings, policy, "policy"), dequantised_bytes(settings, reward, "reward")
+    return [{"optimizer": 0, "activations": max(largest)}]
+
+
+def _sampling(settings: Settings, policy: Shape) -> list[Bytes]:
+    """The prompts' pass, all rows side by side, and the last token: the whole cache, one tensor of it twice (rows that
+    leave are copied), and the distribution in float32 and float64, 20 bytes a (row, vocab) cell beside the logits."""
+    b, rows = settings.width, settings.rows(settings.sampling_tokens, settings.rollout_batch_size)
+    prompts, whole = rows * settings.prompt_tokens, rows * settings.tokens
+    copied = cache_bytes(policy, b, whole) / (2 * policy.layers)
+    in_float32 = 4 * whole * policy.hidden * (b < 4) if policy.family == "gptj" else 0
+    first = forward_bytes(settings, policy, rows, settings.prompt_tokens, "policy")
+    last = forward_bytes(settings, policy, rows, 1, "policy") + copied + in_float32
+    logits = (20 + b) * rows * policy.vocab
+    return [
+        {"KV cache": cache_bytes(policy, b, prompts), "activations": first},
+        {"KV cache": cache_bytes(policy, b, whole), "activations": last, "logits": logits},
+    ]
+
+
+def _scoring(settings: Settings, policy: Shape, model: Model) -> list[Bytes]:
+    """A pass over whole rows without gradient: its widest layer; then logits in ``dtype`` and one float32 chunk, 16
+    bytes a cell with the policy's entropy, 9 without."""
+    rows = settings.rows(settings.micro_batch_tokens, settings.rollout_batch_size)
+    responses = rows * settings.response_tokens
+    trunk = forward_bytes(settings, policy, rows, settings.tokens, model)
+    read = settings.evidence == "decoder" and model == "policy"
+    evidence = evidence_bytes(settings, policy, rows, settings.response_tokens) if read else 0
+    chunk = chunk_cells(policy, responses) * (16 if model == "policy" else 9)
+    logits = settings.width * responses * policy.vocab + chunk
+    hidden = (settings.width + 4) * responses * policy.hidden
+    return [{"activations": trunk, "evidence": evidence}, {"activations": hidden, "logits": logits}]
+
+
+def _reward(settings: Settings, reward: Shape) -> list[Bytes]:
+    """The reward model's pass; its head reads one position a row."""
+    rows = settings.rows(settings.reward_micro_batch_tokens, settings.rollout_batch_size)
+    trunk = forward_bytes(settings, reward, rows, settings.tokens, "reward")
+    read = evidence_bytes(settings, reward, rows, 1) if settings.evidence == "reward" else 0
+    return [{"activations": trunk, "evidence": read}]
+
+
+def _updating(settings: Settings, policy: Shape) -> list[Bytes]:
+    """Backward through the head, the last and the first layer. Before the last layer only gradients of an earlier
+    micro-batch exist; at the first, everybody's do, and activations are freed but for one layer's.
+
+    Autograd keeps the logits in ``dtype``. Besides, one float32 chunk with the entropy (16 bytes a cell) on the way
+    forward; their gradient and a chunk of 9 bytes a cell on the way back.
+    """
+    b, rows = settings.width, settings.rows(settings.micro_batch_tokens, settings.minibatch_size)
+    tokens, responses = rows * settings.tokens, rows * settings.response_tokens
+    cells, chunk = responses * policy.vocab, chunk_cells(policy, responses)
+    logits = max(b * cells + 16 * chunk, 2 * b * cells + 9 * chunk)
+    kept, working = kept_by_pass(settings, policy, tokens), backward_bytes(settings, policy, tokens)
+    gradients = 4 * sum(trained_sizes(settings, policy))
+    earlier = gradients if rows < settings.minibatch_size else 0
+    return [
+        {"gradients": earlier, "activations": kept + (b + 4) * responses * policy.hidden, "logits": logits},
+        {"gradients": earlier, "activations": kept + working},
+        {"gradients": gradients, "activations": kept / policy.layers + working},
+    ]

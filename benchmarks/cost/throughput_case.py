@@ -1,0 +1,286 @@
+"""One PPO step of ours, timed by phase: the work, the models, and a process that answers requests for steps.
+
+``benchmarks.throughput`` runs this module as a process of its own, beside the published stack's, so that neither
+measures the other's memory. A line of JSON in is a request, a line out its answer.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import GPT2Config, PreTrainedConfig
+
+from benchmarks.cost import memory_model
+from benchmarks.cost.machine_floor import ADAM_BYTES, Work, clock, flop_counter, measured_rates
+from benchmarks.cost.memory_measure import random_models
+from models.tiny import EOS_ID
+from redistributors import REDISTRIBUTORS
+from rlhf_core.config import PPOConfig
+from rlhf_core.run.allocation import keep_freed_memory
+from rlhf_core.streams import stream
+from rlhf_core.trainer import PPOTrainer
+from rlhf_core.types import Rollout, Sequences
+
+PHASES = ("generate", "log-probabilities", "score", "redistribute", "returns", "update", "optimizer")
+PROMPT_LENGTHS = (2, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """The work of a step: GPT-2 shaped models with random weights, policy, reference and reward model alike."""
+
+    layers: int = 12
+    hidden: int = 768
+    vocab: int = 50_257
+    prompts: int = 16
+    lengths: tuple[int, int] = (8, 15)
+    """Closed range the response lengths are drawn from; the other stack is told ours."""
+    minibatch_size: int = 1
+    micro_batch_tokens: int = 4096
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    training: Literal["full", "lora"] = "full"
+    four_bit: Literal["none", "both"] = "none"
+    redistributor: str = "abc"
+    keep_freed_memory: bool = True
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def words(self) -> str:
+        """As the tables name it."""
+        low, high = self.lengths
+        model = f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}"
+        allocator = "" if self.keep_freed_memory else ", freed memory given back"
+        weights = " on 4-bit weights" if self.four_bit == "both" else ""
+        batches = f"minibatch {self.minibatch_size}, passes of up to {self.micro_batch_tokens} tokens"
+        return (
+            f"{model}; {self.prompts} prompts, {low}-{high} tokens, {batches}; "
+            f"{self.training} fine-tuning in {self.dtype}{weights} on {self.device}{allocator}"
+        )
+
+
+class Engine:
+    """Our trainer on a case's models, with a stopwatch on every phase."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.device = case, torch.device(case.device)
+        torch.manual_seed(0)
+        shape: PreTrainedConfig = GPT2Config(
+            vocab_size=case.vocab,
+            n_embd=case.hidden,
+            n_layer=case.layers,
+            n_head=case.hidden // 64,
+            n_positions=max(1024, PROMPT_LENGTHS[1] + case.lengths[1]),
+            num_labels=2,
+            pad_token_id=EOS_ID,
+        )
+        settings = memory_model.Settings(
+            dtype=case.dtype, four_bit=case.four_bit, training=case.training, gradient_checkpointing=False
+        )
+        policy, reward = random_models(settings, shape, shape, self.device)
+        reward.micro_batch_tokens = case.micro_batch_tokens
+        config = PPOConfig(
+            rollout_batch_size=case.prompts,
+            minibatch_size=case.minibatch_size,
+            micro_batch_tokens=case.micro_batch_tokens,
+            min_length=case.lengths[0],
+            max_length=case.lengths,
+            first_step_checks="warn",
+        )
+        self.trainer = PPOTrainer(policy, reward, REDISTRIBUTORS[case.redistributor](), config)
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.optimizer_steps = 0
+        for owner, method, phase in (
+            (self.trainer.policy, "sample", "generate"),
+            (self.trainer.policy, "evaluate", "log-probabilities"),
+            (self.trainer.policy, "reference_logprobs", "log-probabilities"),
+            (reward, "score", "score"),
+        ):
+            self._watch(owner, method, phase)
+        self.trainer.optimizer.register_step_pre_hook(self._before_optimizer)
+        self.trainer.optimizer.register_step_post_hook(self._after_optimizer)
+
+    @property
+    def weights(self) -> int:
+        """Parameters of the policy's language model."""
+        return sum(parameter.numel() for parameter in self.trainer.policy.language_model.parameters())  # type: ignore[attr-defined]
+
+    def prompts(self, step: int) -> list[list[int]]:
+        """The step's prompts, 2 to 8 tokens, as in the paper."""
+        generator = stream(self.case.prompts, "prompts", step)
+        lengths = generator.integers(*PROMPT_LENGTHS, endpoint=True, size=self.case.prompts)
+        return [generator.integers(EOS_ID + 1, self.case.vocab, size=length).tolist() for length in lengths]
+
+    def step(self) -> dict[str, Any]:
+        """Take the next step; seconds by phase, and the work that was done."""
+        prompts = self.prompts(self.trainer.steps_done)
+        self.seconds.clear()
+        self.optimizer_steps = 0
+        start, wall = clock(self.device), time.perf_counter()
+        rollout = self._step(prompts)
+        total, elapsed = clock(self.device) - start, time.perf_counter() - wall
+        return {
+            "cpu_seconds": total,
+            "wall_seconds": elapsed,
+            "phases": dict(self.seconds),
+            "tokens": int(rollout.sequences.response_mask.sum()),
+            "lengths": rollout.sequences.response_lengths.tolist(),
+            "optimizer_steps": self.optimizer_steps,
+            "peak_bytes": self._peak(),
+        }
+
+    def _step(self, prompts: list[list[int]]) -> Rollout:
+        rollout = self.trainer.collect(prompts)
+        with self._phase("redistribute"):
+            token_scores = self.trainer.redistribute(rollout)
+        with self._phase("returns"):
+            experience = self.trainer.estimate_returns(rollout, token_scores)
+        with self._phase("update"):
+            self.trainer.update(experience)
+        self.seconds["update"] -= self.seconds["optimizer"]
+        self.trainer.conclude(rollout)
+        return rollout
+
+    def noise(self) -> dict[str, float]:
+        """Before anything is learned, nats a token: rows alone, as a minibatch of one, against the rollout they came
+        from; and the policy against its reference."""
+        rollout = self.trainer.collect(self.prompts(0))
+        rows, mask = torch.arange(len(rollout.sequences)), rollout.sequences.response_mask
+        with torch.no_grad():
+            alone = [self.trainer.policy.evaluate(rollout.sequences.select(row[None]), frozenset()) for row in rows]
+        logprobs = torch.cat([one.logprobs[0] for one in alone])
+        ratios = (logprobs - rollout.logprobs[mask]).abs()
+        gaps = (rollout.logprobs - rollout.ref_logprobs).abs()
+        return {"max": float(ratios.max()), "mean": float(ratios.mean()), "reference": float(gaps.max())}
+
+    def counted_step(self) -> tuple[dict[str, Any], dict[str, Work]]:
+        """A step, not timed, and what it asks of the machine at least, by phase."""
+        with flop_counter() as counter:
+            self._count = lambda: int(counter.get_total_flops())
+            self._flops: defaultdict[str, int] = defaultdict(int)
+            answer = self.step()
+        flops, self._count = dict(self._flops), None
+        flops["update"] -= flops.get("optimizer", 0)
+        return answer, {phase: Work(flops=flops.get(phase, 0), bytes=b) for phase, b in self._bytes(answer).items()}
+
+    def _bytes(self, answer: dict[str, Any]) -> dict[str, float]:
+        """Bytes no implementation can avoid: weights once a pass (forward, and backward beside the gradients it
+        writes), one pass a token while sampling, and Adam's states."""
+        width = torch.finfo(getattr(torch, self.case.dtype)).bits // 8
+        weights, trained = width * self.weights, sum(p.numel() for p in self.trainer.policy.parameters())
+        return {  # at best one pass holds every row
+            "generate": weights * max(answer["lengths"]),
+            "log-probabilities": 2 * weights,
+            "score": weights,
+            "redistribute": 0.0,
+            "returns": 0.0,
+            "update": answer["optimizer_steps"] * (2 * weights + width * trained),
+            "optimizer": answer["optimizer_steps"] * ADAM_BYTES * trained,
+        }
+
+    _count: Callable[[], int] | None = None
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        start, before = clock(self.device), self._count() if self._count else 0
+        yield
+        self.seconds[name] += clock(self.device) - start
+        if self._count:
+            self._flops[name] += self._count() - before
+
+    def _watch(self, owner: Any, method: str, phase: str) -> None:
+        original = getattr(owner, method)
+
+        def watched(*arguments: Any, **keywords: Any) -> Any:
+            if torch.is_grad_enabled() and method == "evaluate":  # a part of the update
+                return original(*arguments, **keywords)
+            with self._phase(phase):
+                return original(*arguments, **keywords)
+
+        setattr(owner, method, watched)
+
+    def _before_optimizer(self, *_: Any) -> None:
+        self._since = clock(self.device)
+
+    def _after_optimizer(self, *_: Any) -> None:
+        self.seconds["optimizer"] += clock(self.device) - self._since
+        self.optimizer_steps += 1
+
+    def _peak(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def save(self, folder: Path) -> dict[str, str]:
+        """Policy and reward model as folders that another stack can load."""
+        parts = {"policy": self.trainer.policy.language_model, "reward": self.trainer.reward.model}  # type: ignore[attr-defined]
+        for name, model in parts.items():
+            model.save_pretrained(folder / name)
+        return {name: str(folder / name) for name in parts}
+
+    @torch.no_grad()
+    def measure(self, prompt: list[int], response: list[int]) -> dict[str, float]:
+        """Summed log-probability and score of one given response, EOS not banned."""
+        ones = torch.tensor([1])
+        sequences = Sequences(
+            prompt_ids=torch.tensor([prompt]),
+            prompt_mask=torch.ones(1, len(prompt), dtype=torch.bool),
+            response_ids=torch.tensor([response]),
+            response_mask=torch.ones(1, len(response), dtype=torch.bool),
+            min_lengths=0 * ones,
+            max_lengths=len(response) * ones,
+            finished=ones == 1,
+        )
+        logprobs = self.trainer.policy.evaluate(sequences, frozenset()).logprobs
+        score = self.trainer.reward.score(sequences, frozenset()).scores
+        return {"logprob": float(logprobs.sum()), "score": float(score)}
+
+
+def built(case: dict[str, Any]) -> Engine:
+    """The engine of a case as JSON gives it."""
+    of = Case(**{name: tuple(value) if isinstance(value, list) else value for name, value in case.items()})
+    if of.keep_freed_memory:
+        keep_freed_memory()
+    return Engine(of)
+
+
+def answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
+    """What a request asks for."""
+    if request["do"] == "save":
+        return engine.save(Path(request["folder"]))
+    if request["do"] == "measure":
+        return engine.measure(request["prompt"], request["response"])
+    if request["do"] == "noise":
+        return engine.noise()
+    if request["do"] == "count":
+        counted, work = engine.counted_step()
+        rates = measured_rates(getattr(torch, engine.case.dtype), engine.device)
+        flops = sum(one.flops for one in work.values())
+        return counted | {
+            "flops": flops,
+            "floor": {phase: one.least(rates) for phase, one in work.items()},
+            "rates": asdict(rates),
+        }
+    prompts = engine.prompts(engine.trainer.steps_done)
+    return engine.step() | {"prompts": prompts}
+
+
+def main() -> None:
+    """Build what the first line says, then answer the others."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
+    torch.set_num_threads(1)
+    engine = built(json.loads(sys.stdin.readline())["case"])
+    for line in sys.stdin:
+        answers.write(json.dumps(answer(engine, json.loads(line))) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

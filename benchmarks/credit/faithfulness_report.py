@@ -1,0 +1,156 @@
+"""What was found about the faithfulness of credit as a table, curves and a figure."""
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.credit.faithfulness import spearman_brown
+from benchmarks.credit.faithfulness_study import DIRECTIONS, RANDOM, TRUTH, Study, ranked_alike
+from benchmarks.reporting import figures
+from benchmarks.reporting.statistics import Array, Summary, band, summarise
+from benchmarks.reporting.tables import Table, Value, text
+from rlhf_core.probe import Absence
+
+VERBS = {"deletion": "taken away", "insertion": "given alone"}
+
+
+def defined(values: Array) -> Summary | None:
+    """Mean and interval over the responses where there is a value; None where there is none."""
+    known = values[np.isfinite(values)]
+    return summarise(known) if len(known) else None
+
+
+def table(study: Study) -> Table:
+    """A row for every method, then the references and the random order."""
+    kinds = [(absent, name) for absent in study.settings.absent for name in DIRECTIONS]
+    labels = [*study.credits, *study.frozen.references, RANDOM]
+    rows = [
+        (
+            label,
+            *(summarise(study.findings[label].aopc[kind]) for kind in kinds),
+            *(_correlation(study, label, name) for name in study.frozen.references),
+            defined(study.findings[label].tokens),
+            defined(study.findings[label].opposed),
+            *_cost(study, label),
+        )
+        for label in labels
+    ]
+    columns = (
+        "method",
+        *(f"{name} AOPC, {absent}" for absent, name in kinds),
+        *(f"ρ with {name}" for name in study.frozen.references),
+        *("credited tokens", "flipped signs", "forwards", "backwards", "evidence, ms", "method, ms"),
+    )
+    n, mask = len(study.frozen.rollout.sequences), study.frozen.rollout.sequences.response_mask
+    title = f"{study.settings.task}: credit for {n} responses of {float(mask.sum() / n):.1f} tokens on average"
+    return Table(title=title, columns=columns, rows=tuple(rows), notes=tuple(notes(study)))
+
+
+def over_random(study: Study) -> Table:
+    """Every account's areas against the random order's of the same response, which their spread does not blur."""
+    kinds = [(absent, name) for absent in study.settings.absent for name in DIRECTIONS]
+    rows = [
+        (label, *(summarise(finding.aopc[kind] - study.findings[RANDOM].aopc[kind]) for kind in kinds))
+        for label, finding in study.findings.items()
+        if label != RANDOM
+    ]
+    return Table(
+        title=f"{study.settings.task}: AOPC less that of the random order, paired by response",
+        columns=("method", *(f"{name}, {absent}" for absent, name in kinds)),
+        rows=tuple(rows),
+    )
+
+
+def _correlation(study: Study, label: str, name: str) -> Summary | None:
+    return None if label == name else defined(study.findings[label].correlations[name])
+
+
+def _cost(study: Study, label: str) -> tuple[Value, ...]:
+    if label not in study.credits:
+        return (None,) * 4
+    n, credit = len(study.frozen.rollout.sequences), study.credits[label]
+    spent = credit.evidence
+    passes = (None,) * 3 if spent is None else (spent.forwards / n, spent.backwards / n, 1e3 * spent.seconds / n)
+    return (*passes, 1e3 * credit.seconds / n)
+
+
+def notes(study: Study) -> list[str]:
+    """What the columns are."""
+    signs = TRUTH if TRUTH in study.frozen.references else "the response's score"
+    notes = [
+        "All means are over responses, with 95 % t-intervals (range below 4), undefined ones left out. Scores are "
+        "the reward model's, raw. Tokens are ordered from the most positive credit to the most negative; equal "
+        f"credit, and the random order, are a mean over {study.settings.orders} shuffles.",
+        f"Deletion AOPC: mean over the shares 0, 1/{study.settings.points}, ..., 1 of r(x) − r(x without that share "
+        "of its tokens), the first in order; comprehensiveness in ERASER's terms. Insertion AOPC: of r(that share "
+        "alone) − r(none); their sufficiency is r(x) − r(none) less it. Higher is more faithful in both. "
+        "delete: tokens are cut out; replace: they become the reward model's null token.",
+        f"ρ: Spearman's, over the tokens of a response. Leaving one out: r(x) − r(x without the token), "
+        f"{study.settings.absent[0]}. Credited tokens: (Σ|c|)²/Σc².",
+        f"Flipped signs: the share of Σ|c| on tokens where credit and {signs} have opposite signs.",
+        "Passes and evidence: a response, beyond the passes that are made anyway, which attention and hidden states "
+        "ride on; each experiment measured alone. – where evidence takes passes that are not counted, such as those of "
+        f"a second language model. Method: the redistributor itself. {torch.get_num_threads()} threads.",
+        f"Methods that learn had observed {study.settings.warm} rollouts.",
+        *_oracle_note(study),
+        *(f"Refused: {label}: {reason}" for label, reason in study.refused.items()),
+    ]
+    return notes
+
+
+def _oracle_note(study: Study) -> list[str]:
+    values = study.frozen.values
+    if values is None:
+        return []
+    half = defined(ranked_alike(*values.halves, study.frozen.rollout))
+    whole = spearman_brown(half.mean) if half else None
+    return [
+        "Value differences: V(s after the token) − V(s before it), V the mean score of "
+        f"{study.settings.continuations} continuations of the policy ({values.tokens} tokens drawn). Its halves "
+        f"agree with ρ = {text(half)}, so that the whole has a reliability of about {text(whole)}, and even a perfect "
+        f"account would reach about {text(max(whole, 0.0) ** 0.5 if whole else None)}."
+    ]
+
+
+def curve_table(study: Study) -> Table:
+    """Every curve's mean and interval at every share."""
+    rows = []
+    for label, finding in study.findings.items():
+        for (absent, name), line in finding.curves.items():
+            shares = np.linspace(0, 1, line.shape[1])
+            rows += [(label, absent, name, float(share), summarise(line[:, i])) for i, share in enumerate(shares)]
+    columns = ("method", "absent", "curve", "share of tokens", "score")
+    return Table(title="curves", columns=columns, rows=tuple(rows))
+
+
+def figure(study: Study) -> Figure:
+    """A panel for every kind of absence and direction, a line for every account."""
+    panels = [(absent, name) for absent in study.settings.absent for name in DIRECTIONS]
+    with figures.style():
+        figure = figures.grid(len(panels), columns=2, width=3.6)
+        for axes, kind in zip(figure.axes, panels, strict=True):
+            _panel(study, axes, kind)
+        figures.legend(figure, figure.axes[0], f"{study.settings.task} (means; band of the random order: 95 %)")
+    return figure
+
+
+def _panel(study: Study, axes: Axes, kind: tuple[Absence, str]) -> None:
+    """Methods in their colours; references thin and grey; the random order broad."""
+    styles = figures.line_styles(list(study.credits))
+    thin = dict(zip(study.frozen.references, figures.DASHES[1:], strict=False))
+    share = np.linspace(0, 1, study.settings.points + 1)
+    for label, finding in study.findings.items():
+        mean, low, high, _ = band(finding.curves[kind])
+        if label in styles:
+            colour, dash = styles[label]
+            axes.plot(share, mean, color=colour, linestyle=dash, label=label)
+        elif label in thin:
+            axes.plot(share, mean, color="0.45", linestyle=thin[label], linewidth=0.8, label=label)
+        else:
+            axes.fill_between(share, low, high, color="0.6", alpha=0.25, linewidth=0)
+            axes.plot(share, mean, color="0.75", linewidth=2.5, label=label, zorder=1)
+    absent, name = kind
+    axes.set_title(f"{name}, {absent}", loc="left")
+    axes.set_xlabel(f"share of tokens {VERBS[name]}")
+    axes.set_ylabel("raw score")

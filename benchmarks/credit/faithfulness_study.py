@@ -1,0 +1,229 @@
+"""The credit of many methods for one frozen rollout, examined: what is measured, of which responses, and how."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.credit.faithfulness import aopc, curves, effective_tokens, opposed_share, tie_breaks
+from benchmarks.credit.frozen_credit import HasProbe, MeasuredCredit, askable, credit_of, evidence_apart, padded, warm
+from benchmarks.credit.value_oracle import ValueDifferences, value_differences
+from benchmarks.reporting.statistics import Array, rank_correlation
+from benchmarks.runs.arms import Arm, parse_arms
+from benchmarks.runs.experiment import Loaded
+from benchmarks.tasks.model_settings import Loading
+from redistributors import REDISTRIBUTORS
+from redistributors.leave_one_out import Occlusion
+from rlhf_core.config import PPOConfig
+from rlhf_core.evidence import Source
+from rlhf_core.memory import Budgets
+from rlhf_core.probe import Ability, Absence, Experiment, generators, measured
+from rlhf_core.rewards import ScoreMoments, as_reward_model
+from rlhf_core.rollout import Draw, sample
+from rlhf_core.types import RewardModel, Rollout
+
+EVERY = ",".join(REDISTRIBUTORS)
+RANDOM = "random order"
+# with spaces, which no method's label has
+VALUES, TRUTH, ONE_OUT = "value differences", "true contributions", "leaving one out"
+DIRECTIONS = ("deletion", "insertion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Deletion and insertion curves, rank correlations with what tokens are worth, concentration, signs and cost of
+    every method's credit for the same responses."""
+
+    task: Literal["toy", "positive_generation", "summarisation", "dialogue"] = "toy"
+    """The embedded task, or one of the paper's (see --models)."""
+    models: str | None = None
+    """The folder that benchmarks.prepare made; without it the task's hub models are downloaded (toy: its own)."""
+    cache: str | None = None
+    """toy: the folder that keeps its models, trained once."""
+    loading: Loading = field(default_factory=Loading)
+    """How the models are held."""
+    redistributors: str | list[str] = EVERY
+    """Methods, with settings as uniform(beta=0.8); your own as package.module.Class."""
+    responses: int = 64
+    """Held-out prompts that the policy responds to."""
+    points: int = 10
+    """Steps of a curve, each the same share of a response's tokens."""
+    absent: tuple[Absence, ...] = ("delete", "replace")
+    """How a token is taken away: cut out, or replaced by the reward model's null token."""
+    orders: int = 8
+    """Random orders that tokens of equal credit are averaged over."""
+    continuations: int = 32
+    """Continuations a state whose mean score is its value (even); 0: no value differences."""
+    warm: int = 4
+    """Rollouts that a method which learns observes first."""
+    seed: int = 0
+    """Of the responses, and of what is drawn to study them."""
+    out: str = "runs/credit_faithfulness"
+    """Folder for table, curves and figure."""
+    overwrite: bool = False
+    """Delete an earlier measurement in ``out``."""
+
+    def __post_init__(self) -> None:
+        low = [name for name in ("responses", "points", "orders") if getattr(self, name) < 1]
+        low += [name for name in ("continuations", "warm", "seed") if getattr(self, name) < 0]
+        if low:
+            raise ValueError(f"{low[0]} is too small: {getattr(self, low[0])}")
+        if self.continuations % 2:
+            raise ValueError(f"continuations must be even, to be compared half with half, got {self.continuations}")
+        if not self.absent or len(set(self.absent)) < len(self.absent):
+            raise ValueError(f"absent must name delete, replace or both, once each, got {self.absent}")
+        changing = [arm.label for arm in self.arms() if arm.changes]
+        if changing or not self.arms():
+            raise ValueError(
+                f"redistributors must be methods alone, and at least one: no PPO setting acts ({changing})"
+            )
+
+    def arms(self) -> tuple[Arm, ...]:
+        """The methods; raises ValueError for one that cannot be."""
+        return parse_arms(self.redistributors)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Frozen:
+    """The responses, who scores them, and what tokens are worth by other accounts (raw score units, or the task's)."""
+
+    rollout: Rollout
+    reward: HasProbe
+    references: Mapping[str, Float[Tensor, "batch response"]]
+    signs: Float[Tensor, "batch response"]
+    """Whose other sign counts as flipped: the true contributions', or else the raw score's on every token."""
+    values: ValueDifferences | None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Finding:
+    """What was found of one account of credit; a value a response, NaN where it is not defined."""
+
+    curves: Mapping[tuple[Absence, str], Array]
+    """(response, point), "deletion" and "insertion"."""
+    aopc: Mapping[tuple[Absence, str], Array]
+    correlations: Mapping[str, Array]
+    """Spearman's ρ over the tokens of a response with each reference."""
+    tokens: Array
+    opposed: Array
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Study:
+    """Findings of every account: methods, references, and the random order."""
+
+    settings: Settings
+    frozen: Frozen
+    credits: Mapping[str, MeasuredCredit]
+    findings: Mapping[str, Finding]
+    refused: Mapping[str, str]
+    """Methods the models do not provide for, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Altered(Experiment):
+    """Asks whether a model can score texts without some of their tokens, taken away in one of the ways."""
+
+    source: Source = "reward"
+    absent: Absence
+
+    @property
+    def uses(self) -> frozenset[Ability]:
+        """The one ability."""
+        return frozenset({self.absent})
+
+
+def study(loaded: Loaded, config: PPOConfig, settings: Settings) -> Study:
+    """Everything, on one rollout.
+
+    Raises:
+        ValueError: no method that the models provide for, more responses than held-out prompts, or a reward model that
+            cannot score altered texts.
+    """
+    policy, reward = loaded.policy, as_reward_model(loaded.reward, loaded.policy)
+    policy.temperature = config.temperature
+    prompts = loaded.held_out_prompts[: settings.responses]
+    if len(prompts) < settings.responses:
+        raise ValueError(f"responses {settings.responses} exceed the task's {len(prompts)} held-out prompts")
+    require_altered(reward, settings)
+    methods, refused = askable(settings.arms(), policy, reward, config)
+    if not methods:
+        raise ValueError(f"the models provide for none of the methods: {refused}")
+    warm(methods.values(), loaded, reward, config, rollouts=settings.warm, moments=ScoreMoments())
+    needs = frozenset(request for method in methods.values() for request in method.needs)
+    sequences = sample(policy, prompts, config, Draw(seed=config.seed, name="evaluation", step=0))
+    rollout, costs = evidence_apart(policy, reward, sequences, needs, config)
+    credits = {label: credit_of(method, rollout, costs) for label, method in methods.items()}
+    frozen = freeze(loaded, reward, rollout, config, settings)
+    accounts = {RANDOM: torch.zeros_like(rollout.logprobs), **frozen.references}
+    accounts |= {label: credit.token_scores for label, credit in credits.items()}
+    bar = tqdm(accounts.items(), desc="curves", unit="method", dynamic_ncols=True)
+    found = {label: examine(credit, frozen, settings) for label, credit in bar}
+    return Study(settings=settings, frozen=frozen, credits=credits, findings=found, refused=refused)
+
+
+def require_altered(reward: RewardModel, settings: Settings) -> None:
+    """Raise ValueError for a reward model that cannot score altered texts, before anything is drawn."""
+    if not isinstance(reward, HasProbe):
+        raise ValueError(f"{type(reward).__name__} has no probe(sequences), so altered texts cannot be scored")
+    for absent in settings.absent:
+        if not reward.provides(Altered(absent=absent)):
+            others = [other for other in get_args(Absence) if reward.provides(Altered(absent=other))]
+            raise ValueError(
+                f"{type(reward).__name__} cannot {absent} tokens; --absent may name {', '.join(others) or 'none'}"
+            )
+
+
+def freeze(loaded: Loaded, reward: RewardModel, rollout: Rollout, config: PPOConfig, settings: Settings) -> Frozen:
+    """The references of a rollout."""
+    assert isinstance(reward, HasProbe)
+    sequences, mask = rollout.sequences, rollout.sequences.response_mask
+    one_out = measured(Occlusion(absent=settings.absent[0]), reward.probe(sequences))
+    references, values = {ONE_OUT: one_out}, None
+    signs = torch.where(mask, rollout.raw_scores.sign()[:, None], 0)
+    if settings.continuations:
+        budget = Budgets.of(config).sampling
+        values = value_differences(
+            loaded.policy, reward, sequences, rollout.raw_scores, continuations=settings.continuations, budget=budget
+        )
+        references[VALUES] = values.credit
+    if loaded.contributions is not None:
+        signs = references[TRUTH] = padded(loaded.contributions(sequences), rollout.logprobs)
+    return Frozen(rollout=rollout, reward=reward, references=references, signs=signs, values=values)
+
+
+def examine(credit: Float[Tensor, "batch response"], frozen: Frozen, settings: Settings) -> Finding:
+    """Curves, correlations, concentration and signs of one account."""
+    sequences = frozen.rollout.sequences
+    ties = tie_breaks(generators(f"ties {settings.seed}", sequences), sequences.response_mask, settings.orders)
+    lines, areas = {}, {}
+    for absent in settings.absent:
+        both = curves(frozen.reward.probe(sequences), credit, ties, points=settings.points, absent=absent)
+        for name, line, area in zip(DIRECTIONS, (both.deletion, both.insertion), aopc(both), strict=True):
+            lines[absent, name], areas[absent, name] = array(line), array(area)
+    credit = credit.double()
+    return Finding(
+        curves=lines,
+        aopc=areas,
+        correlations={name: ranked_alike(credit, one, frozen.rollout) for name, one in frozen.references.items()},
+        tokens=array(effective_tokens(credit)),
+        opposed=array(opposed_share(credit, frozen.signs)),
+    )
+
+
+def ranked_alike(credit: Tensor, reference: Tensor, rollout: Rollout) -> Array:
+    """Spearman's ρ over the tokens of each response."""
+    lengths = rollout.sequences.response_lengths.tolist()
+    pairs = zip(array(credit), array(reference), lengths, strict=True)
+    return np.array([rank_correlation(ours[:length], theirs[:length]) for ours, theirs, length in pairs])
+
+
+def array(tensor: Tensor) -> Array:
+    """As float64 in numpy."""
+    found: Array = tensor.numpy(force=True).astype(float)
+    return found

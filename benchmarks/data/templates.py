@@ -1,0 +1,83 @@
+"""Prompt templates: from a conversation to the token ids a model reads before it responds.
+
+A template is a name below, or a text with ``{prompt}`` where a single user message goes; ``chat`` is the tokenizer's
+own chat template and takes any conversation.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks.data.formats import Prompt, Turn
+from benchmarks.data.records import RowFault
+from models.texts.prompts import encode
+
+CHAT = "chat"
+TEMPLATES: Mapping[str, str] = {
+    "plain": "{prompt}",
+    "reddit": "{prompt}\n\nTL;DR:",
+    "summary": "### Text to Summarize: {prompt}\n ### Summary: ",
+    "instruction": (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{prompt}\n\n### Response:"
+    ),
+    "human_assistant": "###Human: {prompt} ###Assistant: ",
+}
+"""``summary``, ``instruction`` and ``human_assistant`` are the paper's; the last is what its dialogue reward model
+reads."""
+
+
+def check_template(template: str) -> None:
+    """Raise ValueError for a template that is neither a name nor a text with ``{prompt}`` once."""
+    if template != CHAT and template not in TEMPLATES and template.count("{prompt}") != 1:
+        names = ", ".join([*TEMPLATES, CHAT])
+        raise ValueError(f"template {template!r} is none of {names}, and does not hold {{prompt}} exactly once")
+
+
+def render(template: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of the prompt, up to where the response begins.
+
+    Raises:
+        RowFault: a conversation of several turns in a template for one.
+        ValueError: ``chat`` with a tokenizer that has no chat template.
+    """
+    if template == CHAT:
+        if tokenizer.chat_template is None:
+            raise ValueError(f"template 'chat', but the tokenizer of {tokenizer.name_or_path!r} has no chat template")
+        turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
+        chat: list[int] = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        return chat
+    if len(prompt) != 1:
+        raise RowFault("several turns, and the template takes one")
+    before, after = TEMPLATES.get(template, template).split("{prompt}")
+    return encode(tokenizer, [before + prompt[0].content.strip() + after])[0]
+
+
+def fitted(template: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Prompt:
+    """The prompt, with the end of its last message cut off so that it renders to at most ``max_tokens`` tokens.
+
+    Raises:
+        RowFault: not even an empty message would fit.
+    """
+    content, low, high = prompt[-1].content, 0, len(prompt[-1].content)
+    while low < high:  # the longest beginning that fits
+        middle = (low + high + 1) // 2
+        if len(render(template, _cut(prompt, content[:middle]), tokenizer)) <= max_tokens:
+            low = middle
+        else:
+            high = middle - 1
+    if not content[:low].strip():
+        raise RowFault(f"'prompt' leaves no room within {max_tokens} tokens")
+    return _cut(prompt, content[:low])
+
+
+def response_ids(template: str, text: str, tokenizer: PreTrainedTokenizerBase, *, eos_id: int) -> list[int]:
+    """Token ids of a response to a rendered prompt, EOS included: one space where the template ends without one."""
+    text = text.strip()
+    ends_open = template != CHAT and not TEMPLATES.get(template, template)[-1].isspace()
+    ids: Sequence[int] = tokenizer((" " if ends_open else "") + text, add_special_tokens=False)["input_ids"]
+    return [*ids, eos_id]
+
+
+def _cut(prompt: Prompt, content: str) -> Prompt:
+    return (*prompt[:-1], Turn(role=prompt[-1].role, content=content))

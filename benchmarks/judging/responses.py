@@ -1,0 +1,262 @@
+"""Prompts from a file, and what checkpoints answer them: sampled once, kept in AlpacaEval's format."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import trange
+
+from benchmarks.base.cli import fingerprint, write_json
+from benchmarks.judging.judges import excerpt, require_fields
+from models.policy.causal_policy import CausalPolicy
+from models.policy.loading import load_policy
+from models.weights.adapters import LoraSettings, adapter_folder
+from models.weights.language_model import DType, ModelSource
+from rlhf_core.streams import uniforms
+from rlhf_core.types import Limits
+
+SHOWN = 3
+Rows = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How prompts are made and responses drawn.
+
+    Raises:
+        ValueError: at construction, for a setting that cannot be.
+    """
+
+    template: str = "{instruction}"
+    """Prompt that checkpoints are given; a format string."""
+    over_long: Literal["drop", "error"] = "error"
+    """What is done about prompts that leave a checkpoint no room for max_tokens."""
+    min_tokens: int = 1
+    """EOS is banned on so many first response tokens."""
+    max_tokens: int = 256
+    """Response tokens after which sampling stops."""
+    temperature: float = 1.0
+    """Divides the logits."""
+    seed: int = 0
+    """Seed of the uniforms that decide every token: the same for all checkpoints, a row each prompt."""
+    batch_size: int = 8
+    """Responses drawn at a time."""
+    device: str = "cpu"
+    """Where the models are, a reward model that judges included."""
+    dtype: DType = "float32"
+    """Precision of their weights and activations."""
+    four_bit: bool = False
+    """Hold their weights in 4 bits."""
+
+    def __post_init__(self) -> None:
+        require_fields("template", self.template, ("instruction",))
+        if self.batch_size < 1 or not 1 <= self.min_tokens <= self.max_tokens:
+            raise ValueError(
+                f"batch_size {self.batch_size} and min_tokens {self.min_tokens} must be 1 or more, max_tokens "
+                f"{self.max_tokens} min_tokens or more"
+            )
+        if not 0 < self.temperature < float("inf") or self.seed < 0:
+            raise ValueError(f"temperature {self.temperature} must be above 0, seed {self.seed} 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One usable row of the prompt file; ``row`` counts from 1."""
+
+    row: int
+    instruction: str
+    dataset: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Rows that are used, and by reason those left out, as "row: what stands there"."""
+
+    kept: tuple[Prompt, ...]
+    left_out: Rows
+
+    def summary(self) -> str:
+        """Counts, and the first rows left out for each reason; safe to print."""
+        lines = [f"{len(self.kept)} prompts"]
+        for reason, rows in self.left_out.items():
+            lines += [f"left out, {excerpt(reason)}: {len(rows)}", *(f"    {excerpt(row)}" for row in rows[:SHOWN])]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A folder or hub name, and what it is called in tables and as AlpacaEval's ``generator``."""
+
+    source: str
+    name: str
+
+    def load(self, sampling: Sampling) -> CausalPolicy:
+        """The policy, to sample from; raises ValueError or OSError for what cannot be one."""
+        whole = adapter_folder(ModelSource(name_or_path=self.source)) is None
+        # a fresh adapter adds exactly nothing, and a whole model is held in few bits only with one
+        lora = LoraSettings() if whole and (sampling.four_bit or sampling.dtype != "float32") else None
+        return load_policy(
+            self.source,
+            lora=lora,
+            four_bit=sampling.four_bit,
+            dtype=sampling.dtype,
+            device=sampling.device,
+            temperature=sampling.temperature,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """Text without outer white space, which depends on the tokenizer; its tokens, EOS counted; and whether it ended
+    by itself."""
+
+    output: str
+    tokens: int
+    finished: bool
+
+
+def read_prompts(file: Path) -> Prompts:
+    """Every usable row of a JSON list (.json) or of JSON lines (.jsonl), in order: objects with a text ``instruction``
+    or ``prompt``, no two the same.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, one that holds no rows, or not one usable row.
+    """
+    if file.suffix not in (".json", ".jsonl"):
+        raise ValueError(f"{file}: unknown ending; a .json list and .jsonl lines are read")
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: {error}") from error
+    lines = file.suffix == ".jsonl"
+    rows = [_parsed(line) for line in content.split("\n") if line.strip()] if lines else _parsed(content)
+    if not isinstance(rows, list):
+        raise ValueError(f"{file} holds no JSON list; for one JSON object a line, name it .jsonl")
+    kept: dict[str, Prompt] = {}
+    left_out: dict[str, list[str]] = {}
+    for number, row in enumerate(rows, 1):
+        text: Any = row.get("instruction", row.get("prompt")) if isinstance(row, dict) else None
+        if fault := _fault(row, text, kept):
+            left_out.setdefault(fault, []).append(f"{number}: {str(row)[:80]}")
+        else:
+            dataset = row["dataset"] if isinstance(row.get("dataset"), str) else file.stem
+            kept[text.strip()] = Prompt(row=number, instruction=text, dataset=dataset)
+    prompts = Prompts(kept=tuple(kept.values()), left_out=left_out)
+    if not kept:
+        raise ValueError(f"{file}: not one usable row of {len(rows)}\n{prompts.summary()}")
+    return prompts
+
+
+def _parsed(text: str) -> object:
+    """The JSON value; the text itself, which is neither a list nor an object, where it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _fault(row: object, text: object, seen: Mapping[str, Prompt]) -> str:
+    """Why a row cannot be used, or nothing."""
+    checks = (
+        (not isinstance(row, dict), "not a JSON object"),
+        (isinstance(row, dict) and not row.keys() & {"instruction", "prompt"}, "no column 'instruction' or 'prompt'"),
+        (not isinstance(text, str), "its instruction is not a text"),
+        (not str(text).strip(), "its instruction is empty"),
+        (str(text).encode("utf-8", "replace").decode() != str(text), "its instruction is broken Unicode"),
+        (str(text).strip() in seen, "seen before"),
+    )
+    return next((reason for holds, reason in checks if holds), "")
+
+
+def fitting(sampling: Sampling, prompts: Prompts, checkpoints: Sequence[Checkpoint]) -> Prompts:
+    """The prompts that leave every checkpoint room for ``max_tokens``.
+
+    Raises:
+        ValueError: there are others, unless they are to be dropped; or none is left.
+    """
+    for checkpoint in checkpoints:
+        policy, refused = checkpoint.load(sampling), dict[int, str]()
+        for prompt, ids in zip(prompts.kept, _encoded(sampling, policy, prompts.kept), strict=True):
+            try:
+                policy.validate([ids], sampling.max_tokens)
+            except ValueError as error:
+                refused[prompt.row] = f"{prompt.row}{str(error).removeprefix('prompts: row 0')}"
+        reason = f"over-long for {checkpoint.name}"
+        if refused and sampling.over_long == "error":
+            rows = "; ".join(list(refused.values())[:SHOWN])
+            raise ValueError(
+                f"{len(refused)} of {len(prompts.kept)} prompts are {reason}, the first in row {rows}. "
+                "Lower --sampling.max_tokens, or pass --sampling.over_long drop"
+            )
+        kept = tuple(prompt for prompt in prompts.kept if prompt.row not in refused)
+        left_out = {**prompts.left_out, **({reason: list(refused.values())} if refused else {})}
+        prompts = Prompts(kept=kept, left_out=left_out)
+        if not kept:
+            raise ValueError(f"not one prompt fits\n{prompts.summary()}")
+    return prompts
+
+
+def _encoded(sampling: Sampling, policy: CausalPolicy, prompts: Sequence[Prompt]) -> list[list[int]]:
+    return policy.encode([sampling.template.format(instruction=prompt.instruction) for prompt in prompts])
+
+
+def responses(sampling: Sampling, checkpoint: Checkpoint, prompts: Sequence[Prompt], file: Path) -> list[Response]:
+    """A response to each prompt: read from ``file``, or drawn and written there, in AlpacaEval's format.
+
+    What that format has no place for, tokens and ends, stands in ``NAME.tokens.json`` beside it.
+
+    Raises:
+        ValueError: what is there does not answer these prompts.
+    """
+    counts_file = file.with_suffix(".tokens.json")
+    if not file.is_file():
+        drawn = sampled(sampling, checkpoint, prompts)
+        write_json(counts_file, [{"tokens": one.tokens, "finished": one.finished} for one in drawn])
+        rows = [
+            {
+                "instruction": prompt.instruction,
+                "output": one.output,
+                "generator": checkpoint.name,
+                "dataset": prompt.dataset,
+            }
+            for prompt, one in zip(prompts, drawn, strict=True)
+        ]
+        write_json(file, rows)  # last: where it is, all is there
+    rows, counts = (json.loads(path.read_text(encoding="utf-8")) for path in (file, counts_file))
+    if [row["instruction"] for row in rows] != [prompt.instruction for prompt in prompts] or len(counts) != len(rows):
+        raise ValueError(
+            f"{file} was changed and does not answer the prompts of {file.parent}; delete it to draw again"
+        )
+    return [Response(output=row["output"], **count) for row, count in zip(rows, counts, strict=True)]
+
+
+def sampled(sampling: Sampling, checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> list[Response]:
+    """Draw a response to each prompt by inverse CDF, the uniforms keyed by the prompt's row in its file."""
+    policy, drawn = checkpoint.load(sampling), list[Response]()
+    ids = _encoded(sampling, policy, prompts)
+    uniform = uniforms(sampling.seed, "evaluation", 0, max(prompt.row for prompt in prompts), sampling.max_tokens)
+    for start in trange(0, len(prompts), sampling.batch_size, desc=f"sampling {checkpoint.name}", disable=None):
+        some = slice(start, start + sampling.batch_size)
+        chosen = uniform[[prompt.row - 1 for prompt in prompts[some]]]
+        limits = Limits(
+            min_lengths=torch.full((len(chosen),), sampling.min_tokens),
+            max_lengths=torch.full((len(chosen),), sampling.max_tokens),
+        )
+        sequences = policy.sample(ids[some], limits, chosen)
+        texts = policy.decode(sequences.responses())
+        drawn += [
+            Response(output=text.strip(), tokens=int(tokens), finished=bool(finished))
+            for text, tokens, finished in zip(texts, sequences.response_lengths, sequences.finished, strict=True)
+        ]
+    return drawn
+
+
+def model_fingerprint(source: str) -> str:
+    """SHA-256 of the weights, settings and tokenizer in a folder; of the name where it is one on the hub, where a
+    change is not seen."""
+    endings = ("safetensors", "json", "jinja", "model")
+    files = sorted(file for ending in endings for file in Path(source).glob(f"*.{ending}"))
+    return fingerprint(files or [source])

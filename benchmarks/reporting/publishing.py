@@ -1,0 +1,22 @@
+"""A script's table and figures, written to its folder and shown."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from benchmarks.reporting import figures, tables
+from benchmarks.reporting.tables import Table
+
+
+def publish(table: Table, drawn: Mapping[str, Figure], out: Path, console: Console, *, name: str = "table") -> None:
+    """NAME.md and .csv, every figure as its own name's .png and .pdf; the table on the console."""
+    tables.write(table, out, name)
+    for figure_name, figure in drawn.items():
+        figures.save(figure, out, figure_name)
+    tables.show(table, console)
+    names = ", ".join(
+        [f"{name}.md", f"{name}.csv", *(f"{figure}.{kind}" for figure in drawn for kind in ("png", "pdf"))]
+    )
+    console.print(f"written to {out}: {names}", markup=False, highlight=False)

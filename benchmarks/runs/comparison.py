@@ -1,0 +1,288 @@
+"""What every experiment script shares: settings, runs in panels, one claimed folder, one command line.
+
+A *panel* is a group of runs under changed PPO settings or another sampler; every panel runs every arm under every seed.
+Runs stand in OUT/runs/[PANEL/]ARM/seed-N, so scripts that need the same runs can share an OUT: what has run is never
+repeated.
+"""
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from benchmarks.runs.arms import Arm, parse_arms, with_settings
+from benchmarks.base.cli import claim_folder, command_line, jsonable, require_claimable, run_record
+from benchmarks.runs.curves import load_results
+from benchmarks.runs.experiment import PLACES, Run, Task, require_runnable
+from benchmarks.tasks.model_settings import Loading
+from benchmarks.runs.worker_pool import Interrupted, locked, run_all
+from benchmarks.reporting.statistics import Results
+from benchmarks.tasks.definitions import make_task
+from rlhf_core.config import PPOConfig
+
+MADE_BY = "a comparison"
+MAY_CHANGE = ("redistributors", "controls", "seeds", "processes", "save_every", "options", "paper_curves", *PLACES)
+"""What a later call may ask for differently: it adds runs or pictures, and changes no run that is there."""
+TASK_SETTINGS = ("models", "cache", "policy", "reward", "data", "template", "reward_template", "loading")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Compare redistributors on paired seeds; settings of PPO are --ppo.NAME, on top of the task's own."""
+
+    task: Literal["toy", "positive_generation", "summarisation", "dialogue"] = "toy"
+    """The embedded task, or one of the paper's (see --models)."""
+    models: str | None = None
+    """The folder that benchmarks.prepare made; without it the task's hub models are downloaded (toy: its own)."""
+    cache: str | None = None
+    """toy: the folder that keeps its models, trained once."""
+    policy: str | None = None
+    """Without --models: the policy, folder or hub name, instead of the task's."""
+    reward: str | None = None
+    """Without --models: the reward model, folder or hub name, instead of the task's."""
+    data: str | None = None
+    """Without --models: where prompts come from, a file or hub:NAME, instead of the task's."""
+    template: str | None = None
+    """Without --models: prompt template of summarisation or dialogue (see benchmarks.data.templates)."""
+    reward_template: str | None = None
+    """Without --models: the reward model's own."""
+    loading: Loading = field(default_factory=Loading)
+    """How the models are held."""
+    out: str = "runs/comparison"
+    """Folder of the results. Calling again with the same settings resumes; arms and seeds may be added."""
+    redistributors: str | list[str] = "sparse,uniform,abc"
+    """Arms: names, with settings as uniform(beta=0.8) and changed PPO settings as sparse@lam=1; a method of your own as
+    package.module.Class."""
+    controls: str | list[str] = "sparse@lam=1"
+    """Arms run besides: part of what dense credit buys at lam 0.95, sparse gets from lam 1. Empty for none."""
+    seeds: int | list[int] = 5
+    """How many (0, 1, ...), or which."""
+    steps: int = 60
+    """PPO steps of a run."""
+    eval_every: int = 20
+    """Steps between evaluations on held-out prompts."""
+    eval_prompts: int = 64
+    """Held-out prompts evaluated on."""
+    save_every: int = 0
+    """Steps between checkpoints that a killed run goes on from; 0: it begins again. Ctrl-C saves one in any case."""
+    processes: int = 2
+    """Runs at a time, each in a process of its own with one thread."""
+    paper_curves: str | None = None
+    """The paper's own curves (paper_curves.json.gz), to be drawn behind ours where the task is the same."""
+    overwrite: bool = False
+    """Delete what an earlier comparison left in the out folder."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eval_every", "eval_prompts", "processes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.save_every < 0:
+            raise ValueError(f"save_every must be 0 or more, got {self.save_every}")
+        seeds = self.seed_list()
+        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds must be different numbers, 0 or more, and at least one, got {self.seeds}")
+        if self.models is not None:
+            beside = [name for name in ("policy", "reward", "data", "template") if getattr(self, name) is not None]
+            if beside:
+                raise ValueError(f"--models {self.models} holds policy, reward and prompts: leave out {beside}")
+        if self.paper_curves is not None and not Path(self.paper_curves).is_file():
+            raise ValueError(f"paper_curves: no file {self.paper_curves}")
+
+    def seed_list(self) -> list[int]:
+        """The seeds, written out."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+    def arms(self) -> tuple[Arm, ...]:
+        """Redistributors, then the controls that are not among them.
+
+        Raises:
+            ValueError: none, or one that cannot be.
+        """
+        asked = parse_arms(self.redistributors)
+        labels = {arm.label for arm in asked}
+        arms = (*asked, *(arm for arm in parse_arms(self.controls) if arm.label not in labels))
+        if not arms:
+            raise ValueError("no arms: name at least one redistributor")
+        return arms
+
+    def make_task(self) -> Task:
+        """The task, with the settings that are given."""
+        given = {name: getattr(self, name) for name in TASK_SETTINGS}
+        return make_task(self.task, **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Runs under the same changes: ``name`` is their folder and title, "" where there is one panel only."""
+
+    name: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """PPO settings, beneath those of the arms."""
+    sampler: str = "matched"
+    """How responses are drawn: a name of ``benchmarks.runs.samplers``."""
+    arms: tuple[Arm, ...] | None = None
+    """Arms of its own; None for the comparison's."""
+    task: Callable[[Task], Task] = lambda task: task
+    """What the panel makes of the task; a run is sent to another process, so the result must be picklable."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Study:
+    """Everything that ran: curves by panel, and what they were made with."""
+
+    settings: Comparison
+    task: Task
+    config: PPOConfig
+    results: Mapping[str, Results]
+
+    @property
+    def only(self) -> Results:
+        """The one panel's curves."""
+        (results,) = self.results.values()
+        return results
+
+
+def study(
+    settings: Comparison, task: Task, ppo: Mapping[str, Any], panels: Sequence[Panel], options: object = None
+) -> Study:
+    """Run what has not run, and read all curves. ``ppo`` changes the task's PPO settings.
+
+    Raises:
+        FileExistsError: the folder holds a comparison with other settings, all named, or something that is not ours.
+        ValueError: an arm or a setting that cannot be; found before anything is trained with PPO.
+    """
+    out, config = Path(settings.out), with_settings(with_settings(PPOConfig(), task.ppo), ppo)
+    if settings.models is not None and _inside(Path(settings.models), out):
+        raise ValueError(f"--out {out} would hold the models of --models {settings.models}; choose another")
+    recorded = {
+        **jsonable(settings),
+        "task_settings": jsonable(task),
+        "ppo": jsonable(config),
+        "options": jsonable(options),
+    }
+    record = run_record(recorded, {}, made_by=MADE_BY)
+    require_claimable(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
+    runs_of = {panel.name: plan(settings, task, panel, config) for panel in panels}
+    fingerprint = _checked(task, [run for some in runs_of.values() for run in some])
+    runs_of = {name: [replace(run, fingerprint=fingerprint) for run in some] for name, some in runs_of.items()}
+    datasets = {"prompts and models": fingerprint}
+    with locked(out):
+        claim_folder(out, {**record, "datasets": datasets}, overwrite=settings.overwrite, may_change=MAY_CHANGE)
+        run_all([run for some in runs_of.values() for run in some], settings.processes)
+    results = {
+        name: load_results(settings.task, list(dict.fromkeys(run.arm.label for run in some)), some)
+        for name, some in runs_of.items()
+    }
+    return Study(settings=settings, task=task, config=config, results=results)
+
+
+def _checked(task: Task, runs: Sequence[Run]) -> str:
+    """The task's fingerprint, after every kind of run was found possible. The models are let go again: a card holds
+    those of one process at a time."""
+    loaded = task.load()
+    for run in {run.folder.parent: run for run in runs}.values():  # one seed speaks for all
+        require_runnable(loaded, run)
+    fingerprint = loaded.fingerprint
+    del loaded
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+    return fingerprint
+
+
+def plan(settings: Comparison, task: Task, panel: Panel, config: PPOConfig) -> list[Run]:
+    """A run for every arm and seed of the panel; ``config`` is what all panels start from."""
+    config = with_settings(config, panel.changes)
+    return [
+        Run(
+            task=panel.task(task),
+            fingerprint="",
+            arm=arm,
+            config=replace(with_settings(config, arm.changes), seed=seed),
+            steps=settings.steps,
+            eval_every=settings.eval_every,
+            save_every=settings.save_every,
+            eval_prompts=settings.eval_prompts,
+            sampler=panel.sampler,
+            folder=Path(settings.out) / "runs" / panel.name / arm.label / f"seed-{seed}",
+        )
+        for arm in (settings.arms() if panel.arms is None else panel.arms)
+        for seed in settings.seed_list()
+    ]
+
+
+def _inside(inner: Path, outer: Path) -> bool:
+    return inner.resolve() == outer.resolve() or outer.resolve() in inner.resolve().parents
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """A script with no settings of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """An experiment as a command: what runs, and what is written from it."""
+
+    name: str
+    """Module below ``benchmarks``."""
+    summary: str
+    """What ``--help`` begins with."""
+    write: Callable[[Study, Any, Path, Console], None]
+    """Makes data, tables and figures in the folder it is given, from the study and the script's own settings."""
+    panels: Callable[[Comparison, Any], Sequence[Panel]] = lambda _, __: (Panel(),)
+    options: type[Any] = NoOptions
+    """Dataclass of the settings that only this script has."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What it changes in the defaults of ``Comparison``."""
+    folder: str | None = None
+    """Where below OUT it writes; None is the script's name, so that scripts may share runs."""
+
+    def parser(self) -> ArgumentParser:
+        """Flags of the comparison and of the script, and every PPO setting but the seed as --ppo.NAME."""
+        parser = command_line(Comparison, f"benchmarks.{self.name}", summary=self.summary)
+        if fields(self.options):
+            parser.add_class_arguments(self.options)
+        parser.add_class_arguments(PPOConfig, "ppo", skip={"seed"}, instantiate=False)  # the task's settings come first
+        parser.set_defaults({"out": f"runs/{self.name}", **self.defaults})
+        return parser
+
+    def run(
+        self, settings: Comparison, task: Task, ppo: Mapping[str, Any], console: Console, options: Any = None
+    ) -> Study:
+        """Run the study and write what the script makes of it; raises as :func:`study`."""
+        own = self.options() if options is None else options
+        done = study(settings, task, ppo, self.panels(settings, own), own)
+        out = Path(settings.out, self.name if self.folder is None else self.folder)
+        out.mkdir(parents=True, exist_ok=True)
+        self.write(done, own, out, console)
+        return done
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """Command line; bad input ends the process with the reason."""
+        parser = self.parser()
+        given = parser.parse_args(argv, defaults=False).as_dict()
+        ppo = given.get("ppo", {})
+        try:
+            chosen = parser.instantiate(parser.parse_args(argv))
+            settings = Comparison(**{f.name: chosen[f.name] for f in fields(Comparison)})
+            own = self.options(**{f.name: chosen[f.name] for f in fields(self.options)})
+            task = settings.make_task()
+            for panel in self.panels(settings, own):
+                plan(settings, task, panel, with_settings(with_settings(PPOConfig(), task.ppo), ppo))
+        except (ValueError, OSError) as error:
+            parser.exit(2, f"{parser.prog}: error: {error}\n")
+        disable_progress_bar()  # of every model file that is read
+        set_verbosity_error()
+        try:
+            self.run(settings, task, ppo, Console(), own)
+        except Interrupted as stopped:
+            parser.exit(130, f"\n{stopped}\n")
+        except (ValueError, OSError) as error:
+            parser.exit(2, f"{parser.prog}: error: {error}\n")

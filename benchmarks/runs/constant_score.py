@@ -1,0 +1,85 @@
+"""A task whose score says nothing: every response earns the same, while evidence stays the reward model's own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from benchmarks.runs.experiment import Loaded, Task
+from benchmarks.tasks.model_settings import Loading
+from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.rewards import as_reward_model
+from rlhf_core.types import Policy, RewardModel, Scored, Sequences
+
+OPTIONAL = ("why_not", "validate", "vocabulary", "vocab_size")
+"""What a reward model may say of itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantScore:
+    """A reward model that answers every request as ``reward`` does and gives every response the score ``value``.
+
+    It has of ``OPTIONAL`` what ``reward`` has, so that it is refused where ``reward`` would be.
+    """
+
+    reward: RewardModel
+    value: float
+
+    def __post_init__(self) -> None:
+        for name in OPTIONAL:  # attributes that exist only where the reward model has them: the engine asks if they do
+            if hasattr(self.reward, name):
+                object.__setattr__(self, name, getattr(self.reward, name))
+
+    def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
+        """``value`` for every row, in the score's units, and the evidence of the reward model within."""
+        if not needs:  # what is not looked at is not computed
+            return Scored(scores=torch.full((len(sequences),), self.value), evidence={})
+        scored = self.reward.score(sequences, needs)
+        return replace(scored, scores=torch.full_like(scored.scores, self.value))
+
+    def provides(self, request: EvidenceRequest) -> bool:
+        """What the reward model within provides."""
+        return self.reward.provides(request)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantlyScored:
+    """What a task loads, with another reward; nobody knows a true score here."""
+
+    policy: Policy
+    reward: RewardModel
+    train_prompts: Sequence[Sequence[int]]
+    held_out_prompts: Sequence[Sequence[int]]
+    fingerprint: str
+    gold: Callable[[Sequences], Sequence[float]] | None = None
+    contributions: Callable[[Sequences], Sequence[Sequence[float]]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantTask:
+    """``task``'s prompts and models, every response worth ``value``: the true gradient of the score is zero."""
+
+    task: Task
+    value: float
+
+    @property
+    def loading(self) -> Loading:
+        """The task's."""
+        return self.task.loading
+
+    @property
+    def ppo(self) -> Mapping[str, Any]:
+        """The task's."""
+        return self.task.ppo
+
+    def load(self) -> Loaded:
+        """Read the task's models; raises as it does."""
+        loaded = self.task.load()
+        return ConstantlyScored(
+            policy=loaded.policy,
+            reward=ConstantScore(reward=as_reward_model(loaded.reward, loaded.policy), value=self.value),
+            train_prompts=loaded.train_prompts,
+            held_out_prompts=loaded.held_out_prompts,
+            fingerprint=loaded.fingerprint,
+        )

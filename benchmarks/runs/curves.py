@@ -1,0 +1,67 @@
+"""The curves that finished runs leave behind."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.base.cli import RECORD, read_record
+from benchmarks.runs.experiment import FINAL, Run
+from benchmarks.reporting.statistics import Array, Results
+from rlhf_core.files.file_errors import reading
+
+
+def load_results(task: str, arms: Sequence[str], runs: Sequence[Run]) -> Results:
+    """The curves of finished runs. A figure that a step left undefined, or wrote as "nan", is NaN.
+
+    Raises:
+        ValueError: runs of one arm have different numbers of steps.
+    """
+    seeds = tuple(dict.fromkeys(run.config.seed for run in runs))
+    folders = {arm: [(run.folder, run.steps) for run in runs if run.arm.label == arm] for arm in arms}
+    return Results(task=task, seeds=seeds, curves={arm: _curves(some) for arm, some in folders.items()})
+
+
+def finished_curves(task: str, runs: Path) -> Results:
+    """What stands in a folder of runs, ARM/seed-N, in the order the arms were finished; seeds that all arms have.
+
+    Raises:
+        ValueError: no run has finished there, or no seed was finished by every arm.
+    """
+    records = sorted(runs.glob(f"*/seed-*/{RECORD}"), key=lambda path: path.stat().st_mtime)
+    arms = list(dict.fromkeys(path.parent.parent.name for path in records))
+    seeds = [{path.parent.name for path in records if path.parent.parent.name == arm} for arm in arms]
+    shared = sorted(set.intersection(*seeds), key=lambda name: int(name.removeprefix("seed-"))) if seeds else []
+    if not shared:
+        raise ValueError(f"{runs} holds no seed that every arm has finished (arms: {', '.join(arms) or 'none'})")
+    folders = {arm: [runs / arm / seed for seed in shared] for arm in arms}
+    settings = {folder: read_record(folder, "settings")["settings"] for some in folders.values() for folder in some}
+    steps = {folder: int(given["steps"]) for folder, given in settings.items()}
+    curves = {arm: _curves([(folder, steps[folder]) for folder in some]) for arm, some in folders.items()}
+    return Results(task=task, seeds=tuple(int(seed.removeprefix("seed-")) for seed in shared), curves=curves)
+
+
+def _curves(runs: Sequence[tuple[Path, int]]) -> dict[str, Array]:
+    """Every metric of one arm's runs (folder, steps) as (seed, step), and the final figures as (seed, 1)."""
+    lines = [_metrics(folder, steps) for folder, steps in runs]
+    names = {name for run_lines in lines for line in run_lines for name in line}
+    curves = {
+        name: np.array([[float(line.get(name, "nan")) for line in run_lines] for run_lines in lines])
+        for name in sorted(names - {"step"})
+    }
+    finals = [read_record(folder, FINAL)[FINAL] for folder, _ in runs]
+    for name in sorted({name for final in finals for name in final}):
+        curves[name] = np.array([[float(final.get(name, "nan"))] for final in finals])
+    return curves
+
+
+def _metrics(folder: Path, steps: int) -> list[dict[str, Any]]:
+    """A run's steps; raises ValueError where the file is not what a finished run leaves behind."""
+    path = folder / "metrics.jsonl"
+    with reading(str(path)):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if len(lines) != steps:
+        raise ValueError(f"{path} has {len(lines)} steps, not the {steps} of a finished run; delete {folder}")
+    return lines

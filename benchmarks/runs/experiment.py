@@ -1,0 +1,277 @@
+"""One run: an arm under a seed on a task, from loading the models to the record that says it finished.
+
+Runs of one seed meet the same prompts, lengths and uniforms. Every run has a folder of its own, and its ``run.json``,
+written last, is what says that it finished.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.runs.arms import Arm
+from benchmarks.base.cli import RECORD, jsonable, run_record, write_json
+from benchmarks.tasks.model_settings import Loading
+from benchmarks.runs.samplers import SAMPLERS
+from benchmarks.reporting.statistics import nan_mean, rank_correlation
+from benchmarks.reporting.heat_map import Example
+from rlhf_core.config import PPOConfig
+from rlhf_core.run.description import described
+from rlhf_core.prompts import encoded
+from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model
+from rlhf_core.rollout import Draw, measure, sample
+from rlhf_core.trainer import Instrument, PPOTrainer
+from rlhf_core.types import Learns, Policy, Redistributor, RewardModel, Rollout, Sequences
+
+FINAL = "final"
+PLACES = ("models", "cache")
+"""Settings that say where files stand."""
+NAMED_PLACES = ("auxiliaries",)
+"""Settings that say so of files by name."""
+
+
+class Loaded(Protocol):
+    """A task's models, fresh for one run, and its prompts as token ids."""
+
+    @property
+    def policy(self) -> Policy:
+        """Untrained by PPO, its own reference."""
+        ...
+
+    @property
+    def reward(self) -> RewardModel | TextScorer:
+        """What PPO is scored by."""
+        ...
+
+    @property
+    def train_prompts(self) -> Sequence[Sequence[int]]:
+        """Prompts PPO samples from."""
+        ...
+
+    @property
+    def held_out_prompts(self) -> Sequence[Sequence[int]]:
+        """Prompts for evaluation and heat map."""
+        ...
+
+    @property
+    def gold(self) -> Callable[[Sequences], Sequence[float]] | None:
+        """The true score of every response, where it is known."""
+        ...
+
+    @property
+    def contributions(self) -> Callable[[Sequences], Sequence[Sequence[float]]] | None:
+        """What every response token truly adds to it, where that is known."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of prompts and models, so that runs on other data are not taken for the same."""
+        ...
+
+
+class Task(Protocol):
+    """A task by its settings only: a frozen dataclass, small enough to send to another process."""
+
+    @property
+    def loading(self) -> Loading:
+        """How its models are held."""
+        ...
+
+    @property
+    def ppo(self) -> Mapping[str, Any]:
+        """What it changes in ``PPOConfig``'s defaults."""
+        ...
+
+    def load(self) -> Loaded:
+        """Read the models."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One arm under one seed (``config.seed``), in its own folder; ``fingerprint`` is that of the task as loaded when
+    the experiment began."""
+
+    task: Task
+    fingerprint: str
+    arm: Arm
+    config: PPOConfig
+    steps: int
+    eval_every: int
+    eval_prompts: int
+    folder: Path
+    save_every: int = 0
+    """Steps between checkpoints to go on from; decides no number."""
+    sampler: str = "matched"
+    """How responses are drawn: a name of ``benchmarks.runs.samplers``."""
+
+    def settings(self) -> dict[str, Any]:
+        """What decides this run's numbers; a finished run counts only if it is the same."""
+        named = {"task": identity(self.task), "redistributor": described(self.arm.redistributor()), "ppo": self.config}
+        return {
+            **jsonable(named),
+            "steps": self.steps,
+            "eval_every": self.eval_every,
+            "eval_prompts": self.eval_prompts,
+            "sampler": self.sampler,
+        }
+
+
+def identity(task: Task) -> dict[str, Any]:
+    """A task's settings without where its files stand: their content is in the fingerprint."""
+    named: dict[str, Any] = jsonable(_placeless(task))
+    return named
+
+
+def _placeless(value: Any) -> Any:
+    """Without places at any depth, as a task may hold another; what a mapping names is no setting, and stays."""
+    if not is_dataclass(value):
+        return value
+    kept = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in PLACES}
+    return {name: dict.fromkeys(item) if name in NAMED_PLACES else _placeless(item) for name, item in kept.items()}
+
+
+def execute(run: Run) -> None:
+    """Train, then measure the final policy on held-out prompts; ``run.json`` comes last and marks the run finished. A
+    run that was cut short goes on from its newest checkpoint, or begins again.
+
+    What the run prints goes to ``seed-N.log`` beside its folder.
+
+    Raises:
+        RuntimeError: the task's models or prompts are not the ones the other runs have.
+    """
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    log = run.folder.with_name(run.folder.name + ".log")
+    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+        loaded = run.task.load()
+        if loaded.fingerprint != run.fingerprint:
+            raise RuntimeError("models or prompts of the task changed after the experiment began; start it again")
+        held_out = loaded.held_out_prompts[: run.eval_prompts]
+        redistributor = run.arm.redistributor()
+        policy = SAMPLERS[run.sampler](loaded.policy)
+        trainer = PPOTrainer(
+            policy,
+            loaded.reward,
+            redistributor,
+            run.config,
+            instruments=gold_instruments(loaded),
+            optimizer=run.task.loading.make_optimizer,
+        )
+        before = frozen_rollout(loaded, [redistributor], run.config, held_out)
+        figures = credit_figures(loaded, before, redistributor)
+        trainer.fit(
+            loaded.train_prompts,
+            run.steps,
+            out=run.folder,
+            eval_prompts=held_out,
+            eval_every=run.eval_every,
+            save_every=run.save_every,
+            keep=1,
+            resume=True,
+        )
+        figures |= held_out_figures(loaded, frozen_rollout(loaded, [], run.config, held_out))
+    record = run_record(run.settings(), {"prompts and models": loaded.fingerprint}, made_by="a run")
+    write_json(run.folder / RECORD, {**record, FINAL: figures})
+
+
+def gold_instruments(loaded: Loaded) -> list[Instrument]:
+    """Mean and standard deviation of the true score of every rollout, where the task knows it."""
+    gold = loaded.gold
+    if gold is None:
+        return []
+
+    def instrument(rollout: Rollout) -> dict[str, float]:
+        scores = np.array(gold(rollout.sequences))
+        return {"gold_score": float(scores.mean()), "gold_std": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0}
+
+    return [instrument]
+
+
+def require_runnable(loaded: Loaded, run: Run) -> None:
+    """What a run would refuse once it is started, refused before any run is.
+
+    Raises:
+        ValueError: evidence that the models do not give, a gamma the method cannot take, prompts that leave no room
+            for the longest response, or fewer held-out prompts than are to be evaluated on.
+    """
+    who = f"{run.arm.label}: "
+    held_out = len(loaded.held_out_prompts)
+    if run.eval_prompts > held_out:
+        raise ValueError(f"eval_prompts {run.eval_prompts} exceed the task's {held_out} held-out prompts")
+    try:
+        loaded.policy.temperature = run.config.temperature
+        trainer = PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
+        encoded(trainer.policy, trainer.reward, (*loaded.train_prompts, *loaded.held_out_prompts), run.config)
+    except ValueError as error:
+        raise ValueError(f"{who}{error}") from error
+
+
+def frozen_rollout(
+    loaded: Loaded, redistributors: Sequence[Redistributor], config: PPOConfig, prompts: Sequence[Sequence[int]]
+) -> Rollout:
+    """Responses of the policy as it is, with all evidence the redistributors need: the same ones for every method,
+    and the same uniforms as in ``PPOTrainer.evaluate``."""
+    needs = frozenset(request for redistributor in redistributors for request in redistributor.needs)
+    reward = as_reward_model(loaded.reward, loaded.policy)
+    loaded.policy.temperature = config.temperature
+    sequences = sample(loaded.policy, prompts, config, Draw(seed=config.seed, name="evaluation", step=0))
+    return measure(loaded.policy, reward, sequences, needs, config=config, moments=ScoreMoments())
+
+
+def held_out_figures(loaded: Loaded, rollout: Rollout) -> dict[str, float]:
+    """The reward model's mean score, and the true one where the task knows it."""
+    figures = {"held_out_score": float(rollout.raw_scores.mean())}
+    if loaded.gold is not None:
+        figures["held_out_gold"] = float(np.mean(loaded.gold(rollout.sequences)))
+    return figures
+
+
+def credit_figures(loaded: Loaded, rollout: Rollout, redistributor: Redistributor) -> dict[str, float]:
+    """Spearman's ρ of token scores with true contributions, mean over responses where both vary; {} where none do, and
+    for a method that learns, which has seen nothing yet."""
+    if loaded.contributions is None or isinstance(redistributor, Learns):
+        return {}
+    token_scores = redistributor(rollout).numpy(force=True).astype(float)
+    truths = loaded.contributions(rollout.sequences)
+    rhos = [
+        rank_correlation(row[: len(truth)], np.asarray(truth)) for row, truth in zip(token_scores, truths, strict=True)
+    ]
+    mean = float(nan_mean(np.array(rhos)))
+    return {} if np.isnan(mean) else {"credit_truth": mean}
+
+
+def examples(loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: Sequence[Sequence[int]]) -> list[Example]:
+    """The same responses of the initial policy under every arm, a row per different redistributor; none for those that
+    learn, which have seen nothing yet."""
+    methods: dict[str, Redistributor] = {}
+    for arm in arms:
+        method = arm.redistributor()
+        if not isinstance(method, Learns) and repr(method) not in map(repr, methods.values()):  # λ changes no credit
+            methods[arm.label] = method
+    rollout = frozen_rollout(loaded, list(methods.values()), config, prompts)
+    token_scores = {label: method(rollout).tolist() for label, method in methods.items()}
+    truths = loaded.contributions(rollout.sequences) if loaded.contributions is not None else None
+    shown = []
+    for row, (prompt, response) in enumerate(
+        zip(rollout.sequences.prompts(), rollout.sequences.responses(), strict=True)
+    ):
+        shown.append(
+            Example(
+                prompt=loaded.policy.decode([prompt])[0],
+                tokens=_token_texts(loaded.policy, response, bool(rollout.sequences.finished[row])),
+                score=float(rollout.scores[row]),
+                rows={label: tuple(scores[row][: len(response)]) for label, scores in token_scores.items()},
+                reference_rows={} if truths is None else {"true contribution": tuple(truths[row])},
+            )
+        )
+    return shown
+
+
+def _token_texts(policy: Policy, response: Sequence[int], ended: bool) -> tuple[str, ...]:
+    """Each token by itself; special tokens, which decode to nothing, by name or id."""
+    texts = policy.decode([[token] for token in response])
+    names = [text or f"⟨{token}⟩" for text, token in zip(texts, response, strict=True)]
+    return (*names[:-1], "⟨eos⟩") if ended else tuple(names)

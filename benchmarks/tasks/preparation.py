@@ -1,0 +1,173 @@
+"""What the preparations of all tasks have in common: starting points, tokenizers, prompt files, complete folders."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from benchmarks.base.atomic_folder import temporary_sibling
+from benchmarks.base.cli import RECORD, is_free, require_made_by, run_record, write_json
+from models.training.supervised import new_language_model
+from models.weights.language_model import ModelSource, context_length, load_tokenizer, read_language_model
+
+MADE_BY = "benchmarks.prepare"
+VOCABULARY = 2048
+END, PAD = "<|endoftext|>", "<|pad|>"
+SAMPLES, SAMPLE_TOKENS, SHOWN = 8, 32, 120
+"""Samples written to the report, their longest response, and the characters of a prompt's end shown with them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A GPT-2 from scratch."""
+
+    layers: int
+    width: int
+    heads: int
+
+
+SHAPES: Mapping[str, Shape] = {
+    "micro": Shape(layers=2, width=32, heads=2),
+    "tiny": Shape(layers=4, width=128, heads=4),
+    "small": Shape(layers=8, width=512, heads=8),
+    "gpt2": Shape(layers=12, width=768, heads=12),
+}
+
+
+def from_scratch(
+    size: str, texts: Sequence[str], *, context: int, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A language model with random weights and the tokenizer made for it from ``texts``."""
+    shape, tokenizer = SHAPES[size], byte_level_tokenizer(texts, VOCABULARY)
+    model = new_language_model(
+        tokenizer,
+        layers=shape.layers,
+        width=shape.width,
+        heads=shape.heads,
+        context=context,
+        init_std=shape.width**-0.5,
+        seed=seed,
+    )
+    return model, tokenizer
+
+
+def from_base(name: str, *, context: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model from a folder or the hub, in float32, with its own tokenizer.
+
+    Raises:
+        ValueError: it reads fewer than ``context`` tokens, its tokenizer has no EOS, or its files are not safe to read.
+    """
+    tokenizer = base_tokenizer(name)
+    model = read_language_model(ModelSource(name_or_path=name))
+    if getattr(model, "is_quantized", False):
+        raise ValueError(f"{name} holds 4-bit weights, which cannot be trained whole; prepare an adapter on it")
+    require_context(model, name, context)
+    return model, tokenizer
+
+
+def base_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model; raises ValueError where it has no EOS token to end a text with."""
+    tokenizer = load_tokenizer([ModelSource(name_or_path=name)])
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {name} has no EOS token, with which texts end; set eos_token in its folder")
+    return tokenizer
+
+
+def require_context(model: PreTrainedModel, name: str, needed: int) -> None:
+    """Raise ValueError where rows of ``needed`` tokens exceed what the model reads."""
+    limit = context_length(model)
+    if limit is not None and limit < needed:
+        raise ValueError(
+            f"{name} reads at most {limit} tokens, rows of {needed} are asked for; lower the max_ settings"
+        )
+
+
+def byte_level_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of ``vocabulary`` tokens, with tokens of their own for the end of a text and for padding."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD)
+
+
+def require_prompts(splits: Mapping[str, Sequence[object]], why: str) -> None:
+    """Raise ValueError, before anything is trained, where a split would have no prompts."""
+    empty = [split for split, prompts in splits.items() if not prompts]
+    if empty:
+        raise ValueError(f"prepare: no prompts for {' and '.join(empty)}: {why}")
+
+
+def write_prompts(file: Path, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """One JSON object a line: ``split`` ("train" or "held_out"), ``ids`` and what else the task needs to know."""
+    with file.open("w", encoding="utf-8") as lines:
+        for split, rows in splits.items():
+            for row in rows:
+                lines.write(json.dumps({"split": split, **row}, ensure_ascii=False) + "\n")
+
+
+@torch.no_grad()
+def continuations(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], *, seed: int
+) -> list[str]:
+    """Continuations drawn from the whole distribution, to be read; no generation setting of a folder is used."""
+    eos = tokenizer.eos_token_id
+    limit = context_length(getattr(model, "get_base_model", lambda: model)()) or SAMPLE_TOKENS + max(map(len, prompts))
+    texts, own = [], model.generation_config
+    model.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            for ids in prompts[:SAMPLES]:
+                given, room = torch.tensor([ids], device=model.device), min(SAMPLE_TOKENS, limit - len(ids))
+                # the model's own as well: settings left unset here would come from its folder
+                model.generation_config = GenerationConfig(
+                    do_sample=True, top_k=0, max_new_tokens=room, eos_token_id=eos, pad_token_id=eos
+                )
+                drawn = model.generate(given, attention_mask=torch.ones_like(given))
+                texts.append(f"{tokenizer.decode(ids)[-SHOWN:]} | {tokenizer.decode(drawn[0, len(ids) :])}")
+        finally:
+            model.generation_config = own
+    return texts
+
+
+@contextmanager
+def prepared_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill that appears as ``out`` only when the block ends well.
+
+    Raises:
+        FileExistsError: ``out`` is not empty and may not be replaced.
+    """
+    if not is_free(out):
+        require_made_by(out, MADE_BY)
+        if not overwrite:
+            raise FileExistsError(f"{out} holds an earlier preparation; choose another --out, or pass --overwrite true")
+    with temporary_sibling(out) as folder:
+        yield folder
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+
+
+def write_report(folder: Path, report: Mapping[str, Any], settings: object, sources: Mapping[str, str]) -> None:
+    """``report.json`` and ``run.json``; ``sources`` are fingerprints by the name of the data."""
+    write_json(folder / "report.json", report)
+    write_json(folder / RECORD, run_record(settings, sources, made_by=MADE_BY))

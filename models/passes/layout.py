@@ -1,0 +1,61 @@
+"""From sequences to the rows a model is given: prompt and response side by side, padding on the right only.
+
+Left padding would move absolute positions and need position ids that some models ignore; with padding on the right a
+causal model never sees it, so a response is the same alone and in any batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from rlhf_core.evidence import Layout
+from rlhf_core.types import Sequences
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rows:
+    """Model input of a batch; ``input_ids`` are 0 on padding, a token every vocabulary has."""
+
+    input_ids: Int[Tensor, "batch position"]
+    attention_mask: Bool[Tensor, "batch position"]
+    response_positions: Int[Tensor, "batch response"]
+    longest: Int[Tensor, " batch"]
+    """How long each row may grow, for models that read a text by its length (see :mod:`models.passes.rotary`)."""
+
+
+def right_padded(sequences: Sequences) -> Rows:
+    """Prompt then response from column 0 on, each row without inner padding."""
+    prompt_lengths, response_lengths = sequences.prompt_lengths, sequences.response_lengths
+    lengths = prompt_lengths + response_lengths
+    ids = torch.cat([sequences.prompt_ids, sequences.response_ids], dim=1)
+    left_padding = sequences.prompt_ids.shape[1] - prompt_lengths
+    columns = torch.arange(int(lengths.max()), device=ids.device)
+    attention_mask = columns < lengths[:, None]
+    gathered = ids.gather(1, (columns + left_padding[:, None]).clamp(max=ids.shape[1] - 1))
+    steps = torch.arange(sequences.response_ids.shape[1], device=ids.device)
+    return Rows(
+        input_ids=torch.where(attention_mask, gathered, 0),
+        attention_mask=attention_mask,
+        response_positions=torch.where(sequences.response_mask, prompt_lengths[:, None] + steps, 0),
+        longest=prompt_lengths + sequences.max_lengths,
+    )
+
+
+def policy_layout(rows: Rows, sequences: Sequences) -> Layout:
+    """A policy's layout: the column of interest is the one that predicts the last response token."""
+    return Layout(
+        response_positions=rows.response_positions,
+        response_mask=sequences.response_mask,
+        read_positions=rows.attention_mask.sum(1) - 2,
+    )
+
+
+def reward_layout(rows: Rows, sequences: Sequences) -> Layout:
+    """A causal classifier's layout: the column of interest is the last token's, EOS included."""
+    return Layout(
+        response_positions=rows.response_positions,
+        response_mask=sequences.response_mask,
+        read_positions=rows.attention_mask.sum(1) - 1,
+    )

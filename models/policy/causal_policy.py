@@ -1,0 +1,436 @@
+"""The policy: a causal language model with a value head and a frozen reference, in one distribution."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models.attention.reader import AttentionReader, UnsupportedAttention
+from models.passes.checkpointing import pass_mode
+from models.passes.distribution import Distribution, Targets, chunks, full_kl, gaps
+from models.passes.forward import Predictions, head_ends_it, response_hidden, response_predictions
+from models.passes.layout import Rows, policy_layout, right_padded
+from models.passes.sampling import CachedDecoder, sample_responses
+from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
+from models.passes.value_head import ValueHead
+from models.texts.prompts import Frame, encode, listed, padding_problems, prompt_problems
+from models.texts.sentence_ends import sentence_ends
+from models.weights.adapter_weights import require_wide
+from models.weights.language_model import context_length, named_ids, vocabulary
+from models.weights.reference import Reference, adapter_settings
+from rlhf_core.evidence import (
+    AttentionTap,
+    AuxiliaryLogprobs,
+    EvidenceRequest,
+    FullKL,
+    SentenceEnds,
+    Source,
+    TokenEntropy,
+)
+from rlhf_core.types import TENSORS, Evaluation, Limits, Sequences
+
+Answers = Mapping[AttentionTap, Tensor]
+# (token, vocab) cells above which logits are made in parts, and once more for the backward pass: 1 GiB in float32.
+KEPT_CELLS = 2**28
+# Evidence that costs nothing: what every pass computes anyway, and what the tokens themselves tell.
+FREE = (TokenEntropy, SentenceEnds)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Network:
+    """The parts of a policy: what is trained, what it is held against, and what is written when it is saved."""
+
+    lm: PreTrainedModel
+    value_head: ValueHead
+    reference: Reference
+    write: Callable[[str], None]
+    """Writes the weights, or the adapter, into a folder."""
+    read: Callable[[str], Callable[[], object]]
+    """Reads back what ``write`` wrote, and changes nothing: what it returns puts that in place."""
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: tuple[int, ...]
+    compute_dtype: torch.dtype
+    checkpointed: tuple[nn.Module, ...]
+    """Modules that recompute their activations in the backward pass; empty where that is off."""
+    auxiliaries: Mapping[str, Reference] = field(default_factory=dict)
+    """Further frozen models over the same tokens, by name; never trained, never saved."""
+
+    @cached_property
+    def readers(self) -> Mapping[Source, AttentionReader] | str:
+        """A checked reader of the attention of policy and reference, one for both where they are one model; or why
+        there are none."""
+        models: dict[Source, PreTrainedModel] = {"policy": self.lm, "reference": self.reference.lm}
+        try:
+            built = {id(lm): AttentionReader(lm) for lm in models.values()}
+            for reader in built.values():
+                reader.check(vocabulary(self.lm))
+        except UnsupportedAttention as problem:
+            return str(problem)
+        return {source: built[id(lm)] for source, lm in models.items()}
+
+
+@final
+class CausalPolicy:
+    """A transformers causal language model as a ``Policy`` (see rlhf_core.types for the contract of each method).
+
+    Build one with ``load_policy``. Results are on the model's device; arguments may be on any. ``temperature`` holds
+    for sampling, old, new and reference log-probabilities alike; a shallow copy, as a trainer makes one, has its own
+    and shares all else. Ids for which the tokenizer has no token are not in the distribution at all.
+    """
+
+    def __init__(self, network: Network, *, temperature: float = 1.0) -> None:
+        require_wide(network.lm)
+        self.temperature = temperature
+        self.eos_ids = network.eos_ids
+        self._network = network
+        self._lm = network.lm
+        self._trainable = (
+            *(parameter for parameter in network.lm.parameters() if parameter.requires_grad),
+            *network.value_head.parameters(),
+        )
+        named = named_ids(network.tokenizer)
+        self._unnamed, self._unnamed_ids = gaps(named), frozenset(range(vocabulary(network.lm))) - named
+        self._ending: dict[int, bool] = {}
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Precision of the activations."""
+        return self._network.compute_dtype
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """Settings that decide its numbers."""
+        network = self._network
+        adapter = getattr(network.reference, "adapters", None)
+        return {
+            "model": type(self._lm).__name__,
+            "dtype": self.compute_dtype,
+            "four_bit": bool(getattr(self._lm, "is_quantized", False)),
+            "adapter": None if adapter is None else adapter_settings(adapter),
+            "eos_ids": self.eos_ids,
+            "auxiliaries": tuple(sorted(network.auxiliaries)),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and every result."""
+        return self._lm.device
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The network that is trained, for instruments; nothing else should reach into it."""
+        return self._lm
+
+    @property
+    def value_head(self) -> ValueHead:
+        """The critic on top of it."""
+        return self._network.value_head
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, to compare with a reward model's."""
+        return self._network.tokenizer
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Which token each id stands for."""
+        tokens: dict[str, int] = self._network.tokenizer.get_vocab()
+        return tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id that it reads and draws: an embedding padded beyond its tokenizer has more."""
+        return min(vocabulary(self._lm), max(self.vocabulary.values()) + 1)
+
+    @property
+    def attention_problem(self) -> str:
+        """Why its attention cannot be read; empty where it can."""
+        return self._network.readers if isinstance(self._network.readers, str) else ""
+
+    def why_not(self, request: EvidenceRequest) -> str:
+        """Why ``provides`` says no, for an error message."""
+        if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
+            readers = self._network.readers
+            return readers if isinstance(readers, str) else readers[request.source].why_not(request)
+        if isinstance(request, AuxiliaryLogprobs) and request.source == "policy":
+            held = ", ".join(map(repr, self._network.auxiliaries)) or "none"
+            return (
+                f"it was loaded with no auxiliary model {request.name!r} (held: {held}); load it with "
+                f"load_policy(..., auxiliaries={{{request.name!r}: <folder or hub name>}})"
+            )
+        return (
+            "a policy measures attention, full KL, token entropy, sentence ends and log-probabilities of its "
+            f"auxiliaries, not "
+            f"{type(request).__name__} of the {request.source}"
+        )
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids, with the special tokens the tokenizer puts in front, unless a text brings them itself."""
+        return encode(self._network.tokenizer, texts)
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Texts without special tokens."""
+        return self._decoded(ids, skip_special_tokens=True)
+
+    def decode_with_special(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Texts with every special token in them, EOS too."""
+        return self._decoded(ids, skip_special_tokens=False)
+
+    def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
+        """Raise ValueError, listing every bad row: empty, ids outside the vocabulary, or no room for a response of
+        ``max_length`` tokens in the context (skipped for a model without a limit)."""
+        self._require_prompts(prompts, [max_length] * len(prompts))
+
+    def validate_ids(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Raise ValueError, listing the rows, for ids that hold padding; warn, once, where they lack the BOS that the
+        tokenizer puts before every text. They are taken as they are."""
+        tokenizer, before = self._network.tokenizer, Frame.of(self._network.tokenizer).before
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        meaningful = {*self.eos_ids, tokenizer.bos_token_id, tokenizer.unk_token_id, *before}
+        problems = list(padding_problems(prompts, pad, meaningful))
+        if problems:
+            raise ValueError(
+                f"prompts hold padding, which would become part of them: {listed(problems)}. Give each row without it, "
+                "ids[mask.bool()].tolist(), or the texts themselves"
+            )
+        if any(list(prompt[: len(before)]) != before for prompt in prompts):
+            warnings.warn(
+                f"prompts given as token ids begin without {tokenizer.decode(before)!r} ({before}), the BOS that this "
+                "policy's tokenizer puts before every text; they are taken as they are. Put it before them if the "
+                "model was trained with it, or give texts",
+                stacklevel=3,
+            )
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Float[Tensor, "batch position"]
+    ) -> Sequences:
+        """Draw a response per prompt; see :func:`models.passes.sampling.sample_responses`.
+
+        Raises:
+            ValueError: prompts that ``validate`` refuses, or limits and uniforms that do not fit them.
+            FloatingPointError: logits that are no distribution.
+        """
+        self._require_prompts(prompts, limits.max_lengths.tolist())
+        with torch.no_grad(), self._mode():
+            return sample_responses(
+                CachedDecoder(self._lm, room=limits.max_lengths),
+                prompts,
+                limits,
+                uniforms,
+                eos_ids=self.eos_ids,
+                temperature=self.temperature,
+                device=self.device,
+                unnamed=self._unnamed,
+            )
+
+    def evaluate(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Evaluation:
+        """Teacher-forced pass: log-probabilities, values, entropy, and the evidence asked for (without gradient).
+
+        Runs in train mode with gradient checkpointing (where wanted) while gradients are enabled and in eval mode
+        otherwise; every dropout is zero, so both compute the same. A banned EOS in a response has log-probability
+        -inf: no such response can be sampled.
+
+        Raises:
+            ValueError: evidence this model does not provide, or evidence asked for with gradients enabled.
+        """
+        self._require_evidence(needs)
+        sequences = _to(sequences, self.device)
+        rows, targets = right_padded(sequences), _targets(sequences)
+        beside: dict[EvidenceRequest, Tensor] = {  # first, while no logits of the policy are held
+            request: self._logprobs_under(self._network.auxiliaries[request.name], sequences)
+            for request in needs
+            if isinstance(request, AuxiliaryLogprobs)
+        }
+        if all(isinstance(request, (AuxiliaryLogprobs, *FREE)) for request in needs) and self._in_parts(
+            self._lm, targets
+        ):
+            with self._mode():
+                hidden, logprobs, entropies = self._statistics_in_parts(self._lm, rows, sequences, targets)
+                values = self._network.value_head(hidden)
+            free = self._free(needs, sequences, entropies)
+            return _evaluation(logprobs, values, entropies, sequences.response_mask, beside | free)
+        with self._mode():
+            predictions, evidence = self._read("policy", self._lm, needs, sequences)
+            ref_evidence, ref_logits = self._reference_pass(sequences, needs) if _beyond(needs) else ({}, None)
+            values = self._network.value_head(predictions.hidden)
+        logprobs, entropies = token_statistics(predictions.logits, targets, self._distribution)
+        mask = sequences.response_mask
+        full = {
+            request: _spread(self._full_kl(predictions.logits, ref_logits, targets), mask)
+            for request in needs
+            if isinstance(request, FullKL)
+        }
+        free = self._free(needs, sequences, entropies)
+        measured = (evidence, ref_evidence, full, beside, free)
+        found = dict(pair for answers in measured for pair in answers.items())
+        return _evaluation(logprobs, values, entropies, mask, found)
+
+    def reference_logprobs(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
+        """Log-probabilities of the responses under the frozen reference, in the same distribution."""
+        return self._logprobs_under(self._network.reference, _to(sequences, self.device))
+
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The trainable ones: all weights or the adapter's, then the value head's."""
+        return self._trainable
+
+    def provides(self, request: EvidenceRequest) -> bool:
+        """Full KL, token entropy and sentence ends; log-probabilities under its auxiliaries; attention of the policy
+        and of its reference where the architecture lets it be read.
+
+        The first attention request checks that it can be read; ``attention_problem`` says why it cannot.
+        """
+        if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
+            return not self.why_not(request)
+        if isinstance(request, AuxiliaryLogprobs):
+            return request.source == "policy" and request.name in self._network.auxiliaries
+        return isinstance(request, (FullKL, *FREE)) and request.source == "policy"
+
+    def save(self, folder: str) -> None:
+        """Write model or adapter, value head and tokenizer into an existing folder; ``load_policy`` reads it back."""
+        self._network.write(folder)
+        self._network.value_head.save(folder)
+        self._network.tokenizer.save_pretrained(folder)
+
+    def restore(self, folder: str) -> None:
+        """Read back what ``save`` wrote, to the bit, into the parameters that are there; the reference stays.
+
+        Raises:
+            ValueError: another model, adapter or value head, or files that ``load_policy`` would refuse; nothing has
+                changed then.
+        """
+        read = (self._network.read(folder), self._network.value_head.read(folder))
+        for put in read:
+            put()
+
+    def _free(
+        self, needs: frozenset[EvidenceRequest], sequences: Sequences, entropies: Float[Tensor, " token"]
+    ) -> dict[EvidenceRequest, Tensor]:
+        ids, mask = sequences.response_ids, sequences.response_mask
+        found: dict[EvidenceRequest, Tensor] = {}
+        for request in needs:
+            if isinstance(request, TokenEntropy):
+                found[request] = _spread(entropies, mask)
+            elif isinstance(request, SentenceEnds):
+                found[request] = sentence_ends(self.tokenizer, ids, mask, request.marks)
+        return found
+
+    def _in_parts(self, lm: PreTrainedModel, targets: Targets) -> bool:
+        """Whether the logits are too many to exist together, and can be made in parts."""
+        return len(targets.tokens) * vocabulary(lm) > KEPT_CELLS and self._head_ends(lm)
+
+    def _statistics_in_parts(
+        self, lm: PreTrainedModel, rows: Rows, sequences: Sequences, targets: Targets
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states, log-probabilities and entropies of response tokens, without the logits of all of them."""
+        hidden = response_hidden(lm, rows, sequences.response_mask)
+        head: Any = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
+        return hidden, *recomputed_statistics(hidden, head, vocabulary(lm), targets, self._distribution)
+
+    def _head_ends(self, lm: PreTrainedModel) -> bool:
+        if id(lm) not in self._ending:
+            with self._mode():
+                self._ending[id(lm)] = head_ends_it(lm)
+        return self._ending[id(lm)]
+
+    def _decoded(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        texts: list[str] = self._network.tokenizer.batch_decode(
+            [list(row) for row in ids], skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return texts
+
+    def _mode(self) -> AbstractContextManager[None]:
+        return pass_mode(self._lm, self._network.checkpointed)
+
+    @torch.no_grad()
+    def _logprobs_under(self, frozen: Reference, sequences: Sequences) -> Float[Tensor, "batch response"]:
+        """Log-probabilities of the responses under a frozen model; no evidence, no gradient."""
+        rows, targets, mask = right_padded(sequences), _targets(sequences), sequences.response_mask
+        with self._mode(), frozen.active():
+            if self._in_parts(frozen.lm, targets):
+                _, logprobs, _ = self._statistics_in_parts(frozen.lm, rows, sequences, targets)
+            else:
+                logits = response_predictions(frozen.lm, rows, mask).logits
+                logprobs = token_logprobs(logits, targets, self._distribution)
+        return _spread(logprobs, mask)
+
+    @torch.no_grad()
+    def _reference_pass(
+        self, sequences: Sequences, needs: frozenset[EvidenceRequest]
+    ) -> tuple[Answers, Float[Tensor, "token vocab"]]:
+        """Attention evidence and logits of the frozen reference."""
+        with self._network.reference.active():
+            predictions, evidence = self._read("reference", self._network.reference.lm, needs, sequences)
+        return evidence, predictions.logits
+
+    def _read(
+        self, source: Source, lm: PreTrainedModel, needs: frozenset[EvidenceRequest], sequences: Sequences
+    ) -> tuple[Predictions, Answers]:
+        """A forward pass of ``lm``, and the attention requests to ``source`` answered from it."""
+        rows = right_padded(sequences)
+        taps = [request for request in needs if isinstance(request, AttentionTap) and request.source == source]
+        run = partial(response_predictions, lm, rows, sequences.response_mask)
+        if not taps:
+            return run(), {}
+        readers = self._network.readers
+        assert not isinstance(readers, str)  # or the request was refused: see _require_evidence
+        return readers[source].read(taps, policy_layout(rows, sequences), run)
+
+    @property
+    def _distribution(self) -> Distribution:
+        return Distribution(eos_ids=self.eos_ids, temperature=self.temperature, unnamed=self._unnamed)
+
+    def _full_kl(self, logits: Tensor, ref_logits: Tensor | None, targets: Targets) -> Float[Tensor, " token"]:
+        assert ref_logits is not None  # the reference has run: see _beyond
+        of = self._distribution.logprobs
+        return torch.cat([full_kl(of(logits, targets, c), of(ref_logits, targets, c)) for c in chunks(logits)])
+
+    def _require_evidence(self, needs: frozenset[EvidenceRequest]) -> None:
+        refused = [request for request in needs if not self.provides(request)]
+        if refused:
+            why = "; ".join(map(self.why_not, refused))
+            raise ValueError(f"this policy cannot measure {refused}: {why}")
+        if needs and torch.is_grad_enabled():
+            raise ValueError(f"evidence carries no gradient: evaluate {list(needs)} under torch.no_grad()")
+
+    def _require_prompts(self, prompts: Sequence[Sequence[int]], max_lengths: Sequence[int]) -> None:
+        context = context_length(self._lm)
+        size, unnamed = self.vocab_size, self._unnamed_ids
+        problems = list(prompt_problems(prompts, max_lengths, vocab_size=size, context=context, unnamed=unnamed))
+        if problems:
+            raise ValueError("prompts: " + listed(problems))
+
+
+def _targets(sequences: Sequences) -> Targets:
+    row, step = sequences.response_mask.nonzero(as_tuple=True)
+    return Targets(tokens=sequences.response_ids[row, step], steps=step, min_lengths=sequences.min_lengths[row])
+
+
+def _evaluation(
+    logprobs: Tensor, values: Tensor, entropies: Tensor, mask: Tensor, evidence: Mapping[EvidenceRequest, Tensor]
+) -> Evaluation:
+    """Numbers of response tokens, put where the tokens stand."""
+    spread = {"logprobs": logprobs, "values": values, "entropy": entropies}
+    return Evaluation(**{name: _spread(flat, mask) for name, flat in spread.items()}, evidence=evidence)
+
+
+def _spread(flat: Float[Tensor, " token"], mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response"]:
+    """Put one number a response token where the token stands, 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+
+
+def _beyond(needs: frozenset[EvidenceRequest]) -> bool:
+    """Whether the reference has to run."""
+    return any(isinstance(request, FullKL) or request.source == "reference" for request in needs)
+
+
+def _to(sequences: Sequences, device: torch.device) -> Sequences:
+    if sequences.prompt_ids.device == device:
+        return sequences
+    return replace(sequences, **{name: getattr(sequences, name).to(device) for name in TENSORS})

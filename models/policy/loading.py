@@ -1,0 +1,219 @@
+"""``load_policy``: one function for full fine-tuning, LoRA and QLoRA, from a folder or a hub name."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models.passes.checkpointing import checkpointed_modules
+from models.passes.fused import share_tied_gradient
+from models.passes.value_head import FILE, ValueHead
+from models.policy.auxiliaries import auxiliary_sources, load_auxiliaries
+from models.policy.causal_policy import CausalPolicy, Network
+from models.policy.restoring import read_adapter_back, read_model_back
+from models.weights.adapter_weights import fit_vocabulary, save_adapter
+from models.weights.adapters import (
+    LoraSettings,
+    adapter_folder,
+    adapter_task,
+    add_fresh_adapter,
+    add_trained_adapter,
+    base_source,
+)
+from models.weights.folder_kinds import require_adapter_kind
+from models.weights.language_model import (
+    DTYPES,
+    DType,
+    ModelSource,
+    check_language_model,
+    collect_eos_ids,
+    frozen_copy,
+    load_language_model,
+    load_tokenizer,
+    named_ids,
+    vocabulary,
+)
+from models.weights.reference import AdapterOff, FrozenAdapter, FrozenCopy
+from rlhf_core.files.file_errors import reading
+
+WITH_LORA = "give lora=LoraSettings()"
+NO_AUXILIARIES: Mapping[str, str] = MappingProxyType({})
+
+
+def load_policy(
+    name_or_path: str,
+    *,
+    lora: LoraSettings | None = None,
+    four_bit: bool = False,
+    dtype: DType = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+    eos_ids: Sequence[int] | None = None,
+    temperature: float = 1.0,
+    auxiliaries: Mapping[str, str] = NO_AUXILIARIES,
+) -> CausalPolicy:
+    """A policy from any causal language model of transformers: a folder or a hub name, safetensors only.
+
+    What is trained, and what the reference is:
+
+    - a whole model: all weights (float32 only); the reference is a frozen copy;
+    - a whole model with ``lora``: a fresh adapter; the reference is the model with the adapter off;
+    - a folder or name that *is* a LoRA adapter (say, of supervised fine-tuning): a copy of that adapter; the reference
+      is the adapter itself, frozen.
+
+    ``dtype`` is that of the weights and activations; adapters and value head are float32 always. ``four_bit`` holds
+    the frozen weights in NF4 with double quantisation and computes in ``dtype``. The value head starts at zero, or
+    as ``value_head.safetensors`` in a local folder says. ``eos_ids`` replaces the union of what tokenizer, config and
+    generation config name; no other generation setting of the folder is ever read. A model whose sampling pass,
+    teacher-forced pass and plain forward pass disagree is refused.
+
+    ``seed`` decides what is drawn, which is a fresh adapter's A alone; ``rlhf_core.streams.seed_of(seed, "init")`` is
+    the one that belongs to a run's seed. ``temperature`` divides the logits while the policy is used by itself; a
+    trainer uses its config's, and refuses a policy that was given another one.
+
+    ``auxiliaries`` names further frozen models, folders or hub names, whose log-probabilities a redistributor may ask
+    for (``LogRatio``): whole models, or LoRA adapters, which share the policy's frozen weights where they are made for
+    the same. They must read the policy's tokens, are held in its ``dtype`` (and 4-bit), are never trained, and are not
+    saved with the policy: name them again whenever it is loaded.
+
+    Raises:
+        TypeError: a name, ``lora``, ``eos_ids`` or ``auxiliaries`` of another kind.
+        ValueError: combinations that cannot be trained, unsafe, damaged or incomplete files, an unsuitable
+            architecture, no such device, a negative seed, or a temperature that is not above 0.
+        FileNotFoundError: no such folder, and no name that a hub could know.
+        ModuleNotFoundError: ``four_bit`` without bitsandbytes.
+    """
+    _check_settings(temperature, lora, seed, gradient_checkpointing)
+    source = ModelSource(
+        name_or_path=name_or_path,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype,
+        four_bit=four_bit,
+        device=device,
+    )
+    beside = auxiliary_sources(auxiliaries, source)
+    with _seeded(seed, device), reading(str(name_or_path)):
+        network = _network(source, lora, eos_ids, gradient_checkpointing, beside)
+    return CausalPolicy(network, temperature=temperature)
+
+
+def _check_settings(temperature: object, lora: object, seed: object, checkpointing: object) -> None:
+    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if not number or not 0 < temperature < float("inf"):  # type: ignore[operator]  # a number by then
+        raise ValueError(f"temperature divides the logits and must be a finite number above 0, got {temperature!r}")
+    if lora is not None and not isinstance(lora, LoraSettings):
+        raise TypeError(f"lora must be a LoraSettings or None, got {lora!r}")
+    if not isinstance(checkpointing, bool):
+        raise TypeError(f"gradient_checkpointing must be True or False, got {checkpointing!r}")
+    if type(seed) is not int or not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
+
+
+def _network(
+    source: ModelSource,
+    lora: LoraSettings | None,
+    eos_ids: Sequence[int] | None,
+    gradient_checkpointing: bool,
+    auxiliaries: Mapping[str, ModelSource],
+) -> Network:
+    adapter = adapter_folder(source)
+    _require_trainable(source, lora, adapter)
+    if adapter is not None:
+        require_adapter_kind(source.name_or_path, "language model", adapter_task(adapter))
+    base = source if adapter is None else base_source(adapter, source)
+    lm = load_language_model(base)
+    if adapter is None and lora is None and getattr(lm, "is_quantized", False):
+        raise ValueError(f"{source.name_or_path} holds 4-bit weights, which cannot be trained; {WITH_LORA}")
+    tokenizer = load_tokenizer([source] if adapter is None else [source, base])
+    reference: FrozenCopy | AdapterOff | FrozenAdapter
+    if adapter is not None:
+        fit_vocabulary(lm, adapter, tokenizer)
+        reference = add_trained_adapter(lm, adapter, base.name_or_path)
+    elif lora is not None:
+        reference = add_fresh_adapter(lm, lora, revision=source.revision)
+    else:
+        reference = FrozenCopy(lm=frozen_copy(lm))
+    value_head = ValueHead(check_language_model(lm, vocabulary(lm))).to(lm.device)
+    share_tied_gradient(lm)
+    if Path(source.name_or_path, FILE).is_file():
+        value_head.restore(source.name_or_path)
+    return Network(
+        lm=lm,
+        value_head=value_head,
+        reference=reference,
+        write=_writer(lm, reference),
+        read=_reader(lm, reference),
+        tokenizer=tokenizer,
+        eos_ids=_eos_ids(eos_ids, lm, tokenizer),
+        compute_dtype=DTYPES[source.dtype],
+        checkpointed=checkpointed_modules(lm) if gradient_checkpointing else (),
+        auxiliaries=load_auxiliaries(auxiliaries, base, reference, tokenizer),
+    )
+
+
+@contextmanager
+def _seeded(seed: int, device: str) -> Iterator[None]:
+    """Initial weights depend on ``seed`` alone, and torch's global generators are left as they were."""
+    kind = torch.device(device).type
+    with torch.random.fork_rng(devices=[] if kind == "cpu" else [torch.device(device)], device_type=kind):
+        torch.manual_seed(seed)
+        yield
+
+
+def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: str | None) -> None:
+    name = source.name_or_path
+    if adapter is not None and lora is not None:
+        raise ValueError(f"{name} is an adapter, and training goes on with a copy of it: leave out {lora}")
+    if adapter is not None or lora is not None:
+        return
+    if source.four_bit:
+        raise ValueError(f"{name}: 4-bit weights cannot be trained; {WITH_LORA}")
+    if source.dtype != "float32":
+        raise ValueError(
+            f"{name}: full fine-tuning in {source.dtype} loses every update below 1/256 of a weight; "
+            "use dtype='float32', or lora=LoraSettings(), whose adapters are float32"
+        )
+
+
+def _writer(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdapter) -> Callable[[str], None]:
+    if isinstance(reference, FrozenCopy):
+        return lm.save_pretrained
+    return partial(save_adapter, reference.adapters, carries=_carries(reference))
+
+
+def _reader(
+    lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdapter
+) -> Callable[[str], Callable[[], object]]:
+    if isinstance(reference, FrozenCopy):
+        return partial(read_model_back, lm)
+    return partial(read_adapter_back, reference.adapters, carries=_carries(reference))
+
+
+def _carries(reference: AdapterOff | FrozenAdapter) -> bool:
+    return isinstance(reference, FrozenAdapter) and reference.carries_embeddings
+
+
+def _eos_ids(given: Sequence[int] | None, lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Those given, which must be drawable, or those that the files name."""
+    ids = _checked(given if given is not None else collect_eos_ids(lm, tokenizer), vocabulary(lm))
+    nameless = [token for token in ids if token not in named_ids(tokenizer)]
+    if given is not None and nameless:
+        raise ValueError(f"EOS ids {nameless} have no token in the tokenizer, and such ids are never drawn")
+    return ids
+
+
+def _checked(eos_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    if not isinstance(eos_ids, Sequence) or not all(type(token) is int for token in eos_ids):
+        raise TypeError(f"eos_ids must be a list of token ids, got {eos_ids!r}")
+    outside = [token for token in eos_ids if not 0 <= token < vocab_size]
+    if outside:
+        raise ValueError(f"EOS ids {outside} lie outside the vocabulary of {vocab_size}; give eos_ids=(...)")
+    return tuple(sorted(set(eos_ids)))

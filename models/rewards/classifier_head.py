@@ -1,0 +1,227 @@
+"""Reading a sequence classifier at an explicit position, with its own head.
+
+Of a decoder, transformers pools by looking for the pad id, ignores the attention mask, and reads the token before EOS
+where pad and EOS share an id. Here the backbone runs, one hidden state a row is picked by index, and the head is
+applied to it. An encoder's own forward pass does its pooling, on hidden states that are there already.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from models.passes.switches import beside_switches, past_switches, within_reach
+
+HEAD_NAMES = ("score", "classifier", "pooler", "pre_classifier", "head", "sequence_summary")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Head:
+    """A classification head: the tokens it reads (decoders the last, EOS included; encoders the first, [CLS], or
+    several), and the logits it makes of a row's last hidden states."""
+
+    reads: Literal["last", "first", "several"]
+    logits: Callable[
+        [Float[Tensor, "batch position hidden"], Bool[Tensor, "batch position"]], Float[Tensor, "batch label"]
+    ]
+
+    def positions(self, attention_mask: Bool[Tensor, "batch position"]) -> Int[Tensor, " batch"]:
+        """Column each right-padded row is read at; the first, where it is read at several."""
+        last = _last(attention_mask)
+        return last if self.reads == "last" else torch.zeros_like(last)
+
+
+def _last(attention_mask: Bool[Tensor, "batch position"]) -> Int[Tensor, " batch"]:
+    return attention_mask.sum(1) - 1
+
+
+def find_head(model: PreTrainedModel) -> Head:
+    """The head of a transformers ``...ForSequenceClassification`` model.
+
+    Raises:
+        ValueError: none of the known forms; the message names the class and what is supported.
+    """
+    score = getattr(model, "score", None)
+    if isinstance(score, nn.Module):
+        return Head(reads="last", logits=partial(_at_the_last, score))
+    try:
+        reads = _what_it_reads(model)
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__}: cannot find its classification head ({type(error).__name__}: {error}). "
+            "Supported: a `score` layer on the last token (GPT-2, Llama and most decoders), and encoders that make "
+            "their logits of nothing but last hidden states and mask"
+        ) from error
+    return Head(reads=reads, logits=partial(_own_logits, model))
+
+
+def _at_the_last(
+    score: nn.Module, hidden: Float[Tensor, "batch position hidden"], attention_mask: Bool[Tensor, "batch position"]
+) -> Float[Tensor, "batch label"]:
+    rows = torch.arange(len(hidden), device=hidden.device)
+    logits: Tensor = score(hidden[rows, _last(attention_mask)])
+    return logits
+
+
+def _own_logits(
+    model: PreTrainedModel,
+    hidden: Float[Tensor, "batch position hidden"],
+    attention_mask: Bool[Tensor, "batch position"],
+) -> Float[Tensor, "batch label"]:
+    """What the model's own forward pass makes of hidden states, with its trunk giving these."""
+    mask = attention_mask.long()
+    with _trunk_gives(model.base_model, hidden):
+        logits: Tensor = model(input_ids=torch.zeros_like(mask), attention_mask=mask, return_dict=True).logits
+    return logits
+
+
+@contextmanager
+def _trunk_gives(trunk: Any, hidden: Float[Tensor, "batch position hidden"]) -> Iterator[None]:
+    pooler = getattr(trunk, "pooler", None)
+    if isinstance(pooler, nn.Linear):  # ALBERT's and BigBird's activation stands beside it
+        activation: Any = getattr(trunk, "pooler_activation", getattr(trunk, "activation", None))
+        pooled = activation(pooler(hidden[:, 0]))
+    else:
+        pooled = None if pooler is None else pooler(hidden)
+    trunk.forward = lambda *_, **__: BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+    try:
+        yield
+    finally:
+        del trunk.forward
+
+
+def _what_it_reads(model: PreTrainedModel) -> Literal["first", "several"]:
+    """Found out by the slope of the logits along hidden states: it is 0 where they are not read."""
+    ids = _differing_ids(model)[:, :5]
+    real = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        hidden = last_hidden(model, real, input_ids=ids)
+    with torch.enable_grad():
+        logits = _own_logits(model, hidden.requires_grad_(), real)
+        (slope,) = torch.autograd.grad(logits.square().sum(), hidden)
+    return "several" if bool(slope[0, 1:].any()) else "first"
+
+
+def last_hidden(
+    model: PreTrainedModel, attention_mask: Bool[Tensor, "batch position"], **inputs: Tensor
+) -> Float[Tensor, "batch position hidden"]:
+    """Last hidden states of right-padded rows, given as ``input_ids`` or ``inputs_embeds``, with gradient where
+    enabled; what stands on padding has no meaning."""
+    mask = attention_mask.long()
+    output = model.base_model(**inputs, **without_cache(model), attention_mask=mask, return_dict=True)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def without_cache(model: PreTrainedModel) -> dict[str, bool]:
+    """The argument that keeps a trunk from making a cache; most encoders know none."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.base_model.forward).parameters else {}
+
+
+def read_logits(
+    model: PreTrainedModel,
+    head: Head,
+    input_ids: Int[Tensor, "batch position"],
+    attention_mask: Bool[Tensor, "batch position"],
+) -> Float[Tensor, "batch label"]:
+    """Logits of right-padded rows, with gradient where enabled."""
+    return head.logits(last_hidden(model, attention_mask, input_ids=input_ids), attention_mask)
+
+
+@torch.no_grad()
+def why_not_causal(model: PreTrainedModel, head: Head) -> str:
+    """Why the model has no score of a beginning without reading on, in words; empty where it has.
+
+    Found out by exchanging the last of nine tokens: the states before it must not move.
+    """
+    if head.reads != "last":
+        where = "the first token, which sees" if head.reads == "first" else "several tokens, which see"
+        return f"it reads its score at {where} the whole text"
+    size = model.config.get_text_config().vocab_size
+    ids = torch.arange(9, device=model.device).repeat(2, 1) % size
+    ids[1, -1] = (ids[0, -1] + 1) % size
+    hidden = last_hidden(model, torch.ones_like(ids, dtype=torch.bool), input_ids=ids)[:, :-1].float()
+    moved = float((hidden[0] - hidden[1]).norm() / hidden.norm().clamp(min=1e-6))
+    exact = model.dtype in (torch.float32, torch.float64) and not getattr(model, "is_quantized", False)
+    if moved <= (1e-5 if exact else 5e-2):
+        return ""
+    return f"its states before a token move with that token (by {moved:.1e} of their 2-norm): it is not causal"
+
+
+@torch.no_grad()
+def require_own_logits(model: PreTrainedModel, head: Head, tolerance: float) -> None:
+    """On rows without padding, where its pooling is right, transformers must give the logits that are read of these
+    rows side by side.
+
+    Raises:
+        ValueError: it does not, so the head is applied wrongly; by how much (relative to the largest logit).
+    """
+    ids = _differing_ids(model)
+    lengths = (ids.shape[1], max(ids.shape[1] // 2, 1))
+    alone = [ids[:, :length] for length in lengths]
+    mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
+    ours = read_logits(model, head, torch.where(mask, ids, 0), mask).float()
+    whole = [model(input_ids=row, attention_mask=torch.ones_like(row)).logits.float() for row in alone]
+    theirs = torch.cat(whole)
+    same_shape = ours.shape == theirs.shape
+    difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)) if same_shape else float("inf")
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{type(model).__name__}: its head, applied to hidden states of padded rows, differs from its own forward "
+            f"pass by {difference:.1e} of the largest logit; it is not supported as a reward model"
+        )
+    require_same_alone(model, head, ids[0].tolist(), tolerance)
+
+
+def require_same_alone(model: PreTrainedModel, head: Head, tokens: Sequence[int], tolerance: float) -> None:
+    """A row's logits must be the same alone and beside a row of another length, on both sides of every switch that the
+    config names (see :mod:`models.passes.switches`).
+
+    Raises:
+        ValueError: they are not; by how much (relative to the largest logit).
+    """
+    context = context_length(model)
+    for lengths in beside_switches(model, context):
+        _compare_alone(model, head, tokens, lengths, tolerance)
+    with within_reach(model):
+        _compare_alone(model, head, tokens, past_switches(context), tolerance)
+
+
+def _compare_alone(
+    model: PreTrainedModel, head: Head, tokens: Sequence[int], lengths: tuple[int, int], tolerance: float
+) -> None:
+    real = torch.arange(max(lengths), device=model.device) < torch.tensor(lengths, device=model.device)[:, None]
+    ids = torch.tensor(tokens, device=model.device)[torch.arange(max(lengths)) % len(tokens)].expand(2, -1)
+    together = read_logits(model, head, torch.where(real, ids, 0), real).float()
+    alone = torch.cat([read_logits(model, head, ids[:1, :n], real[:1, :n] | True).float() for n in lengths])
+    difference = float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{type(model).__name__}: rows of {lengths[0]} and {lengths[1]} tokens score otherwise together than "
+            f"alone, by {difference:.1e} of the largest logit: its numbers depend on batch mates (a rotary position "
+            "embedding, a window or a router that looks at the whole batch); it is not supported as a reward model"
+        )
+
+
+def _differing_ids(model: PreTrainedModel) -> Int[Tensor, "1 position"]:
+    """A row of ids that differ, none of them one that the model may take for padding."""
+    text = model.config.get_text_config()
+    tokens = [token for token in range(min(8, text.vocab_size)) if token != text.pad_token_id]
+    return torch.tensor([tokens], device=model.device)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Longest row the model was built for, in tokens; None where its config names no limit."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    # RoBERTa counts positions from padding_idx + 1, so its table is larger than its context
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    offset = getattr(table, "padding_idx", None)
+    return limit if limit is None or offset is None else limit - offset - 1

@@ -1,0 +1,324 @@
+"""The probe of a sequence classifier: altered responses, prefixes and embedding gradients, in micro-batches."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal, TypeVar, cast, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models.attention.maps import attention_maps, map_gradients
+from models.passes.layout import Rows, right_padded
+from models.rewards.classifier_head import Head, last_hidden
+from models.rewards.pass_budgets import PassBudgets
+from rlhf_core.batching import micro_batches, row_batches
+from rlhf_core.evidence import HiddenTap, Layout, PrefixScores
+from rlhf_core.memory import TokenBudget, run_in_parts
+from rlhf_core.probe import Absence, AttentionMaps, Baseline, Cost, MapGradients, PathPoint, Variants
+from rlhf_core.types import Sequences
+
+Part = TypeVar("Part")
+NULL_TOKENS = ("mask_token_id", "pad_token_id", "unk_token_id", "eos_token_id")
+GONE: Mapping[Absence, Callable[[Bool[Tensor, "row response"]], Int[Tensor, " row"]]] = {
+    "delete": lambda keep: (~keep).sum(1),
+    "replace": lambda keep: torch.zeros_like(keep[:, 0], dtype=torch.long),
+}
+WITHOUT_NULL = {"absent": 'absent="delete"', "baseline": 'baseline="zero"'}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Judge:
+    """The parts of a reward model that a probe runs."""
+
+    model: PreTrainedModel
+    head: Head
+    scalar: Callable[[Float[Tensor, "row label"]], Float[Tensor, " row"]]
+    """The score of logits, in raw score units."""
+    null_id: int | None
+    """The token that stands for nothing, where the tokenizer has one."""
+
+    @property
+    def name(self) -> str:
+        """The model's class."""
+        return type(self.model).__name__
+
+    def scores(
+        self, hidden: Float[Tensor, "row position hidden"], attention_mask: Bool[Tensor, "row position"]
+    ) -> Float[Tensor, " row"]:
+        """Raw scores of last hidden states of right-padded rows."""
+        return self.scalar(self.head.logits(hidden, attention_mask))
+
+
+def null_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that replaces a token whose absence is studied: the mask token, or else padding, unknown, EOS."""
+    found = (getattr(tokenizer, name, None) for name in NULL_TOKENS)
+    return next((token for token in found if token is not None), None)
+
+
+def no_null_token(name: str, setting: Literal["absent", "baseline"]) -> str:
+    """What to say of a model without one; ``setting`` is the method's that asked for it."""
+    return f"{name}: its tokenizer has no token that stands for nothing; use {WITHOUT_NULL[setting]}"
+
+
+@final
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClassifierProbe:
+    """A ``Probe`` (see rlhf_core.probe for the contract of each method) of one classifier on one batch."""
+
+    judge: Judge
+    sequences: Sequences
+    budgets: PassBudgets
+    cost: Cost = field(default_factory=Cost)
+
+    def select(self, rows: Int[Tensor, " row"]) -> "ClassifierProbe":
+        """The same model asked about some of the rows."""
+        return replace(self, sequences=self.sequences.select(rows))
+
+    @torch.no_grad()
+    def scores(self, variants: Variants) -> Float[Tensor, "batch variant"]:
+        """Scores of altered responses, each different one once.
+
+        Raises:
+            ValueError: ``keep`` of another shape than (batch, variant, response), or no null token to replace with.
+        """
+        keep = self._checked(variants.keep)
+        batch, number, _ = keep.shape
+        row = torch.arange(batch, device=keep.device).repeat_interleave(number)
+        # what stands on padding makes no difference
+        flat = (keep | ~self.sequences.response_mask[:, None]).reshape(batch * number, -1)
+        distinct, which = torch.unique(torch.cat([row[:, None], flat.long()], dim=1), dim=0, return_inverse=True)
+        scores = self._score_altered(distinct[:, 0], distinct[:, 1:].bool(), variants.absent)
+        return scores[which].reshape(batch, number).to(keep.device)
+
+    @torch.no_grad()
+    def prefix_scores(self) -> Float[Tensor, "batch response"]:
+        """r(x, y_<t), from one pass."""
+        tap = PrefixScores()
+        found = torch.zeros(self.sequences.response_ids.shape, device=self.sequences.response_ids.device)
+
+        def measure_rows(rows: Int[Tensor, " row"]) -> None:
+            inputs, mask = self._inputs(rows)
+            hidden = last_hidden(self.judge.model, inputs.attention_mask, input_ids=inputs.input_ids)
+            answer = read_states(tap, hidden, inputs.response_positions, mask, self.judge)
+            found[rows, : answer.shape[1]] = answer.to(found)
+
+        self._run(measure_rows, "prefix scores", self.budgets.scoring)
+        return found
+
+    def embedding_gradients(self, alpha: float, baseline: Baseline) -> PathPoint:
+        """Score and contributions at e' + alpha (e − e'), from one forward and one backward pass.
+
+        Raises:
+            ValueError: no null token to take as the baseline.
+        """
+        shape, device = self.sequences.response_ids.shape, self.sequences.response_ids.device
+        dtype = torch.promote_types(self.judge.model.dtype, torch.float32)
+        scores = torch.zeros(shape[0], device=device, dtype=dtype)
+        contributions = torch.zeros(shape, device=device, dtype=dtype)
+
+        def measure_rows(rows: Int[Tensor, " row"]) -> None:
+            inputs, mask = self._inputs(rows)
+            points, found = self._gradient(inputs, mask, alpha, self._baseline(baseline))
+            scores[rows], contributions[rows, : found.shape[1]] = points.to(scores), found.to(scores)
+
+        self._run(measure_rows, "embedding gradients", self.budgets.gradients)
+        self.cost.backwards += len(self.sequences)
+        return PathPoint(scores=scores, contributions=contributions)
+
+    def attention(
+        self, reduce: Callable[[AttentionMaps], Float[Tensor, "batch response ..."]]
+    ) -> Float[Tensor, "batch response ..."]:
+        """What ``reduce`` makes of the maps, from one pass under eager attention.
+
+        Raises:
+            UnsupportedAttention: the model returns no maps.
+        """
+
+        def read(inputs: Rows, mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response ..."]:
+            weights = attention_maps(self.judge.model, inputs.input_ids, inputs.attention_mask)
+            return reduce(AttentionMaps(weights=weights, layout=self._layout(inputs, mask)))
+
+        return self._reduced(read, "attention maps")
+
+    def attention_gradients(
+        self, reduce: Callable[[MapGradients], Float[Tensor, "batch response ..."]]
+    ) -> Float[Tensor, "batch response ..."]:
+        """What ``reduce`` makes of maps and gradients, from one forward and one backward pass under eager attention.
+
+        Raises:
+            UnsupportedAttention: the model returns no maps, or maps that its score does not depend on.
+        """
+
+        def read(inputs: Rows, mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response ..."]:
+            real = inputs.attention_mask
+            weights, gradients = map_gradients(
+                self.judge.model, inputs.input_ids, real, lambda hidden: self.judge.scores(hidden, real)
+            )
+            maps = AttentionMaps(weights=weights, layout=self._layout(inputs, mask))
+            return reduce(MapGradients(maps=maps, gradients=gradients))
+
+        found = self._reduced(read, "attention gradients")
+        self.cost.backwards += len(self.sequences)
+        return found
+
+    def _layout(self, inputs: Rows, mask: Bool[Tensor, "batch response"]) -> Layout:
+        return Layout(
+            response_positions=inputs.response_positions,
+            response_mask=mask,
+            read_positions=self.judge.head.positions(inputs.attention_mask),
+        )
+
+    @torch.no_grad()
+    def _reduced(
+        self, read: Callable[[Rows, Bool[Tensor, "batch response"]], Tensor], phase: str
+    ) -> Float[Tensor, "batch response ..."]:
+        """One answer of the micro-batches' answers, 0 on padding."""
+
+        def measure_rows(rows: Int[Tensor, " row"]) -> tuple[Tensor, Tensor]:
+            return rows, read(*self._inputs(rows))
+
+        parts = self._run(measure_rows, phase, self.budgets.maps)
+        mask = self.sequences.response_mask
+        found = parts[0][1].new_zeros(*mask.shape, *parts[0][1].shape[2:], device=mask.device)
+        for rows, answer in parts:
+            found[rows, : answer.shape[1]] = answer.to(found)
+        return found.masked_fill(~mask.reshape(*mask.shape, *(1 for _ in found.shape[2:])), 0)
+
+    def _gradient(
+        self, inputs: Rows, mask: Bool[Tensor, "batch response"], alpha: float, baseline: Float[Tensor, " hidden"]
+    ) -> tuple[Tensor, Tensor]:
+        positions = inputs.response_positions
+        row = torch.arange(len(positions), device=positions.device)[:, None].expand_as(positions)
+        with torch.no_grad():
+            embedded = self.judge.model.get_input_embeddings()(inputs.input_ids)
+            difference = torch.where(mask[..., None], embedded[row, positions] - baseline, 0)
+        with torch.enable_grad():
+            shift = ((alpha - 1) * difference).requires_grad_()
+            moved = embedded.index_put((row[mask], positions[mask]), shift[mask], accumulate=True)
+            hidden = last_hidden(self.judge.model, inputs.attention_mask, inputs_embeds=moved)
+            scores = self.judge.scores(hidden, inputs.attention_mask)
+            (gradient,) = torch.autograd.grad(scores.sum(), shift)
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        return scores.detach(), (gradient.to(wide) * difference.to(wide)).sum(-1)
+
+    def _baseline(self, baseline: Baseline) -> Float[Tensor, " hidden"]:
+        embedding = self.judge.model.get_input_embeddings()
+        device = self.judge.model.device
+        if baseline == "zero":
+            return torch.zeros_like(embedding(torch.zeros(1, dtype=torch.long, device=device))[0])
+        return cast(Tensor, embedding(torch.tensor([self._null_id("baseline")], device=device))[0]).detach()
+
+    def _inputs(self, rows: Int[Tensor, " row"]) -> tuple[Rows, Bool[Tensor, "batch response"]]:
+        """Model input of some rows, on the model's device, and where their response tokens are real."""
+        part, device = self.sequences.select(rows), self.judge.model.device
+        inputs = right_padded(part)
+        moved = Rows(
+            input_ids=inputs.input_ids.to(device),
+            attention_mask=inputs.attention_mask.to(device),
+            response_positions=inputs.response_positions.to(device),
+            longest=inputs.longest.to(device),
+        )
+        return moved, part.response_mask.to(device)
+
+    def _run(self, measure_rows: Callable[[Int[Tensor, " row"]], Part], phase: str, budget: TokenBudget) -> list[Part]:
+        lengths = self.sequences.lengths
+        with self.cost.timed():
+            cut = partial(micro_batches, self.sequences)
+            parts = run_in_parts(measure_rows, cut, lengths, budget, phase=phase)
+        self.cost.forwards += len(lengths)
+        self.cost.tokens += int(lengths.sum())
+        return parts
+
+    def _score_altered(
+        self, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"], absent: Absence
+    ) -> Float[Tensor, " row"]:
+        """Scores of altered rows, padding counted as kept. A part's rows exist while it is scored only: there may be
+        thousands of variants of every response."""
+        inputs, device = right_padded(self.sequences), self.judge.model.device
+        lengths = self.sequences.lengths[row] - GONE[absent](keep)
+        dtype = torch.promote_types(self.judge.model.dtype, torch.float32)
+        scores = torch.zeros(len(row), device=row.device, dtype=dtype)
+
+        def measure_rows(rows: Int[Tensor, " row"]) -> None:
+            ids, mask = ALTER[absent](self, inputs, row[rows], keep[rows])
+            width = int(lengths[rows].max())
+            real = mask[:, :width].to(device)
+            hidden = last_hidden(self.judge.model, real, input_ids=ids[:, :width].to(device))
+            scores[rows] = self.judge.scores(hidden, real).to(scores)
+
+        def cut(tokens: int) -> Iterator[Int[Tensor, " row"]]:
+            return row_batches(lengths, tokens)
+
+        with self.cost.timed():
+            run_in_parts(measure_rows, cut, lengths, self.budgets.scoring, phase="scoring variants")
+        self.cost.forwards += len(row)
+        self.cost.tokens += int(lengths.sum())
+        return scores
+
+    def _checked(self, keep: Tensor) -> Bool[Tensor, "batch variant response"]:
+        batch, response = self.sequences.response_ids.shape
+        if keep.ndim != 3 or (keep.shape[0], keep.shape[2]) != (batch, response) or keep.shape[1] < 1:
+            raise ValueError(f"variants of shape {tuple(keep.shape)} for {batch} responses of {response} tokens")
+        return keep.to(self.sequences.response_ids.device)
+
+    def _null_id(self, setting: Literal["absent", "baseline"]) -> int:
+        if self.judge.null_id is None:
+            raise ValueError(no_null_token(self.judge.name, setting))
+        return self.judge.null_id
+
+    def _delete(
+        self, inputs: Rows, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]
+    ) -> tuple[Tensor, Tensor]:
+        """Rows without the tokens that are not kept, closed up."""
+        ids, stands = self._standing(inputs, row, keep)
+        order = torch.argsort(~stands, dim=1, stable=True)
+        mask = torch.arange(ids.shape[1], device=ids.device) < stands.sum(1, keepdim=True)
+        return torch.where(mask, ids.gather(1, order), 0), mask
+
+    def _replace(
+        self, inputs: Rows, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]
+    ) -> tuple[Tensor, Tensor]:
+        """Rows with the null token in the place of those that are not kept."""
+        ids, stands = self._standing(inputs, row, keep)
+        mask = inputs.attention_mask[row]
+        return torch.where(stands, ids, torch.where(mask, self._null_id("absent"), 0)), mask
+
+    def _standing(
+        self, inputs: Rows, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]
+    ) -> tuple[Tensor, Tensor]:
+        """Whole rows, and which of their tokens stand: all of the prompt, and what is kept of the response."""
+        real = self.sequences.response_mask[row]
+        stands, positions = inputs.attention_mask[row].clone(), inputs.response_positions[row]
+        which = torch.arange(len(row), device=row.device)[:, None].expand_as(positions)
+        stands[which[real], positions[real]] = keep[real]
+        return inputs.input_ids[row], stands
+
+
+ALTER: Mapping[Absence, Callable[[ClassifierProbe, Rows, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "delete": ClassifierProbe._delete,
+    "replace": ClassifierProbe._replace,
+}
+
+
+def read_states(
+    tap: HiddenTap,
+    hidden: Float[Tensor, "batch position hidden"],
+    response_positions: Int[Tensor, "batch response"],
+    response_mask: Bool[Tensor, "batch response"],
+    judge: Judge,
+) -> Float[Tensor, "batch response ..."]:
+    """``tap`` answered from the states before each response token; 0 on padding."""
+    row = torch.arange(len(hidden), device=hidden.device)[:, None]
+    before = hidden[row, (response_positions - 1).clamp(min=0)]
+
+    def score(states: Float[Tensor, "batch response hidden"]) -> Float[Tensor, "batch response"]:
+        alone = states.reshape(-1, 1, states.shape[-1])  # each the last of a row of its own
+        read = torch.ones(alone.shape[:2], dtype=torch.bool, device=alone.device)
+        return judge.scores(alone, read).reshape(states.shape[:2])
+
+    answer = tap.read(before, score)
+    outside = ~response_mask.reshape(*response_mask.shape, *(1 for _ in answer.shape[2:]))
+    return answer.masked_fill(outside, 0)

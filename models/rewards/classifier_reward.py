@@ -1,0 +1,407 @@
+"""Reward models: sequence classifiers whose score and attention evidence come from one forward pass."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Literal, cast, final, get_args
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from models.attention.maps import why_no_gradients
+from models.attention.reader import AttentionReader, UnsupportedAttention
+from models.passes.fused import make_lean
+from models.passes.layout import Rows, right_padded
+from models.passes.rotary import read_rows_alone
+from models.rewards.classifier_head import (
+    HEAD_NAMES,
+    context_length,
+    find_head,
+    last_hidden,
+    require_own_logits,
+    why_not_causal,
+)
+from models.rewards.classifier_probe import ClassifierProbe, Judge, no_null_token, null_token, read_states
+from models.rewards.pass_budgets import PassBudgets
+from models.texts.prompts import listed, prompt_problems
+from models.training.finetuning import load_trunk
+from models.weights.adapter_weights import WEIGHTS, fit_vocabulary, put_on
+from models.weights.adapters import adapter_folder, adapter_task, base_source
+from models.weights.folder_kinds import require_adapter_kind
+from models.weights.four_bit import keep_unpacked
+from models.weights.integrity import require_intact, some
+from models.weights.language_model import DType, ModelSource, find_tokenizer, load_tokenizer, read_model
+from rlhf_core.batching import micro_batches
+from rlhf_core.evidence import AttentionTap, EvidenceRequest, HiddenTap, Layout
+from rlhf_core.files.file_errors import reading
+from rlhf_core.memory import run_in_parts
+from rlhf_core.probe import Ability, Experiment, measured
+from rlhf_core.types import Scored, Sequences
+
+ScoreKind = Literal["single_logit", "logit_difference"]
+Precision = Literal["float32", "bfloat16", "float16"]
+LABELS = {"single_logit": 1, "logit_difference": 2}
+ABILITIES: tuple[Ability, ...] = (
+    "delete",
+    "replace",
+    "prefix_scores",
+    "embedding_gradients",
+    "attention",
+    "attention_gradients",
+)
+
+
+@final
+class ClassifierReward:
+    """A sequence classifier as a reward model: frozen for good, in eval mode, read by explicit index.
+
+    ``score``: "single_logit" of a one-label head, or "logit_difference", logit of label 1 (positive) minus label 0
+    (negative) of a two-label head. A row is the prompt followed by the response, token ids as given: whatever the
+    classifier was trained to see at either end (EOS, [CLS]) must be among them.
+
+    Raises:
+        ValueError: the number of labels does not fit ``score``, or the head is of an unsupported form.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        score: ScoreKind,
+        micro_batch_tokens: int = 4096,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        nn.Module.eval(model).requires_grad_(False)
+        read_rows_alone(model)
+        self.name = type(model).__name__
+        labels = model.config.num_labels
+        if LABELS.get(score) != labels:
+            fitting = next((kind for kind, n in LABELS.items() if n == labels), None)
+            raise ValueError(
+                f"{self.name} has {labels} label(s); score={score!r} needs {LABELS.get(score, 'another name')}. "
+                + (f"Use score={fitting!r}" if fitting else f"A reward is one of {', '.join(LABELS)}")
+            )
+        if labels != 1 and model.config.problem_type in ("regression", "multi_label_classification"):
+            raise ValueError(
+                f"{self.name} was trained for {model.config.problem_type}: its {labels} labels are separate answers, "
+                "whose difference is no score; train a head of one label, or of two that exclude each other"
+            )
+        if micro_batch_tokens < 1:
+            raise ValueError(f"micro_batch_tokens must be at least 1, got {micro_batch_tokens}")
+        self.kind = score
+        self._budgets = PassBudgets.of(micro_batch_tokens)
+        self.head = find_head(model)
+        self._judge = Judge(model=model, head=self.head, scalar=self._scalar, null_id=null_token(tokenizer))
+        if self.head.reads == "first" and tokenizer.cls_token_id is None:
+            raise ValueError(f"{self.name} reads its score at [CLS], but its tokenizer has no cls token")
+        rounds = model.dtype != torch.float32 or getattr(model, "is_quantized", False)
+        require_own_logits(model, self.head, tolerance=5e-2 if rounds else 1e-4)
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """Settings that decide its scores."""
+        four_bit = bool(getattr(self.model, "is_quantized", False))
+        return {"model": self.name, "score": self.kind, "dtype": self.model.dtype, "four_bit": four_bit}
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of a scoring pass at most, padding included; less than was set, for passes of every kind, once memory
+        has run out."""
+        return self._budgets.scoring.tokens
+
+    @micro_batch_tokens.setter
+    def micro_batch_tokens(self, tokens: int) -> None:
+        self._budgets.put(tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table: every token id must be below."""
+        return int(cast(nn.Embedding, self.model.get_input_embeddings()).weight.shape[0])
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Which token each id stands for."""
+        tokens: dict[str, int] = self.tokenizer.get_vocab()
+        return tokens
+
+    def provides(self, request: EvidenceRequest) -> bool:
+        """Whether ``score`` can answer ``request``."""
+        return not self.why_not(request)
+
+    def why_not(self, request: EvidenceRequest) -> str:
+        """Why ``request`` cannot be answered, in words; empty where it can."""
+        if request.source != "reward":
+            return f"{request} is asked of the {request.source}, not of a reward model"
+        if isinstance(request, AttentionTap):
+            return self._why_no_attention(request)
+        if isinstance(request, HiddenTap):
+            return self._not_causal
+        if isinstance(request, Experiment):
+            reasons = [self._why_unable(ability, request) for ability in sorted(request.uses)]
+            return "; ".join(dict.fromkeys(filter(None, reasons)))
+        return f"a classifier answers AttentionTap, HiddenTap and Experiment requests, not {type(request).__name__}"
+
+    def _why_no_attention(self, request: EvidenceRequest) -> str:
+        if self.head.reads == "several":
+            return f"{self.name} reads its score at several tokens, so no row of attention is the one it is read from"
+        return self._attention if isinstance(self._attention, str) else self._attention.why_not(request)
+
+    def _why_unable(self, ability: str, request: Experiment) -> str:
+        """Why its probe cannot do something that an experiment uses."""
+        if ability in ("attention", "attention_gradients"):
+            # a reader was compared with the maps, so where there is one, there are those of as many layers
+            unread = self._why_no_attention(request)
+            return unread if unread or ability == "attention" else self._no_map_gradients
+        if ability == "prefix_scores":
+            return self._not_causal
+        if ability == "replace" and self._judge.null_id is None:
+            return no_null_token(self.name, "baseline" if "embedding_gradients" in request.uses else "absent")
+        return "" if ability in ABILITIES else f"a classifier's probe knows {', '.join(ABILITIES)}, not {ability}"
+
+    @cached_property
+    def _not_causal(self) -> str:
+        """Why there are no states that know only the beginning of a text; empty where there are."""
+        reason = why_not_causal(self.model, self.head)
+        return reason and f"{self.name} cannot score beginnings: {reason}"
+
+    @cached_property
+    def _no_map_gradients(self) -> str:
+        """Why the score has no gradient with respect to attention maps; empty where it has."""
+        every = torch.ones(1, 5, dtype=torch.bool, device=self.model.device)
+        return why_no_gradients(self.model, lambda hidden: self._judge.scores(hidden, every))
+
+    @cached_property
+    def _attention(self) -> AttentionReader | str:
+        """The checked reader, or why there is none. Built on first use: who asks for no evidence pays nothing."""
+        try:
+            reader = AttentionReader(self.model)
+            reader.check(self.vocab_size)
+        except UnsupportedAttention as reason:
+            return str(reason)
+        return reader
+
+    def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
+        """Raise ValueError, listing every bad row: empty, ids outside the vocabulary, no room for a response of
+        ``max_length`` tokens in the context, or, where the score is read at [CLS], another first token."""
+        lengths, context, cls = [max_length] * len(prompts), context_length(self.model), self.tokenizer.cls_token_id
+        problems = list(prompt_problems(prompts, lengths, vocab_size=self.vocab_size, context=context))
+        if self.head.reads == "first":
+            headless = [row for row, ids in enumerate(prompts) if list(ids[:1]) != [cls]]
+            problems += [f"row {row} does not start with {cls}" for row in headless]
+        if problems:
+            raise ValueError(f"prompts that {self.name} cannot score: {listed(problems)}")
+
+    @torch.no_grad()
+    def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
+        """Score every row, and answer the taps among ``needs``, in one pass a micro-batch; then each experiment, with a
+        probe of its own. Where a pass runs out of memory, all are made smaller, and ``micro_batch_tokens`` stays at
+        what fitted.
+
+        Raises:
+            MemoryError: a single row ran out of memory.
+            ValueError: a row exceeds the context or holds an id outside the vocabulary; a need this model cannot
+                answer, with the reason.
+        """
+        for request in needs:
+            if reason := self.why_not(request):
+                raise ValueError(f"{request} cannot be measured: {reason}")
+        self._require_readable(sequences)
+        experiments = [request for request in needs if isinstance(request, Experiment)]
+        scored = self._scored(sequences, needs - frozenset(experiments))
+        evidence = dict(scored.evidence)
+        evidence |= {request: measured(request, self.probe(sequences)) for request in experiments}
+        return Scored(scores=scored.scores, evidence=evidence)
+
+    def probe(self, sequences: Sequences) -> ClassifierProbe:
+        """A probe of these responses, to measure an experiment alone and see what it costs; raises ValueError for rows
+        that ``score`` would refuse."""
+        self._require_readable(sequences)
+        return ClassifierProbe(judge=self._judge, sequences=sequences, budgets=self._budgets)
+
+    def _scored(self, sequences: Sequences, taps: frozenset[EvidenceRequest]) -> Scored:
+        home, device = sequences.response_ids.device, self.model.device
+        scores = torch.zeros(len(sequences), device=home)
+        evidence = {tap: torch.zeros(tap.shape(*sequences.response_ids.shape), device=home) for tap in taps}
+
+        def score_rows(chosen: Int[Tensor, " row"]) -> None:
+            part = sequences.select(chosen)
+            rows, mask = right_padded(part), part.response_mask.to(device)
+            ids, real = rows.input_ids.to(device), rows.attention_mask.to(device)
+            layout = Layout(
+                response_positions=rows.response_positions.to(device),
+                response_mask=mask,
+                read_positions=self.head.positions(real),
+            )
+            batch_scores, answers = self._forward(ids, real, taps, layout)
+            scores[chosen] = batch_scores.to(home, scores.dtype)
+            for request, answer in answers.items():
+                evidence[request][chosen, : answer.shape[1]] = answer.to(home, scores.dtype)
+
+        cut, budget = partial(micro_batches, sequences), self._budgets.scoring
+        run_in_parts(score_rows, cut, sequences.lengths, budget, phase="scoring")
+        return Scored(scores=scores, evidence=evidence)
+
+    def score_ids(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, " row"]:
+        """Score whole token sequences, each at least two tokens long, exactly as ``score`` does.
+
+        Raises:
+            ValueError: as ``score``; or a row of fewer than two tokens.
+        """
+        if not rows:
+            return torch.zeros(0)
+        for index, row in enumerate(rows):
+            if len(row) < 2:
+                raise ValueError(f"row {index} has {len(row)} tokens; a prompt and a response need at least two")
+        return self.score(_last_token_as_response(rows), frozenset()).scores
+
+    def _forward(
+        self, input_ids: Tensor, attention_mask: Tensor, taps: frozenset[EvidenceRequest], layout: Layout
+    ) -> tuple[Tensor, dict[EvidenceRequest, Tensor]]:
+        attention = [request for request in taps if isinstance(request, AttentionTap)]
+        run = partial(last_hidden, self.model, attention_mask, input_ids=input_ids)
+        found: dict[EvidenceRequest, Tensor] = {}
+        if attention:
+            hidden, answers = cast(AttentionReader, self._attention).read(attention, layout, run)
+            found = dict(answers.items())
+        else:
+            hidden = run()
+        for request in taps:
+            if isinstance(request, HiddenTap):
+                positions, mask = layout.response_positions, layout.response_mask
+                found[request] = read_states(request, hidden, positions, mask, self._judge)
+        return self._judge.scores(hidden, attention_mask), found
+
+    def _scalar(self, logits: Float[Tensor, "batch label"]) -> Float[Tensor, " batch"]:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits[:, 0] if self.kind == "single_logit" else logits[:, 1] - logits[:, 0]
+
+    def _require_readable(self, sequences: Sequences) -> None:
+        """Refuse rows that the model would crash on, or score without a word although it cannot read them."""
+        rows = right_padded(sequences)
+        lengths, limit = rows.attention_mask.sum(1), context_length(self.model)
+        if limit is not None and bool((lengths > limit).any()):
+            row = int((lengths > limit).nonzero()[0])
+            raise ValueError(
+                f"row {row} has {int(lengths[row])} tokens, prompt and response; {self.name} reads at most {limit}"
+            )
+        self._require_known(rows)
+        if self.head.reads == "first" and bool((rows.input_ids[:, 0] != self.tokenizer.cls_token_id).any()):
+            row = int((rows.input_ids[:, 0] != self.tokenizer.cls_token_id).nonzero()[0])
+            raise ValueError(
+                f"row {row} starts with token {int(rows.input_ids[row, 0])}; {self.name} reads its score at the first "
+                f"token, which must be {self.tokenizer.cls_token!r} ({self.tokenizer.cls_token_id})"
+            )
+
+    def _require_known(self, rows: Rows) -> None:
+        unknown = (rows.input_ids < 0) | (rows.input_ids >= self.vocab_size)
+        if bool(unknown.any()):
+            row, column = unknown.nonzero()[0].tolist()
+            raise ValueError(
+                f"row {row} holds token id {int(rows.input_ids[row, column])} at position {column}; "
+                f"{self.name} knows ids 0 to {self.vocab_size - 1}"
+            )
+
+
+def load_reward_model(
+    name_or_path: str,
+    *,
+    score: ScoreKind,
+    four_bit: bool = False,
+    dtype: Precision = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    micro_batch_tokens: int = 4096,
+) -> ClassifierReward:
+    """Load a sequence classifier and its tokenizer from a folder or by hub name; a LoRA adapter that brings its own
+    ``score`` head is loaded onto its base model.
+
+    ``four_bit``: linear layers of the trunk in NF4 with bfloat16 products (Dettmers et al. 2023); everything else,
+    the head included, in ``dtype``. ``score`` as in :class:`ClassifierReward`.
+
+    Raises:
+        ValueError: files that ``require_safe_files`` refuses or that cannot be read; weights missing
+            from the folder (a model without a head would score at random) or left over for trunk or head; labels that
+            do not fit ``score``; ``trust_remote_code`` without a commit hash as ``revision``.
+        FileNotFoundError: no such folder, and no name that a hub could know.
+    """
+    given = ModelSource(
+        name_or_path=name_or_path, revision=revision, trust_remote_code=trust_remote_code, device=device
+    )
+    if dtype not in list(get_args(Precision)):
+        raise ValueError(f"dtype must be one of {', '.join(get_args(Precision))}, got {dtype!r}")
+    with reading(str(name_or_path)):
+        adapter = adapter_folder(given)
+        if adapter is not None:
+            source = replace(given, dtype=cast(DType, dtype), four_bit=four_bit)
+            model, tokenizer = _with_adapter(adapter, source)
+        else:
+            model = _whole(replace(given, four_bit=four_bit), getattr(torch, dtype))
+            tokenizer = find_tokenizer([given])
+        make_lean(model)
+        return ClassifierReward(model, tokenizer, score=score, micro_batch_tokens=micro_batch_tokens)
+
+
+def _whole(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
+    """A classifier that was saved with its head."""
+    factory, products = AutoModelForSequenceClassification, torch.bfloat16
+    model, info = read_model(factory, source, dtype, wanted="classifier", whole=HEAD_NAMES, products=products)
+    require_intact(source.name_or_path, model, info, heads=HEAD_NAMES)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{source.name_or_path}: {type(model).__name__} has no weights for {some(missing)} there and would score "
+            "with random ones. Point to a folder saved from a trained sequence classifier"
+        )
+    keep_unpacked(model)
+    return model
+
+
+def _with_adapter(adapter: str, source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A trunk under a LoRA adapter that brings its own head (see :mod:`models.training.finetuning`)."""
+    require_adapter_kind(source.name_or_path, "classifier", adapter_task(adapter))
+    labels = head_labels(adapter, source.name_or_path)
+    base = base_source(adapter, source)
+    model = load_trunk(base, labels=labels)
+    tokenizer = load_tokenizer([source, base])
+    fit_vocabulary(model, adapter, tokenizer)
+    put_on(model, adapter, trained=False)
+    return model, tokenizer
+
+
+def head_labels(adapter: str, name: str) -> int:
+    """Logits of the ``score`` head that an adapter's folder brings; ``name`` is for the message.
+
+    Raises:
+        ValueError: it brings none.
+    """
+    with safe_open(Path(adapter, WEIGHTS), framework="pt") as weights:
+        heads = [key for key in weights.keys() if key.endswith("score.weight")]  # noqa: SIM118
+        if not heads:
+            raise ValueError(
+                f"{name} is an adapter without a `score` head and would score with a random one; train "
+                "it with modules_to_save=['score'], as benchmarks.prepare does"
+            )
+        labels: int = weights.get_slice(heads[0]).get_shape()[0]
+    return labels
+
+
+def _last_token_as_response(rows: Sequence[Sequence[int]]) -> Sequences:
+    """Sequences whose prompt and response, side by side, are ``rows``."""
+    width = max(len(row) for row in rows) - 1
+    lengths = torch.tensor([len(row) - 1 for row in rows])
+    ones = torch.ones(len(rows), dtype=torch.long)
+    return Sequences(
+        prompt_ids=torch.tensor([[0] * (width - len(row) + 1) + list(row[:-1]) for row in rows]),
+        prompt_mask=torch.arange(width) >= (width - lengths)[:, None],
+        response_ids=torch.tensor([[row[-1]] for row in rows]),
+        response_mask=torch.ones(len(rows), 1, dtype=torch.bool),
+        min_lengths=ones,
+        max_lengths=ones,
+        finished=torch.ones(len(rows), dtype=torch.bool),
+    )

@@ -1,0 +1,5 @@
+"""A run that survives: its loop, folder, checkpoints, identity and loggers.
+
+The trainer stands above it and comes in as a Protocol; no stage of a step imports it.
+Start at :mod:`~rlhf_core.run.fit`.
+"""

@@ -1,0 +1,306 @@
+"""The loop around ``PPOTrainer.step``: figures, samples and checkpoints on the disk, and a run taken up again."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from tqdm import tqdm
+
+from rlhf_core.config import PPOConfig
+from rlhf_core.divergence import StepGuard, UnusableRollout
+from rlhf_core.figures import make_plain
+from rlhf_core.metrics import rollout_metrics
+from rlhf_core.prompts import Prompts, shuffled_batch
+from rlhf_core.rewards import texts
+from rlhf_core.run.checkpoint import TrainerState, checkpoints, prune, save_checkpoint, sweep
+from rlhf_core.run.identity import changed_models, differences, model_measurement, prompt_settings
+from rlhf_core.run.lasting_output import lasting_output
+from rlhf_core.run.loggers import Logger, Rewinds
+from rlhf_core.run.run_folder import METRICS, SAMPLES, SKIPPED, RunFolder
+from rlhf_core.run.stopping import StopRequest, stop_requests
+from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout
+
+SAMPLE_TEXTS = 4
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """What the loop needs of a trainer."""
+
+    policy: Policy
+    reward: RewardModel
+    redistributor: Redistributor
+    config: PPOConfig
+    guard: StepGuard
+    loggers: tuple[Logger, ...]
+    optimizer: torch.optim.Optimizer
+    steps_done: int
+    settings: dict[str, Any]
+    run: dict[str, Any] | None
+    """Prompts, and a measurement of the models, of the run that ``fit`` is at; kept with the state."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether an update has begun."""
+        ...
+
+    def step(self, prompts: Prompts) -> dict[str, float]:
+        """One PPO step."""
+        ...
+
+    def skip(self, reason: str) -> dict[str, float]:
+        """Count a step whose rollout cannot be used."""
+        ...
+
+    def evaluation_rollout(self, prompts: Prompts) -> Rollout:
+        """Responses drawn with the same uniforms at every call."""
+        ...
+
+    def state(self) -> TrainerState:
+        """What it has learned beside the policy."""
+        ...
+
+    def fault(self, checkpoint: Path) -> str:
+        """Why a checkpoint cannot be restored."""
+        ...
+
+    def restore(self, checkpoint: Path) -> None:
+        """Put policy and state back."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What ``fit`` was asked for. Prompts are encoded; ``given`` and ``held_out_given`` are the same in the caller's
+    own words, which are what every step begins with."""
+
+    prompts: list[list[int]]
+    held_out: list[list[int]]
+    given: Prompts
+    held_out_given: Prompts
+    steps: int
+    out: Path
+    eval_every: int
+    save_every: int
+    keep: int | None
+    resume: bool
+
+    def __post_init__(self) -> None:
+        make_plain(self)
+        least = {"steps": 1, "eval_every": 1, "save_every": 0, **({} if self.keep is None else {"keep": 1})}
+        given = {name: getattr(self, name) for name in least}
+        wrong = [name for name, value in given.items() if type(value) is not int or value < least[name]]
+        if wrong:
+            said = "; ".join(
+                f"{name} must be a whole number, {least[name]} or more, got {given[name]!r}" for name in wrong
+            )
+            raise ValueError(f"fit: {said}")
+
+    @property
+    def shown(self) -> Prompts:
+        """Prompts whose responses are written down."""
+        return self.held_out_given if self.held_out else self.given[:SAMPLE_TEXTS]
+
+
+@final
+class Fit:
+    """One call of ``PPOTrainer.fit``."""
+
+    def __init__(self, trainer: Trainer, plan: Plan) -> None:
+        self.trainer, self.plan, self.run = trainer, plan, RunFolder(plan.out)
+        self.figures: dict[str, float] = {}
+
+    def __call__(self) -> None:
+        """Begin the run, or take it up, and take its steps."""
+        resumed = self.plan.resume and self.run.begun
+        with lasting_output():
+            before = None if resumed else self._before()
+            with self.run.claimed():
+                first = self._take_up() if before is None else self._begin(*before)
+                self._loop(first)
+
+    def _loop(self, first: int) -> None:
+        last, who = first + self.plan.steps, type(self.trainer.redistributor).__name__
+        with (
+            stop_requests() as asked,
+            tqdm(total=last, initial=self.trainer.steps_done, desc=who, unit="step", dynamic_ncols=True) as bar,
+        ):
+            while self.trainer.steps_done < last and asked.signal is None:
+                self._step(last)
+                bar.set_postfix(_postfix(self.figures))
+                bar.update()
+            self._end(asked, first)
+
+    def _before(self) -> tuple[Rollout | None, dict[str, Any]]:
+        """What is measured before a run begins: a reward that fails does so before anything is written."""
+        self.run.require_free()
+        return self._evaluation(), self._models()
+
+    def _begin(self, rollout: Rollout | None, models: dict[str, Any]) -> int:
+        self.run.require_free()
+        self.run.begin({**self._stage(), **self._settings(), "models": models})
+        self.trainer.run = self._run(models)
+        self._write_evaluation(rollout)
+        return self.trainer.steps_done
+
+    def _stage(self) -> dict[str, int | bool]:
+        return {"first_step": self.trainer.steps_done, "trained": self.trainer.trained}
+
+    def _take_up(self) -> int:
+        """Compare, restore, and cut the records; the step that the run began with.
+
+        Raises:
+            ValueError: settings or models are not the run's.
+        """
+        noted = self.run.settings()
+        first, trained, models = (noted.pop(name) for name in ("first_step", "trained", "models"))
+        changed = [*differences(noted, self._settings())]
+        now = self._models() if not changed else {}
+        changed = changed or [*changed_models(models, now, self.trainer.policy.compute_dtype)]
+        if changed:
+            raise ValueError(f"fit: {self.plan.out} holds a run with other settings: {'; '.join(changed)}")
+        self.trainer.run = self._run(models)
+        newest = self.run.newest_checkpoint(self.trainer.fault)
+        sweep(self.run.path)
+        if newest is not None:
+            self.trainer.restore(newest)
+        elif self._stage() != {"first_step": first, "trained": trained}:
+            raise ValueError(
+                f"fit: {self.plan.out} holds no checkpoint, and its run began at step {first}, but this trainer is at "
+                f"step {self.trainer.steps_done}, or in the middle of one; give a trainer at step {first}"
+            )
+        if self.trainer.steps_done > first + self.plan.steps:
+            raise ValueError(
+                f"fit: the run in {self.plan.out} is at step {self.trainer.steps_done} already, and steps "
+                f"{self.plan.steps} asks for {first + self.plan.steps} in all"
+            )
+        self.run.cut(self.trainer.steps_done if newest else first - 1)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, Rewinds):
+                logger.rewind(self.trainer.steps_done)
+        if newest is None:
+            self._write_evaluation(self._evaluation())
+        return int(first)
+
+    def _settings(self) -> dict[str, Any]:
+        plan = self.plan
+        return {
+            **self.trainer.settings,
+            **self._prompts(),
+            "eval_every": plan.eval_every,
+        }
+
+    def _run(self, models: dict[str, Any]) -> dict[str, Any]:
+        return {**self._prompts(), "models": models}
+
+    def _prompts(self) -> dict[str, str]:
+        plan = self.plan
+        return prompt_settings(plan.prompts, plan.held_out, plan.given, plan.held_out_given)
+
+    def _models(self) -> dict[str, Any]:
+        trainer, plan = self.trainer, self.plan
+        longest = trainer.config.max_length[1]
+        return model_measurement(trainer.policy, trainer.reward, trainer.redistributor, plan.prompts, longest)
+
+    def _step(self, last: int) -> None:
+        """Take a step, and write down what it gave."""
+        self.figures = figures = self._guarded_step()
+        done, plan = self.trainer.steps_done, self.plan
+        if done % plan.eval_every == 0 or done == last:
+            figures |= self._evaluated()
+        with contextlib.closing(self.run.record(METRICS)) as metrics:
+            for logger in (metrics, *self.trainer.loggers):
+                logger.log(done, figures)
+        sound = self.trainer.guard.in_a_row == 0  # else the last good checkpoint might be pruned for a bad one
+        if done == last or (sound and plan.save_every and done % plan.save_every == 0):
+            self._save()
+
+    def _evaluated(self) -> dict[str, float]:
+        """Write samples down; figures of held-out prompts, unless a number of theirs cannot be used."""
+        try:
+            rollout = self._evaluation()
+        finally:
+            self._write_skipped()
+        self._write_evaluation(rollout)
+        figures = evaluation_figures(rollout) if rollout and self.plan.held_out else {}
+        return {f"eval_{name}": value for name, value in figures.items()}
+
+    def _evaluation(self) -> Rollout | None:
+        """None, and a record with the guard, where a number of it cannot be used."""
+        try:
+            return self.trainer.evaluation_rollout(self.plan.shown)
+        except FloatingPointError as error:
+            self.trainer.guard.skip({"step": self.trainer.steps_done, "what": "evaluation", "reason": str(error)})
+            return None
+
+    def _write_evaluation(self, rollout: Rollout | None) -> None:
+        self._write_skipped()
+        if rollout is not None:
+            self._write_samples(rollout)
+
+    def _guarded_step(self) -> dict[str, float]:
+        """A step, or, where its rollout has figures that are not finite, its being skipped."""
+        trainer = self.trainer
+        try:
+            return trainer.step(shuffled_batch(self.plan.given, trainer.config, trainer.steps_done))
+        except UnusableRollout as error:
+            return trainer.skip(str(error))
+        finally:
+            self._write_skipped()
+
+    def _end(self, asked: StopRequest, first: int) -> None:
+        """Where a signal ended the loop: save what is not saved, and exit as the signal would have."""
+        if asked.signal is None:
+            return
+        done = self.trainer.steps_done
+        if done > first and f"checkpoint-{done}" not in {folder.name for folder in checkpoints(self.run.path)}:
+            self._save()
+        raise SystemExit(asked.exit_status)
+
+    def _save(self) -> None:
+        self.run.flush()
+        trainer = self.trainer
+        folder = self.run.path / f"checkpoint-{trainer.steps_done}"
+        save_checkpoint(folder, trainer.policy, trainer.state(), self.figures)
+        if self.plan.keep is not None and trainer.guard.in_a_row == 0:
+            prune(self.run.path, self.plan.keep)
+
+    def _write_samples(self, rollout: Rollout) -> None:
+        first = torch.arange(min(SAMPLE_TEXTS, len(rollout.sequences)))
+        shown = rollout.sequences.select(first)
+        decoded, responses = texts(self.trainer.policy.decode, shown.prompts(), shown.responses())
+        prompts = list(shown.given) or decoded
+        with contextlib.closing(self.run.record(SAMPLES)) as samples:
+            for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+                samples.write(
+                    {
+                        "step": self.trainer.steps_done,
+                        "prompt": prompt,
+                        "response": response,
+                        "score": float(rollout.raw_scores[row]),
+                        "length": int(rollout.sequences.response_lengths[row]),
+                        "finished": bool(rollout.sequences.finished[row]),
+                    }
+                )
+
+    def _write_skipped(self) -> None:
+        """Move the guard's records to the disk."""
+        if not self.trainer.guard.skipped:
+            return
+        with contextlib.closing(self.run.record(SKIPPED)) as file:
+            for record in self.trainer.guard.skipped:
+                file.write(record)
+        self.trainer.guard.skipped.clear()
+
+
+def evaluation_figures(rollout: Rollout) -> dict[str, float]:
+    """Score, k1 and length."""
+    figures = rollout_metrics(rollout)
+    return {name: figures[name] for name in ("score", "kl", "length")}
+
+
+def _postfix(figures: dict[str, float]) -> dict[str, str]:
+    shown = {"reward": "score", "KL": "kl", "value loss": "value_loss", "tok/s": "tokens_per_second"}
+    return {label: f"{figures[name]:.3g}" for label, name in shown.items() if name in figures}

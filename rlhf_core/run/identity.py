@@ -1,0 +1,231 @@
+"""What a run is: its settings and a measurement of its models, so that another is not taken for it."""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, is_dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from rlhf_core.checks import log_ratio_bounds
+from rlhf_core.config import PPOConfig
+from rlhf_core.divergence import UnusableRollout
+from rlhf_core.evidence import AuxiliaryLogprobs
+from rlhf_core.files.file_errors import reading
+from rlhf_core.prompts import Prompts, own_texts
+from rlhf_core.rewards import TextReward, TokenReward
+from rlhf_core.run.description import HasIdentity, code_of, described
+from rlhf_core.run.model_card import versions
+from rlhf_core.types import Policy, Redistributor, RewardModel, Sequences
+
+MAY_CHANGE = frozenset(
+    {"eval_every", "config.micro_batch_tokens", "config.sampling_tokens", "config.first_step_checks"}
+)
+"""What decides how a run is computed or logged, not what comes out of it beyond rounding."""
+MEASURED = 4
+SCORE_TOLERANCE = 1e-2
+
+
+def trainer_settings(
+    config: PPOConfig,
+    redistributor: Redistributor,
+    policy: Policy,
+    reward: RewardModel,
+    optimizer: torch.optim.Optimizer,
+) -> dict[str, Any]:
+    """Everything that a trainer's numbers follow from beside weights and prompts, as JSON gives it back. To be asked
+    for before anything is learned: a method that learns is known by what it was before."""
+    settings = {
+        "config": asdict(config),
+        "redistributor": described(redistributor),
+        "policy": described(policy) if isinstance(policy, HasIdentity) else "",
+        "reward": described(reward) if isinstance(reward, HasIdentity) or is_dataclass(reward) else _name(reward),
+        "optimizer": f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in optimizer.defaults.items())})",
+        "parameter_groups": [*map(_group, optimizer.param_groups)],
+    }
+    return as_json(settings)
+
+
+def made_with(reward: RewardModel) -> dict[str, str]:
+    """What may be put right or brought up to date while a run stands still, and may move its numbers: said where it
+    has changed, and gone on with."""
+    scorer = getattr(reward, "fn", None)
+    return {**dict(versions()), "code of the reward function": code_of(scorer) if callable(scorer) else ""}
+
+
+def warn_of_changes(noted: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Say which part of ``made_with`` is another now."""
+    changed = "; ".join(differences(noted, now))
+    if changed:
+        words = f"{where} was made with other versions, and its numbers may go on otherwise: {changed}"
+        warnings.warn(words, RuntimeWarning, stacklevel=2)
+
+
+def prompt_settings(
+    prompts: Sequence[Sequence[int]],
+    held_out: Sequence[Sequence[int]],
+    given: Prompts = (),
+    held_out_given: Prompts = (),
+) -> dict[str, str]:
+    """Which prompts a run learns from and is evaluated on: their ids, and the caller's own texts, which a callable
+    reads and which may be other texts of the same ids."""
+    return {"prompts": _hash(prompts, own_texts(given)), "eval_prompts": _hash(held_out, own_texts(held_out_given))}
+
+
+def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file: tuples are lists."""
+    found: dict[str, Any] = json.loads(json.dumps(settings))
+    return found
+
+
+def differences(noted: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Each setting that is another now and must not be, in words."""
+    for name in sorted(noted.keys() | now.keys()):
+        was, is_now = noted.get(name), now.get(name)
+        if isinstance(was, dict) and isinstance(is_now, dict):
+            yield from differences(was, is_now, f"{prefix}{name}.")
+        elif was != is_now and f"{prefix}{name}" not in MAY_CHANGE:
+            yield f"{prefix}{name} was {was!r} and is {is_now!r}"
+
+
+@torch.no_grad()
+def model_measurement(
+    policy: Policy, reward: RewardModel, redistributor: Redistributor, prompts: Sequence[Sequence[int]], longest: int
+) -> dict[str, Any]:
+    """What the models that do not learn say of the first prompts, each with itself for a response: mean log-probability
+    (nats a token) under the reference and the auxiliaries that the redistributor reads, and score; and those prompts,
+    so that they can be asked again.
+    A callable's scores are left out, as it need not answer twice alike, and those that are not finite or cannot be had
+    of such responses."""
+    asked = [list(prompt) for prompt in prompts[:MEASURED]]
+    sequences = _repeated(asked, longest)
+    lengths = sequences.response_mask.sum(1).cpu()
+    beside = frozenset(request for request in redistributor.needs if isinstance(request, AuxiliaryLogprobs))
+    told = {"reference": policy.reference_logprobs(sequences)}
+    if beside:
+        evidence = policy.evaluate(sequences, beside).evidence
+        told |= {f"auxiliary {request.name}": evidence[request] for request in beside}
+    said = {what: (logprobs.sum(1).cpu() / lengths).tolist() for what, logprobs in sorted(told.items())}
+    if not isinstance(reward, TextReward | TokenReward):
+        with suppress(UnusableRollout):
+            scores = reward.score(sequences, frozenset()).scores
+            if bool(torch.isfinite(scores).all()):
+                said["scores"] = scores.tolist()
+    return {"prompts": asked, "longest": longest, "said": said}
+
+
+def measured_again(
+    noted: object, policy: Policy, reward: RewardModel, redistributor: Redistributor, where: str
+) -> dict[str, Any]:
+    """The same of the models as they are now.
+
+    Raises:
+        ValueError: prompts that this policy cannot read, or what no measurement is.
+    """
+    given = noted if isinstance(noted, dict) else {}
+    prompts, longest = given.get("prompts"), given.get("longest")
+    rows = isinstance(prompts, list) and all(
+        isinstance(row, list) and all(type(i) is int and 0 <= i < 2**31 for i in row) for row in prompts
+    )
+    if not (rows and prompts) or type(longest) is not int or not 0 < longest < 2**31:
+        raise ValueError(
+            f"{where}: what its models were measured on is damaged: prompts {prompts!r}, longest {longest!r}"
+        )
+    with reading(where):
+        policy.validate(prompts, longest)
+    return model_measurement(policy, reward, redistributor, prompts, longest)
+
+
+@runtime_checkable
+class OfARun(Protocol):
+    """What of a trainer decides which checkpoints are its own."""
+
+    policy: Policy
+    reward: RewardModel
+    redistributor: Redistributor
+    settings: dict[str, Any]
+    run: dict[str, Any] | None
+    """Prompts and models of the run at hand; None before there is one."""
+
+
+def require_same_run(trainer: OfARun, numbers: Mapping[str, Any], checkpoint: Path) -> None:
+    """Refuse what the state of a ``checkpoint`` says where it is another run's than the trainer's; versions that are
+    others by now are only said.
+
+    Raises:
+        ValueError: naming every difference.
+    """
+    identity, run = numbers["identity"], numbers["run"]
+    if not isinstance(identity, dict) or not (run is None or isinstance(run, dict)):
+        raise ValueError(f"{checkpoint}: its state does not say which run it is of: {identity!r}, {run!r}")
+    before = {**identity, **{name: numbers[name] for name in ("config", "redistributor")}}
+    versions, now = before.pop("made_with", None), dict(trainer.settings)
+    models = None if run is None else run.get("models")
+    if run is not None and trainer.run is not None:  # one made by hand has no prompts to compare
+        before |= {name: value for name, value in run.items() if name != "models"}
+        now |= {name: value for name, value in trainer.run.items() if name != "models"}
+    changed = [*differences(before, now)]
+    if models is not None and not changed:
+        again = measured_again(models, trainer.policy, trainer.reward, trainer.redistributor, str(checkpoint))
+        changed = [*changed_models(models, again, trainer.policy.compute_dtype)]
+    if changed:
+        raise ValueError(f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}")
+    warn_of_changes(versions if isinstance(versions, dict) else {}, made_with(trainer.reward), str(checkpoint))
+
+
+def changed_models(noted: Mapping[str, Any], now: Mapping[str, Any], dtype: torch.dtype) -> Iterator[str]:
+    """Which of the models answers otherwise than it did when the run began, in words."""
+    allowed, _ = log_ratio_bounds(dtype)
+    said = noted.get("said")
+    before_said: Mapping[str, Any] = said if isinstance(said, dict) else {"reference": said}
+    for what in sorted({"reference", *before_said} & now["said"].keys()):
+        before, after, tolerance = before_said.get(what), now["said"][what], SCORE_TOLERANCE
+        if what != "scores":
+            tolerance = 10 * allowed
+        if not _alike(before, after, tolerance):
+            yield f"{what} of the first prompts were {before} and are {after}"
+
+
+def _alike(before: object, after: list[float], tolerance: float) -> bool:
+    if not isinstance(before, list) or len(before) != len(after) or not all(map(_is_measured, before)):
+        return False
+    return all(abs(one - other) <= tolerance * max(abs(one), 1) for one, other in zip(before, after, strict=True))
+
+
+def _is_measured(number: object) -> bool:
+    return type(number) in (int, float) and -1e38 < number < 1e38  # type: ignore[operator]  # a number by then
+
+
+def _repeated(prompts: Sequence[Sequence[int]], longest: int) -> Sequences:
+    """Each prompt, and itself for a response, cut to ``longest`` tokens."""
+    responses = [prompt[:longest] for prompt in prompts]
+    before, after = max(map(len, prompts)), max(map(len, responses))
+    lengths = torch.tensor(list(map(len, responses)))
+    return Sequences(
+        prompt_ids=torch.tensor([[*[0] * (before - len(row)), *row] for row in prompts]),
+        prompt_mask=torch.tensor([[False] * (before - len(row)) + [True] * len(row) for row in prompts]),
+        response_ids=torch.tensor([[*row, *[0] * (after - len(row))] for row in responses]),
+        response_mask=torch.arange(after) < lengths[:, None],
+        min_lengths=torch.zeros_like(lengths),
+        max_lengths=lengths,
+        finished=lengths > 0,
+    )
+
+
+def _name(model: object) -> str:
+    return type(model).__qualname__
+
+
+def _group(group: Mapping[str, Any]) -> str:
+    """A group of parameters: how many, and how they are trained; the learning rate is the schedule's to move."""
+    settings = {name: value for name, value in group.items() if name not in ("params", "lr")}
+    return f"{len(group['params'])} parameters, {described(settings)}"
+
+
+def _hash(prompts: Sequence[Sequence[int]], texts: Sequence[str]) -> str:
+    content = json.dumps([[list(row) for row in prompts], list(texts)])
+    return f"{len(prompts)} prompts, sha256 {sha256(content.encode()).hexdigest()}"

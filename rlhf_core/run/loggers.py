@@ -1,0 +1,171 @@
+"""Where a run's figures go: JSON lines always, TensorBoard and Weights & Biases as extras."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+from rlhf_core.files.disk_errors import told_where_unwritable
+from rlhf_core.files.plain_files import open_plain, replace
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """Receives the metrics of every step."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of one step."""
+        ...
+
+    def close(self) -> None:
+        """Called by whoever made it, after the last step."""
+        ...
+
+
+@runtime_checkable
+class Rewinds(Protocol):
+    """A logger that can go back, for a run that is taken up again at an earlier step than it had reached."""
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged of later steps than ``step``, or let it stand for what will be logged of them again."""
+        ...
+
+
+class JSONLines:
+    """Appends one JSON object per record. As "new" it refuses a file that exists, so that nothing is ever mixed up or
+    overwritten."""
+
+    def __init__(self, path: Path, mode: Literal["new", "append"] = "new") -> None:
+        if mode == "new" and path.exists():
+            raise FileExistsError(f"{path} exists; choose another folder, or move that file away")
+        self._path = path
+        self._file = _to_append(path)
+
+    def write(self, record: Mapping[str, object]) -> None:
+        """One line, whole or not at all, at once, so that a killed run keeps what it had.
+
+        Raises:
+            ValueError: NaN, which JSON has not.
+            OSError: there is no room, or another fault of the disk; says which file, and the way out.
+        """
+        left = (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n").encode()
+        with told_where_unwritable(self._path):
+            before = os.fstat(self._file.fileno()).st_size
+            try:
+                while left:
+                    left = left[self._file.write(left) :]
+            except OSError:
+                with contextlib.suppress(OSError):  # what is no regular file cannot be cut
+                    self._file.truncate(before)
+                raise
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The metrics of one step; a value that is not finite is written as its name, for example "nan"."""
+        self.write({"step": step, **{name: shown(value) for name, value in metrics.items()}})
+
+    def rewind(self, step: int) -> None:
+        """Drop the records of later steps, and a last line that was cut short; raises ValueError for other lines."""
+        self._file.close()
+        drop_later(self._path, step)
+        self._file = _to_append(self._path)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _to_append(path: Path) -> FileIO:
+    """Without a buffer, in which half a line could wait for its next chance."""
+    with told_where_unwritable(path):
+        return path.open("ab", buffering=0)
+
+
+def shown(value: float) -> float | str:
+    """A number as JSON can hold it: NaN and infinity by name."""
+    return value if math.isfinite(value) else str(value)
+
+
+def drop_later(path: Path, step: int) -> None:
+    """Keep the lines of ``path`` up to those of ``step``; written whole or not at all.
+
+    Raises:
+        ValueError: a line that is no record of a step, or what is no regular file.
+    """
+    with open_plain(path) as file:
+        *lines, _ = file.read().split(b"\n")  # what follows the last line's end is nothing, or a line cut short
+    replace(path, b"".join(_until(path, lines, step)))
+
+
+def _until(path: Path, lines: Sequence[bytes], step: int) -> Iterator[bytes]:
+    for number, line in enumerate(lines, 1):
+        try:
+            later = json.loads(line)["step"] > step
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from None
+        if not later:
+            yield line + b"\n"
+
+
+class TensorBoard:
+    """Writes scalars for TensorBoard; needs ``pip install dense-rlhf[tensorboard]``."""
+
+    def __init__(self, folder: str) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError("TensorBoard logging needs: pip install 'dense-rlhf[tensorboard]'") from error
+        self._write_from = partial(SummaryWriter, folder)
+        self._writer = self._write_from()
+
+    def rewind(self, step: int) -> None:
+        """Go on in a new file of events that takes the place of the others' later steps."""
+        self._writer.close()
+        self._writer = self._write_from(purge_step=step + 1)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One scalar per metric."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """Logs to a Weights & Biases run; needs ``pip install dense-rlhf[wandb]``. This is the only logger that uses the
+    network.
+
+    A run that is taken up again by another process is another one there, which begins where the first was cut, unless
+    ``run_id`` names one to go on with. What has been sent cannot be taken back: steps that are taken again are not sent
+    again.
+    """
+
+    def __init__(self, project: str, name: str | None = None, *, run_id: str | None = None) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError("Weights & Biases logging needs: pip install 'dense-rlhf[wandb]'") from error
+        going_on = {} if run_id is None else {"id": run_id, "resume": "allow"}
+        self._run = wandb.init(project=project, name=name, **going_on)
+        self._sent = -1 if run_id is None else self._run.starting_step - 1
+        self._skipped_until = -1
+
+    def rewind(self, step: int) -> None:
+        """Send nothing until the last step that was sent has been passed."""
+        self._skipped_until = self._sent
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """All metrics of the step at once."""
+        if step > self._skipped_until:
+            self._run.log(dict(metrics), step=step)
+            self._sent = step
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()

@@ -1,0 +1,179 @@
+"""Scorers that say themselves which part of a response earned what: process reward models, rule checkers.
+
+The score of a response is the sum of what its parts earned; ``OwnTokenRewards`` asks for the parts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from reprlib import repr as shortened
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rlhf_core.evidence import EvidenceRequest, Source
+from rlhf_core.rewards import Decode, texts
+from rlhf_core.scorers.callable_probe import UNDEMANDING
+from rlhf_core.scorers.spans import as_spans, byte_offsets, ends_of_prefixes, row_shares, shared_bytes
+from rlhf_core.types import Scored, Sequences
+
+Span = tuple[int, int, float]
+SpanScorer = Callable[[list[str], list[str]], Sequence[Sequence[Span]]]
+TokenScorer = Callable[[list[list[int]], list[list[int]]], Sequence[Sequence[float]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnTokenRewards(EvidenceRequest):
+    """What the scorer itself gave each response token, (batch, response), in raw score units; rows sum to the raw
+    scores."""
+
+    source: Source = "reward"
+
+
+@dataclass(frozen=True)
+class PerTokenReward:
+    """``fn(prompt_ids, response_ids)`` with a reward for every response token, as a reward model.
+
+    ``fn`` gets token ids without padding, EOS included, and returns as many numbers for each response as it has tokens.
+    """
+
+    fn: TokenScorer
+
+    def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
+        """The sums, and the rewards themselves where asked for.
+
+        Raises:
+            ValueError: not one list a response, or one of another length than its response; names the row.
+        """
+        given = _one_each(self.fn(sequences.prompts(), sequences.responses()), sequences, self.fn)
+        rewards = torch.zeros(sequences.response_mask.shape, dtype=torch.float64)
+        for row, (numbers, length) in enumerate(zip(given, sequences.response_lengths.tolist(), strict=True)):
+            found = _numbers(numbers, f"reward {self.fn!r}, row {row}")
+            if found.shape != (length,):
+                raise ValueError(
+                    f"reward {self.fn!r} returned rewards of shape {tuple(found.shape)} for row {row}, whose response "
+                    f"has {length} tokens, EOS included"
+                )
+            rewards[row, :length] = found
+        return _scored(rewards, sequences, needs)
+
+    def provides(self, request: EvidenceRequest) -> bool:
+        """Its own rewards and nothing else."""
+        return isinstance(request, OwnTokenRewards)
+
+    def why_not(self, request: EvidenceRequest) -> str:
+        """Why a request cannot be answered."""
+        return why_not(request)
+
+
+@dataclass(frozen=True)
+class SpanReward:
+    """``fn(prompts, responses)`` with rewards for spans of the responses' texts, as a reward model.
+
+    For each response, ``fn`` returns (start, end, reward) with 0 <= start < end <= the number of its characters; spans
+    may overlap and leave gaps. Each reward is split over the tokens it covers by bytes. A response without text (EOS
+    alone) has one possible span, (0, 0), which is its last token's. ``decode`` is the policy's: see ``TextReward`` for
+    what it makes of special tokens, and for whose words the prompts are.
+    """
+
+    fn: SpanScorer
+    decode: Decode
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """The function alone: texts are the policy's."""
+        return {"fn": self.fn}
+
+    def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
+        """The sum of each response's rewards, and where asked for, what of it each token has.
+
+        Raises:
+            ValueError: not one list of spans a response, or a span that is none or lies outside; names the row.
+        """
+        prompts, responses = texts(self.decode, sequences.prompts(), sequences.responses())
+        given = _one_each(self.fn(list(sequences.given) or prompts, responses), sequences, self.fn)
+        rewards = torch.zeros(sequences.response_mask.shape, dtype=torch.float64)
+        for row, (spans, text) in enumerate(zip(given, responses, strict=True)):
+            where, earned = _spans(spans, text, f"reward {self.fn!r}, row {row}")
+            tokens = self._token_spans(sequences, row, prompts[row], text)
+            rewards[row, : len(tokens)] = earned.double() @ row_shares(shared_bytes(where, tokens)).double()
+        return _scored(rewards, sequences, needs)
+
+    def provides(self, request: EvidenceRequest) -> bool:
+        """Its own rewards and nothing else."""
+        return isinstance(request, OwnTokenRewards)
+
+    def why_not(self, request: EvidenceRequest) -> str:
+        """Why a request cannot be answered."""
+        return why_not(request)
+
+    def _token_spans(self, sequences: Sequences, row: int, prompt: str, response: str) -> Int[Tensor, "token 2"]:
+        """Counted from where the response starts; the first token's covers what comes before it too."""
+        before, ids = sequences.prompts()[row], sequences.responses()[row]
+        if self.decode([[*before, *ids]])[0] != prompt + response:  # decoded by itself: see texts
+            before, prompt = [], ""
+        prefixes = self.decode([[*before, *ids[: k + 1]] for k in range(len(ids))])
+        return as_spans(ends_of_prefixes(prefixes, prompt + response)) - len(prompt.encode())
+
+
+def why_not(request: EvidenceRequest) -> str:
+    """Why a scorer of parts cannot answer a request, in words, and what works with one; empty where it can."""
+    if isinstance(request, OwnTokenRewards):
+        return ""
+    return (
+        "a scorer with rewards of its own shows OwnTokenRewards and nothing else; these methods work with one: "
+        f"OwnRewards, {UNDEMANDING}"
+    )
+
+
+def _spans(given: Any, text: str, who: str) -> tuple[Int[Tensor, "span 2"], Float[Tensor, " span"]]:
+    """Start and end byte of each span, and its reward."""
+    found = _numbers(given, who)
+    if not len(found):
+        return torch.zeros(0, 2, dtype=torch.long), torch.zeros(0)
+    if found.ndim != 2 or found.shape[1] != 3:
+        raise ValueError(f"{who}: spans are (start, end, reward), got {shortened(given)}")
+    offsets = byte_offsets(text)
+    for start, end, _ in found.tolist():
+        whole = start == int(start) and end == int(end)
+        if not (whole and (0 <= start < end <= len(text) or start == end == len(text) == 0)):
+            raise ValueError(
+                f"{who}: the span ({start:g}, {end:g}) does not fit its response of {len(text)} characters, "
+                f"{shortened(text)}; a span is start < end, counted in characters from 0"
+            )
+    in_bytes = [[offsets[int(start)], offsets[int(end)]] for start, end, _ in found.tolist()]
+    return torch.tensor(in_bytes), found[:, 2]
+
+
+def _one_each(given: Any, sequences: Sequences, fn: object) -> Sequence[Any]:
+    if not hasattr(given, "__len__") or isinstance(given, str | dict) or len(given) != len(sequences):
+        raise ValueError(
+            f"reward {fn!r} must return one list for each of the {len(sequences)} responses, got {shortened(given)}"
+        )
+    return list(given)
+
+
+def _numbers(given: Any, who: str) -> Float[Tensor, "..."]:
+    """In float64, which holds every position.
+
+    Raises:
+        ValueError: something that is no number, or not a finite one.
+    """
+    try:
+        found = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{who}: numbers were due, got {shortened(given)}") from error
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(f"{who}: rewards must be finite, got {shortened(given)}")
+    return found
+
+
+def _scored(
+    rewards: Float[Tensor, "batch response"], sequences: Sequences, needs: frozenset[EvidenceRequest]
+) -> Scored:
+    for request in needs:
+        if reason := why_not(request):
+            raise ValueError(f"{request} cannot be measured: {reason}")
+    rewards = rewards.float().to(sequences.response_ids.device)
+    return Scored(scores=rewards.sum(1), evidence=dict.fromkeys(needs, rewards))

@@ -1,0 +1,221 @@
+"""The throughput and evidence benchmarks: what they count, that they compare equals, and that they run."""
+
+import csv
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks import evidence_cost, levers, sampling_speed, throughput
+from benchmarks.cost.machine_floor import Rates, Work, flop_counter
+from benchmarks.cost.throughput_case import PHASES, Case, Engine
+from benchmarks.throughput import comparison, phases, require_same_maths, require_same_work, timing
+from rlhf_core.trainer import PPOTrainer
+
+TINY = Case(layers=2, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
+
+
+def test_the_least_time_is_the_slower_of_arithmetic_and_memory():
+    rates = Rates(flops=100.0, bytes=10.0)
+    assert Work(flops=200.0, bytes=10.0).least(rates) == 2
+    assert Work(flops=200.0, bytes=50.0).least(rates) == 5
+
+
+def test_attention_on_a_cpu_is_counted():
+    q, k, v = (torch.randn(2, 3, 5, 16, requires_grad=True) for _ in range(3))
+    product = 2 * (2 * 3 * 5 * 5 * 16)
+    with flop_counter() as counter:
+        out = scaled_dot_product_attention(q, k, v, is_causal=True)
+        assert counter.get_total_flops() == 2 * product
+        out.sum().backward()
+    assert counter.get_total_flops() == (2 + 5) * product  # the backward pass makes the weights again
+
+
+def test_a_step_is_counted_and_timed_by_phase():
+    engine = Engine(TINY)
+    counted, work = engine.counted_step()
+    assert tuple(work) == PHASES
+    weights, step = engine.weights, engine.step()
+    prompts, tokens = sum(map(len, engine.prompts(0))), counted["tokens"]
+    assert counted["optimizer_steps"] == 4 * 2
+    # beside attention: 2 operations a weight and token; embeddings are looked up, the head is on responses only
+    head, positions = 64 * 64, 1024 * 64
+    trunk = weights - head - positions
+    passes = work["log-probabilities"].flops / 2
+    assert passes == pytest.approx(2 * trunk * (prompts + tokens) + 2 * head * tokens, rel=0.35)  # padding, attention
+    assert work["update"].flops == pytest.approx(4 * 3 * passes, rel=0.25)
+    assert work["optimizer"].flops == 0 < work["optimizer"].bytes
+    assert set(step["phases"]) == set(PHASES)
+    assert sum(step["phases"].values()) <= step["cpu_seconds"]
+    assert len(step["lengths"]) == 4
+
+
+def test_engines_that_do_other_work_are_refused():
+    done = {"tokens": 40, "optimizer_steps": 8}
+    require_same_work(done, done, "other")
+    with pytest.raises(RuntimeError, match="other took 9 optimizer_steps where ours took 8: not the same work"):
+        require_same_work(done, {**done, "optimizer_steps": 9}, "other")
+    same = {"logprob": -1.0, "score": 2.0}
+    require_same_maths(same, same, "other")
+    with pytest.raises(RuntimeError, match=r"score of one response is 2.0 here and 2.1 in other: not the same"):
+        require_same_maths(same, {**same, "score": 2.1}, "other")
+
+
+@pytest.mark.parametrize("name", throughput.CASES)
+def test_every_case_can_be_built_and_is_quiet_before_it_learns(name):
+    case = throughput.CASES[name]
+    if case.four_bit != "none":
+        pytest.importorskip("bitsandbytes")
+    small = replace(case, layers=1, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
+    noise = Engine(small).noise()
+    assert noise["mean"] <= noise["max"] < (1e-5 if case.dtype == "float32" else 0.1)
+    assert noise["reference"] == 0
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+def step(seconds: float, tokens: int = 10) -> dict:
+    phases = dict.fromkeys(PHASES, seconds / len(PHASES))
+    return {"cpu_seconds": seconds, "phases": phases, "peak_bytes": 2**30, "tokens": tokens}
+
+
+def test_ratios_are_to_the_step_beside():
+    mine = timing("ours", TINY, [(step(1.0), step(2.0)), (step(4.0), step(4.0))])
+    theirs = timing("theirs", TINY, [(step(2.0), step(1.0)), (step(12.0, tokens=20), step(4.0))])
+    assert theirs.ratios() == [2.0, 3.0]
+    counted = {
+        "tokens": 10,
+        "floor": dict.fromkeys(PHASES, 0.0) | {"update": 0.5},
+        "rates": {"flops": 1e9, "bytes": 1e9},
+    }
+    table = comparison({"a": [mine, theirs]}, {"a": counted})
+    assert table.rows[0][:4] == ("a", "ours", "1.00–2.50–4.00", "0.500–0.750–1.00")
+    assert table.rows[1][3:] == ("2.00–2.50–3.00", (2 / 0.5 + 12 / 1.0) / 2, 1.0, (10 / 2 + 20 / 12) / 2)
+    of = {row[1]: row[2:] for row in phases({"a": [mine]}, {"a": counted}).rows}
+    assert of["score"][2] is None
+    assert of["update"] == pytest.approx((2.5 / 7, (70 / 1 + 70 / 4) / 2, (1 / 7 / 0.5 + 4 / 7 / 0.5) / 2))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--cases", "[nothing]"], "cases must be of paper, minibatch-16, long"),
+        (["--repeats", "0"], "repeats must be 1 or more"),
+        (["--against", "trl-0.7.4", "--published_python", sys.executable, "--cases", "[bf16]"], "float32 and full"),
+        (["--against", "trl-0.7.4", "--published_python", sys.executable, "--sweep", "true"], "leave out --against"),
+        (["--variants", "[fused]"], "variants must be of as run; fused Adam"),
+        (["--against", "trl-0.7.4"], "published_stack/install.sh DIR, then give --published_python"),
+    ],
+)
+def test_settings_that_cannot_be_say_what_to_do(flags, words, capsys):
+    with pytest.raises(SystemExit):
+        throughput.main(flags)
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_command_writes_both_tables(tmp_path, monkeypatch):
+    monkeypatch.setitem(throughput.CASES, "tiny", TINY)
+    throughput.main(["--cases", "[tiny]", "--repeats", "2", "--out", str(tmp_path)])
+    rows = rows_of(tmp_path / "table.csv")
+    assert [row["engine"] for row in rows] == ["ours"]
+    assert [row["phase"] for row in rows_of(tmp_path / "phases.csv")] == list(PHASES)
+    (noise,) = rows_of(tmp_path / "noise.csv")
+    assert 0 < float(noise["|log ratio|, max"]) < float(noise["allowed"]) == 1e-4
+    with pytest.raises(SystemExit, match="is not empty; choose another --out, or pass --overwrite true"):
+        throughput.main(["--cases", "[tiny]", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])  # it may have ended before it is asked, or after
+def test_a_worker_that_dies_says_why(seconds):
+    command = [sys.executable, "-c", "raise SystemExit('prompts_ cannot be')"]
+    with throughput.process(command, {}) as ask:
+        time.sleep(seconds)
+        with pytest.raises(RuntimeError, match=r"ended with 1:[\s\S]*prompts_ cannot be"):
+            ask(do="step")
+
+
+def test_evidence_costs_are_measured(tmp_path):
+    sizes = ["--tokens", "[32]", "--rows", "[2]", "--layers", "2", "--seconds", "0"]
+    evidence_cost.main([*sizes, "--step_tokens", "[]", "--out", str(tmp_path / "passes")])
+    rows = {row["evidence"]: row for row in rows_of(tmp_path / "passes" / "table.csv")}
+    assert set(rows) == {"abc", "prefix-difference", "abc-d", "abc-d2"}
+    more = {name: float(row["FLOPs"].rstrip(" %")) for name, row in rows.items()}
+    assert min(more.values()) >= 0
+    assert more["abc"] < more["abc-d"]
+
+
+def test_evidence_costs_a_step_less_than_its_pass(tmp_path):
+    sizes = ["--tokens", "[32]", "--step_tokens", "[32]", "--rows", "[1]", "--layers", "1", "--seconds", "0"]
+    evidence_cost.main([*sizes, "--redistributors", "[abc-d]", "--out", str(tmp_path)])
+    more = {row["pass"]: float(row["FLOPs"].rstrip(" %")) for row in rows_of(tmp_path / "table.csv")}
+    assert 0 < more["step"] < more["log-probabilities"]
+
+
+def test_steps_that_do_other_work_are_not_compared(monkeypatch):
+    models = evidence_cost.models(evidence_cost.Settings(tokens=(8,), step_tokens=(8,), layers=1))
+    take = evidence_cost.step("sparse", models, rows=1, tokens=8)
+    take()
+    figures = {"length": 4.0, "skipped_minibatches": 0.0, "refused_minibatches": 0.0}
+    for name in figures:
+        monkeypatch.setattr(PPOTrainer, "step", lambda *_, other=name: figures | {other: 1.0})
+        with pytest.raises(RuntimeError, match="sparse"):
+            take()
+
+
+def test_samplers_draw_the_same_tokens_or_are_not_compared(tmp_path, monkeypatch):
+    monkeypatch.setitem(sampling_speed.LENGTHS, "short", (2, 5))
+    settings = sampling_speed.Settings(size="small", prompts=3)
+    samplers = sampling_speed.Samplers(settings, (2, 5))
+    assert [len(row) for row in samplers.ours()] == samplers.lengths.tolist()
+    samplers.require_same_tokens()
+    monkeypatch.setattr(samplers, "ours", lambda: [[1], [2], [3]])
+    with pytest.raises(RuntimeError, match="one by one, with attentions draws other tokens than ours"):
+        samplers.require_same_tokens()
+    arguments = ["--size", "small", "--prompts", "3", "--lengths", "[short]", "--repeats", "2", "--out", str(tmp_path)]
+    sampling_speed.main(arguments)
+    against = [row["against ours"] for row in rows_of(tmp_path / "table.csv")]
+    assert against == ["one by one, with attentions", "left-padded batch", "ours again"]
+    with pytest.raises(SystemExit):
+        sampling_speed.main(["--lengths", "[medium]"])
+
+
+def test_levers_are_compared_with_what_does_the_same(tmp_path):
+    for name, _, ours, theirs in levers.levers(levers.SHAPES["small"]):
+        mine, other = ours(), theirs()
+        if isinstance(mine, torch.Tensor):
+            torch.testing.assert_close(mine, other, msg=name)
+    levers.main(["--size", "small", "--seconds", "0", "--out", str(tmp_path)])
+    assert len(rows_of(tmp_path / "table.csv")) == 10
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_freed_memory_is_kept():
+    """In a process of its own: pages fetched from the system for 64 MiB that were had before, with and without."""
+    code = """
+import resource, sys, torch
+from rlhf_core.run.allocation import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+torch.ones(2**24).sum()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    torch.ones(2**24).sum()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    root = Path(__file__).parents[3]
+    faults = {
+        kind: int(
+            subprocess.run(
+                [sys.executable, "-c", code, kind], cwd=root, capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for kind in ("keep", "leave")
+    }
+    assert 3 * faults["keep"] < faults["leave"]

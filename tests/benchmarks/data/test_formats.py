@@ -1,0 +1,287 @@
+"""Every form preference data come in, every fault a row can have, and prompts as models read them."""
+
+import json
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from benchmarks.data.formats import Comparison, Demonstration, Turn, comparison, demonstration, key
+from benchmarks.data.preference_records import Tokens, read_comparisons, read_demonstrations, reading, split_prompts
+from benchmarks.data.records import HUB, RowFault, fingerprints, read_rows
+from benchmarks.data.templates import CHAT, TEMPLATES, check_template, fitted, render, response_ids
+from benchmarks.tasks.preparation import byte_level_tokenizer
+from benchmarks.tasks.reward_accuracy import by_confidence
+
+QUESTION = (Turn(role="user", content="Why?"),)
+COMPARED = Comparison(prompt=QUESTION, chosen="Because.", rejected="No.")
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"prompt": "Why?", "completion": " Because."}, Demonstration(prompt=QUESTION, completion=" Because.")),
+        (
+            {
+                "prompt": [{"role": "user", "content": "Why?"}],
+                "completion": [{"role": "assistant", "content": "Because."}],
+            },
+            Demonstration(prompt=QUESTION, completion="Because."),
+        ),
+        ({"prompt": "A post\n\nTL;DR:", "summary": " Short."}, Demonstration(
+            prompt=(Turn(role="user", content="A post"),), completion=" Short.")),
+        ({"prompt": "Why?", "chosen": "Because.", "rejected": "No."}, Demonstration(
+            prompt=QUESTION, completion="Because.")),
+    ],
+)  # fmt: skip
+def test_demonstrations(row, wanted):
+    assert demonstration(row) == wanted
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "chosen": "Because.", "rejected": "No."},
+        {
+            "prompt": [{"role": "user", "content": "Why?"}],
+            "chosen": [{"role": "assistant", "content": "Because."}],
+            "rejected": [{"role": "assistant", "content": "No."}],
+        },
+        {"chosen": "\n\nHuman: Why?\n\nAssistant: Because.", "rejected": "\n\nHuman: Why?\n\nAssistant: No."},
+        {"prompt": "Why?\n\nTL;DR:", "summaries": ["No.", "Because."], "choice": 1},
+        {"info": {"post": "Why?"}, "summaries": [{"text": "No."}, {"text": "Because."}], "choice": 1},
+    ],
+)
+def test_comparisons(row):
+    assert comparison(row) == COMPARED
+
+
+def test_a_conversation_keeps_its_turns_and_its_confidence():
+    transcript = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant: {}"
+    found = comparison({"chosen": transcript.format("Because."), "rejected": transcript.format("No.")})
+    assert [turn.role for turn in found.prompt] == ["user", "assistant", "user"]
+    assert key(found.prompt) == "user: Hi\nassistant: Hello\nuser: Why?"
+    rated = {"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": 4}
+    assert comparison({**rated, "confidence": None, "extra": {"confidence": 2}}).confidence == 3
+    assert comparison({**rated, "confidence": None}).confidence is None
+
+
+@pytest.mark.parametrize(
+    ("mark", "choice", "sure"), [(1, 0, 4), (9, 1, 4), (2, 0, 3), (8, 1, 3), (4, 0, 1), (6, 1, 1), (5, 0, 0), (5, 1, 0)]
+)
+def test_the_ends_of_the_two_sided_scale_are_equally_sure(mark, choice, sure):
+    rated = {"prompt": "p", "summaries": ["a", "b"], "choice": choice, "confidence": mark}
+    assert comparison(rated).confidence == sure
+
+
+def test_a_score_may_stand_beside_a_comparison_but_not_against_it():
+    scored = {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 2, "score_rejected": 1.5}
+    for row in (scored, {**scored, "score_chosen": 1.5}, {**scored, "score_chosen": None}):
+        assert comparison(row).chosen == "a"
+    with pytest.raises(RowFault, match="'score_chosen' is below 'score_rejected'"):
+        comparison({**scored, "score_chosen": -2})
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (["a"], "not a JSON object"),
+        ({"chosen": "a", "rejected": "b"}, "'chosen' is no transcript"),
+        ({"prompt": "p", "chosen": "a"}, "no column 'rejected'"),
+        ({"prompt": "p", "chosen": 3, "rejected": "b"}, "'chosen' is not a string"),
+        ({"prompt": " ", "chosen": "a", "rejected": "b"}, "'prompt' is empty"),
+        ({"prompt": [], "chosen": "a", "rejected": "b"}, "'prompt' is empty"),
+        ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, "holds a turn that is not"),
+        ({"prompt": [{"role": "assistant", "content": "x"}], "chosen": "a", "rejected": "b"}, "end with the user's"),
+        ({"prompt": "p", "chosen": [{"role": "user", "content": "x"}], "rejected": "b"}, "not one turn of the assist"),
+        ({"prompt": "p", "chosen": "a ", "rejected": "a"}, "both responses are the same"),
+        ({"prompt": "p", "summaries": ["a"], "choice": 0}, "'summaries' are not two"),
+        ({"prompt": "p", "summaries": ["a", "b"], "choice": True}, "'choice' is neither"),
+        ({"prompt": "p", "summaries": ["a", 4], "choice": 0}, "'summaries' is not a string"),
+        ({"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": "high"}, "no whole number from 1"),
+        *(
+            ({"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": mark}, "no whole number from 1 to 9")
+            for mark in (0, 10, -4, 1.0, True)
+        ),
+        ({"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": 6}, "for one summary and 'choice' for"),
+        ({"prompt": "p", "summaries": ["a", "b"], "choice": 1, "confidence": 1}, "for one summary and 'choice' for"),
+        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}, "different prompts"),
+        ({"chosen": "\n\nHuman: a\n\nAssistant: ", "rejected": "\n\nHuman: a\n\nAssistant: d"}, "empty turn"),
+    ],
+)
+def test_faulty_rows_are_named(row, said):
+    with pytest.raises(RowFault, match=said):
+        comparison(row)
+
+
+def test_real_rows_are_understood(data_folder):
+    assert len(read_comparisons([str(data_folder / "tldr_comparisons.jsonl.gz")]).kept) > 750
+    assert len(read_demonstrations([str(data_folder / "reddit_tldr_posts.jsonl.gz")]).kept) > 1000
+    helpful = read_comparisons([str(data_folder / "hh_helpful.jsonl.gz")])
+    assert len(helpful.kept) > 4000
+    assert sum(len(row.prompt) == 1 for row in helpful.kept) > 1300
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_level_tokenizer(["Why? Because. A post about cats and dogs, and why they fight."] * 3, 300)
+
+
+def test_templates_put_the_message_where_it_belongs(tokenizer):
+    text = tokenizer.decode(render("instruction", QUESTION, tokenizer))
+    assert text.endswith("### Instruction:\nWhy?\n\n### Response:")
+    assert tokenizer.decode(render("human_assistant", QUESTION, tokenizer)) == "###Human: Why? ###Assistant: "
+    assert tokenizer.decode(render("Q: {prompt}\nA:", QUESTION, tokenizer)) == "Q: Why?\nA:"
+    with pytest.raises(RowFault, match="several turns"):
+        render("plain", (*QUESTION, *QUESTION), tokenizer)
+
+
+def test_the_chat_template_is_the_tokenizers_own(tokenizer):
+    with pytest.raises(ValueError, match="has no chat template"):
+        render(CHAT, QUESTION, tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    try:
+        conversation = (*QUESTION, Turn(role="assistant", content="Because."), Turn(role="user", content="Oh."))
+        assert tokenizer.decode(render(CHAT, conversation, tokenizer)) == (
+            "<user>Why?<assistant>Because.<user>Oh.<assistant>"
+        )
+    finally:
+        tokenizer.chat_template = None
+
+
+def test_a_response_is_separated_from_its_prompt_exactly_once(tokenizer):
+    for template in TEMPLATES:
+        prompt = tokenizer.decode(render(template, QUESTION, tokenizer))
+        response = tokenizer.decode(response_ids(template, " Because.", tokenizer, eos_id=0)[:-1])
+        assert (prompt + response).endswith(" Because.")
+        assert not (prompt + response).endswith("  Because.")
+
+
+def test_an_over_long_prompt_loses_the_end_of_its_message_and_keeps_the_template(tokenizer):
+    long = (Turn(role="user", content="A post about cats and dogs. " * 20),)
+    short = fitted("reddit", long, tokenizer, 40)
+    ids = render("reddit", short, tokenizer)
+    assert 30 <= len(ids) <= 40
+    assert tokenizer.decode(ids).endswith("TL;DR:")
+    assert long[0].content.startswith(short[0].content)
+    with pytest.raises(RowFault, match="no room within 3 tokens"):
+        fitted("reddit", long, tokenizer, 3)
+
+
+def test_unknown_templates_are_refused():
+    for template in ("instructions", "{prompt} and {prompt}"):
+        with pytest.raises(ValueError, match="is none of plain, reddit"):
+            check_template(template)
+
+
+def tokens(tokenizer, **changes):
+    settings = {"max_prompt_tokens": 40, "max_response_tokens": 12, "faults": "drop"} | changes
+    return Tokens(tokenizer=tokenizer, template="plain", reads="human_assistant", **settings)
+
+
+def write(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def test_long_rows_are_dropped_or_cut_and_counted(tokenizer, tmp_path):
+    rows = [
+        {"prompt": "Why?", "chosen": "Because.", "rejected": "No."},
+        {"prompt": "Why?", "chosen": "Because.", "rejected": "No."},
+        {"prompt": "Why? " * 60, "chosen": "Because.", "rejected": "No."},
+        {"prompt": "And?", "chosen": "Because. " * 30, "rejected": "No."},
+        {"prompt": "And?", "chosen": "x " * 30 + "a", "rejected": "x " * 30 + "b"},
+    ]
+    source = write(tmp_path / "rows.jsonl", rows)
+    dropped = tokens(tokenizer).pairs(read_comparisons([source]))
+    assert len(dropped.kept) == 1
+    assert {reason: len(some) for reason, some in dropped.rejected.items()} == {
+        "seen before": 1,
+        "prompt longer than 40 tokens": 1,
+        "response longer than 12 tokens": 2,
+    }
+    with pytest.raises(ValueError, match=r"faults='error':\nleft out, seen before: 1"):
+        dropped.require_none_left_out()
+    cut = tokens(tokenizer, faults="truncate").pairs(read_comparisons([source]))
+    assert [len(row.chosen) for row in cut.kept] == [len(dropped.kept[0].chosen), len(dropped.kept[0].chosen), 12]
+    assert cut.kept[2].chosen[-1] != tokenizer.eos_token_id  # cut, not ended
+    assert cut.kept[0].chosen[-1] == tokenizer.eos_token_id
+    assert all(len(row.prompt) <= 40 and len(row.reward_prompt) <= 40 for row in cut.kept)
+    assert cut.rejected["both responses are the same once cut"][0].startswith("comparisons:4: ")
+    assert "cut to fit: 4" in cut.summary("comparisons")
+
+
+def test_the_reward_model_reads_its_own_prompt_and_the_same_response(tokenizer, tmp_path):
+    source = write(tmp_path / "rows.jsonl", [{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}])
+    (row,) = tokens(tokenizer).pairs(read_comparisons([source])).kept
+    assert tokenizer.decode(reading(row, row.chosen)[:-1]) == "###Human: Why? ###Assistant:  Because."
+    assert row.best[len(row.prompt) :] == list(row.chosen)
+    splits = split_prompts([row, row])
+    assert sum(map(len, splits.values())) == 1
+    (prompt,) = splits["train"] or splits["held_out"]
+    assert prompt["ids"] == list(row.prompt)
+    assert prompt["reward_ids"] == list(row.reward_prompt)
+
+
+@pytest.mark.parametrize("template", [*TEMPLATES, CHAT])
+def test_every_text_begins_once(template, tmp_path):
+    """With a tokenizer that puts a token in front of every text, and a chat template that writes it too."""
+    tokenizer = byte_level_tokenizer(["Why? Because."] * 3, 300)
+    begin = str(tokenizer.eos_token)  # any special token will do
+    first = tokenizer.convert_tokens_to_ids(begin)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, first)])
+    tokenizer.chat_template = begin + "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    source = write(tmp_path / "rows.jsonl", [{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}])
+    settings = {"max_prompt_tokens": 200, "max_response_tokens": 40, "template": template, "reads": template}
+    (row,) = Tokens(tokenizer=tokenizer, faults="error", **settings).pairs(read_comparisons([source])).kept
+    for whole in (row.best, reading(row, row.rejected)):
+        assert whole[0] == first
+        assert first not in whole[1:-1]
+
+
+def test_accuracy_beside_the_longer_response():
+    class Row:
+        def __init__(self, confidence, longer_wins):
+            self.confidence, self.longer_wins = confidence, longer_wins
+
+    rows = [Row(9, True), Row(9, False), Row(1, None), Row(1, False)]
+    found = by_confidence(rows, [1.0, 2.0, 0.0, -1.0])
+    assert found["longer_wins"] == (1 + 0 + 0.5 + 0) / 4
+    assert found["accuracy_where_the_shorter_won"] == 0.5
+    assert found["by_confidence"]["9"] == {"pairs": 2, "accuracy": 1.0, "longer_wins": 0.5}
+    assert found["by_confidence"]["1"] == {"pairs": 2, "accuracy": 0.25, "longer_wins": 0.25}
+    assert "by_confidence" not in by_confidence([Row(None, True)], [1.0])
+
+
+def test_sources(tmp_path):
+    assert HUB.fullmatch("hub:openai/summarize_from_feedback@comparisons:train").groupdict() == {
+        "name": "openai/summarize_from_feedback", "config": "comparisons", "folder": None, "split": "train"
+    }  # fmt: skip
+    assert HUB.fullmatch("hub:Anthropic/hh-rlhf#helpful-base")["folder"] == "helpful-base"
+    rows = [{"text": "é"}, {"text": "b"}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "b.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert read_rows(tmp_path / "a.json") == read_rows(tmp_path / "b.jsonl") == rows
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(ValueError, match="must hold a JSON list"):
+        read_rows(tmp_path / "c.json")
+    with pytest.raises(FileNotFoundError, match=r"hub:NAME\[@CONFIG\]"):
+        read_rows("openai/summarize_from_feedback")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.json").write_text("[]")
+    assert len(fingerprints([tmp_path / "a.json", tmp_path / "d" / "a.json"])) == 2
+
+
+def test_the_hub_is_asked_for_the_right_rows(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, config, *, data_dir, split):
+        asked.append((name, config, data_dir, split))
+        return [{"prompt": "Why?", "completion": "Because."}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert len(read_demonstrations(["hub:a/b@c#d:test"]).kept) == 1
+    assert read_rows("hub:imdb") == [{"prompt": "Why?", "completion": "Because."}]
+    assert asked == [("a/b", "c", "d", "test"), ("imdb", None, None, "train")]
+    assert len(fingerprints(["hub:imdb"])["hub:imdb"]) == 64

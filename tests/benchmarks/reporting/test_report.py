@@ -1,0 +1,218 @@
+"""The table and its verdict: numbers by hand, no winner where intervals meet, files that agree with each other."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from benchmarks.reporting import figures
+from benchmarks.reporting.heat_map import Example
+from benchmarks.reporting.report import LAST, build, markdown, number, terminal, verdict, write
+from benchmarks.reporting.statistics import Results
+
+STEPS = 20
+
+
+def curve(level, spread, seeds):
+    """Seeds spread evenly around a level, constant over steps."""
+    return np.repeat(level + spread * np.linspace(-1, 1, seeds)[:, None], STEPS, axis=1)
+
+
+def results(levels, spread=0.1, seeds=5, **more):
+    curves = {
+        arm: {
+            "score": curve(level, spread, seeds),
+            "length": curve(10 + i, 0, seeds),
+            "kl": curve(3 - i, 0, seeds),
+            "value_loss": curve(1.0, 0.1, seeds),
+            "value_loss_normalised": curve(1.0, 0.1, seeds),
+            "explained_variance": curve(0.2, 0.1, seeds),
+            "explained_variance_over_position": curve(-4.0, 0.1, seeds),
+            **{name: values[arm] for name, values in more.items() if arm in values},
+        }
+        for i, (arm, level) in enumerate(levels.items())
+    }
+    return Results(task="toy", seeds=tuple(range(seeds)), curves=curves)
+
+
+def table(report):
+    return {row[0].key: {cell.arm: cell for cell in row} for row in report.rows}
+
+
+def test_average_and_final_score_by_hand():
+    score = np.tile(np.arange(STEPS, dtype=float), (5, 1))
+    found = results({"sparse": 0.0})
+    found.curves["sparse"]["score"] = score
+    rows = table(build(found))
+    assert rows["average_score"]["sparse"].value.mean == 9.5
+    assert rows["final_score"]["sparse"].value.mean == np.arange(STEPS)[-LAST:].mean() == 14.5
+    assert rows["score_variance_across_seeds"]["sparse"].value == 0
+
+
+def test_iqm_ignores_a_diverged_seed():
+    found = results({"sparse": 1.0}, spread=0)
+    found.curves["sparse"]["score"][0] = -100
+    rows = table(build(found))
+    assert rows["iqm"]["sparse"].value == 1
+    assert rows["average_score"]["sparse"].value.mean == pytest.approx(-19.2)
+
+
+def test_difference_to_sparse_is_paired_and_corrected():
+    rows = table(build(results({"sparse": 1.0, "uniform": 1.5, "abc": 2.0})))
+    assert rows["difference"]["abc"].text == "1.00"  # the same for every seed: no interval
+    assert rows["difference"]["sparse"].text == "–"
+    assert rows["p_holm"]["abc"].value == pytest.approx(2 * 0.0625)
+
+
+def test_without_sparse_nothing_is_compared_with_it():
+    assert "difference" not in table(build(results({"uniform": 1.0, "abc": 2.0})))
+
+
+def test_no_winner_where_intervals_overlap():
+    said = verdict(results({"sparse": 1.0, "abc": 1.05}))
+    assert said.startswith("No winner: the interval of abc")
+    assert "10.0 (sparse) to 11.0 (abc) tokens" in said
+    assert "2.00 (abc) to 3.00 (sparse) nats of KL" in said
+
+
+def test_a_winner_must_clear_every_other_arm():
+    said = verdict(results({"sparse": 1.0, "abc": 3.0, "sparse-lam1": 2.98}))
+    assert said.startswith("No winner")
+    assert "sparse-lam1" in said
+    said = verdict(results({"sparse": 1.0, "abc": 3.0, "sparse-lam1": 2.0}))
+    assert said.startswith("abc has the highest average score")
+    assert "p 0.125 after Holm" in said
+
+
+def test_three_seeds_never_give_a_winner_or_an_interval():
+    report = build(results({"sparse": 1.0, "abc": 50.0}, seeds=3))
+    assert "no method is called better" in report.verdict
+    rows = table(report)
+    assert rows["average_score"]["abc"].value.kind == "range"
+    assert rows["difference"]["abc"].text == "49.0"
+    assert rows["p_holm"]["abc"].text == "–"
+    assert any("no intervals" in note for note in report.notes)
+
+
+def test_one_arm_and_undefined_scores():
+    assert verdict(results({"sparse": 1.0})) == "One arm ran; there is nothing to compare."
+    assert "nothing is concluded" in verdict(results({"sparse": 1.0, "abc": np.nan}))
+
+
+def test_undefined_numbers_are_dashes_and_nulls(tmp_path):
+    found = results({"sparse": 1.0, "uniform": 1.0}, credit_truth={"sparse": np.full((5, 1), 0.5)})
+    report = build(found)
+    assert table(report)["credit_truth"]["uniform"].text == "–"
+    write(report, tmp_path)
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert saved["table"]["credit_truth"]["uniform"]["value"] is None
+    assert saved["per_seed"]["sparse"]["credit_truth"] == [0.5] * 5
+
+
+def test_files_say_the_same(tmp_path):
+    report = build(results({"sparse": 1.0, "abc": 2.0}))
+    write(report, tmp_path)
+    saved = json.loads((tmp_path / "results.json").read_text())
+    lines = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(lines) == sum(len(row) for row in report.rows)
+    for line in lines:
+        value = saved["table"][line["quantity"]][line["arm"]]["value"]
+        assert (float(line["value"]) if line["value"] else None) == value
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert saved["verdict"] in text
+    assert "| average score | 1.00 [0.902, 1.10] | 2.00 [1.90, 2.10] |" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1.23456, "1.23"),
+        (0.99999, "1.00"),
+        (-0.01234, "-0.0123"),
+        (0.0, "0"),
+        (123.4, "123"),
+        (1e7, "1e+07"),
+        (1e-9, "1e-09"),
+    ],
+)
+def test_numbers(value, shown):
+    assert number(value) == shown
+
+
+def test_markup_in_a_label_is_text():
+    odd = results({"sparse": 1.0, "[red]a|b": 2.0})
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(terminal(build(odd), 120))
+    assert "[red]a|b" in captured.get()
+    assert "[red]a\\|b" in markdown(build(odd))
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_every_arm_is_printed_at_every_width(width):
+    arms = ("sparse", "uniform", "abc", "abc-d", "abc-d2", "sparse-lam1")
+    console = Console(width=width)
+    with console.capture() as captured:
+        console.print(terminal(build(results(dict.fromkeys(arms, 1.0))), width))
+    assert all(arm in captured.get().split() for arm in arms)
+
+
+def test_a_method_keeps_its_colour_whoever_else_is_there():
+    few, many = (
+        figures.line_styles(["abc"]),
+        figures.line_styles(["sparse-lam1", "abc-d", "sparse", "abc", "abc-beta1"]),
+    )
+    assert few["abc"] == many["abc"]
+    assert many["sparse"] == (figures.COLOURS["sparse"], "-")
+    assert many["sparse-lam1"][0] == many["sparse"][0]
+    assert many["abc-beta1"][0] == many["abc"][0] != many["abc-d"][0]
+    assert len(set(many.values())) == len(many)
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_every_figure_is_written(tmp_path, seeds):
+    example = Example(
+        prompt="p",
+        tokens=("a", "$x^", "<eos>"),
+        score=1.0,
+        rows={"sparse": (0.0, 0.0, 1.0)},
+        reference_rows={"truth": (1.0, 0.0, 0.0)},
+    )
+    paths = figures.write(results({"sparse": 1.0, "abc": 2.0}, seeds=seeds), example, tmp_path)
+    assert {path.name for path in paths} == {
+        f"{name}.{kind}"
+        for name in ("summary", "reward", "kl", "value_loss", "explained_variance")
+        for kind in ("png", "pdf")
+    }
+    assert all(path.stat().st_size > 5000 for path in paths)
+    assert (tmp_path / "summary.pdf").read_bytes().count(b"/Type3") == 0  # fonts stay editable
+
+
+def test_a_long_response_shows_its_end():
+    tokens = tuple(f"word{i}" for i in range(100))
+    example = Example(prompt="p", tokens=tokens, score=1.0, rows={"sparse": (0.0,) * 99 + (1.0,)})
+    axes = Figure().add_subplot()
+    figures.strip(axes, example)
+    shown = [text.get_text() for text in axes.texts]
+    assert shown[-1] == "word99"
+    assert "word0" not in shown
+    assert f"its last {len(shown)} tokens" in axes.get_title(loc="left")
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 110, 200])
+def test_every_number_of_every_arm_is_in_the_terminal_at_any_width(width):
+    arms = ("sparse", "uniform-beta0.8", "abc", "potential-projection-ridge0.01-decay0.9", "x" * 70)
+    built = build(results({arm: -1234.5 - 100 * number for number, arm in enumerate(arms)}))
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(terminal(built, width))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    written = "".join(lines)
+    assert "…" not in written.replace("… within positions", "").replace("… of its score", "")
+    for row in built.rows:
+        for cell in row:
+            assert all(part in written for part in cell.text.replace(" [", "\n[").splitlines())

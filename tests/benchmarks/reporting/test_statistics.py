@@ -1,0 +1,173 @@
+"""Statistics against numbers worked out by hand or by another route, and the refusals below four seeds."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from benchmarks.reporting.statistics import (
+    Results,
+    Summary,
+    band,
+    differences_to,
+    holm,
+    iqm,
+    nan_mean,
+    rank_correlation,
+    smallest_p,
+    summarise,
+    variance_across_seeds,
+)
+
+
+def array(*values):
+    return np.array(values, dtype=float)
+
+
+def test_t_interval_by_hand():
+    # mean 3, s = sqrt(2.5), t(0.975, 4) = 2.776445 from a printed table
+    summary = summarise(array(1, 2, 3, 4, 5))
+    half = 2.776445 * np.sqrt(2.5) / np.sqrt(5)
+    assert summary.mean == 3
+    assert summary.low == pytest.approx(3 - half, abs=1e-5)
+    assert summary.high == pytest.approx(3 + half, abs=1e-5)
+    assert summary.kind == "95 % interval"
+
+
+def test_t_interval_covers_about_95_percent():
+    generator = np.random.default_rng(0)
+    inside = [s.low <= 1 <= s.high for s in (summarise(generator.normal(1, 2, size=5)) for _ in range(2000))]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_below_four_seeds_there_is_only_a_range(seeds):
+    values = array(4, -1, 2)[:seeds]
+    summary = summarise(values)
+    assert (summary.low, summary.high, summary.kind) == (values.min(), values.max(), "range")
+    difference = differences_to(np.zeros(seeds), {"abc": values})["abc"]
+    assert difference.mean == pytest.approx(values.mean())
+    assert (difference.low, difference.high, difference.p, difference.p_holm) == (None, None, None, None)
+
+
+def test_band_is_an_interval_at_every_step():
+    curve = np.random.default_rng(0).normal(size=(5, 3))
+    mean, low, high, _ = band(curve)
+    for step in range(3):
+        alone = summarise(curve[:, step])
+        assert (mean[step], low[step], high[step]) == pytest.approx((alone.mean, alone.low, alone.high))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [((0, 1, 2, 3), 1.5), ((100, 1, 2, 3, -50), 2), ((1, 2, 3), 2), ((8, 1, 2, 3, 4, 5, 6, 99), 4.5)],
+)
+def test_interquartile_mean_by_hand(values, expected):
+    assert iqm(array(*values)) == pytest.approx(expected)
+
+
+def test_nan_steps_are_left_out_and_all_nan_stays_nan():
+    curve = np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan]])
+    assert nan_mean(curve)[0] == 2
+    assert np.isnan(nan_mean(curve)[1])
+
+
+def test_last_steps_only():
+    results = Results(task="t", seeds=(0, 1), curves={"a": {"score": np.array([[0.0, 1, 5], [0, 3, 9]])}})
+    assert results.per_seed("a", "score").tolist() == [2, 4]
+    assert results.per_seed("a", "score", last=2).tolist() == [3, 6]
+
+
+def test_variance_across_seeds_by_hand():
+    # step 1: values 0, 2, variance 2; step 2: 1, 5, variance 8
+    assert variance_across_seeds(np.array([[0.0, 1.0], [2.0, 5.0]])) == 5
+    assert np.isnan(variance_across_seeds(np.array([[0.0, 1.0]])))
+
+
+def test_holm_by_hand():
+    # sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, made monotone: .04 .06 .06 .06
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_rejects_what_the_closed_test_of_bonferroni_rejects(p_values):
+    # Holm is the closure of Bonferroni: p_i adjusted is the largest Bonferroni p over all families that contain i
+    corrected = holm(p_values)
+    for i, value in enumerate(corrected):
+        families = (
+            family
+            for size in range(1, len(p_values) + 1)
+            for family in itertools.combinations(range(len(p_values)), size)
+            if i in family
+        )
+        closed = max(min(1.0, len(family) * min(p_values[j] for j in family)) for family in families)
+        assert value == pytest.approx(closed)
+
+
+def test_sign_flip_p_value_by_enumeration():
+    differences = array(0.5, 1.0, -0.2, 0.9, 0.4)
+    means = [np.mean(differences * signs) for signs in itertools.product([1, -1], repeat=5)]
+    expected = 2 * np.mean([mean >= differences.mean() - 1e-12 for mean in means])
+    found = differences_to(np.zeros(5), {"abc": differences})["abc"]
+    assert found.p == pytest.approx(expected)
+    assert found.mean == pytest.approx(0.52)
+    assert found.low < 0.52 < found.high
+
+
+def test_all_seeds_agreeing_gives_the_smallest_p():
+    found = differences_to(array(1, 2, 3, 4, 5), {"abc": array(2, 3, 4, 5, 6)})["abc"]
+    assert found.p == pytest.approx(smallest_p(5)) == pytest.approx(0.0625)
+    assert found.mean == pytest.approx(1)
+    assert (found.low, found.high) == (None, None)
+
+
+@pytest.mark.parametrize("seeds", [1, 4, 9])
+def test_seeds_that_all_agree_give_no_interval(seeds):
+    same = summarise(np.full(seeds, 0.3))
+    assert (same.mean, same.low, same.high, same.kind) == (pytest.approx(0.3),) * 3 + ("range",)
+
+
+def test_differences_are_paired_by_seed():
+    # Seeds differ by tens, arms by one: unpaired, nothing would show.
+    reference = array(0, 10, 20, 30, 40, 50)
+    found = differences_to(reference, {"abc": reference + array(1, 1.1, 0.9, 1, 1.2, 0.8)})["abc"]
+    assert 0.8 <= found.low < found.high <= 1.2
+    unpaired = stats.ttest_ind(reference, reference + 1)
+    assert unpaired.pvalue > 0.9 > found.p == pytest.approx(2 / 64)
+
+
+def test_several_arms_are_corrected_together():
+    zero = np.zeros(6)
+    found = differences_to(zero, {"a": zero + 1, "b": zero + 2, "c": array(1, -1, 1, -1, 1, -1)})
+    assert found["a"].p_holm == pytest.approx(3 * found["a"].p)
+    assert found["c"].p_holm == pytest.approx(1)
+
+
+def test_bootstrap_interval_is_repeatable():
+    values = np.random.default_rng(3).normal(size=7)
+    first, second = (differences_to(np.zeros(7), {"x": values})["x"] for _ in range(2))
+    assert first == second
+
+
+def test_rank_correlation_sees_order_only_and_is_undefined_for_constants():
+    assert rank_correlation(array(1, 2, 30), array(-5, 0, 0.1)) == pytest.approx(1)
+    assert rank_correlation(array(3, 2, 1), array(1, 2, 3)) == pytest.approx(-1)
+    # ties get mean ranks: (1.5, 1.5, 3) against (1, 2, 3): ρ = 1.5 / sqrt(1.5 · 2)
+    assert rank_correlation(array(0, 0, 1), array(1, 2, 3)) == pytest.approx(1.5 / np.sqrt(3))
+    assert np.isnan(rank_correlation(array(1, 1, 1), array(1, 2, 3)))
+    assert np.isnan(rank_correlation(array(1), array(2)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "meet"),
+    [((0, 1), (2, 3), False), ((0, 2), (1, 3), True), ((0, 9), (4, 5), True), ((0, 1), (1, 2), True)],
+)
+def test_overlap_is_symmetric(one, other, meet):
+    first, second = (Summary(mean=0.0, low=low, high=high, kind="range") for low, high in (one, other))
+    assert first.overlaps(second) is second.overlaps(first) is meet

@@ -1,0 +1,293 @@
+"""Arms × seeds end to end on a thirty-line policy: pairing, resuming, and refusing to mix settings."""
+
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from fakes import TablePolicy
+from rich.console import Console
+
+from benchmarks.runs import worker_pool as runner
+from benchmarks.runs.arms import parse_arms, with_settings
+from benchmarks.base.cli import PRESETS
+from benchmarks.runs.comparison import Comparison, Panel, plan
+from benchmarks.runs.curves import load_results
+from benchmarks.runs.experiment import credit_figures, examples, execute, frozen_rollout
+from benchmarks.tasks.model_settings import Loading
+from benchmarks.reporting.report import build
+from benchmarks.runs.worker_pool import finished, run_all
+from benchmarks.tasks.definitions import make_task
+from benchmarks.value_loss_variance import SCRIPT
+from benchmarks.reporting.heat_map import terminal
+from redistributors import Sparse, Uniform
+from rlhf_core.config import PPOConfig
+from table_task import PPO, TableLoaded, TableTask, settings
+
+
+
+
+
+
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenTask:
+    ppo = PPO
+    loading = Loading()
+
+    def load(self):
+        raise OSError("the disk is gone")
+
+
+
+
+def run_compare(chosen, task=None, ppo=None):
+    text = io.StringIO()
+    study = SCRIPT.run(chosen, task or TableTask(), ppo or {}, Console(file=text, width=120))
+    return build(study.only), text.getvalue()
+
+
+def one_run(tmp_path, arm="sparse", seed=0):
+    chosen = settings(tmp_path, redistributors=[arm], seeds=[seed])
+    (run,) = plan(chosen, TableTask(), Panel(), with_settings(PPOConfig(), PPO))
+    return replace(run, fingerprint="table")
+
+
+
+
+def test_arms_and_their_labels():
+    arms = parse_arms("sparse, uniform(beta=0.8), abc-d(rows=last, shift=1)@lam=1@kl.init_coef=0.1")
+    assert [arm.label for arm in arms] == ["sparse", "uniform-beta0.8", "abc-d-rowslast-shift1-lam1-init_coef0.1"]
+    assert arms[1].redistributor() == Uniform(beta=0.8)
+    assert arms[2].changes == {"lam": 1, "kl.init_coef": 0.1}
+    assert parse_arms(["sparse", "uniform(beta=0.8)"]) == arms[:2]
+    assert parse_arms("") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("magic", "no redistributor 'magic'; one of sparse"),
+        ("uniform(beta=2)", "beta is the share"),
+        ("uniform(alpha=2)", "alpha"),
+        ("uniform(beta=)", "expected setting=value"),
+        ("uniform(beta=1", "cannot read the arm"),
+        ("sparse@", "cannot read the arm"),
+        ("sparse/../../x", "cannot read the arm"),
+        ("sparse,sparse", "named 2 times"),
+    ],
+)
+def test_bad_arms_are_refused_in_words(text, said):
+    with pytest.raises(ValueError, match=said.replace("(", r"\(")):
+        parse_arms(text)
+
+
+def test_a_label_cannot_leave_its_folder():
+    for arm in parse_arms(["uniform(beta=0.5)@kl.kind=k3"]):
+        assert "/" not in arm.label
+
+
+def test_ppo_settings_are_converted_and_checked():
+    config = with_settings(PPOConfig(learning_rate=1e-3), {"lam": 1, "kl.init_coef": 0, "kl": {"kind": "k3"}})
+    assert (config.lam, config.kl.init_coef, config.kl.kind, config.learning_rate) == (1.0, 0.0, "k3", 1e-3)
+    assert isinstance(config.lam, float)
+    for changes, said in (({"lamda": 1}, "lamda"), ({"lam": "x"}, "lam"), ({"lam": 3}, "lam must be in")):
+        with pytest.raises(ValueError, match=said):
+            with_settings(PPOConfig(), changes)
+
+
+def test_end_to_end_resume_and_refusals(tmp_path, request):
+    chosen = settings(tmp_path)
+    report, printed = run_compare(chosen)
+    out = tmp_path / "out"
+    assert report.verdict in printed.replace("\n", " ") or "no method is called better" in printed
+    expected = {"run.json", "table.md", "table.csv", "results.json", "heatmap.html", "figures", "runs"}
+    assert {path.name for path in out.iterdir()} == expected
+    assert "true contribution" in (out / "heatmap.html").read_text(encoding="utf-8")
+    records = sorted(out.glob("runs/*/seed-*/run.json"))
+    assert len(records) == 4
+    final = json.loads(records[0].read_text())["final"]
+    assert {"held_out_score", "held_out_gold", "credit_truth"} == final.keys()
+
+    request.getfixturevalue("in_threads")  # once through real processes is enough, and results may not depend on it
+
+    # Methods meet the same first batch: before any update their responses are the same.
+    curves = report.results.curves
+    for metric in ("score", "length"):
+        assert (curves["sparse"][metric][:, 0] == curves["uniform"][metric][:, 0]).all()
+        assert curves["sparse"][metric].shape == (2, 2)
+
+    # A finished run is not repeated, a cut one goes on from its checkpoint and comes out the same.
+    stamps = {path: path.stat().st_mtime_ns for path in records}
+    before = (records[0].parent / "metrics.jsonl").read_text().splitlines()
+    records[0].unlink()
+    again, _ = run_compare(chosen)
+    assert {path for path in records if path.stat().st_mtime_ns != stamps[path]} == {records[0]}
+    after = (records[0].parent / "metrics.jsonl").read_text().splitlines()
+    timing = ("seconds", "tokens_per_second")
+    for old, new in zip(before, after, strict=True):
+        pair = [{k: v for k, v in json.loads(line).items() if k not in timing} for line in (old, new)]
+        assert pair[0] == pair[1]
+    assert again.verdict == report.verdict
+
+    # Other settings are refused by name, and nothing is touched.
+    with pytest.raises(FileExistsError, match=r"ppo\.lam: 0\.95 -> 0\.5"):
+        run_compare(chosen, ppo={"lam": 0.5})
+    with pytest.raises(FileExistsError, match="steps: 2 -> 3"):
+        run_compare(replace(chosen, steps=3))
+    assert len(list(out.glob("runs/*/seed-*/run.json"))) == 4
+
+
+def test_a_run_by_itself(tmp_path):
+    run = one_run(tmp_path, "sparse@lam=1", seed=3)
+    assert not finished(run)
+    execute(run)
+    assert finished(run)
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["settings"]["ppo"]["lam"] == 1.0
+    assert record["settings"]["ppo"]["seed"] == 3
+    assert record["settings"]["redistributor"] == "Sparse()"
+    assert run.folder == tmp_path / "out" / "runs" / "sparse-lam1" / "seed-3"
+    with pytest.raises(FileExistsError, match=r"seed-3 holds a finished run.*steps: 2 -> 5"):
+        finished(replace(run, steps=5))
+    results = load_results("t", ["sparse-lam1"], [run])
+    assert results.seeds == (3,)
+    assert results.curves["sparse-lam1"]["held_out_gold"].shape == (1, 1)
+
+
+def test_a_run_on_other_models_than_its_siblings_is_refused(tmp_path):
+    with pytest.raises(RuntimeError, match="changed after the experiment began"):
+        execute(replace(one_run(tmp_path), fingerprint="another"))
+
+
+def test_a_finished_run_with_lines_missing_is_not_averaged(tmp_path):
+    run = one_run(tmp_path)
+    execute(run)
+    metrics = run.folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    del lines[1]["score"]
+    lines[0]["kl"] = "nan"
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curves = load_results("t", ["sparse"], [run]).curves["sparse"]
+    assert np.isnan(curves["score"]).tolist() == [[False, True]]
+    assert np.isnan(curves["kl"]).tolist() == [[True, False]]
+    metrics.write_text(json.dumps(lines[0]) + "\n")
+    with pytest.raises(ValueError, match="has 1 steps, not the 2"):
+        load_results("t", ["sparse"], [run])
+
+
+def test_a_failing_run_is_named(tmp_path, in_threads):
+    run = replace(one_run(tmp_path), task=BrokenTask())
+    with pytest.raises(RuntimeError, match="sparse, seed 0 failed: the disk is gone"):
+        run_all([run], processes=1)
+    assert not finished(run)
+
+
+def test_credit_is_compared_with_the_truth():
+    loaded, config = TableLoaded(), with_settings(PPOConfig(), PPO)
+
+    class Truth(Uniform):
+        """Hands out exactly the true contributions."""
+
+        def __call__(self, rollout):
+            return (rollout.sequences.response_ids == 3) * rollout.sequences.response_mask * 1.0
+
+    rollout = frozen_rollout(loaded, [Sparse()], config, [[1], [2], [4], [1, 5]])
+    assert credit_figures(loaded, rollout, Truth())["credit_truth"] == pytest.approx(1)
+    assert credit_figures(loaded, rollout, Sparse())["credit_truth"] < 1
+    assert credit_figures(loaded, rollout, Uniform()) == {}  # equal credit ranks nothing
+    loaded.contributions = None
+    assert credit_figures(loaded, rollout, Truth()) == {}
+
+
+class Learning(Uniform):
+    """Credit that says so until it has observed a rollout."""
+
+    def __call__(self, rollout):
+        raise AssertionError("measured before it has learned")
+
+    def observe(self, rollout):
+        pass
+
+    def state(self):
+        return {}
+
+    def load_state(self, state):
+        pass
+
+
+def test_what_has_learned_nothing_is_not_measured():
+    loaded, config = TableLoaded(), with_settings(PPOConfig(), PPO)
+    assert credit_figures(loaded, frozen_rollout(loaded, [], config, [[1], [2]]), Learning()) == {}
+    shown = examples(loaded, parse_arms(f"uniform,{__name__}.Learning"), config, [[1], [2]])
+    assert [list(example.rows) for example in shown] == [["uniform"]] * 2
+    shown = examples(replace_contributions(loaded), parse_arms(f"{__name__}.Learning"), config, [[1]])
+    assert len(terminal(shown).renderables) == 2
+
+
+def replace_contributions(loaded):
+    loaded.contributions = None
+    return loaded
+
+
+def test_examples_show_the_same_responses_once_per_method():
+    config = with_settings(PPOConfig(), PPO)
+    arms = parse_arms("sparse,uniform,sparse@lam=1")
+    shown = examples(TableLoaded(), arms, config, [[i % 5 + 1] for i in range(12)])
+    assert [list(example.rows) for example in shown] == [["sparse", "uniform"]] * 12
+    for example in shown:
+        for row in example.rows.values():
+            assert sum(row) == pytest.approx(example.score)
+            assert len(row) == len(example.tokens)
+        truth = example.reference_rows["true contribution"]
+        assert truth == tuple(float(token == "3") for token in example.tokens)
+        assert "⟨eos⟩" not in example.tokens[:-1]
+    assert any(example.tokens[-1] == "⟨eos⟩" for example in shown)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"seeds": 0}, {"seeds": [1, 1]}, {"seeds": [-1]}, {"steps": 0}, {"processes": 0}, {"eval_prompts": 0}]
+)
+def test_bad_comparisons_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Comparison(**bad)
+
+
+def test_controls_join_unless_already_there():
+    assert [arm.label for arm in Comparison().arms()] == ["sparse", "uniform", "abc", "sparse-lam1"]
+    twice = Comparison(redistributors=["sparse@lam=1"])
+    assert [arm.label for arm in twice.arms()] == ["sparse-lam1"]
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_can_be_run(preset):
+    given = SCRIPT.parser().parse_args(["--config", str(preset)], defaults=False).as_dict()
+    chosen = Comparison(**{name: value for name, value in given.items() if name not in ("config", "ppo", "loading")})
+    runs = plan(chosen, TableTask(), Panel(), with_settings(PPOConfig(), given.get("ppo", {})))
+    assert len(runs) == len(chosen.arms()) * len(chosen.seed_list())
+
+
+def test_the_papers_presets_hold_the_papers_settings():
+    given = SCRIPT.parser().parse_args(["--config", str(PRESETS / "positive_generation_paper.yaml")], defaults=False)
+    assert with_settings(PPOConfig(), given.as_dict()["ppo"]) == PPOConfig.from_paper("positive_generation")
+    for task in ("summarisation", "dialogue"):
+        given = SCRIPT.parser().parse_args(["--config", str(PRESETS / f"{task}_paper.yaml")], defaults=False).as_dict()
+        config = with_settings(with_settings(PPOConfig(), make_task(task).ppo), given["ppo"])
+        assert replace(config, micro_batch_tokens=4096) == PPOConfig.from_paper(task)
+
+
+def test_the_command_line_says_what_is_wrong(capsys, tmp_path):
+    for argv, said in (
+        (["--redistributors", "magic"], "no redistributor 'magic'"),
+        (["--ppo.lam", "3"], "lam must be in"),
+        (["--ppo.seed", "3"], "ppo.seed"),
+        (["--task", "chess"], "chess"),
+    ):
+        with pytest.raises(SystemExit):
+            SCRIPT.main([*argv, "--out", str(tmp_path / "out")])
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

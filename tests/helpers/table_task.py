@@ -1,0 +1,68 @@
+"""A task without models: its policy is a table."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import pytest
+from fakes import TablePolicy
+
+from benchmarks.runs import worker_pool as runner
+from benchmarks.runs.comparison import Comparison
+from benchmarks.tasks.model_settings import Loading
+
+PPO = {"rollout_batch_size": 4, "minibatch_size": 2, "epochs": 1, "min_length": 1, "max_length": [3, 6]}
+
+
+def threes(prompts, responses):
+    """The share of tokens that are 3."""
+    return [response.split().count("3") / len(response.split()) for response in responses]
+
+
+class TableLoaded:
+    """A policy on six tokens whose true contributions are known."""
+
+    def __init__(self):
+        self.policy = TablePolicy()
+        self.reward = threes
+        self.train_prompts = [[i % 5 + 1] for i in range(8)]
+        self.held_out_prompts = [[1], [2, 3], [4]]
+        self.fingerprint = "table"
+
+    def gold(self, sequences):
+        return [float(row.count(3)) for row in sequences.responses()]
+
+    def contributions(self, sequences):
+        return [[float(token == 3) for token in row] for row in sequences.responses()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableTask:
+    name: str = "table"
+    ppo = PPO
+    loading = Loading()
+
+    def load(self):
+        return TableLoaded()
+
+
+def settings(tmp_path, **changes):
+    base = Comparison(
+        out=str(tmp_path / "out"),
+        redistributors="sparse,uniform",
+        controls="",
+        seeds=2,
+        steps=2,
+        eval_every=1,
+        eval_prompts=3,
+    )
+    return replace(base, **changes)
+
+
+@pytest.fixture
+def in_threads(monkeypatch):
+    """Runs in threads of this process: starting another one takes seconds."""
+
+    def pool(processes, *, mp_context, initializer, initargs):
+        return ThreadPoolExecutor(1)  # runs redirect their output, which threads would share
+
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", pool)

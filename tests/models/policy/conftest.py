@@ -1,0 +1,3 @@
+"""Fixtures of every test of policies."""
+
+from policies import family, folders, policy  # noqa: F401

@@ -1,0 +1,37 @@
+"""Who may import whom, and that the packages work from outside the repository."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from redistributors import REDISTRIBUTORS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_import_contracts_are_kept():
+    # beside this interpreter: the environment need not be active, so PATH need not have it
+    command = [Path(sys.executable).with_name("lint-imports"), "--config", "setup.cfg", "--no-cache"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_packages_import_from_elsewhere(tmp_path):
+    code = (
+        "import rlhf_core, redistributors, models, benchmarks, importlib.metadata as m;"
+        "print(m.version('dense-rlhf'), rlhf_core.__version__, *sorted(redistributors.REDISTRIBUTORS))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    installed, own, *methods = result.stdout.split()
+    assert installed == own
+    assert methods == sorted(REDISTRIBUTORS)
+
+
+def test_the_engine_alone_needs_no_model_library(tmp_path):
+    code = (
+        "import sys, rlhf_core, redistributors;"
+        "print([m for m in ('transformers', 'peft', 'bitsandbytes', 'datasets', 'trl') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
