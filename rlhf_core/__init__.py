@@ -1,5 +1,6 @@
 """A PPO engine for language models in which credit assignment is a plug-in."""
 
+from rlhf_core.advantages import leave_one_out_advantages
 from rlhf_core.buffer import RolloutBuffer
 from rlhf_core.checks import HealthError
 from rlhf_core.config import KLConfig, PPOConfig, ScoreConfig
@@ -9,9 +10,8 @@ from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean, masked_var, masked_whiten
 from rlhf_core.probe import Experiment, Probe, Variants
 from rlhf_core.returns import discounted_returns, generalized_advantages, lambda_returns
-from rlhf_core.rewards import TokenReward
-from rlhf_core.rloo import leave_one_out_advantages
 from rlhf_core.run.loggers import JSONLines, Logger, TensorBoard, WeightsAndBiases
+from rlhf_core.scorers.callables import TokenReward
 from rlhf_core.scorers.token_scorer import PerTokenReward, SpanReward
 from rlhf_core.trainer import PPOTrainer
 from rlhf_core.types import (

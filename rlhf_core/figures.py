@@ -1,5 +1,6 @@
 """The one place where further figures enter: those of a redistributor and of instruments become plain numbers here."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from reprlib import repr as shortened
@@ -69,3 +70,8 @@ def make_plain(settings: Any) -> None:
         plain = tuple(as_plain(part) for part in parts)
         if any(one is not part for one, part in zip(plain, parts, strict=True)):
             object.__setattr__(settings, field.name, plain if parts is given else plain[0])
+
+
+def shown(value: float) -> float | str:
+    """A number as JSON can hold it: NaN and infinity by name."""
+    return value if math.isfinite(value) else str(value)

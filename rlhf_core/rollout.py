@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlhf_core.batching import micro_batches, row_batches
+from rlhf_core.batching import Budgets, TokenBudget, micro_batches, row_batches, run_in_parts
 from rlhf_core.checks import require_usable
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import EvidenceRequest, FullKL
 from rlhf_core.kl import kl_estimate
-from rlhf_core.memory import Budgets, TokenBudget, run_in_parts
 from rlhf_core.rewards import ScoreMoments, normalise_scores
 from rlhf_core.streams import Stream, stream, uniforms
 from rlhf_core.types import Evaluation, Limits, Policy, RewardModel, Rollout, Sequences

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_core import optimizer_state
 from rlhf_core.advantages import ESTIMATORS
+from rlhf_core.batching import Budgets
 from rlhf_core.buffer import RolloutBuffer
 from rlhf_core.checks import (
     HealthError,
@@ -35,11 +35,10 @@ from rlhf_core.divergence import UnusableRollout, step_guard
 from rlhf_core.figures import further_figures
 from rlhf_core.files.file_errors import reading
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
-from rlhf_core.memory import Budgets
 from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
-from rlhf_core.optimization import make_optimizer, make_schedule
+from rlhf_core.optimizer import make_optimizer, make_schedule, restore_state, state_numbers, state_tensors
 from rlhf_core.prompts import Prompts, encoded, own_texts, repeated
-from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model, penalised
+from rlhf_core.rewards import ScoreMoments, penalised
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.run import checkpoint as checkpoints
 from rlhf_core.run.checkpoint import POLICY, STATE, TrainerState, load_state
@@ -47,6 +46,7 @@ from rlhf_core.run.fit import Fit, Plan, evaluation_figures
 from rlhf_core.run.identity import as_json, made_with, require_same_run, trainer_settings
 from rlhf_core.run.loggers import Logger
 from rlhf_core.run.state_form import misfits
+from rlhf_core.scorers.callables import TextScorer, as_reward_model
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
 from rlhf_core.update import ppo_update
 
@@ -334,14 +334,14 @@ class PPOTrainer:
             "score_moments": asdict(self.score_moments),
             "guard": self.guard.state(),
             "budgets": self.budgets.state(),
-            "optimizer": optimizer_state.numbers_of(self.optimizer),
+            "optimizer": state_numbers(self.optimizer),
             "schedule": self.schedule.state_dict(),
             "redistributor": self.settings["redistributor"],
             "config": self.settings["config"],
             "identity": {**self._identity(), "made_with": made_with(self.reward)},
             "run": self.run,
         }
-        tensors = {f"{OPTIMIZER}{name}": value for name, value in optimizer_state.tensors_of(self.optimizer).items()}
+        tensors = {f"{OPTIMIZER}{name}": value for name, value in state_tensors(self.optimizer).items()}
         tensors |= {f"{REDISTRIBUTOR}{name}": value for name, value in learned.items()}
         return TrainerState(numbers=numbers, tensors=tensors)
 
@@ -384,7 +384,7 @@ class PPOTrainer:
         strange = [name for name in state.tensors if not name.startswith((OPTIMIZER, REDISTRIBUTOR))]
         if strange or (learned and not isinstance(self.redistributor, Learns)):
             raise ValueError(f"its tensors {sorted([*strange, *learned])[:3]} belong to no part of this trainer")
-        optimizer_state.restore(self.optimizer, _part(state.tensors, OPTIMIZER), numbers["optimizer"])
+        restore_state(self.optimizer, _part(state.tensors, OPTIMIZER), numbers["optimizer"])
         if isinstance(self.redistributor, Learns):
             self.redistributor.load_state(learned)
         self.schedule.load_state_dict(dict(numbers["schedule"]))

@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from rlhf_core.batching import micro_batches
+from rlhf_core.batching import Budgets, TokenBudget, micro_batches, run_in_parts
 from rlhf_core.buffer import Minibatch, RolloutBuffer
 from rlhf_core.config import PPOConfig
 from rlhf_core.distributed import global_max, global_sum
 from rlhf_core.divergence import StepGuard, step_guard
+from rlhf_core.figures import shown
 from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean
-from rlhf_core.memory import Budgets, TokenBudget, optimizer_step, run_in_parts
-from rlhf_core.run.loggers import shown
+from rlhf_core.optimizer import optimizer_step
 from rlhf_core.streams import stream
 from rlhf_core.types import Policy
 

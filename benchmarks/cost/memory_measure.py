@@ -36,10 +36,9 @@ from models.weights.four_bit import four_bit_config, keep_unpacked
 from models.weights.language_model import DTYPES, frozen_copy, remove_randomness
 from models.weights.reference import FrozenCopy
 from redistributors import DecoderAttention, RewardAttention, Sparse
-from rlhf_core.batching import micro_batches
+from rlhf_core.batching import SmallerParts, micro_batches
 from rlhf_core.config import PPOConfig
-from rlhf_core.memory import SmallerParts
-from rlhf_core.optimization import make_schedule
+from rlhf_core.optimizer import make_schedule
 from rlhf_core.rollout import Draw, sample
 from rlhf_core.trainer import PPOTrainer
 

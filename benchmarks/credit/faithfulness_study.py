@@ -19,12 +19,13 @@ from benchmarks.runs.experiment import Loaded
 from benchmarks.tasks.model_settings import Loading
 from redistributors import REDISTRIBUTORS
 from redistributors.leave_one_out import Occlusion
+from rlhf_core.batching import Budgets
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import Source
-from rlhf_core.memory import Budgets
 from rlhf_core.probe import Ability, Absence, Experiment, generators, measured
-from rlhf_core.rewards import ScoreMoments, as_reward_model
+from rlhf_core.rewards import ScoreMoments
 from rlhf_core.rollout import Draw, sample
+from rlhf_core.scorers.callables import as_reward_model
 from rlhf_core.types import RewardModel, Rollout
 
 EVERY = ",".join(REDISTRIBUTORS)

@@ -8,9 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from models.passes.sampling import left_padded
-from rlhf_core.batching import row_batches
+from rlhf_core.batching import TokenBudget, row_batches, run_in_parts
 from rlhf_core.masking import last_token
-from rlhf_core.memory import TokenBudget, run_in_parts
 from rlhf_core.probe import generators
 from rlhf_core.types import Limits, Policy, RewardModel, Sequences
 

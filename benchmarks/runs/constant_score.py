@@ -9,7 +9,7 @@ import torch
 from benchmarks.runs.experiment import Loaded, Task
 from benchmarks.tasks.model_settings import Loading
 from rlhf_core.evidence import EvidenceRequest
-from rlhf_core.rewards import as_reward_model
+from rlhf_core.scorers.callables import as_reward_model
 from rlhf_core.types import Policy, RewardModel, Scored, Sequences
 
 OPTIONAL = ("why_not", "validate", "vocabulary", "vocab_size")

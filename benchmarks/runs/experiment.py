@@ -21,7 +21,8 @@ from benchmarks.reporting.heat_map import Example
 from rlhf_core.config import PPOConfig
 from rlhf_core.run.description import described
 from rlhf_core.prompts import encoded
-from rlhf_core.rewards import ScoreMoments, TextScorer, as_reward_model
+from rlhf_core.rewards import ScoreMoments
+from rlhf_core.scorers.callables import TextScorer, as_reward_model
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.trainer import Instrument, PPOTrainer
 from rlhf_core.types import Learns, Policy, Redistributor, RewardModel, Rollout, Sequences

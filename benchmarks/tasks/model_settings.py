@@ -13,7 +13,7 @@ from models.weights.adapters import LoraSettings
 from models.weights.four_bit import paged_adamw_8bit
 from models.weights.language_model import DType
 from rlhf_core.config import PPOConfig
-from rlhf_core.optimization import make_optimizer
+from rlhf_core.optimizer import make_optimizer
 
 OPTIMIZERS: dict[str, Callable[[Iterable[torch.nn.Parameter], PPOConfig], torch.optim.Optimizer]] = {
     "torch": make_optimizer,

@@ -15,7 +15,7 @@ from models.attention.taps import (
     attached,
     switched,
 )
-from models.rewards.classifier_head import without_cache
+from models.passes.cache import without_cache
 
 TOLERANCE = 1e-4
 ROUNDING_TOLERANCE = 1e-1

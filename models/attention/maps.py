@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from models.attention.taps import UnsupportedAttention, switched
-from models.rewards.classifier_head import without_cache
+from models.passes.cache import without_cache
 
 Maps = tuple[Float[Tensor, "batch head query key"], ...]
 Scores = Callable[[Float[Tensor, "batch position hidden"]], Float[Tensor, " batch"]]

@@ -82,3 +82,8 @@ def _with_room(states: Float[Tensor, "row head token channel"], room: int) -> Te
     buffer = torch.empty(rows, heads, tokens + room, channels, dtype=states.dtype, device=states.device)
     buffer[:, :, :tokens] = states
     return buffer
+
+
+def without_cache(model: PreTrainedModel) -> dict[str, bool]:
+    """The argument that keeps a trunk from making a cache; most encoders know none."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.base_model.forward).parameters else {}

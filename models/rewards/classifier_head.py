@@ -5,7 +5,6 @@ where pad and EOS share an id. Here the backbone runs, one hidden state a row is
 applied to it. An encoder's own forward pass does its pooling, on hidden states that are there already.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from models.passes.cache import without_cache
 from models.passes.switches import beside_switches, past_switches, within_reach
 
 HEAD_NAMES = ("score", "classifier", "pooler", "pre_classifier", "head", "sequence_summary")
@@ -119,11 +119,6 @@ def last_hidden(
     output = model.base_model(**inputs, **without_cache(model), attention_mask=mask, return_dict=True)
     hidden: Tensor = output.last_hidden_state
     return hidden
-
-
-def without_cache(model: PreTrainedModel) -> dict[str, bool]:
-    """The argument that keeps a trunk from making a cache; most encoders know none."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.base_model.forward).parameters else {}
 
 
 def read_logits(

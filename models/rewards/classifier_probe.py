@@ -14,9 +14,8 @@ from models.attention.maps import attention_maps, map_gradients
 from models.passes.layout import Rows, right_padded
 from models.rewards.classifier_head import Head, last_hidden
 from models.rewards.pass_budgets import PassBudgets
-from rlhf_core.batching import micro_batches, row_batches
+from rlhf_core.batching import TokenBudget, micro_batches, row_batches, run_in_parts
 from rlhf_core.evidence import HiddenTap, Layout, PrefixScores
-from rlhf_core.memory import TokenBudget, run_in_parts
 from rlhf_core.probe import Absence, AttentionMaps, Baseline, Cost, MapGradients, PathPoint, Variants
 from rlhf_core.types import Sequences
 

@@ -27,18 +27,17 @@ from models.rewards.classifier_head import (
 )
 from models.rewards.classifier_probe import ClassifierProbe, Judge, no_null_token, null_token, read_states
 from models.rewards.pass_budgets import PassBudgets
+from models.rewards.trunk import load_trunk
 from models.texts.prompts import listed, prompt_problems
-from models.training.finetuning import load_trunk
 from models.weights.adapter_weights import WEIGHTS, fit_vocabulary, put_on
 from models.weights.adapters import adapter_folder, adapter_task, base_source
 from models.weights.folder_kinds import require_adapter_kind
 from models.weights.four_bit import keep_unpacked
 from models.weights.integrity import require_intact, some
 from models.weights.language_model import DType, ModelSource, find_tokenizer, load_tokenizer, read_model
-from rlhf_core.batching import micro_batches
+from rlhf_core.batching import micro_batches, run_in_parts
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, HiddenTap, Layout
 from rlhf_core.files.file_errors import reading
-from rlhf_core.memory import run_in_parts
 from rlhf_core.probe import Ability, Experiment, measured
 from rlhf_core.types import Scored, Sequences
 

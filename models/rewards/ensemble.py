@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from models.passes.fused import make_lean
 from models.rewards.classifier_head import HEAD_NAMES
 from models.rewards.classifier_reward import ClassifierReward, ScoreKind, head_labels
-from models.training.finetuning import load_trunk
+from models.rewards.trunk import load_trunk
 from models.weights.adapter_weights import carries_embeddings, put_on
 from models.weights.adapters import adapter_config, adapter_folder, adapter_task, base_source, only_low_rank
 from models.weights.folder_kinds import require_adapter_kind

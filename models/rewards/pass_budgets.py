@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rlhf_core.memory import TokenBudget
+from rlhf_core.batching import TokenBudget
 
 SETTING = "the reward model's micro_batch_tokens"
 

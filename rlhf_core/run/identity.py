@@ -17,9 +17,9 @@ from rlhf_core.divergence import UnusableRollout
 from rlhf_core.evidence import AuxiliaryLogprobs
 from rlhf_core.files.file_errors import reading
 from rlhf_core.prompts import Prompts, own_texts
-from rlhf_core.rewards import TextReward, TokenReward
 from rlhf_core.run.description import HasIdentity, code_of, described
 from rlhf_core.run.model_card import versions
+from rlhf_core.scorers.callables import TextReward, TokenReward
 from rlhf_core.types import Policy, Redistributor, RewardModel, Sequences
 
 MAY_CHANGE = frozenset(

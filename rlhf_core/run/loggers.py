@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -10,6 +9,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
+from rlhf_core.figures import shown
 from rlhf_core.files.disk_errors import told_where_unwritable
 from rlhf_core.files.plain_files import open_plain, replace
 
@@ -83,11 +83,6 @@ def _to_append(path: Path) -> FileIO:
     """Without a buffer, in which half a line could wait for its next chance."""
     with told_where_unwritable(path):
         return path.open("ab", buffering=0)
-
-
-def shown(value: float) -> float | str:
-    """A number as JSON can hold it: NaN and infinity by name."""
-    return value if math.isfinite(value) else str(value)
 
 
 def drop_later(path: Path, step: int) -> None:

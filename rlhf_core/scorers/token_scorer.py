@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest, Source
-from rlhf_core.rewards import Decode, texts
-from rlhf_core.scorers.callable_probe import UNDEMANDING
+from rlhf_core.scorers.callables import UNDEMANDING, Decode, texts
 from rlhf_core.scorers.spans import as_spans, byte_offsets, ends_of_prefixes, row_shares, shared_bytes
 from rlhf_core.types import Scored, Sequences
 

@@ -553,7 +553,7 @@ def test_what_shows_no_attention_says_so(reading):
     assert "callable" in scorer.why_not(method.requests[0])
     assert not scorer.provides(method.requests[0])
     probe = judge_of("gpt2").probe(SEQUENCES)
-    from rlhf_core.scorers.callable_probe import CallableProbe
+    from rlhf_core.scorers.callables import CallableProbe
 
     deaf = CallableProbe(scores_of=lambda prompts, responses: torch.zeros(len(prompts)), sequences=SEQUENCES)
     assert probe.sequences is SEQUENCES

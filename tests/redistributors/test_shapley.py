@@ -16,7 +16,7 @@ from models.tiny import save_tiny, tiny_gpt2_classifier, tiny_tokenizer
 from redistributors import Shapley
 from redistributors.shapley import RANKS, averaged, spans_of
 from rlhf_core import PPOConfig, PPOTrainer, TokenReward
-from rlhf_core.scorers.callable_probe import CallableProbe
+from rlhf_core.scorers.callables import CallableProbe
 
 SEQUENCES = ragged_sequences(lengths=(4, 1, 9, 6))
 SAMPLED = {"players": 4, "exact_up_to": 0}

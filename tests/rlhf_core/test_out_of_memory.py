@@ -18,8 +18,7 @@ from models.rewards.classifier_probe import ALTER
 from models.tiny import save_tiny
 from redistributors import DecoderAttention, RewardAttention
 from rlhf_core import PPOConfig, PPOTrainer
-from rlhf_core.batching import row_batches
-from rlhf_core.memory import TokenBudget, run_in_parts
+from rlhf_core.batching import TokenBudget, row_batches, run_in_parts
 from rlhf_core.probe import Variants
 from rlhf_core.types import TENSORS, Rollout
 

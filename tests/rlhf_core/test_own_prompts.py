@@ -24,8 +24,7 @@ from redistributors import REDISTRIBUTORS, LeaveOneOut, OwnRewards, Sparse
 from rlhf_core import PerTokenReward, PPOTrainer, SpanReward, TokenReward
 from rlhf_core.checks import check_needs
 from rlhf_core.prompts import encoded
-from rlhf_core.rewards import TextReward
-from rlhf_core.scorers.callable_probe import METHODS, UNDEMANDING, why_not
+from rlhf_core.scorers.callables import METHODS, UNDEMANDING, TextReward, why_not
 from rlhf_core.types import Sequences
 
 GIVEN = ["w2  w3", "w4 ?", "w5\nw6", "w7"]

@@ -38,10 +38,11 @@ from models.tiny import save_tiny, tiny_gpt2_classifier, tiny_tokenizer
 from redistributors import LeaveOneOut, LogRatio, PrefixDifference, RewardAttention
 from redistributors.leave_one_out import Occlusion
 from rlhf_core import TokenReward
+from rlhf_core.batching import TokenBudget
 from rlhf_core.config import PPOConfig
-from rlhf_core.memory import TokenBudget
 from rlhf_core.probe import Experiment, Variants, generators
-from rlhf_core.rewards import ScoreMoments, as_reward_model
+from rlhf_core.rewards import ScoreMoments
+from rlhf_core.scorers.callables import as_reward_model
 from rlhf_core.types import Limits, Sequences
 
 HERE = __name__

@@ -25,7 +25,7 @@ from redistributors import RewardAttention, Uniform
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import EvidenceRequest, PrefixScores
 from rlhf_core.checks import check_needs
-from rlhf_core.rewards import TokenReward
+from rlhf_core.scorers.callables import TokenReward
 from rlhf_core.trainer import PPOTrainer
 from rlhf_core.types import HasIdRange, HasVocabulary, RewardModel, Scored, ValidatesPrompts
 

@@ -107,7 +107,7 @@ def test_an_adapter_without_a_head_is_no_reward_model(made, tmp_path):
 def test_a_trunk_without_a_score_head_is_refused(tmp_path):
     from transformers import BertConfig, BertModel
 
-    from models.training.finetuning import load_trunk
+    from models.rewards.trunk import load_trunk
 
     config = BertConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     BertModel(config).save_pretrained(tmp_path)

@@ -19,8 +19,9 @@ from resumable import CONFIG, PROMPTS, fit, left_behind, share_of_threes, traine
 from table_trainer import Learner
 
 from redistributors import Sparse, Uniform
-from rlhf_core import PPOTrainer, TokenReward, optimizer_state
+from rlhf_core import PPOTrainer, TokenReward
 from rlhf_core.divergence import Diverged
+from rlhf_core.optimizer import restore_state, state_numbers, state_tensors
 from rlhf_core.run import manifest
 from rlhf_core.run.checkpoint import TrainerState, checkpoints, load_state, newest_complete, prune, save_checkpoint
 from rlhf_core.run.run_folder import RunFolder
@@ -367,9 +368,9 @@ def test_an_optimizer_that_nests_and_shares_its_tensors_is_restored():
 
     TABLE = torch.arange(4.0)
     optimizer = Nested([torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))], lr=0.1)
-    tensors = optimizer_state.tensors_of(optimizer)
-    numbers = json.loads(json.dumps(optimizer_state.numbers_of(optimizer)))
-    optimizer_state.restore(optimizer, tensors, numbers)
+    tensors = state_tensors(optimizer)
+    numbers = json.loads(json.dumps(state_numbers(optimizer)))
+    restore_state(optimizer, tensors, numbers)
     assert optimizer.loaded[0]["step"] == 4
     assert torch.equal(optimizer.loaded[1]["quantised"]["map"], TABLE)
     assert torch.equal(optimizer.loaded[0]["quantised"]["state1"], torch.ones(3))

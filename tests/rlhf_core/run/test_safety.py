@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 
 from benchmarks.tasks.preparation import from_base
 from models import LoraSettings, load_policy, load_reward_model
+from models.rewards.trunk import load_trunk
 from models.tiny import save_tiny
-from models.training.finetuning import adapted_reward_model, load_trunk
+from models.training.finetuning import adapted_reward_model
 from models.weights.language_model import ModelSource
 
 ROOT = Path(__file__).resolve().parents[3]
