@@ -27,13 +27,6 @@ from rlhf_core.config import PPOConfig
 from table_task import PPO, TableLoaded, TableTask, settings
 
 
-
-
-
-
-
-
-
 @dataclass(frozen=True, kw_only=True)
 class BrokenTask:
     ppo = PPO
@@ -41,8 +34,6 @@ class BrokenTask:
 
     def load(self):
         raise OSError("the disk is gone")
-
-
 
 
 def run_compare(chosen, task=None, ppo=None):
@@ -55,8 +46,6 @@ def one_run(tmp_path, arm="sparse", seed=0):
     chosen = settings(tmp_path, redistributors=[arm], seeds=[seed])
     (run,) = plan(chosen, TableTask(), Panel(), with_settings(PPOConfig(), PPO))
     return replace(run, fingerprint="table")
-
-
 
 
 def test_arms_and_their_labels():
