@@ -16,14 +16,14 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from benchmarks.runs.arms import Arm, parse_arms, with_settings
 from benchmarks.base.cli import claim_folder, command_line, jsonable, require_claimable, run_record
+from benchmarks.reporting.statistics import Results
+from benchmarks.runs.arms import Arm, parse_arms, with_settings
 from benchmarks.runs.curves import load_results
 from benchmarks.runs.experiment import PLACES, Run, Task, require_runnable
-from benchmarks.tasks.model_settings import Loading
 from benchmarks.runs.worker_pool import Interrupted, locked, run_all
-from benchmarks.reporting.statistics import Results
 from benchmarks.tasks.definitions import make_task
+from benchmarks.tasks.model_settings import Loading
 from rlhf_core.config import PPOConfig
 
 MADE_BY = "a comparison"

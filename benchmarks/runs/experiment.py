@@ -12,18 +12,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from benchmarks.runs.arms import Arm
 from benchmarks.base.cli import RECORD, jsonable, run_record, write_json
-from benchmarks.tasks.model_settings import Loading
-from benchmarks.runs.samplers import SAMPLERS
-from benchmarks.reporting.statistics import nan_mean, rank_correlation
 from benchmarks.reporting.heat_map import Example
+from benchmarks.reporting.statistics import nan_mean, rank_correlation
+from benchmarks.runs.arms import Arm
+from benchmarks.runs.samplers import SAMPLERS
+from benchmarks.tasks.model_settings import Loading
 from rlhf_core.config import PPOConfig
-from rlhf_core.run.description import described
 from rlhf_core.prompts import encoded
 from rlhf_core.rewards import ScoreMoments
-from rlhf_core.scorers.callables import TextScorer, as_reward_model
 from rlhf_core.rollout import Draw, measure, sample
+from rlhf_core.run.description import described
+from rlhf_core.scorers.callables import TextScorer, as_reward_model
 from rlhf_core.trainer import Instrument, PPOTrainer
 from rlhf_core.types import Learns, Policy, Redistributor, RewardModel, Rollout, Sequences
 

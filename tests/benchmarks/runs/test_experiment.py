@@ -2,29 +2,26 @@
 
 import io
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from fakes import TablePolicy
 from rich.console import Console
+from table_task import PPO, TableLoaded, TableTask, settings
 
-from benchmarks.runs import worker_pool as runner
-from benchmarks.runs.arms import parse_arms, with_settings
 from benchmarks.base.cli import PRESETS
+from benchmarks.reporting.heat_map import terminal
+from benchmarks.reporting.report import build
+from benchmarks.runs.arms import parse_arms, with_settings
 from benchmarks.runs.comparison import Comparison, Panel, plan
 from benchmarks.runs.curves import load_results
 from benchmarks.runs.experiment import credit_figures, examples, execute, frozen_rollout
-from benchmarks.tasks.model_settings import Loading
-from benchmarks.reporting.report import build
 from benchmarks.runs.worker_pool import finished, run_all
 from benchmarks.tasks.definitions import make_task
+from benchmarks.tasks.model_settings import Loading
 from benchmarks.value_loss_variance import SCRIPT
-from benchmarks.reporting.heat_map import terminal
 from redistributors import Sparse, Uniform
 from rlhf_core.config import PPOConfig
-from table_task import PPO, TableLoaded, TableTask, settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,19 +12,19 @@ from PIL import Image
 from rich.console import Console
 from table_task import TableTask, settings
 
+from benchmarks.length_drift import SCRIPT, Options, change, drifts, panels
+from benchmarks.reporting.statistics import Summary
 from benchmarks.runs.comparison import Comparison
 from benchmarks.runs.constant_score import ConstantScore, ConstantTask
 from benchmarks.runs.experiment import identity
-from benchmarks.length_drift import SCRIPT, Options, change, drifts, panels
-from benchmarks.tasks.model_settings import Loading
-from benchmarks.reporting.statistics import Summary
 from benchmarks.tasks.definitions import Toy
+from benchmarks.tasks.model_settings import Loading
 from models.rewards.classifier_reward import ClassifierReward
 from models.tiny import tiny_gpt2_classifier, tiny_tokenizer
 from redistributors import RewardAttention, Uniform
+from rlhf_core.checks import check_needs
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import EvidenceRequest, PrefixScores
-from rlhf_core.checks import check_needs
 from rlhf_core.scorers.callables import TokenReward
 from rlhf_core.trainer import PPOTrainer
 from rlhf_core.types import HasIdRange, HasVocabulary, RewardModel, Scored, ValidatesPrompts
