@@ -217,7 +217,8 @@ def make_trainer(
     real = all(any(Path(name).glob("*.safetensors")) for name in (settings.policy, settings.reward))
     models = _loaded(settings, reward, device) if real else random_models(settings, policy, reward, device)
     redistributor = {"none": Sparse, "reward": RewardAttention, "decoder": DecoderAttention}[settings.evidence]()
-    config = PPOConfig(
+    config = PPOConfig.from_paper(
+        "positive_generation",
         rollout_batch_size=settings.rollout_batch_size,
         minibatch_size=settings.minibatch_size,
         micro_batch_tokens=settings.micro_batch_tokens,

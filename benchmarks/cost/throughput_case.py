@@ -86,7 +86,8 @@ class Engine:
         )
         policy, reward = random_models(settings, shape, shape, self.device)
         reward.micro_batch_tokens = case.micro_batch_tokens
-        config = PPOConfig(
+        config = PPOConfig.from_paper(
+            "positive_generation",
             rollout_batch_size=case.prompts,
             minibatch_size=case.minibatch_size,
             micro_batch_tokens=case.micro_batch_tokens,

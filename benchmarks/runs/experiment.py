@@ -83,7 +83,7 @@ class Task(Protocol):
 
     @property
     def ppo(self) -> Mapping[str, Any]:
-        """What it changes in ``PPOConfig``'s defaults."""
+        """What it changes in the paper's settings (``PPOConfig.from_paper``)."""
         ...
 
     def load(self) -> Loaded:

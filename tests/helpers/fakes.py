@@ -183,7 +183,8 @@ def evidence_for(redistributor: Any, mask: Tensor, seed: int = 1) -> dict[Eviden
 
 def small_run(**changes: Any) -> PPOConfig:
     """Steps of four short responses."""
-    return PPOConfig(
+    return PPOConfig.from_paper(
+        "positive_generation",
         learning_rate=1e-3,
         minibatch_size=4,
         rollout_batch_size=4,

@@ -23,7 +23,8 @@ from rlhf_core import KLConfig, PPOConfig, PPOTrainer, ScoreConfig, TokenReward
 from rlhf_core.run.stopping import AGAIN
 
 PROMPTS = [[1], [2, 3], [4, 5, 1], [5], [3, 3, 1]]
-CONFIG = PPOConfig(
+CONFIG = PPOConfig.from_paper(
+    "positive_generation",
     rollout_batch_size=8,
     minibatch_size=4,
     epochs=2,

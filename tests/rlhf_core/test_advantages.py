@@ -16,7 +16,8 @@ from rlhf_core.advantages import ESTIMATORS, OF_A_CRITIC
 from rlhf_core.kl import FixedKL
 from rlhf_core.prompts import prompt_groups, repeated, shuffled_batch
 
-CONFIG = PPOConfig(
+CONFIG = PPOConfig.from_paper(
+    "positive_generation",
     rollout_batch_size=12,
     responses_per_prompt=4,
     advantages="rloo",

@@ -15,8 +15,14 @@ from redistributors import REDISTRIBUTORS, RewardAttention, Sparse, Uniform
 from rlhf_core import Experience, KLConfig, PPOConfig, PPOTrainer, RolloutBuffer, TokenReward
 from rlhf_core.update import ppo_update
 
-CONFIG = PPOConfig(
-    learning_rate=1e-3, minibatch_size=4, rollout_batch_size=8, min_length=2, max_length=(4, 9), epochs=2
+CONFIG = PPOConfig.from_paper(
+    "positive_generation",
+    learning_rate=1e-3,
+    minibatch_size=4,
+    rollout_batch_size=8,
+    min_length=2,
+    max_length=(4, 9),
+    epochs=2,
 )
 PROMPTS = [[2, 3], [4], [5, 6, 7, 8], [9, 10], [11], [12, 13], [14, 15, 16], [17]]
 FAMILIES = ["gpt2", "llama"]
