@@ -123,7 +123,7 @@ def test_credit_is_what_the_trainer_would_have_learned_from(name):
     torch.testing.assert_close(credit.rewards, scores - 0.7 * rollout.kl)
     assert credit.returns.equal(experience.returns)
     assert credit.advantages.equal(experience.advantages)
-    logged = trainer.measure(rollout, scores, experience)
+    logged = trainer.figures(rollout, scores, experience)
     assert credit.figures.items() <= logged.items()
     assert {"explained_variance", "explained_variance_over_position"} <= credit.figures.keys()
     assert credit.gradient is None
