@@ -61,7 +61,7 @@ class UpdateStatistics:
         }
 
 
-LARGEST = ("ratio_max", "log_ratio_max")
+MAXIMA = ("ratio_max", "log_ratio_max")
 MEANS = ("policy_loss", "value_loss", "entropy", "clip_fraction", "value_clip_fraction", "approx_kl", "logprob_drop")
 
 
@@ -108,12 +108,12 @@ def ppo_update(
                 continue
             with optimizer_step(optimizer):
                 norm = gradient_norm(policy)
-            fault = guard.fault(measured["loss"], float(norm))
-            if fault:
+            reason = guard.why_not_admit(measured["loss"], float(norm))
+            if reason:
                 optimizer.zero_grad(set_to_none=True)
                 statistics.refused += 1
-                place = {"step": step + 1, "what": "minibatch", "epoch": epoch, "reason": fault}
-                guard.skip({**place, "rows": offending_rows(policy, minibatch)})
+                place = {"step": step + 1, "what": "minibatch", "epoch": epoch, "reason": reason}
+                guard.skip({**place, "rows": offending_rows(policy, minibatch, config.temperature)})
                 continue
             with optimizer_step(optimizer):
                 _step(policy, optimizer, norm, config)
@@ -132,12 +132,12 @@ def _accumulate(
     rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
 
     def backward(rows: Int[Tensor, " row"]) -> dict[str, float]:
-        """What the micro-batch adds to each of the minibatch's figures; of ``LARGEST``, its own."""
+        """What the micro-batch adds to each of the minibatch's figures; of ``MAXIMA``, its own."""
         part = minibatch.select(rows)
         loss, means = _loss(policy, part, config)
         token_share = int(part.sequences.response_mask.sum()) / tokens
         (loss * token_share).backward()  # type: ignore[no-untyped-call]
-        shares = {"response_loss": len(part.sequences) / rows_in_all, **dict.fromkeys(LARGEST, 1.0)}
+        shares = {"response_loss": len(part.sequences) / rows_in_all, **dict.fromkeys(MAXIMA, 1.0)}
         return {name: float(mean) * shares.get(name, token_share) for name, mean in means.items()}
 
     parts = run_in_parts(
@@ -148,8 +148,8 @@ def _accumulate(
         phase="update",
         begin=partial(optimizer.zero_grad, set_to_none=True),
     )
-    totals = {name: sum(part[name] for part in parts) for name in parts[0] if name not in LARGEST}
-    largest = {name: max(0.0, *(part[name] for part in parts)) for name in LARGEST}
+    totals = {name: sum(part[name] for part in parts) for name in parts[0] if name not in MAXIMA}
+    largest = {name: max(0.0, *(part[name] for part in parts)) for name in MAXIMA}
     totals = {name: float(global_sum(torch.tensor(total, dtype=torch.float64))) for name, total in totals.items()}
     largest = {name: float(global_max(torch.tensor(most, dtype=torch.float64))) for name, most in largest.items()}
     return {**totals, **largest, "tokens": float(tokens)}
@@ -158,7 +158,7 @@ def _accumulate(
 def _loss(policy: Policy, part: Minibatch, config: PPOConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """policy loss + value_coef · value loss − entropy_coef · entropy, each a mean over the micro-batch's tokens."""
     mask = part.sequences.response_mask
-    evaluation = policy.evaluate(part.sequences, frozenset())
+    evaluation = policy.evaluate(part.sequences, frozenset(), temperature=config.temperature)
     surrogate, policy_stats = policy_loss(
         evaluation.logprobs, part.logprobs, part.advantages, mask, clip_range=config.clip_range
     )
@@ -186,12 +186,12 @@ def _step(policy: Policy, optimizer: torch.optim.Optimizer, norm: Tensor, config
 
 
 @torch.no_grad()
-def offending_rows(policy: Policy, minibatch: Minibatch) -> list[dict[str, object]]:
+def offending_rows(policy: Policy, minibatch: Minibatch, temperature: float) -> list[dict[str, object]]:
     """Texts and figures of the rows whose log-probabilities or values are not finite, or of all where those are."""
     found: list[dict[str, object]] = []
     for row in range(len(minibatch.sequences)):
         alone = minibatch.select(torch.tensor([row], device=minibatch.returns.device))
-        evaluation = policy.evaluate(alone.sequences, frozenset())
+        evaluation = policy.evaluate(alone.sequences, frozenset(), temperature=temperature)
         finite = bool(torch.isfinite(evaluation.logprobs).all() and torch.isfinite(evaluation.values).all())
         prompt, response = (policy.decode(ids)[0] for ids in (alone.sequences.prompts(), alone.sequences.responses()))
         figures = {"new_logprobs": evaluation.logprobs, "new_values": evaluation.values, "logprobs": alone.logprobs}

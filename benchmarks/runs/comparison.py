@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from benchmarks.base.cli import claim_folder, command_line, jsonable, require_claimable, run_record
 from benchmarks.reporting.statistics import Results
-from benchmarks.runs.arms import Arm, parse_arms, with_settings
+from benchmarks.runs.arms import PAPER_SETTINGS, Arm, parse_arms, with_settings
 from benchmarks.runs.curves import load_results
 from benchmarks.runs.experiment import PLACES, Run, Task, require_runnable
 from benchmarks.runs.worker_pool import Interrupted, locked, run_all
@@ -157,7 +157,10 @@ def study(
         FileExistsError: the folder holds a comparison with other settings, all named, or something that is not ours.
         ValueError: an arm or a setting that cannot be; found before anything is trained with PPO.
     """
-    out, config = Path(settings.out), with_settings(with_settings(PPOConfig(), task.ppo), ppo)
+    out, config = (
+        Path(settings.out),
+        with_settings(with_settings(PAPER_SETTINGS, task.ppo), ppo),
+    )
     if settings.models is not None and _inside(Path(settings.models), out):
         raise ValueError(f"--out {out} would hold the models of --models {settings.models}; choose another")
     recorded = {
@@ -275,7 +278,12 @@ class Script:
             own = self.options(**{f.name: chosen[f.name] for f in fields(self.options)})
             task = settings.make_task()
             for panel in self.panels(settings, own):
-                plan(settings, task, panel, with_settings(with_settings(PPOConfig(), task.ppo), ppo))
+                plan(
+                    settings,
+                    task,
+                    panel,
+                    with_settings(with_settings(PAPER_SETTINGS, task.ppo), ppo),
+                )
         except (ValueError, OSError) as error:
             parser.exit(2, f"{parser.prog}: error: {error}\n")
         disable_progress_bar()  # of every model file that is read

@@ -11,7 +11,7 @@ import torch
 from fakes import EOS, TablePolicy, ragged_sequences, rollout_of, sequences_of, unchecked
 from table_trainer import CONFIG, PROMPTS, Learner, batch, share_of_threes, trainer
 
-from redistributors import RewardAttention, Sparse, Uniform
+from redistributors import DecoderAttention, Gradient, LeaveOneOut, RewardAttention, Shapley, Sparse, Uniform
 from rlhf_core import (
     Experience,
     HealthError,
@@ -44,7 +44,7 @@ def test_two_runs_are_bit_equal_and_the_stages_compose_to_a_step():
         rollout = by_hand.collect(batch())
         token_scores = by_hand.redistribute(rollout)
         experience = by_hand.estimate_returns(rollout, token_scores)
-        again = by_hand.measure(rollout, token_scores, experience) | by_hand.update(experience)
+        again = by_hand.figures(rollout, token_scores, experience) | by_hand.update(experience)
         by_hand.conclude(rollout)
         assert again.items() <= figures.items()
     assert torch.equal(whole.policy.logits, by_hand.policy.logits)
@@ -69,17 +69,46 @@ def test_a_step_that_broke_off_can_be_taken_again():
     learner = trainer(config=replace(CONFIG, minibatch_size=4))
     evaluate, calls = learner.policy.evaluate, []
 
-    def failing(sequences, needs):
+    def failing(sequences, needs, **settings):
         calls.append(torch.is_grad_enabled())
         if calls[-1] and sum(calls) == 3:
             raise KeyboardInterrupt
-        return evaluate(sequences, needs)
+        return evaluate(sequences, needs, **settings)
 
     learner.policy.evaluate = failing
     with pytest.raises(KeyboardInterrupt):
         learner.step(batch())
     assert learner.step(batch())["kl"] != 0
     assert learner.steps_done == 1
+
+
+def test_one_rollout_holds_what_all_methods_need_and_the_same_responses():
+    reward = TokenReward(lambda prompts, responses: [row.count(3) for row in responses])
+    further, needs = (LeaveOneOut(), Shapley(), Sparse()), LeaveOneOut().needs | Shapley().needs
+    alone, together = trainer(reward=reward).collect(batch()), trainer(reward=reward).collect(batch(), iter(further))
+    assert not alone.evidence
+    assert set(together.evidence) == needs
+    for name in ("logprobs", "ref_logprobs", "values", "scores"):
+        assert torch.equal(getattr(alone, name), getattr(together, name)), name
+    for method in further:
+        torch.testing.assert_close(method(together).sum(1), together.scores)
+    own = trainer(LeaveOneOut(), reward=reward).collect(batch(), [Shapley()])
+    assert set(own.evidence) == needs
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        (
+            [Sparse(), DecoderAttention()],
+            r"DecoderAttention\(.* needs .*, which Wide cannot give: it does not measure such",
+        ),
+        ([Gradient()], r"Gradient\(.* needs .*, which TokenReward cannot give: a callable .* not embedding_gradients"),
+    ],
+)
+def test_a_method_that_cannot_be_served_is_named_before_anything_is_sampled(methods, words):
+    with pytest.raises(ValueError, match=words):
+        trainer(policy=Wide()).collect(batch(), methods)
 
 
 def test_methods_meet_the_same_limits_and_uniforms():
@@ -143,15 +172,15 @@ def test_before_the_first_optimizer_step_every_ratio_is_one():
 class Dropout(TablePolicy):
     """Gives other log-probabilities with gradient than without: the bug the first check is for."""
 
-    def evaluate(self, sequences, needs):
-        evaluation = super().evaluate(sequences, needs)
+    def evaluate(self, sequences, needs, **settings):
+        evaluation = super().evaluate(sequences, needs, **settings)
         noise = 0.01 * torch.is_grad_enabled()
         return replace(evaluation, logprobs=torch.where(sequences.response_mask, evaluation.logprobs - noise, 0))
 
 
 class WrongReference(TablePolicy):
-    def reference_logprobs(self, sequences):
-        return super().reference_logprobs(sequences) * 1.01
+    def reference_logprobs(self, sequences, **settings):
+        return super().reference_logprobs(sequences, **settings) * 1.01
 
 
 @pytest.mark.parametrize(
@@ -283,7 +312,7 @@ class NearSightedReward(TokenReward):
 class Wide(TablePolicy):
     vocab_size = 6
 
-    def sample(self, prompts, limits, uniforms):
+    def sample(self, prompts, limits, uniforms, **settings):
         raise AssertionError("something was generated")
 
 
@@ -312,7 +341,25 @@ def test_gamma_is_refused_where_conserved_credit_lands_early():
     with pytest.raises(ValueError, match=r"Uniform.*before the last token: with gamma 0.99"):
         trainer(Uniform(), discounted)
     assert trainer(Sparse(), discounted).step(batch())
-    assert trainer(Uniform(beta=0.0), discounted).step(batch())
+
+
+def test_credit_that_lands_early_after_all_is_refused_on_the_first_rollout_and_no_earlier():
+    """No method is called on invented data: the first rollout it sees is a real one."""
+    method = Broken(lambda scores, rollout: scores, causal=True)
+    learner = trainer(method, replace(CONFIG, gamma=0.99))
+    before = learner.policy.logits.detach().clone()
+    with pytest.raises(ValueError, match=r"Broken.*before the last token: with gamma 0.99"):
+        learner.step(batch())
+    assert torch.equal(learner.policy.logits, before)
+    assert trainer(method).step(batch())
+    assert trainer(Broken(lambda _, rollout: Sparse()(rollout), causal=True), replace(CONFIG, gamma=0.99)).step(batch())
+
+
+def test_no_method_is_called_before_a_rollout():
+    calls = []
+    for gamma in (1.0, 0.99):
+        trainer(Broken(lambda _, rollout: calls.append(rollout), causal=True), replace(CONFIG, gamma=gamma))
+    assert not calls
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -325,8 +372,8 @@ def test_scores_that_are_not_finite_are_refused_with_the_text(bad):
 class Exploding(TablePolicy):
     """Its value gradient becomes NaN, its values do not."""
 
-    def evaluate(self, sequences, needs):
-        evaluation = super().evaluate(sequences, needs)
+    def evaluate(self, sequences, needs, **settings):
+        evaluation = super().evaluate(sequences, needs, **settings)
         values = evaluation.values
         if values.requires_grad:
             values.register_hook(lambda gradient: gradient * math.nan)
@@ -349,8 +396,8 @@ class SickOnce(TablePolicy):
 
     passes = 0
 
-    def evaluate(self, sequences, needs):
-        evaluation = super().evaluate(sequences, needs)
+    def evaluate(self, sequences, needs, **settings):
+        evaluation = super().evaluate(sequences, needs, **settings)
         if torch.is_grad_enabled():
             self.passes += 1
             if self.passes == 2:
@@ -374,24 +421,24 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_written_down():
 def test_a_gradient_that_stands_out_is_skipped_where_asked():
     guard = StepGuard(max_skipped=1, spike_factor=3.0)
     for norm in [1.0, 2.0] * 10:
-        assert not guard.fault(0.0, norm)
+        assert not guard.why_not_admit(0.0, norm)
         guard.admit(norm)
     assert guard.mean_norm == pytest.approx(1.5)
-    assert guard.fault(0.0, 4.6) == "gradient norm 4.6 exceeds 3.0 x its running mean 1.5"
-    assert not guard.fault(0.0, 4.4)
+    assert guard.why_not_admit(0.0, 4.6) == "gradient norm 4.6 exceeds 3.0 x its running mean 1.5"
+    assert not guard.why_not_admit(0.0, 4.4)
     guard.skip({"reason": "spike"})
     with pytest.raises(Diverged, match="2 optimizer steps or rollouts in a row had to be skipped"):
         guard.skip({"reason": "spike"})
     again = StepGuard(max_skipped=1, spike_factor=3.0)
     again.restore(guard.state())
-    assert (again.fault(0.0, 4.6), again.in_a_row) == (guard.fault(0.0, 4.6), 2)
+    assert (again.why_not_admit(0.0, 4.6), again.in_a_row) == (guard.why_not_admit(0.0, 4.6), 2)
     young, off = StepGuard(max_skipped=1, spike_factor=3.0), StepGuard(max_skipped=1, spike_factor=None)
     for _ in range(19):
         young.admit(1.0)
     for _ in range(50):
         off.admit(1.0)
-    assert not young.fault(0.0, 1e9)
-    assert not off.fault(0.0, 1e9)
+    assert not young.why_not_admit(0.0, 1e9)
+    assert not off.why_not_admit(0.0, 1e9)
 
 
 def test_a_rollout_that_is_not_finite_is_passed_over_by_a_run_and_ends_it_when_it_stays(tmp_path):
@@ -495,15 +542,6 @@ def test_entropy_bonus_raises_entropy():
     assert bonus_figures["entropy"] > plain_figures["entropy"] + 0.05
 
 
-def test_temperature_comes_from_the_config():
-    learner = trainer(config=replace(CONFIG, temperature=0.25))
-    assert learner.policy.temperature == 0.25
-    assert learner.step(batch())["first_log_ratio_max"] < 1e-5
-    with pytest.raises(ValueError, match=r"policy has temperature 0.25, the config 1.0.*PPOConfig\(temperature=0.25\)"):
-        trainer(policy=learner.policy)
-    assert trainer(policy=learner.policy, config=replace(CONFIG, temperature=0.25))
-
-
 def test_value_loss_of_single_response_minibatches_is_the_papers_quantity():
     figures = trainer(config=replace(CONFIG, minibatch_size=1)).step(batch())
     assert figures["value_loss_paper"] > 0
@@ -571,6 +609,16 @@ def test_fit_writes_metrics_samples_and_checkpoints(tmp_path):
         learner.fit(PROMPTS, 1, out=tmp_path / "run")
     with pytest.raises(FileExistsError, match=r"metrics\.jsonl is a file; out must name a new folder"):
         learner.fit(PROMPTS, 1, out=tmp_path / "run/metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"), [((3, 3), "of 2 to 3 tokens;"), ((2, 3), "of 2 to 3 tokens, the longest drawn from 2 to 3;")]
+)
+def test_fit_says_first_how_long_responses_may_be(lengths, said, tmp_path, capsys):
+    config = replace(CONFIG, max_length=lengths)
+    trainer(config=config).fit(PROMPTS, 1, out=tmp_path / "run")
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.startswith(f"Uniform: 1 steps of 16 responses {said} {len(PROMPTS)} prompts, minibatches of 8")
 
 
 def test_fit_goes_on_where_it_stopped_with_the_loggers_of_the_caller(tmp_path):
