@@ -1,0 +1,60 @@
+"""Names that nobody knows: a message says the nearest one that is known."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from functools import wraps
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+Settings = TypeVar("Settings")
+NONE: Mapping[str, str] = MappingProxyType({})
+
+
+def nearest(name: object, known: Iterable[str], other_words: Mapping[str, str] = NONE) -> str:
+    """``"; did you mean 'abc'?"``, to end a message with: the known name that is spelled most alike, or what
+    ``other_words`` says of another library's word for it. Empty where nothing is near."""
+    if not isinstance(name, str):
+        return ""
+    if name in other_words:
+        return f"; did you mean {other_words[name]}?"
+    spelled = {_plain(each): each for each in known}
+    close = get_close_matches(_plain(name), spelled, n=1)
+    return f"; did you mean {spelled[close[0]]!r}?" if close else ""
+
+
+def refuse_unknown(
+    owner: str, given: Iterable[str], known: Iterable[str], other_words: Mapping[str, str] = NONE
+) -> None:
+    """Refuse settings that ``owner`` (in its caller's words, as ``"PPOConfig"``) does not take.
+
+    Raises:
+        TypeError: naming the first of them, the one that may have been meant, and all that there are.
+    """
+    names = tuple(known)
+    for name in given:
+        if name not in names:
+            meant = nearest(name, names, other_words) or "."
+            raise TypeError(f"{owner}: no setting {name!r}{meant} It takes {', '.join(names)}")
+
+
+def naming_nearest(other_words: Mapping[str, str] = NONE) -> Callable[[type[Settings]], type[Settings]]:
+    """Decorator of a dataclass of settings, which then refuses an unknown keyword as ``refuse_unknown`` does."""
+
+    def decorate(kind: Any) -> Any:  # a class whose __init__ is replaced, which no type says
+        made = kind.__init__
+        known = tuple(field.name for field in fields(kind) if field.init)
+
+        @wraps(made)
+        def init(self: object, *args: Any, **given: Any) -> None:
+            refuse_unknown(kind.__name__, given, known, other_words)
+            made(self, *args, **given)
+
+        kind.__init__ = init
+        return kind
+
+    return decorate
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("-", "_")
