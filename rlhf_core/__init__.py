@@ -11,7 +11,7 @@ from rlhf_core.masking import masked_mean, masked_var, masked_whiten
 from rlhf_core.probe import Experiment, Probe, Variants
 from rlhf_core.returns import discounted_returns, generalized_advantages, lambda_returns
 from rlhf_core.run.loggers import JSONLines, Logger, TensorBoard, WeightsAndBiases
-from rlhf_core.scorers.callables import TokenReward
+from rlhf_core.scorers.callables import TextReward, TokenReward
 from rlhf_core.scorers.token_scorer import PerTokenReward, SpanReward
 from rlhf_core.trainer import PPOTrainer
 from rlhf_core.types import (
@@ -60,6 +60,7 @@ __all__ = [
     "Sequences",
     "SpanReward",
     "TensorBoard",
+    "TextReward",
     "TokenReward",
     "Variants",
     "WeightsAndBiases",

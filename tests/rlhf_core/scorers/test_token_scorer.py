@@ -25,6 +25,10 @@ SEQUENCES = ragged_sequences()
 TOKENIZERS = {"byte-level": byte_level(), "byte-fallback": byte_fallback()}
 
 
+def unheard(prompts, responses):
+    raise AssertionError("nobody asked for a score")
+
+
 def token_rewards(fn, sequences=SEQUENCES):
     return PerTokenReward(fn).score(sequences, NEEDS)
 
@@ -35,8 +39,8 @@ def test_token_rewards_sum_to_the_score_and_are_handed_on():
         assert scored.scores[row] == pytest.approx(sum(ids) - 2.5 * len(ids))
         assert scored.evidence[OWN][row, : len(ids)].tolist() == [token - 2.5 for token in ids]
         assert not scored.evidence[OWN][row, len(ids) :].any()
-    assert PerTokenReward(len).provides(OWN)
-    assert not PerTokenReward(len).provides(RewardAttention().request)
+    assert PerTokenReward(unheard).provides(OWN)
+    assert not PerTokenReward(unheard).provides(RewardAttention().request)
     assert token_rewards(lambda p, r: [np.ones(len(row)) for row in r]).scores.tolist() == [4, 1, 6, 3]
     assert PerTokenReward(lambda p, r: [[1.0] * len(row) for row in r]).score(SEQUENCES, frozenset()).evidence == {}
     with pytest.raises(ValueError, match="OwnTokenRewards and nothing else"):
@@ -150,7 +154,7 @@ def test_own_rewards_are_scaled_and_conserve():
 
 def test_a_reward_model_without_rewards_of_its_own_is_refused():
     with pytest.raises(ValueError, match="TokenReward cannot give"):
-        check_needs(OwnRewards(), TablePolicy(), TokenReward(len))
+        check_needs(OwnRewards(), TablePolicy(), TokenReward(unheard))
 
 
 @pytest.mark.parametrize("kind", ["tokens", "spans"])
