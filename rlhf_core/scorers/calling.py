@@ -50,15 +50,17 @@ class Taken:
 
 def require_signature(fn: RewardFunction) -> None:
     """Raise TypeError, showing the right signature, for what cannot be called with prompts, responses and columns by
-    name. Of a function in C, which may not say what it takes, nothing is asked."""
+    name. What does not say what it takes, as some functions in C, is let through."""
     if not callable(fn):
         raise TypeError(f"a reward function must be callable, got {fn!r}")
     parameters = _parameters(fn)
+    if parameters is None:
+        return
     placed = [each for each in parameters if each.kind in PLACED]
     further = any(each.kind is Parameter.VAR_POSITIONAL for each in parameters)
     wrong = [each.name for place, each in enumerate(parameters) if PLACES.get(each.name, place) != place]
     wrong += [each.name for each in placed[2:] if each.kind is Parameter.POSITIONAL_ONLY and _required(each)]
-    if wrong or (parameters and len(placed) < 2 and not further):
+    if wrong or (len(placed) < 2 and not further):
         name = _name(fn)
         raise TypeError(
             f"a reward function is given prompts and responses, one after the other, and by name the columns of the "
@@ -80,11 +82,11 @@ def require_columns(fn: RewardFunction, names: Collection[str]) -> None:
         )
     missing = [each for each, required in taken.named.items() if required and each not in names]
     if missing:
-        there = f"they have {', '.join(map(repr, sorted(names)))}" if names else "they have none"
+        there = f"they have {', '.join(map(repr, sorted(names))) or 'none'}"
         raise ValueError(
             f"reward {name}{inspect.signature(fn)} asks for the column {missing[0]!r}, which the prompts do not have: "
-            f"{there}{nearest(missing[0], names)} Give rows, [{{'prompt': ..., {missing[0]!r}: ...}}, ...], or write "
-            f"def {name}(prompts, responses): ..."
+            f"{there}{nearest(missing[0], names) or '.'} Give rows, [{{'prompt': ..., {missing[0]!r}: ...}}, ...], or "
+            f"write def {name}(prompts, responses): ..."
         )
 
 
@@ -140,7 +142,7 @@ def _answer(fn: RewardFunction, prompts: list[Any], responses: list[Any], rows: 
 
 
 def _taken(fn: RewardFunction) -> Taken:
-    parameters = _parameters(fn)
+    parameters = _parameters(fn) or []
     placed = [each for each in parameters if each.kind in PLACED]
     by_name = [each for each in placed[2:] if each.kind is not Parameter.POSITIONAL_ONLY]
     by_name += [each for each in parameters if each.kind is Parameter.KEYWORD_ONLY]
@@ -155,11 +157,12 @@ def _required(parameter: Parameter) -> bool:
     return parameter.default is Parameter.empty
 
 
-def _parameters(fn: RewardFunction) -> list[Parameter]:
+def _parameters(fn: RewardFunction) -> list[Parameter] | None:
+    """None for a function in C that does not say."""
     try:
         return [*inspect.signature(fn).parameters.values()]
-    except (TypeError, ValueError):  # some functions in C do not say what they take
-        return []
+    except (TypeError, ValueError):
+        return None
 
 
 def _name(fn: RewardFunction) -> str:

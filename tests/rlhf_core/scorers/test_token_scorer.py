@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import TablePolicy, ragged_sequences, rollout_of, sequences_of, small_run, unchecked
+from fakes import TablePolicy, ragged_sequences, rollout_of, sequences_of, small_run, unchecked, unheard
 from generated import tries
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,10 +23,6 @@ OWN = OwnTokenRewards()
 NEEDS = frozenset({OWN})
 SEQUENCES = ragged_sequences()
 TOKENIZERS = {"byte-level": byte_level(), "byte-fallback": byte_fallback()}
-
-
-def unheard(prompts, responses):
-    raise AssertionError("nobody asked for a score")
 
 
 def token_rewards(fn, sequences=SEQUENCES):
