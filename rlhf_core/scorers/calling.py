@@ -63,7 +63,7 @@ def require_signature(fn: RewardFunction) -> None:
     if wrong or (len(placed) < 2 and not further):
         name = _name(fn)
         raise TypeError(
-            f"a reward function is given prompts and responses, one after the other, and by name the columns of the "
+            "a reward function is given prompts and responses, one after the other, and by name the columns of the "
             f"rows that it asks for, but {name} is {name}{inspect.signature(fn)}. Write def {name}(prompts, "
             f"responses): ..., or, where rows have 'answer', def {name}(prompts, responses, answer): ..."
         )
