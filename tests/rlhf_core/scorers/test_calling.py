@@ -6,11 +6,10 @@ from itertools import chain
 
 import pytest
 import torch
-from fakes import TablePolicy, sequences_of, small_run, unheard
+from fakes import TablePolicy, sequences_of, small_run
 
 from redistributors import LeaveOneOut, OwnRewards, Sparse, Uniform
 from rlhf_core import PerTokenReward, PPOTrainer, SpanReward, TextReward, TokenReward
-from rlhf_core.run.identity import model_measurement
 from rlhf_core.scorers.calling import lists_of, scores_of
 from rlhf_core.types import ReadsRows
 
@@ -183,8 +182,19 @@ def test_columns_travel_with_their_prompts_on_every_road(wrap, worth, method, tm
     assert {sample["prompt"] for sample in samples} == {"4 5", "5 4"}
 
 
-@pytest.mark.parametrize("wrap", KINDS)
-def test_no_function_is_called_on_made_up_prompts(wrap):
-    reward = wrap(lambda prompts, responses, **columns: unheard(prompts, responses))
+@pytest.mark.parametrize(
+    ("wrap", "answers"),
+    [*zip(KINDS, [lambda row: 0.0, lambda row: [0.0] * len(row), lambda row: 0.0, lambda row: []])],
+)
+def test_no_function_is_called_on_made_up_prompts(wrap, answers, tmp_path):
+    """A run measures its models on prompts without rows before it begins, and functions are left out of that."""
+
+    def score(prompts, responses, **columns):
+        assert {*columns} == {"answer", "level"}
+        return [answers(response) for response in responses]
+
+    reward = wrap(score)
     assert isinstance(reward, ReadsRows)
-    assert {*model_measurement(TablePolicy(), reward, Sparse(), [[1]], 4)["said"]} == {"reference"}
+    trainer = PPOTrainer(TablePolicy(), reward, Sparse(), small_run())
+    trainer.fit(ROWS, 1, out=tmp_path / "run")
+    assert {*trainer.run["models"]["said"]} == {"reference"}
