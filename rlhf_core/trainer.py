@@ -36,7 +36,7 @@ from rlhf_core.figures import further_figures
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
 from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
 from rlhf_core.optimizer import make_optimizer, make_schedule
-from rlhf_core.prompts import Prompts, encoded, own_texts, repeated
+from rlhf_core.prompts import Prompts, encoded, own_rows, repeated
 from rlhf_core.rewards import ScoreMoments, penalised
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.run import trainer_state
@@ -44,7 +44,8 @@ from rlhf_core.run.checkpoint import TrainerState
 from rlhf_core.run.fit import Fit, Plan, evaluation_figures
 from rlhf_core.run.identity import trainer_settings
 from rlhf_core.run.loggers import Logger
-from rlhf_core.scorers.callables import TextScorer, as_reward_model
+from rlhf_core.scorers.callables import as_reward_model
+from rlhf_core.scorers.calling import RewardFunction
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
 from rlhf_core.update import ppo_update
 
@@ -59,11 +60,14 @@ class PPOTrainer:
     ``collect``, ``redistribute``, ``estimate_returns``, ``update``, then ``conclude`` with the same rollout. Without
     it KL controller, score moments and random streams would stand still, so the next ``collect`` asks for it.
 
-    The reward is a reward model, or any callable on (prompts, responses) as texts, which gets the caller's own prompts,
-    and responses without special tokens: ``TextReward(fn, policy.decode_with_special)`` gets responses with them, and
+    The reward is a reward model, or any callable on (prompts, responses), ``def reward(prompts, responses, answer)``:
+    it gets the caller's own prompts, responses as texts without special tokens, and by name the columns of the prompts'
+    rows that it asks for. ``TextReward(fn, policy.decode_with_special)`` gets responses with special tokens, and
     ``TokenReward(fn)`` token ids.
-    Prompts are texts, to which the tokenizer adds what it puts around every text unless they bring it themselves (as a
-    chat template's do), or token ids, which are taken as they are. They are given once each,
+    A prompt is a text, to which the tokenizer adds what it puts around every text unless it is there already; token
+    ids, which are taken as they are; or a chat, a list of messages, which the tokenizer's chat template writes out.
+    Prompts are a list of one kind, or rows (a list of mappings, or a ``datasets.Dataset``) that hold one each as
+    ``prompt``, beside any further columns. They are given once each,
     ``rollout_batch_size / responses_per_prompt`` for a step of the config's size; each gets ``responses_per_prompt``
     responses, in rows one after the other.
     Several trainers may share a policy: each gives it the temperature of its own config with every call.
@@ -72,7 +76,7 @@ class PPOTrainer:
     the config.
 
     Raises:
-        TypeError: ``redistributor`` or ``reward`` is something else.
+        TypeError: ``redistributor`` or ``reward`` is something else, or a callable with another signature.
         ValueError: the models have different tokenizers, or the policy draws ids that the reward model cannot read;
             the redistributor needs evidence that they cannot give, or cannot be discounted by gamma; this is one
             of several processes.
@@ -81,7 +85,7 @@ class PPOTrainer:
     def __init__(
         self,
         policy: Policy,
-        reward: RewardModel | TextScorer,
+        reward: RewardModel | RewardFunction,
         redistributor: Redistributor,
         config: PPOConfig,
         loggers: Sequence[Logger] = (),
@@ -341,7 +345,7 @@ class PPOTrainer:
     def _measured(self, prompts: Prompts, times: int, draw: Draw, needs: frozenset[EvidenceRequest]) -> Rollout:
         ids = repeated(encoded(self.policy, self.reward, prompts, self.config), times)
         drawn = sample(self.policy, ids, self.config, draw, self.budgets)
-        sequences = replace(drawn, given=tuple(repeated(own_texts(prompts), times)))
+        sequences = replace(drawn, given=own_rows(prompts, times))
         return measure(
             self.policy,
             self.reward,

@@ -3,15 +3,20 @@
 Every ``(batch, response)`` tensor is 0 where ``response_mask`` is False.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
+
+Message = Mapping[str, Any]
+"""One turn of a chat: ``role``, ``content``, and what else the tokenizer's template reads."""
+Row = Mapping[str, Any]
+"""What a caller wrote of one prompt: ``prompt``, and further columns."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -22,8 +27,8 @@ class Sequences:
     ``response_mask`` is True on every generated token, EOS included, and is the only mask of the engine.
     ``min_lengths`` and ``max_lengths`` are in tokens, EOS counted: EOS was banned on the first ``min_lengths``
     tokens, and generation was cut after ``max_lengths``. ``finished`` is False where it was cut.
-    ``given`` are the prompts as their caller wrote them, which ids do not tell: one text a row, or none at all where
-    ids were given.
+    ``given`` holds, for each row, what its caller wrote and ids do not tell: ``prompt`` (a text or a chat; left out
+    where ids were given) and the further columns. It is empty where nobody wrote any such thing.
 
     Raises:
         ValueError: no rows, tensors of other shapes or kinds than annotated, a mask with holes, padding on the wrong
@@ -37,12 +42,12 @@ class Sequences:
     min_lengths: Int[Tensor, " batch"]
     max_lengths: Int[Tensor, " batch"]
     finished: Bool[Tensor, " batch"]
-    given: tuple[str, ...] = ()
+    given: tuple[Row, ...] = ()
 
     def __post_init__(self) -> None:
         _require_tensors(self)
         if self.given and len(self.given) != len(self):
-            raise ValueError(f"Sequences: given holds {len(self.given)} texts for {len(self)} rows")
+            raise ValueError(f"Sequences: given holds {len(self.given)} rows for {len(self)} responses")
         _require_padding(self.prompt_mask.flip(1), "prompt_mask", "left-padded")
         _require_padding(self.response_mask, "response_mask", "right-padded")
         lengths = self.response_mask.sum(1)
@@ -112,7 +117,7 @@ class Sequences:
                 elif name.startswith("response"):
                     tensor = torch.nn.functional.pad(tensor, (0, response - tensor.shape[1]))
                 values.append(tensor)
-        given = tuple(text for part in parts for text in part.given)
+        given = tuple(row for part in parts for row in part.given)
         return Sequences(**{name: torch.cat(values) for name, values in padded.items()}, given=given)
 
 
@@ -303,13 +308,32 @@ class ValidatesIds(Protocol):
 
 
 @runtime_checkable
+class EncodesChats(Protocol):
+    """A policy whose tokenizer may have a chat template."""
+
+    def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """Token ids up to where the response begins; raise ValueError, listing the rows, for chats that the template
+        refuses, or where there is none."""
+        ...
+
+
+@runtime_checkable
+class ReadsRows(Protocol):
+    """A reward that is a function on what a caller wrote, and not on token ids alone."""
+
+    def validate_columns(self, names: Collection[str]) -> None:
+        """Raise ValueError for a column that it asks for and the prompts' rows, with the ``names``, do not have."""
+        ...
+
+
+@runtime_checkable
 class Policy(Protocol):
     """A language model with a value head and a frozen reference.
 
     One distribution serves everything: logits divided by ``temperature``, EOS banned on a row's first
     ``min_lengths`` tokens, and ids without a token not in it. ``sample``, ``evaluate`` and ``reference_logprobs`` all
     use it. The temperature comes with every call, so that whoever shares a policy changes nothing for the others.
-    Optional: ``SaysWhyNot``, ``ValidatesIds``, ``HasVocabulary``, ``HasIdRange``.
+    Optional: ``SaysWhyNot``, ``ValidatesIds``, ``HasVocabulary``, ``HasIdRange``, ``EncodesChats``.
     """
 
     @property
@@ -358,8 +382,8 @@ class Policy(Protocol):
 class RewardModel(Protocol):
     """Scores whole responses (any unit, higher is better) and measures evidence in the same forward pass.
 
-    Optional: ``SaysWhyNot``, ``ValidatesPrompts``; ``HasVocabulary`` and ``HasIdRange``, which are compared with the
-    policy's.
+    Optional: ``SaysWhyNot``, ``ValidatesPrompts``, ``ReadsRows``; ``HasVocabulary`` and ``HasIdRange``, which are
+    compared with the policy's.
     """
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored: ...

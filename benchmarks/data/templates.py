@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.data.formats import Prompt, Turn
 from benchmarks.data.records import RowFault
-from models.texts.prompts import encode
+from models.texts.prompts import encode, encode_chats
 
 CHAT = "chat"
 TEMPLATES: Mapping[str, str] = {
@@ -39,14 +39,10 @@ def render(template: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) ->
 
     Raises:
         RowFault: a conversation of several turns in a template for one.
-        ValueError: ``chat`` with a tokenizer that has no chat template.
+        ValueError: ``chat`` with a tokenizer that has no chat template, or one that refuses the conversation.
     """
     if template == CHAT:
-        if tokenizer.chat_template is None:
-            raise ValueError(f"template 'chat', but the tokenizer of {tokenizer.name_or_path!r} has no chat template")
-        turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
-        chat: list[int] = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        return chat
+        return encode_chats(tokenizer, [[{"role": turn.role, "content": turn.content} for turn in prompt]])[0]
     if len(prompt) != 1:
         raise RowFault("several turns, and the template takes one")
     before, after = TEMPLATES.get(template, template).split("{prompt}")

@@ -12,7 +12,7 @@ from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.scorers.callables import as_reward_model
 from rlhf_core.types import Policy, RewardModel, Scored, Sequences
 
-OPTIONAL = ("why_not", "validate", "vocabulary", "vocab_size")
+OPTIONAL = ("why_not", "validate", "validate_columns", "vocabulary", "vocab_size")
 """What a reward model may say of itself."""
 
 

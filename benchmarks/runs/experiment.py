@@ -23,7 +23,8 @@ from rlhf_core.prompts import encoded
 from rlhf_core.rewards import ScoreMoments
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.run.description import described
-from rlhf_core.scorers.callables import TextScorer, as_reward_model
+from rlhf_core.scorers.callables import as_reward_model
+from rlhf_core.scorers.calling import RewardFunction
 from rlhf_core.trainer import Instrument, PPOTrainer
 from rlhf_core.types import Learns, Policy, Redistributor, RewardModel, Rollout, Sequences
 
@@ -43,7 +44,7 @@ class Loaded(Protocol):
         ...
 
     @property
-    def reward(self) -> RewardModel | TextScorer:
+    def reward(self) -> RewardModel | RewardFunction:
         """What PPO is scored by."""
         ...
 

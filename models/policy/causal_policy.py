@@ -20,7 +20,7 @@ from models.passes.layout import Rows, policy_layout, right_padded
 from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
 from models.passes.value_head import ValueHead
-from models.texts.prompts import Frame, encode, listed, padding_problems, prompt_problems
+from models.texts.prompts import Frame, encode, encode_chats, padding_problems, prompt_problems
 from models.texts.sentence_ends import sentence_ends
 from models.weights.adapter_weights import require_wide
 from models.weights.language_model import context_length, named_ids, vocabulary
@@ -34,7 +34,8 @@ from rlhf_core.evidence import (
     Source,
     TokenEntropy,
 )
-from rlhf_core.types import TENSORS, Evaluation, Limits, Sequences
+from rlhf_core.prompts import listed
+from rlhf_core.types import TENSORS, Evaluation, Limits, Message, Sequences
 
 Answers = Mapping[AttentionTap, Tensor]
 # (token, vocab) cells above which logits are made in parts, and once more for the backward pass: 1 GiB in float32.
@@ -174,6 +175,10 @@ class CausalPolicy:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids, with the special tokens the tokenizer puts in front, unless a text brings them itself."""
         return encode(self._network.tokenizer, texts)
+
+    def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """Token ids of chats, up to where the assistant answers; see :func:`models.texts.prompts.encode_chats`."""
+        return encode_chats(self._network.tokenizer, chats)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Texts without special tokens."""

@@ -28,7 +28,7 @@ from models.rewards.classifier_head import (
 from models.rewards.classifier_probe import ClassifierProbe, Judge, no_null_token, null_token, read_states
 from models.rewards.pass_budgets import PassBudgets
 from models.rewards.trunk import load_trunk
-from models.texts.prompts import listed, prompt_problems
+from models.texts.prompts import prompt_problems
 from models.weights.adapter_weights import WEIGHTS, fit_vocabulary, put_on
 from models.weights.adapters import adapter_folder, adapter_task, base_source
 from models.weights.folder_kinds import require_adapter_kind
@@ -39,6 +39,7 @@ from rlhf_core.batching import micro_batches, run_in_parts
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, HiddenTap, Layout
 from rlhf_core.files.file_errors import reading
 from rlhf_core.probe import Ability, Experiment, measured
+from rlhf_core.prompts import listed
 from rlhf_core.types import Scored, Sequences
 
 ScoreKind = Literal["single_logit", "logit_difference"]

@@ -1,6 +1,6 @@
 """Several reward models as one: the score is an aggregate of theirs, and each can be asked for its own evidence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -19,7 +19,7 @@ from rlhf_core.checks import why_not_provided
 from rlhf_core.evidence import EvidenceRequest, HiddenTap, PrefixScores
 from rlhf_core.files.file_errors import reading
 from rlhf_core.scorers.aggregation import Aggregate, MemberScores, OfMember
-from rlhf_core.types import HasIdRange, HasVocabulary, RewardModel, Scored, Sequences, ValidatesPrompts
+from rlhf_core.types import HasIdRange, HasVocabulary, ReadsRows, RewardModel, Scored, Sequences, ValidatesPrompts
 
 
 @final
@@ -28,7 +28,8 @@ class RewardEnsemble:
 
     Evidence is asked of a member by ``OfMember``, and the members' scores by ``MemberScores``;
     ``redistributors.EnsembleCredit`` does both. Members are reward models of any kind, of one tokenizer.
-    ``vocabulary`` and ``vocab_size`` (the smallest) are there where a member knows its own.
+    ``vocabulary`` and ``vocab_size`` (the smallest) are there where a member knows its own, ``validate_columns`` where
+    one is a function on the caller's rows.
 
     Raises:
         ValueError: no members, or members whose vocabularies differ.
@@ -36,6 +37,7 @@ class RewardEnsemble:
 
     vocabulary: Mapping[str, int]
     vocab_size: int
+    validate_columns: Callable[[Collection[str]], None]
 
     def __init__(self, members: Sequence[RewardModel], aggregate: Aggregate) -> None:
         if not members:
@@ -54,6 +56,8 @@ class RewardEnsemble:
         sizes = [member.vocab_size for member in self.members if isinstance(member, HasIdRange)]
         if sizes:
             self.vocab_size = min(sizes)
+        if any(isinstance(member, ReadsRows) for member in self.members):
+            self.validate_columns = self._validate_columns
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -65,6 +69,11 @@ class RewardEnsemble:
         for member in self.members:
             if isinstance(member, ValidatesPrompts):
                 member.validate(prompts, max_length)
+
+    def _validate_columns(self, names: Collection[str]) -> None:
+        for member in self.members:
+            if isinstance(member, ReadsRows):
+                member.validate_columns(names)
 
     def provides(self, request: EvidenceRequest) -> bool:
         """Whether ``score`` can answer ``request``."""

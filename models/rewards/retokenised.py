@@ -15,7 +15,6 @@ from models.policy.causal_policy import CausalPolicy
 from models.rewards.classifier_probe import ClassifierProbe, no_null_token, null_token
 from models.rewards.classifier_reward import ClassifierReward
 from models.texts.alignment import Crossing
-from models.texts.prompts import listed
 from models.texts.retelling import Said, Telling, Told, encode, normalised, say, tell
 from models.weights.language_model import context_length
 from rlhf_core.divergence import UnusableRollout
@@ -30,6 +29,7 @@ from rlhf_core.probe import (
     Variants,
     measured,
 )
+from rlhf_core.prompts import listed
 from rlhf_core.types import Scored, Sequences
 
 Prefixes = Literal["boundary", "retold"]

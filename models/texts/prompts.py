@@ -3,10 +3,12 @@
 from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-SHOWN = 8
+from rlhf_core.prompts import listed
+from rlhf_core.types import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,34 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     """Token ids of texts, with the special tokens the tokenizer puts around them, unless a text brings them itself."""
     frame = Frame.of(tokenizer)
     return [ids[frame.once(ids)] for ids in tokenizer(list(texts))["input_ids"]]
+
+
+def encode_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
+    """Token ids of chats as the tokenizer's own template writes them, up to where the assistant answers. What the
+    tokenizer puts before every text (BOS) stands before a chat once, whether the template writes it or not; nothing is
+    put after it.
+
+    Raises:
+        ValueError: there is no template, or it refuses chats; lists their rows.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"prompts are chats, but the tokenizer of {tokenizer.name_or_path!r} has no chat template: set "
+            "policy.tokenizer.chat_template (an instruction-tuned model's has one), or write the chats as texts"
+        )
+    before: list[int] = Frame.of(tokenizer).before
+    ids, problems = [], []
+    for row, chat in enumerate(chats):
+        messages = [dict(message) for message in chat]
+        try:
+            written: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        except Exception as error:  # a template is a program of its author's
+            problems.append(f"prompt {row}: {type(error).__name__}: {error}")
+        else:
+            ids.append(written if written[: len(before)] == before else [*before, *written])
+    if problems:
+        raise ValueError(f"the chat template of {tokenizer.name_or_path!r} refuses {listed(problems)}")
+    return ids
 
 
 def padding_problems(prompts: Sequence[Sequence[int]], pad: int | None, meaningful: Collection[int]) -> Iterator[str]:
@@ -84,9 +114,3 @@ def prompt_problems(
             yield f"row {row} holds ids {nameless[:3]}, for which the tokenizer has no token"
         if context is not None and len(prompt) + most > context:
             yield f"row {row}: {len(prompt)} prompt + {most} response tokens exceed the context {context}"
-
-
-def listed(problems: Sequence[str]) -> str:
-    """The first few in one line, and how many more there are."""
-    more = len(problems) - SHOWN
-    return "; ".join(problems[:SHOWN]) + (f"; and {more} more" if more > 0 else "")

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from enum import Enum
 from functools import partial
 from hashlib import sha256
@@ -18,7 +20,10 @@ from torch import Tensor
 
 LONGEST = 4000
 """Characters of a description that are written down; of a longer one the beginning and a hash."""
-PLAIN = (type(None), bool, int, float, complex, str, range, torch.dtype, torch.device, re.Pattern)
+PLAIN = (
+    *(type(None), bool, int, float, complex, str, range, torch.dtype, torch.device, re.Pattern),
+    *(date, time, timedelta, Decimal),
+)
 MAY_HAVE_LEARNED = (list, dict, set, Tensor, np.ndarray, torch.nn.Module, torch.Generator, np.random.Generator)
 SECRET = re.compile(r"key$|token$|secret|password|credential", re.IGNORECASE)
 

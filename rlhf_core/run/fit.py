@@ -20,7 +20,7 @@ from rlhf_core.run.lasting_output import lasting_output
 from rlhf_core.run.loggers import Logger, Rewinds
 from rlhf_core.run.run_folder import METRICS, SAMPLES, SKIPPED, RunFolder
 from rlhf_core.run.stopping import StopRequest, stop_requests
-from rlhf_core.scorers.callables import texts
+from rlhf_core.scorers.callables import in_own_words, texts
 from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout
 
 SAMPLE_TEXTS = 4
@@ -99,7 +99,8 @@ class Plan:
     @property
     def shown(self) -> Prompts:
         """Prompts whose responses are written down."""
-        return self.held_out_given if self.held_out else self.given[:SAMPLE_TEXTS]
+        few = range(min(SAMPLE_TEXTS, len(self.given)))
+        return self.held_out_given if self.held_out else [self.given[place] for place in few]
 
 
 @final
@@ -268,7 +269,8 @@ class Fit:
         first = torch.arange(min(SAMPLE_TEXTS, len(rollout.sequences)))
         shown = rollout.sequences.select(first)
         decoded, responses = texts(self.trainer.policy.decode, shown.prompts(), shown.responses())
-        prompts = list(shown.given) or decoded
+        own = in_own_words(decoded, shown.given)
+        prompts = [said if isinstance(said, str) else text for said, text in zip(own, decoded, strict=True)]
         with contextlib.closing(self.run.record(SAMPLES)) as samples:
             for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
                 samples.write(

@@ -16,11 +16,10 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.divergence import UnusableRollout
 from rlhf_core.evidence import AuxiliaryLogprobs
 from rlhf_core.files.file_errors import reading
-from rlhf_core.prompts import Prompts, own_texts
+from rlhf_core.prompts import Prompts, own_row
 from rlhf_core.run.description import HasIdentity, code_of, described
 from rlhf_core.run.model_card import versions
-from rlhf_core.scorers.callables import TextReward, TokenReward
-from rlhf_core.types import Policy, Redistributor, RewardModel, Sequences
+from rlhf_core.types import Policy, ReadsRows, Redistributor, RewardModel, Sequences
 
 MAY_CHANGE = frozenset(
     {"eval_every", "config.micro_batch_tokens", "config.sampling_tokens", "config.first_step_checks"}
@@ -66,14 +65,11 @@ def warn_of_changes(noted: Mapping[str, Any], now: Mapping[str, Any], where: str
 
 
 def prompt_settings(
-    prompts: Sequence[Sequence[int]],
-    held_out: Sequence[Sequence[int]],
-    given: Prompts = (),
-    held_out_given: Prompts = (),
+    prompts: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]], given: Prompts, held_out_given: Prompts
 ) -> dict[str, str]:
-    """Which prompts a run learns from and is evaluated on: their ids, and the caller's own texts, which a callable
-    reads and which may be other texts of the same ids."""
-    return {"prompts": _hash(prompts, own_texts(given)), "eval_prompts": _hash(held_out, own_texts(held_out_given))}
+    """Which prompts a run learns from and is evaluated on: their ids, and what their caller wrote beside, which a
+    callable reads: texts, which may be other texts of the same ids, chats and columns."""
+    return {"prompts": _hash(prompts, given), "eval_prompts": _hash(held_out, held_out_given)}
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,8 +106,8 @@ def model_measurement(trainer: OfARun, prompts: Sequence[Sequence[int]], longest
     """What the models that do not learn say of the first prompts, each with itself for a response: mean log-probability
     (nats a token) under the reference and the auxiliaries that the redistributor reads, and score; and those prompts,
     so that they can be asked again.
-    A callable's scores are left out, as it need not answer twice alike, and those that are not finite or cannot be had
-    of such responses."""
+    A callable's scores are left out, as it need not answer twice alike and may ask for columns, and those that are not
+    finite or cannot be had of such responses."""
     policy, temperature = trainer.policy, trainer.config.temperature
     asked = [list(prompt) for prompt in prompts[:MEASURED]]
     sequences = _repeated(asked, longest)
@@ -122,7 +118,7 @@ def model_measurement(trainer: OfARun, prompts: Sequence[Sequence[int]], longest
         evidence = policy.evaluate(sequences, beside, temperature=temperature).evidence
         told |= {f"auxiliary {request.name}": evidence[request] for request in beside}
     said = {what: (logprobs.sum(1).cpu() / lengths).tolist() for what, logprobs in sorted(told.items())}
-    if not isinstance(trainer.reward, TextReward | TokenReward):
+    if not isinstance(trainer.reward, ReadsRows):
         with suppress(UnusableRollout):
             scores = trainer.reward.score(sequences, frozenset()).scores
             if bool(torch.isfinite(scores).all()):
@@ -224,6 +220,9 @@ def _group(group: Mapping[str, Any]) -> str:
     return f"{len(group['params'])} parameters, {described(settings)}"
 
 
-def _hash(prompts: Sequence[Sequence[int]], texts: Sequence[str]) -> str:
-    content = json.dumps([[list(row) for row in prompts], list(texts)])
-    return f"{len(prompts)} prompts, sha256 {sha256(content.encode()).hexdigest()}"
+def _hash(prompts: Sequence[Sequence[int]], given: Prompts) -> str:
+    """One row at a time, of which a table may hold more than memory."""
+    content = sha256(json.dumps([list(row) for row in prompts]).encode())
+    for row in map(own_row, given):
+        content.update(described(sorted(row.items())).encode())
+    return f"{len(prompts)} prompts, sha256 {content.hexdigest()}"

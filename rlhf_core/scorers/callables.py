@@ -2,100 +2,136 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from reprlib import repr as shortened
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.probe import AttentionMaps, Baseline, Cost, Experiment, MapGradients, PathPoint, Variants, measured
-from rlhf_core.types import Policy, RewardModel, Scored, Sequences
+from rlhf_core.scorers.calling import RewardFunction, require_signature, scores_of, validate_columns
+from rlhf_core.types import Policy, RewardModel, Row, Scored, Sequences
 
 Scores = Callable[[Sequences, list[int], list[list[int]]], Float[Tensor, " row"]]
 """Scores of other responses, as token ids, in the place of those of the given rows."""
 
-TextScorer = Callable[[list[str], list[str]], Sequence[float]]
 Decode = Callable[[Sequence[Sequence[int]]], list[str]]
-IdScorer = Callable[[list[list[int]], list[list[int]]], Sequence[float]]
 UNDEMANDING = "sparse, uniform, abc-d, abc-d2, log-ratio"
 METHODS = f"{UNDEMANDING}, leave-one-out, shapley"
 """Names of the methods that ask nothing of a reward but its score, and of those that a callable can serve. The tests
 hold them against the registry, which the engine does not import."""
 
 
+@runtime_checkable
+class ScoresResponses(Protocol):
+    """A function as a reward model. What follows are the methods that are the same for texts and for ids."""
+
+    def scores(self, sequences: Sequences, rows: list[int], responses: list[list[int]]) -> Float[Tensor, " row"]:
+        """Scores of other responses, as token ids, in the place of those of the given rows."""
+        ...
+
+
+def _score(self: ScoresResponses, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
+    """Scores, then evidence.
+
+    Raises:
+        ValueError: a need that a function cannot answer, what it returns is not one number a response, or a column that
+            it asks for is missing.
+    """
+    for request in needs:
+        if reason := why_not(request):
+            raise ValueError(f"{request} cannot be measured: {reason}")
+    home = sequences.response_ids.device
+    scores = self.scores(sequences, list(range(len(sequences))), sequences.responses()).to(home)
+    evidence: dict[EvidenceRequest, Tensor] = {
+        request: measured(request, _probe(self, sequences)).to(home)
+        for request in needs
+        if isinstance(request, Experiment)
+    }
+    return Scored(scores=scores, evidence=evidence)
+
+
+def _probe(self: ScoresResponses, sequences: Sequences) -> "CallableProbe":
+    """A probe of these responses, to measure an experiment alone and see what it costs."""
+    return CallableProbe(scores_of=self.scores, sequences=sequences)
+
+
+def _provides(_: object, request: EvidenceRequest) -> bool:
+    """Experiments that only delete tokens."""
+    return not why_not(request)
+
+
+def _why_not(_: object, request: EvidenceRequest) -> str:
+    """Why a request cannot be answered; empty where it can."""
+    return why_not(request)
+
+
 @dataclass(frozen=True)
 class TokenReward:
-    """A callable on token ids, ``fn(prompts, responses) -> scores``, as a reward model: every id of the prompt as the
-    policy reads it and of the response as it was sampled, special tokens and EOS among them. Of evidence it can show
-    what scores of shortened responses tell (leave-one-out, Shapley values)."""
+    """A function on token ids, ``fn(prompts, responses, ...) -> scores``, as a reward model: every id of the prompt as
+    the policy reads it and of the response as it was sampled, special tokens and EOS among them, and by name the
+    columns of the prompts' rows that it asks for (all of them with ``**columns``), one entry a response. Of evidence it
+    can show what scores of shortened responses tell (leave-one-out, Shapley values).
 
-    fn: IdScorer
+    Raises:
+        TypeError: a function that cannot be called so; shows the right signature.
+    """
 
-    def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """One score per response; raises ValueError where the callable returns something else."""
-        return _scored(self._scores, sequences, needs)
+    fn: RewardFunction
 
-    def provides(self, request: EvidenceRequest) -> bool:
-        """Experiments that only delete tokens."""
-        return not self.why_not(request)
+    validate_columns, score, provides, why_not, probe = validate_columns, _score, _provides, _why_not, _probe
 
-    def why_not(self, request: EvidenceRequest) -> str:
-        """Why a request cannot be answered."""
-        return why_not(request)
+    def __post_init__(self) -> None:
+        require_signature(self.fn)
 
-    def probe(self, sequences: Sequences) -> "CallableProbe":
-        """A probe of these responses, to measure an experiment alone and see what it costs."""
-        return CallableProbe(scores_of=self._scores, sequences=sequences)
-
-    def _scores(self, sequences: Sequences, rows: list[int], responses: list[list[int]]) -> Tensor:
+    def scores(self, sequences: Sequences, rows: list[int], responses: list[list[int]]) -> Float[Tensor, " row"]:
+        """Scores of other responses, as token ids, in the place of those of the given rows."""
         prompts = sequences.prompts()
-        return _checked(self.fn([prompts[row] for row in rows], responses), len(responses), self.fn)
+        return scores_of(self.fn, [prompts[row] for row in rows], responses, given(sequences, rows))
 
 
 @dataclass(frozen=True)
 class TextReward:
-    """A callable on texts, ``fn(prompts, responses) -> scores``, as a reward model. Of evidence it can show what scores
-    of shortened responses tell (leave-one-out, Shapley values).
+    """A function on texts, ``fn(prompts, responses, ...) -> scores``, as a reward model; columns, evidence and errors
+    as with ``TokenReward``.
 
-    Prompts are the caller's own texts, to the letter; where token ids were given, what ``decode`` makes of them.
+    Prompts are the caller's own, to the letter: texts, or chats as lists of messages; where token ids were given, what
+    ``decode`` makes of them.
     Responses are what ``decode`` makes of them: ``policy.decode`` leaves special tokens out, as a plain callable is
     given them, and ``policy.decode_with_special`` writes them all, so that a reward can ask for ``<think>`` or
     ``<|im_end|>`` where these are special; a response that the policy ended then ends with the text of EOS. What a chat
     template wrote at the end of a prompt (an opening ``<think>``) stands in the prompt, and not in the response.
     """
 
-    fn: TextScorer
+    fn: RewardFunction
     decode: Decode
+
+    validate_columns, score, provides, why_not, probe = validate_columns, _score, _provides, _why_not, _probe
+
+    def __post_init__(self) -> None:
+        require_signature(self.fn)
 
     @property
     def identity(self) -> dict[str, object]:
         """The function alone: texts are the policy's."""
         return {"fn": self.fn}
 
-    def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """One score per response; raises ValueError where the callable returns something else."""
-        return _scored(self._scores, sequences, needs)
-
-    def provides(self, request: EvidenceRequest) -> bool:
-        """Experiments that only delete tokens."""
-        return not self.why_not(request)
-
-    def why_not(self, request: EvidenceRequest) -> str:
-        """Why a request cannot be answered."""
-        return why_not(request)
-
-    def probe(self, sequences: Sequences) -> "CallableProbe":
-        """A probe of these responses, to measure an experiment alone and see what it costs."""
-        return CallableProbe(scores_of=self._scores, sequences=sequences)
-
-    def _scores(self, sequences: Sequences, rows: list[int], responses: list[list[int]]) -> Tensor:
-        prompts = sequences.prompts()
+    def scores(self, sequences: Sequences, rows: list[int], responses: list[list[int]]) -> Float[Tensor, " row"]:
+        """Scores of other responses, as token ids, in the place of those of the given rows."""
+        prompts, own = sequences.prompts(), given(sequences, rows)
         decoded, ends = texts(self.decode, [prompts[row] for row in rows], responses)
-        begins = [sequences.given[row] for row in rows] if sequences.given else decoded
-        return _checked(self.fn(begins, ends), len(responses), self.fn)
+        return scores_of(self.fn, in_own_words(decoded, own), ends, own)
+
+
+def given(sequences: Sequences, rows: Sequence[int]) -> list[Row]:
+    """What the caller wrote of these rows; none at all where that is nothing."""
+    return [sequences.given[row] for row in rows] if sequences.given else []
+
+
+def in_own_words(decoded: list[str], rows: Sequence[Row]) -> list[Any]:
+    """The prompts as their caller wrote them; those that were token ids, as decoded."""
+    return [row.get("prompt", text) for row, text in zip(rows, decoded, strict=True)] if rows else decoded
 
 
 def why_not(request: EvidenceRequest) -> str:
@@ -178,11 +214,11 @@ def texts(decode: Decode, prompts: Sequence[list[int]], responses: Sequence[list
     return begins, ends
 
 
-def as_reward_model(reward: RewardModel | TextScorer, policy: Policy) -> RewardModel:
+def as_reward_model(reward: RewardModel | RewardFunction, policy: Policy) -> RewardModel:
     """A reward model as it is; a plain callable wrapped so that it is given texts.
 
     Raises:
-        TypeError: neither.
+        TypeError: neither, or a callable with another signature than ``TextReward`` calls.
     """
     if isinstance(reward, RewardModel):
         return reward
@@ -191,38 +227,3 @@ def as_reward_model(reward: RewardModel | TextScorer, policy: Policy) -> RewardM
     raise TypeError(
         f"reward must be a reward model (score, provides) or a callable on (prompts, responses), got {reward!r}"
     )
-
-
-def _scored(scores_of: Scores, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-    """Scores, then evidence.
-
-    Raises:
-        ValueError: a need that a callable cannot answer, or what it returns is not one number a response.
-    """
-    for request in needs:
-        if reason := why_not(request):
-            raise ValueError(f"{request} cannot be measured: {reason}")
-    home = sequences.response_ids.device
-    scores = scores_of(sequences, list(range(len(sequences))), sequences.responses()).to(home)
-    evidence = {
-        request: measured(request, CallableProbe(scores_of=scores_of, sequences=sequences)).to(home)
-        for request in needs
-        if isinstance(request, Experiment)
-    }
-    return Scored(scores=scores, evidence=dict(evidence.items()))
-
-
-def _checked(scores: Any, responses: int, fn: object) -> Float[Tensor, " row"]:
-    """What a callable returned, as float32 on the CPU."""
-    try:
-        given = torch.as_tensor(scores) if isinstance(scores, Tensor | np.ndarray) else scores
-        if isinstance(given, Tensor) and (given.is_complex() or given.layout != torch.strided):
-            raise TypeError("an imaginary part, or what a sparse tensor leaves out, would be lost without a word")
-        values = torch.as_tensor(given, dtype=torch.float32, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(
-            f"reward {fn!r} must return a number for each of the {responses} responses, got {shortened(scores)}"
-        ) from error
-    if values.shape != (responses,):
-        raise ValueError(f"reward {fn!r} returned scores of shape {tuple(values.shape)} for {responses} responses")
-    return values

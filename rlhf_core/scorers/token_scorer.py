@@ -3,23 +3,19 @@
 The score of a response is the sum of what its parts earned; ``OwnTokenRewards`` asks for the parts.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from reprlib import repr as shortened
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest, Source
-from rlhf_core.scorers.callables import UNDEMANDING, Decode, texts
+from rlhf_core.scorers.callables import UNDEMANDING, Decode, in_own_words, texts
+from rlhf_core.scorers.calling import RewardFunction, lists_of, require_signature, validate_columns
 from rlhf_core.scorers.spans import as_spans, byte_offsets, ends_of_prefixes, row_shares, shared_bytes
 from rlhf_core.types import Scored, Sequences
-
-Span = tuple[int, int, float]
-SpanScorer = Callable[[list[str], list[str]], Sequence[Sequence[Span]]]
-TokenScorer = Callable[[list[list[int]], list[list[int]]], Sequence[Sequence[float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,22 +26,61 @@ class OwnTokenRewards(EvidenceRequest):
     source: Source = "reward"
 
 
+@runtime_checkable
+class RewardsTokens(Protocol):
+    """A function that says what each part earned, as a reward model. What follows are the methods of both kinds."""
+
+    def rewards(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
+        """What each token earned, in float64."""
+        ...
+
+
+def _score(self: RewardsTokens, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
+    """The sum of each response's rewards, and what of it each token has where that is asked for; raises as ``rewards``
+    does."""
+    for request in needs:
+        if reason := why_not(request):
+            raise ValueError(f"{request} cannot be measured: {reason}")
+    rewards = self.rewards(sequences).float().to(sequences.response_ids.device)
+    return Scored(scores=rewards.sum(1), evidence=dict.fromkeys(needs, rewards))
+
+
+def _provides(_: object, request: EvidenceRequest) -> bool:
+    """Its own rewards and nothing else."""
+    return not why_not(request)
+
+
+def _why_not(_: object, request: EvidenceRequest) -> str:
+    """Why a request cannot be answered; empty where it can."""
+    return why_not(request)
+
+
 @dataclass(frozen=True)
 class PerTokenReward:
-    """``fn(prompt_ids, response_ids)`` with a reward for every response token, as a reward model.
+    """``fn(prompts, responses, ...)`` with a reward for every response token, as a reward model.
 
-    ``fn`` gets token ids without padding, EOS included, and returns as many numbers for each response as it has tokens.
+    ``fn`` gets token ids without padding, EOS included, and columns by name as in ``TokenReward``; it returns as many
+    numbers for each response as it has tokens.
+
+    Raises:
+        TypeError: a function that cannot be called so; shows the right signature.
     """
 
-    fn: TokenScorer
+    fn: RewardFunction
 
-    def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """The sums, and the rewards themselves where asked for.
+    validate_columns, score, provides, why_not = validate_columns, _score, _provides, _why_not
+
+    def __post_init__(self) -> None:
+        require_signature(self.fn)
+
+    def rewards(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
+        """What each token earned, in float64.
 
         Raises:
-            ValueError: not one list a response, or one of another length than its response; names the row.
+            ValueError: not one list a response, or one of another length than its response; names the row. A column
+                that the function asks for is missing.
         """
-        given = _one_each(self.fn(sequences.prompts(), sequences.responses()), sequences, self.fn)
+        given = lists_of(self.fn, sequences.prompts(), sequences.responses(), sequences.given)
         rewards = torch.zeros(sequences.response_mask.shape, dtype=torch.float64)
         for row, (numbers, length) in enumerate(zip(given, sequences.response_lengths.tolist(), strict=True)):
             found = _numbers(numbers, f"reward {self.fn!r}, row {row}")
@@ -55,57 +90,47 @@ class PerTokenReward:
                     f"has {length} tokens, EOS included"
                 )
             rewards[row, :length] = found
-        return _scored(rewards, sequences, needs)
-
-    def provides(self, request: EvidenceRequest) -> bool:
-        """Its own rewards and nothing else."""
-        return isinstance(request, OwnTokenRewards)
-
-    def why_not(self, request: EvidenceRequest) -> str:
-        """Why a request cannot be answered."""
-        return why_not(request)
+        return rewards
 
 
 @dataclass(frozen=True)
 class SpanReward:
-    """``fn(prompts, responses)`` with rewards for spans of the responses' texts, as a reward model.
+    """``fn(prompts, responses, ...)`` with rewards for spans of the responses' texts, as a reward model.
 
     For each response, ``fn`` returns (start, end, reward) with 0 <= start < end <= the number of its characters; spans
     may overlap and leave gaps. Each reward is split over the tokens it covers by bytes. A response without text (EOS
     alone) has one possible span, (0, 0), which is its last token's. ``decode`` is the policy's: see ``TextReward`` for
-    what it makes of special tokens, and for whose words the prompts are.
+    what it makes of special tokens, for whose words the prompts are, for columns and errors.
     """
 
-    fn: SpanScorer
+    fn: RewardFunction
     decode: Decode
+
+    validate_columns, score, provides, why_not = validate_columns, _score, _provides, _why_not
+
+    def __post_init__(self) -> None:
+        require_signature(self.fn)
 
     @property
     def identity(self) -> dict[str, object]:
         """The function alone: texts are the policy's."""
         return {"fn": self.fn}
 
-    def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """The sum of each response's rewards, and where asked for, what of it each token has.
+    def rewards(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
+        """What each token earned, in float64.
 
         Raises:
-            ValueError: not one list of spans a response, or a span that is none or lies outside; names the row.
+            ValueError: not one list of spans a response, or a span that is none or lies outside; names the row. A
+                column that the function asks for is missing.
         """
         prompts, responses = texts(self.decode, sequences.prompts(), sequences.responses())
-        given = _one_each(self.fn(list(sequences.given) or prompts, responses), sequences, self.fn)
+        given = lists_of(self.fn, in_own_words(prompts, sequences.given), responses, sequences.given)
         rewards = torch.zeros(sequences.response_mask.shape, dtype=torch.float64)
         for row, (spans, text) in enumerate(zip(given, responses, strict=True)):
             where, earned = _spans(spans, text, f"reward {self.fn!r}, row {row}")
             tokens = self._token_spans(sequences, row, prompts[row], text)
             rewards[row, : len(tokens)] = earned.double() @ row_shares(shared_bytes(where, tokens)).double()
-        return _scored(rewards, sequences, needs)
-
-    def provides(self, request: EvidenceRequest) -> bool:
-        """Its own rewards and nothing else."""
-        return isinstance(request, OwnTokenRewards)
-
-    def why_not(self, request: EvidenceRequest) -> str:
-        """Why a request cannot be answered."""
-        return why_not(request)
+        return rewards
 
     def _token_spans(self, sequences: Sequences, row: int, prompt: str, response: str) -> Int[Tensor, "token 2"]:
         """Counted from where the response starts; the first token's covers what comes before it too."""
@@ -145,14 +170,6 @@ def _spans(given: Any, text: str, who: str) -> tuple[Int[Tensor, "span 2"], Floa
     return torch.tensor(in_bytes), found[:, 2]
 
 
-def _one_each(given: Any, sequences: Sequences, fn: object) -> Sequence[Any]:
-    if not hasattr(given, "__len__") or isinstance(given, str | dict) or len(given) != len(sequences):
-        raise ValueError(
-            f"reward {fn!r} must return one list for each of the {len(sequences)} responses, got {shortened(given)}"
-        )
-    return list(given)
-
-
 def _numbers(given: Any, who: str) -> Float[Tensor, "..."]:
     """In float64, which holds every position.
 
@@ -166,13 +183,3 @@ def _numbers(given: Any, who: str) -> Float[Tensor, "..."]:
     if not bool(torch.isfinite(found).all()):
         raise ValueError(f"{who}: rewards must be finite, got {shortened(given)}")
     return found
-
-
-def _scored(
-    rewards: Float[Tensor, "batch response"], sequences: Sequences, needs: frozenset[EvidenceRequest]
-) -> Scored:
-    for request in needs:
-        if reason := why_not(request):
-            raise ValueError(f"{request} cannot be measured: {reason}")
-    rewards = rewards.float().to(sequences.response_ids.device)
-    return Scored(scores=rewards.sum(1), evidence=dict.fromkeys(needs, rewards))

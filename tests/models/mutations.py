@@ -563,6 +563,12 @@ MUTATIONS = (
     ),
     Mutation(
         "models/texts/prompts.py",
+        "ids.append(written if written[: len(before)] == before else [*before, *written])",
+        "ids.append([*before, *written])",
+        "tests/rlhf_core/test_prompt_rows.py::test_a_chat_is_what_the_tokenizers_template_writes_with_one_bos",
+    ),
+    Mutation(
+        "models/texts/prompts.py",
         "if run and (pad not in meaningful or run > 1 or evened):",
         "if run and (pad not in meaningful or run > 1):",
         "tests/rlhf_core/test_own_prompts.py::test_padding_is_told_from_an_eos_that_is_meant",

@@ -34,12 +34,19 @@ def test_the_example_runs_and_logs_only_metrics_of_the_glossary(example_run, cap
     assert logged <= described
 
 
-def test_the_ten_line_redistributor_is_one(example_run):
+def test_the_reward_on_a_column_scores(example_run):
     names = dict(example_run[0])
     exec(compile(EXAMPLES[1], "README.md", "exec"), names)
+    scores, responses = names["rollout"].raw_scores, names["rollout"].sequences.responses()
+    assert scores.tolist() == [float(5 in row) for row in responses]
+
+
+def test_the_ten_line_redistributor_is_one(example_run):
+    names = dict(example_run[0])
+    exec(compile(EXAMPLES[2], "README.md", "exec"), names)
     method = names["FirstToken"]()
     assert isinstance(method, Redistributor)
-    assert len(EXAMPLES[1].strip().splitlines()) <= 13
+    assert len(EXAMPLES[2].strip().splitlines()) <= 13
     token_scores = method(names["rollout"])
     assert (token_scores != 0).sum(1).tolist() == [1] * 16
     learner = PPOTrainer(names["policy"], names["reward"], method, PPOConfig(first_step_checks="warn"))

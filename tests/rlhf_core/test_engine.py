@@ -175,7 +175,7 @@ def encode(prompts):
 
 
 def test_prompts_of_both_kinds_or_none_are_refused():
-    with pytest.raises(ValueError, match="1 texts and 1 ids"):
+    with pytest.raises(ValueError, match="of one kind, got 1 texts and 1 lists of token ids"):
         encode(["1", [2]])
     with pytest.raises(ValueError, match="no prompts"):
         encode([])
@@ -187,7 +187,7 @@ def test_prompts_of_both_kinds_or_none_are_refused():
     ("prompts", "words"),
     [
         ("1 2", r"got one text; for a single prompt give \['1 2'\]"),
-        ([1, 2, 3], r"prompt 0 must be a text or a list of token ids \(integers\), got 1$"),
+        ([1, 2, 3], r"prompt 0 must be a text, a list of token ids \(integers\), .*, got 1; prompt 1 .*, got 3$"),
         ([[1], ["a"]], r"prompt 1 must be .*, got \['a'\]"),
         ([[1], [2.0]], r"prompt 1 must be .*, got \[2.0\]"),
         ([None], "prompt 0 must be .*, got None"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import small_run
+from fakes import small_run, unheard
 from tokenizers import processors
 from transformers import BatchEncoding
 
@@ -155,6 +155,10 @@ def test_tensors_that_are_no_prompts_are_refused(plain, wrong):
         unchecked_ids(policy, [[2, -100]])
 
 
+def own(sequences):
+    return [row["prompt"] for row in sequences.given]
+
+
 class Heard:
     """A callable that notes the prompts it is given."""
 
@@ -172,8 +176,7 @@ def test_a_callable_gets_its_callers_own_prompts_on_every_road(plain, tmp_path):
     config = small_run(responses_per_prompt=2)
     learner = PPOTrainer(load_policy(plain), heard, LeaveOneOut(), config)
     rollout = learner.collect(GIVEN[:2])
-    assert rollout.sequences.given == (GIVEN[0], GIVEN[0], GIVEN[1], GIVEN[1])
-    assert heard.prompts[:4] == [*rollout.sequences.given]
+    assert heard.prompts[:4] == own(rollout.sequences) == [GIVEN[0], GIVEN[0], GIVEN[1], GIVEN[1]]
     assert set(heard.prompts[4:]) == set(GIVEN[:2])  # shortened responses
     heard.prompts.clear()
     learner.evaluate(GIVEN)
@@ -192,21 +195,21 @@ def test_own_prompts_stay_with_their_rows(plain):
     policy, heard = load_policy(plain), Heard()
     learner = PPOTrainer(policy, heard, Sparse(), small_run(sampling_tokens=11))
     sequences = learner.collect(GIVEN).sequences
-    assert sequences.given == tuple(GIVEN)
+    assert own(sequences) == GIVEN
     assert sequences.prompts() == policy.encode(GIVEN)
     back = torch.tensor([3, 1])
-    assert sequences.select(back).given == ("w7", "w4 ?")
+    assert own(sequences.select(back)) == ["w7", "w4 ?"]
     both = Sequences.concatenate([sequences.select(back), sequences.select(torch.tensor([0]))])
-    assert both.given == ("w7", "w4 ?", "w2  w3")
+    assert own(both) == ["w7", "w4 ?", "w2  w3"]
     spans = SpanReward(lambda prompts, responses: heard(prompts, responses) and [[] for _ in prompts], policy.decode)
     heard.prompts.clear()
     spans.score(both, frozenset())
-    assert heard.prompts == [*both.given]
+    assert heard.prompts == own(both)
     heard.prompts.clear()
     assert learner.collect(policy.encode(GIVEN)).sequences.given == ()
     assert heard.prompts == ["w2 w3", "w4", "w5 w6", "w7"]  # what ids can tell
-    with pytest.raises(ValueError, match="given holds 1 texts for 3 rows"):
-        replace(both, given=("w7",))
+    with pytest.raises(ValueError, match="given holds 1 rows for 3 responses"):
+        replace(both, given=({"prompt": "w7"},))
 
 
 def test_a_callable_may_ask_for_special_tokens(with_bos):
@@ -233,9 +236,9 @@ def test_a_method_that_a_callable_cannot_serve_is_refused_with_those_it_can(plai
     for name in REDISTRIBUTORS.keys() - served:
         with pytest.raises(ValueError, match=f"these methods work with one: {METHODS}"):
             PPOTrainer(policy, lambda prompts, responses: [], REDISTRIBUTORS[name](), small_run())
-    for reward in (PerTokenReward(len), SpanReward(len, policy.decode)):
+    for reward in (PerTokenReward(unheard), SpanReward(unheard, policy.decode)):
         check_needs(OwnRewards(), policy, reward)
         with pytest.raises(ValueError, match=f"these methods work with one: OwnRewards, {UNDEMANDING}"):
             check_needs(REDISTRIBUTORS["abc"](), policy, reward)
     with pytest.raises(ValueError, match="these methods work with one"):
-        check_needs(REDISTRIBUTORS["gradient"](), policy, TokenReward(len))
+        check_needs(REDISTRIBUTORS["gradient"](), policy, TokenReward(unheard))

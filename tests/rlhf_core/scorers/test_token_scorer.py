@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import TablePolicy, ragged_sequences, rollout_of, sequences_of, small_run, unchecked
+from fakes import TablePolicy, ragged_sequences, rollout_of, sequences_of, small_run, unchecked, unheard
 from generated import tries
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,8 +35,8 @@ def test_token_rewards_sum_to_the_score_and_are_handed_on():
         assert scored.scores[row] == pytest.approx(sum(ids) - 2.5 * len(ids))
         assert scored.evidence[OWN][row, : len(ids)].tolist() == [token - 2.5 for token in ids]
         assert not scored.evidence[OWN][row, len(ids) :].any()
-    assert PerTokenReward(len).provides(OWN)
-    assert not PerTokenReward(len).provides(RewardAttention().request)
+    assert PerTokenReward(unheard).provides(OWN)
+    assert not PerTokenReward(unheard).provides(RewardAttention().request)
     assert token_rewards(lambda p, r: [np.ones(len(row)) for row in r]).scores.tolist() == [4, 1, 6, 3]
     assert PerTokenReward(lambda p, r: [[1.0] * len(row) for row in r]).score(SEQUENCES, frozenset()).evidence == {}
     with pytest.raises(ValueError, match="OwnTokenRewards and nothing else"):
@@ -150,7 +150,7 @@ def test_own_rewards_are_scaled_and_conserve():
 
 def test_a_reward_model_without_rewards_of_its_own_is_refused():
     with pytest.raises(ValueError, match="TokenReward cannot give"):
-        check_needs(OwnRewards(), TablePolicy(), TokenReward(len))
+        check_needs(OwnRewards(), TablePolicy(), TokenReward(unheard))
 
 
 @pytest.mark.parametrize("kind", ["tokens", "spans"])
