@@ -72,7 +72,7 @@ class PPOTrainer:
     The temperature is the config's: the trainer's ``policy`` is a shallow copy with the weights of the given one and a
     temperature of its own, which no other trainer changes. ``instruments`` are asked for further figures of every
     rollout, logged with the rest; ``optimizer`` makes another optimizer than the config's
-    (``models.weights.four_bit.paged_adamw_8bit``, say) from the trainable parameters and the config.
+    (``models.paged_adamw_8bit``, say) from the trainable parameters and the config.
 
     Raises:
         TypeError: ``redistributor`` or ``reward`` is something else.

@@ -1,10 +1,10 @@
 """The policy: a causal language model with a value head and a frozen reference, in one distribution."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -12,19 +12,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.attention.reader import AttentionReader, UnsupportedAttention
 from models.passes.checkpointing import pass_mode
+from models.passes.context_length import context_length
 from models.passes.distribution import Distribution, Targets, chunks, full_kl, gaps
 from models.passes.forward import Predictions, head_ends_it, response_hidden, response_predictions
-from models.passes.layout import Rows, policy_layout, right_padded
+from models.passes.layout import PaddedRows, policy_layout, right_padded
 from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
 from models.passes.value_head import ValueHead
+from models.policy.network import Network
 from models.texts.prompts import Frame, encode, listed, padding_problems, prompt_problems
 from models.texts.sentence_ends import sentence_ends
 from models.weights.adapter_weights import require_wide
-from models.weights.language_model import context_length, named_ids, vocabulary
+from models.weights.language_model import vocabulary
 from models.weights.reference import Reference, adapter_settings
+from models.weights.tokenizer import named_ids
 from rlhf_core.evidence import (
     AttentionTap,
     AuxiliaryLogprobs,
@@ -34,6 +36,7 @@ from rlhf_core.evidence import (
     Source,
     TokenEntropy,
 )
+from rlhf_core.names import nearest
 from rlhf_core.types import TENSORS, Evaluation, Limits, Sequences
 
 Answers = Mapping[AttentionTap, Tensor]
@@ -41,39 +44,6 @@ Answers = Mapping[AttentionTap, Tensor]
 KEPT_CELLS = 2**28
 # Evidence that costs nothing: what every pass computes anyway, and what the tokens themselves tell.
 FREE = (TokenEntropy, SentenceEnds)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Network:
-    """The parts of a policy: what is trained, what it is held against, and what is written when it is saved."""
-
-    lm: PreTrainedModel
-    value_head: ValueHead
-    reference: Reference
-    write: Callable[[str], None]
-    """Writes the weights, or the adapter, into a folder."""
-    read: Callable[[str], Callable[[], object]]
-    """Reads back what ``write`` wrote, and changes nothing: what it returns puts that in place."""
-    tokenizer: PreTrainedTokenizerBase
-    eos_ids: tuple[int, ...]
-    compute_dtype: torch.dtype
-    checkpointed: tuple[nn.Module, ...]
-    """Modules that recompute their activations in the backward pass; empty where that is off."""
-    auxiliaries: Mapping[str, Reference] = field(default_factory=dict)
-    """Further frozen models over the same tokens, by name; never trained, never saved."""
-
-    @cached_property
-    def readers(self) -> Mapping[Source, AttentionReader] | str:
-        """A checked reader of the attention of policy and reference, one for both where they are one model; or why
-        there are none."""
-        models: dict[Source, PreTrainedModel] = {"policy": self.lm, "reference": self.reference.lm}
-        try:
-            built = {id(lm): AttentionReader(lm) for lm in models.values()}
-            for reader in built.values():
-                reader.check(vocabulary(self.lm))
-        except UnsupportedAttention as problem:
-            return str(problem)
-        return {source: built[id(lm)] for source, lm in models.items()}
 
 
 @final
@@ -149,26 +119,27 @@ class CausalPolicy:
         """One more than the largest id that it reads and draws: an embedding padded beyond its tokenizer has more."""
         return min(vocabulary(self._lm), max(self.vocabulary.values()) + 1)
 
-    @property
-    def attention_problem(self) -> str:
-        """Why its attention cannot be read; empty where it can."""
-        return self._network.readers if isinstance(self._network.readers, str) else ""
-
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``provides`` says no, for an error message."""
+        """Why ``request`` cannot be answered, in words; empty where it can.
+
+        The first attention request checks that attention can be read.
+        """
         if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
-            readers = self._network.readers
-            return readers if isinstance(readers, str) else readers[request.source].why_not(request)
+            return self._network.readers[request.source].why_not(request)
+        if isinstance(request, (FullKL, *FREE)) and request.source == "policy":
+            return ""
         if isinstance(request, AuxiliaryLogprobs) and request.source == "policy":
-            held = ", ".join(map(repr, self._network.auxiliaries)) or "none"
+            held = self._network.auxiliaries
+            if request.name in held:
+                return ""
             return (
-                f"it was loaded with no auxiliary model {request.name!r} (held: {held}); load it with "
+                f"it was loaded with no auxiliary model {request.name!r} (held: "
+                f"{', '.join(map(repr, held)) or 'none'}){nearest(request.name, held) or ';'} load it with "
                 f"load_policy(..., auxiliaries={{{request.name!r}: <folder or hub name>}})"
             )
         return (
             "a policy measures attention, full KL, token entropy, sentence ends and log-probabilities of its "
-            f"auxiliaries, not "
-            f"{type(request).__name__} of the {request.source}"
+            f"auxiliaries, not {type(request).__name__} of the {request.source}"
         )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -282,15 +253,8 @@ class CausalPolicy:
 
     def provides(self, request: EvidenceRequest) -> bool:
         """Full KL, token entropy and sentence ends; log-probabilities under its auxiliaries; attention of the policy
-        and of its reference where the architecture lets it be read.
-
-        The first attention request checks that it can be read; ``attention_problem`` says why it cannot.
-        """
-        if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
-            return not self.why_not(request)
-        if isinstance(request, AuxiliaryLogprobs):
-            return request.source == "policy" and request.name in self._network.auxiliaries
-        return isinstance(request, (FullKL, *FREE)) and request.source == "policy"
+        and of its reference where the architecture lets it be read."""
+        return not self.why_not(request)
 
     def save(self, folder: str) -> None:
         """Write model or adapter, value head and tokenizer into an existing folder; ``load_policy`` reads it back."""
@@ -326,7 +290,7 @@ class CausalPolicy:
         return len(targets.tokens) * vocabulary(lm) > KEPT_CELLS and self._head_ends(lm)
 
     def _statistics_in_parts(
-        self, lm: PreTrainedModel, rows: Rows, sequences: Sequences, targets: Targets
+        self, lm: PreTrainedModel, rows: PaddedRows, sequences: Sequences, targets: Targets
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states, log-probabilities and entropies of response tokens, without the logits of all of them."""
         hidden = response_hidden(lm, rows, sequences.response_mask)
@@ -378,9 +342,7 @@ class CausalPolicy:
         run = partial(response_predictions, lm, rows, sequences.response_mask)
         if not taps:
             return run(), {}
-        readers = self._network.readers
-        assert not isinstance(readers, str)  # or the request was refused: see _require_evidence
-        return readers[source].read(taps, policy_layout(rows, sequences), run)
+        return self._network.readers[source].read(taps, policy_layout(rows, sequences), run)
 
     @property
     def _distribution(self) -> Distribution:
@@ -392,10 +354,9 @@ class CausalPolicy:
         return torch.cat([full_kl(of(logits, targets, c), of(ref_logits, targets, c)) for c in chunks(logits)])
 
     def _require_evidence(self, needs: frozenset[EvidenceRequest]) -> None:
-        refused = [request for request in needs if not self.provides(request)]
+        refused = {request: reason for request in needs if (reason := self.why_not(request))}
         if refused:
-            why = "; ".join(map(self.why_not, refused))
-            raise ValueError(f"this policy cannot measure {refused}: {why}")
+            raise ValueError(f"this policy cannot measure {list(refused)}: {'; '.join(refused.values())}")
         if needs and torch.is_grad_enabled():
             raise ValueError(f"evidence carries no gradient: evaluate {list(needs)} under torch.no_grad()")
 

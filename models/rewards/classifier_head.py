@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from models.passes.cache import without_cache
+from models.passes.context_length import context_length
 from models.passes.switches import beside_switches, past_switches, within_reach
 
 HEAD_NAMES = ("score", "classifier", "pooler", "pre_classifier", "head", "sequence_summary")
@@ -211,12 +212,3 @@ def _differing_ids(model: PreTrainedModel) -> Int[Tensor, "1 position"]:
     text = model.config.get_text_config()
     tokens = [token for token in range(min(8, text.vocab_size)) if token != text.pad_token_id]
     return torch.tensor([tokens], device=model.device)
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Longest row the model was built for, in tokens; None where its config names no limit."""
-    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    # RoBERTa counts positions from padding_idx + 1, so its table is larger than its context
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    offset = getattr(table, "padding_idx", None)
-    return limit if limit is None or offset is None else limit - offset - 1

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from models.texts.alignment import SPACE, Segments, spell
 from models.texts.prompts import Frame
+from rlhf_core.names import nearest
 from rlhf_core.scorers.spans import agreement, as_spans, byte_offsets
 
 Eos = Literal["finished", "always", "never"]
@@ -40,8 +41,11 @@ class Telling:
     after: str = ""
 
     def __post_init__(self) -> None:
-        if self.eos not in list(get_args(Eos)):
-            raise ValueError(f"Telling: eos must be one of {', '.join(get_args(Eos))}, got {self.eos!r}")
+        known = get_args(Eos)
+        if self.eos not in list(known):
+            raise ValueError(
+                f"Telling: eos must be one of {', '.join(known)}, got {self.eos!r}{nearest(self.eos, known)}"
+            )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
