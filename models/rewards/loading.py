@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import safe_open
@@ -73,7 +73,7 @@ def load_reward_model(
         raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}{nearest(dtype, PRECISIONS)}")
     with reading(str(name_or_path)):
         adapter = adapter_folder(given)
-        find_score(str(name_or_path), _described(given, adapter), score, label)  # before its weights are read
+        _require_score(given, adapter, score, label)
         if adapter is not None:
             source = replace(given, dtype=cast(DType, dtype), four_bit=four_bit)
             model, tokenizer = _with_adapter(adapter, source)
@@ -84,15 +84,19 @@ def load_reward_model(
         return ClassifierReward(model, tokenizer, score=score, label=label, micro_batch_tokens=micro_batch_tokens)
 
 
-def _described(source: ModelSource, adapter: str | None) -> PreTrainedConfig:
-    """What the files say of a classifier's labels."""
+def _require_score(source: ModelSource, adapter: str | None, score: ScoreKind | None, label: Label | None) -> None:
+    """Raise as :func:`find_score` does, by what the files say of the labels, before any weights are read."""
     name = source.name_or_path
     if adapter is not None:
         require_adapter_kind(name, "classifier", adapter_task(adapter))
-        return PreTrainedConfig.from_dict({"num_labels": head_labels(adapter, name)})
-    config = read_settings(name, "config.json", source.revision)
-    require_kind(name, "classifier", config)
-    return PreTrainedConfig.from_dict({key: config[key] for key in DESCRIPTION if key in config})
+        described: dict[str, Any] = {"num_labels": head_labels(adapter, name)}
+    else:
+        config = read_settings(name, "config.json", source.revision)
+        require_kind(name, "classifier", config)
+        if not config:
+            return  # what comes next says what is missing
+        described = {key: config[key] for key in DESCRIPTION if key in config}
+    find_score(str(name), PreTrainedConfig.from_dict(described), score, label)
 
 
 def _whole(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
