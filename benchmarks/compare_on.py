@@ -15,7 +15,7 @@ from benchmarks.credit.frozen_credit import restricted
 from benchmarks.credit.gradients import gram, policy_gradients, relative_variance
 from redistributors import Sparse
 from rlhf_core.advantages import ESTIMATORS
-from rlhf_core.checks import check_gamma, require_token_scores
+from rlhf_core.checks import check_gamma, check_placement, require_token_scores
 from rlhf_core.config import PPOConfig
 from rlhf_core.metrics import credit_metrics, critic_metrics
 from rlhf_core.rewards import penalised
@@ -67,12 +67,11 @@ def compare_on(
         check_gamma(redistributor, config.gamma)
         token_scores = redistributor(restricted(rollout, redistributor))
         require_token_scores(token_scores, rollout, redistributor)
+        check_placement(token_scores, rollout, redistributor, config.gamma)
         rewards = penalised(token_scores, rollout.kl, kl_coef)
         made[name] = token_scores, rewards, estimator.estimate(rewards, rollout, config)
     advantages = {name: experience.advantages for name, (_, _, experience) in made.items()}
-    gradients: Mapping[str, Tensor] = (
-        {} if policy is None else policy_gradients(policy, rollout.sequences, advantages, config.micro_batch_tokens)
-    )
+    gradients = {} if policy is None else _gradients(policy, rollout, advantages, config)
     return {
         name: Credit(
             token_scores=token_scores,
@@ -132,5 +131,11 @@ def _gradient(
     policy: Policy, rollout: Rollout, redistributor: Redistributor, *, config: PPOConfig, kl_coef: float
 ) -> Float[Tensor, " parameter"]:
     credit = compare_on(rollout, {"the": redistributor}, config=config, kl_coef=kl_coef, policy=None)["the"]
-    found = policy_gradients(policy, rollout.sequences, {"the": credit.advantages}, config.micro_batch_tokens)
-    return found["the"]
+    return _gradients(policy, rollout, {"the": credit.advantages}, config)["the"]
+
+
+def _gradients(
+    policy: Policy, rollout: Rollout, advantages: Mapping[str, Tensor], config: PPOConfig
+) -> Mapping[str, Float[Tensor, " parameter"]]:
+    budget, temperature = config.micro_batch_tokens, config.temperature
+    return policy_gradients(policy, rollout.sequences, advantages, budget, temperature=temperature)

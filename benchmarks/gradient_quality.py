@@ -174,8 +174,14 @@ def measured(stage: Stage, settings: Settings) -> tuple[list[tuple[Value, ...]],
     for rollout in stage.rollouts(range(settings.repetitions), needs):
         made = stage.credits(rollout)
         advantages = {label: credit.advantages for label, credit in made.items()}
-        budget = stage.trainer.config.micro_batch_tokens
-        found = policy_gradients(stage.trainer.policy, rollout.sequences, advantages, budget)
+        config = stage.trainer.config
+        found = policy_gradients(
+            stage.trainer.policy,
+            rollout.sequences,
+            advantages,
+            config.micro_batch_tokens,
+            temperature=config.temperature,
+        )
         for label, credit in made.items():
             gradients[label].append(found[label].cpu())
             said[label].append(credit.figures)

@@ -188,10 +188,10 @@ def measure(
     parts = [sequences.select(rows) for rows in micro_batches(sequences, settings.micro_batch_tokens)]
     with _phase("old log-probs", meter, peaks), torch.no_grad():
         for part in parts:
-            trainer.policy.evaluate(part, of_policy)
+            trainer.policy.evaluate(part, of_policy, temperature=trainer.config.temperature)
     with _phase("reference", meter, peaks):
         for part in parts:
-            trainer.policy.reference_logprobs(part)
+            trainer.policy.reference_logprobs(part, temperature=trainer.config.temperature)
     with _phase("reward", meter, peaks):
         trainer.reward.score(sequences, trainer.redistributor.needs - of_policy)
     rollout = trainer.collect(prompts)

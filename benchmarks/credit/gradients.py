@@ -23,13 +23,19 @@ CLIP_RANGE = 0.2
 
 
 def policy_gradients(
-    policy: Policy, sequences: Sequences, advantages: Mapping[str, Float[Tensor, "batch response"]], token_budget: int
+    policy: Policy,
+    sequences: Sequences,
+    advantages: Mapping[str, Float[Tensor, "batch response"]],
+    token_budget: int,
+    *,
+    temperature: float,
 ) -> dict[str, Float[Tensor, " parameter"]]:
     """∇ of PPO's policy loss before the first optimizer step, at ratio 1: −1/n · Σ_t Â_t ∇ log π(y_t) over n tokens.
 
     ``advantages`` are as an estimator gives them (score units); they are whitened over the batch here, as the update
-    does. One forward pass, of ``token_budget`` tokens at a time, serves all of them. Weights, and the gradients that
-    parameters may hold, are left as they are. Units: whitened advantages carry none, so nats⁻¹ of a parameter's own.
+    does. ``temperature`` is the one they were drawn at. One forward pass, of ``token_budget`` tokens at a time, serves
+    all of them. Weights, and the gradients that parameters may hold, are left as they are. Units: whitened advantages
+    carry none, so nats⁻¹ of a parameter's own.
     """
     parameters, mask = list(policy.parameters()), sequences.response_mask
     white = {name: masked_whiten(some, mask) for name, some in advantages.items()}
@@ -37,7 +43,7 @@ def policy_gradients(
     for rows in micro_batches(sequences, token_budget):
         part = sequences.select(rows)
         share, width = int(part.response_mask.sum()) / int(mask.sum()), part.response_ids.shape[1]
-        new = policy.evaluate(part, frozenset()).logprobs
+        new = policy.evaluate(part, frozenset(), temperature=temperature).logprobs
         for name, some in white.items():
             loss, _ = policy_loss(new, new.detach(), some[rows, :width], part.response_mask, clip_range=CLIP_RANGE)
             found = torch.autograd.grad(loss * share, parameters, retain_graph=True, allow_unused=True)

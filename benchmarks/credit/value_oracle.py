@@ -40,6 +40,7 @@ def value_differences(
     sequences: Sequences,
     scores: Float[Tensor, " batch"],
     *,
+    temperature: float,
     continuations: int,
     budget: TokenBudget,
 ) -> ValueDifferences:
@@ -63,7 +64,8 @@ def value_differences(
         for draw in range(continuations)
     ]
     drawn = torch.zeros(*mask.shape, continuations, dtype=torch.float64, device=mask.device)
-    walk = Walk(policy=policy, sequences=sequences, uniforms=_uniforms(sequences, continuations))
+    uniforms = _uniforms(sequences, continuations)
+    walk = Walk(policy=policy, temperature=temperature, sequences=sequences, uniforms=uniforms)
     lengths = (sequences.prompt_lengths + sequences.max_lengths.to(mask.device))[[state.row for state in states]]
 
     def go_on(rows: Int[Tensor, " row"]) -> int:
@@ -93,6 +95,7 @@ class Walk:
     """Responses of the policy that begin as given ones did."""
 
     policy: Policy
+    temperature: float
     sequences: Sequences
     uniforms: Float[Tensor, "batch draw position"]
 
@@ -105,7 +108,7 @@ class Walk:
         low, high = whole.min_lengths.cpu()[rows], whole.max_lengths.cpu()[rows]
         limits = Limits(min_lengths=(low - times).clamp(min=0), max_lengths=high - times)
         read = [prompts[state.row] + begin for state, begin in zip(states, begun, strict=True)]
-        ended = self.policy.sample(read, limits, self._shifted(states))
+        ended = self.policy.sample(read, limits, self._shifted(states), temperature=self.temperature)
         full = [torch.tensor(a + b) for a, b in zip(begun, ended.responses(), strict=True)]
         prompt_ids, prompt_mask = left_padded([prompts[state.row] for state in states], device)
         ids = torch.nn.utils.rnn.pad_sequence(full, batch_first=True).to(device)

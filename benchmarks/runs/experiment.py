@@ -203,7 +203,6 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
     if run.eval_prompts > held_out:
         raise ValueError(f"eval_prompts {run.eval_prompts} exceed the task's {held_out} held-out prompts")
     try:
-        loaded.policy.temperature = run.config.temperature
         trainer = PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
         encoded(trainer.policy, trainer.reward, (*loaded.train_prompts, *loaded.held_out_prompts), run.config)
     except ValueError as error:
@@ -217,7 +216,6 @@ def frozen_rollout(
     and the same uniforms as in ``PPOTrainer.evaluate``."""
     needs = frozenset(request for redistributor in redistributors for request in redistributor.needs)
     reward = as_reward_model(loaded.reward, loaded.policy)
-    loaded.policy.temperature = config.temperature
     sequences = sample(loaded.policy, prompts, config, Draw(seed=config.seed, name="evaluation", step=0))
     return measure(loaded.policy, reward, sequences, needs, config=config, moments=ScoreMoments())
 

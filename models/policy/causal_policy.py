@@ -50,14 +50,13 @@ FREE = (TokenEntropy, SentenceEnds)
 class CausalPolicy:
     """A transformers causal language model as a ``Policy`` (see rlhf_core.types for the contract of each method).
 
-    Build one with ``load_policy``. Results are on the model's device; arguments may be on any. ``temperature`` holds
-    for sampling, old, new and reference log-probabilities alike; a shallow copy, as a trainer makes one, has its own
-    and shares all else. Ids for which the tokenizer has no token are not in the distribution at all.
+    Build one with ``load_policy``. Results are on the model's device; arguments may be on any. The ``temperature`` of a
+    call divides the logits, and must be a finite number above 0. Ids for which the tokenizer has no token are not in
+    the distribution at all.
     """
 
-    def __init__(self, network: Network, *, temperature: float = 1.0) -> None:
+    def __init__(self, network: Network) -> None:
         require_wide(network.lm)
-        self.temperature = temperature
         self.eos_ids = network.eos_ids
         self._network = network
         self._lm = network.lm
@@ -180,7 +179,12 @@ class CausalPolicy:
             )
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Float[Tensor, "batch position"]
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Limits,
+        uniforms: Float[Tensor, "batch position"],
+        *,
+        temperature: float = 1.0,
     ) -> Sequences:
         """Draw a response per prompt; see :func:`models.passes.sampling.sample_responses`.
 
@@ -189,19 +193,22 @@ class CausalPolicy:
             FloatingPointError: logits that are no distribution.
         """
         self._require_prompts(prompts, limits.max_lengths.tolist())
+        of = self._distribution(temperature)
         with torch.no_grad(), self._mode():
             return sample_responses(
                 CachedDecoder(self._lm, room=limits.max_lengths),
                 prompts,
                 limits,
                 uniforms,
-                eos_ids=self.eos_ids,
-                temperature=self.temperature,
+                eos_ids=of.eos_ids,
+                temperature=of.temperature,
                 device=self.device,
-                unnamed=self._unnamed,
+                unnamed=of.unnamed,
             )
 
-    def evaluate(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Evaluation:
+    def evaluate(
+        self, sequences: Sequences, needs: frozenset[EvidenceRequest], *, temperature: float = 1.0
+    ) -> Evaluation:
         """Teacher-forced pass: log-probabilities, values, entropy, and the evidence asked for (without gradient).
 
         Runs in train mode with gradient checkpointing (where wanted) while gradients are enabled and in eval mode
@@ -212,10 +219,10 @@ class CausalPolicy:
             ValueError: evidence this model does not provide, or evidence asked for with gradients enabled.
         """
         self._require_evidence(needs)
-        sequences = _to(sequences, self.device)
+        sequences, of = _to(sequences, self.device), self._distribution(temperature)
         rows, targets = right_padded(sequences), _targets(sequences)
         beside: dict[EvidenceRequest, Tensor] = {  # first, while no logits of the policy are held
-            request: self._logprobs_under(self._network.auxiliaries[request.name], sequences)
+            request: self._logprobs_under(self._network.auxiliaries[request.name], sequences, of)
             for request in needs
             if isinstance(request, AuxiliaryLogprobs)
         }
@@ -223,7 +230,7 @@ class CausalPolicy:
             self._lm, targets
         ):
             with self._mode():
-                hidden, logprobs, entropies = self._statistics_in_parts(self._lm, rows, sequences, targets)
+                hidden, logprobs, entropies = self._statistics_in_parts(self._lm, rows, sequences, targets, of)
                 values = self._network.value_head(hidden)
             free = self._free(needs, sequences, entropies)
             return _evaluation(logprobs, values, entropies, sequences.response_mask, beside | free)
@@ -231,10 +238,10 @@ class CausalPolicy:
             predictions, evidence = self._read("policy", self._lm, needs, sequences)
             ref_evidence, ref_logits = self._reference_pass(sequences, needs) if _beyond(needs) else ({}, None)
             values = self._network.value_head(predictions.hidden)
-        logprobs, entropies = token_statistics(predictions.logits, targets, self._distribution)
+        logprobs, entropies = token_statistics(predictions.logits, targets, of)
         mask = sequences.response_mask
         full = {
-            request: _spread(self._full_kl(predictions.logits, ref_logits, targets), mask)
+            request: _spread(_full_kl(predictions.logits, ref_logits, targets, of), mask)
             for request in needs
             if isinstance(request, FullKL)
         }
@@ -243,9 +250,10 @@ class CausalPolicy:
         found = dict(pair for answers in measured for pair in answers.items())
         return _evaluation(logprobs, values, entropies, mask, found)
 
-    def reference_logprobs(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
+    def reference_logprobs(self, sequences: Sequences, *, temperature: float = 1.0) -> Float[Tensor, "batch response"]:
         """Log-probabilities of the responses under the frozen reference, in the same distribution."""
-        return self._logprobs_under(self._network.reference, _to(sequences, self.device))
+        of = self._distribution(temperature)
+        return self._logprobs_under(self._network.reference, _to(sequences, self.device), of)
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The trainable ones: all weights or the adapter's, then the value head's."""
@@ -290,12 +298,12 @@ class CausalPolicy:
         return len(targets.tokens) * vocabulary(lm) > KEPT_CELLS and self._head_ends(lm)
 
     def _statistics_in_parts(
-        self, lm: PreTrainedModel, rows: PaddedRows, sequences: Sequences, targets: Targets
+        self, lm: PreTrainedModel, rows: PaddedRows, sequences: Sequences, targets: Targets, of: Distribution
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states, log-probabilities and entropies of response tokens, without the logits of all of them."""
         hidden = response_hidden(lm, rows, sequences.response_mask)
         head: Any = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
-        return hidden, *recomputed_statistics(hidden, head, vocabulary(lm), targets, self._distribution)
+        return hidden, *recomputed_statistics(hidden, head, vocabulary(lm), targets, of)
 
     def _head_ends(self, lm: PreTrainedModel) -> bool:
         if id(lm) not in self._ending:
@@ -313,15 +321,17 @@ class CausalPolicy:
         return pass_mode(self._lm, self._network.checkpointed)
 
     @torch.no_grad()
-    def _logprobs_under(self, frozen: Reference, sequences: Sequences) -> Float[Tensor, "batch response"]:
+    def _logprobs_under(
+        self, frozen: Reference, sequences: Sequences, of: Distribution
+    ) -> Float[Tensor, "batch response"]:
         """Log-probabilities of the responses under a frozen model; no evidence, no gradient."""
         rows, targets, mask = right_padded(sequences), _targets(sequences), sequences.response_mask
         with self._mode(), frozen.active():
             if self._in_parts(frozen.lm, targets):
-                _, logprobs, _ = self._statistics_in_parts(frozen.lm, rows, sequences, targets)
+                _, logprobs, _ = self._statistics_in_parts(frozen.lm, rows, sequences, targets, of)
             else:
                 logits = response_predictions(frozen.lm, rows, mask).logits
-                logprobs = token_logprobs(logits, targets, self._distribution)
+                logprobs = token_logprobs(logits, targets, of)
         return _spread(logprobs, mask)
 
     @torch.no_grad()
@@ -344,14 +354,8 @@ class CausalPolicy:
             return run(), {}
         return self._network.readers[source].read(taps, policy_layout(rows, sequences), run)
 
-    @property
-    def _distribution(self) -> Distribution:
-        return Distribution(eos_ids=self.eos_ids, temperature=self.temperature, unnamed=self._unnamed)
-
-    def _full_kl(self, logits: Tensor, ref_logits: Tensor | None, targets: Targets) -> Float[Tensor, " token"]:
-        assert ref_logits is not None  # the reference has run: see _beyond
-        of = self._distribution.logprobs
-        return torch.cat([full_kl(of(logits, targets, c), of(ref_logits, targets, c)) for c in chunks(logits)])
+    def _distribution(self, temperature: float) -> Distribution:
+        return Distribution(eos_ids=self.eos_ids, temperature=temperature, unnamed=self._unnamed)
 
     def _require_evidence(self, needs: frozenset[EvidenceRequest]) -> None:
         refused = {request: reason for request in needs if (reason := self.why_not(request))}
@@ -379,6 +383,12 @@ def _evaluation(
     """Numbers of response tokens, put where the tokens stand."""
     spread = {"logprobs": logprobs, "values": values, "entropy": entropies}
     return Evaluation(**{name: _spread(flat, mask) for name, flat in spread.items()}, evidence=evidence)
+
+
+def _full_kl(logits: Tensor, ref_logits: Tensor | None, targets: Targets, of: Distribution) -> Float[Tensor, " token"]:
+    assert ref_logits is not None  # the reference has run: see _beyond
+    every = [full_kl(of.logprobs(logits, targets, c), of.logprobs(ref_logits, targets, c)) for c in chunks(logits)]
+    return torch.cat(every)
 
 
 def _spread(flat: Float[Tensor, " token"], mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response"]:

@@ -47,12 +47,12 @@ RUN_TIME = ("seconds", "tokens_per_second")
 class Slow(TablePolicy):
     """Sends itself a second signal within the step that the first one waits for, and not at once."""
 
-    def evaluate(self, sequences, needs):
+    def evaluate(self, sequences, needs, **settings):
         if torch.is_grad_enabled():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(AGAIN + 0.1)
             os.kill(os.getpid(), signal.SIGINT)
-        return super().evaluate(sequences, needs)
+        return super().evaluate(sequences, needs, **settings)
 
 
 def share_of_threes(prompts, responses):

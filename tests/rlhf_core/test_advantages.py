@@ -36,8 +36,8 @@ def threes(prompts, responses):
 class SharedTable(TablePolicy):
     """Values move with the logits, as those of a head on a shared trunk do."""
 
-    def evaluate(self, sequences, needs):
-        evaluation = super().evaluate(sequences, needs)
+    def evaluate(self, sequences, needs, **settings):
+        evaluation = super().evaluate(sequences, needs, **settings)
         previous, _, mask = self._states(sequences)
         return replace(evaluation, values=evaluation.values + torch.where(mask, self.logits[previous, 3], 0))
 

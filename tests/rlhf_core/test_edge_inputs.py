@@ -81,8 +81,8 @@ def test_what_was_sampled_is_what_is_scored_and_learned_from(folders):
     policy = load_policy(folders[0], eos_ids=(2,))  # 0 and 1, special to the tokenizer, are ordinary then
     drawn, sample = [], policy.sample
 
-    def noted(*arguments):
-        sequences = sample(*arguments)
+    def noted(*arguments, **settings):
+        sequences = sample(*arguments, **settings)
         drawn.append(sequences.responses())
         return sequences
 
@@ -105,13 +105,13 @@ class Sick(TablePolicy):
         super().__init__()
         self.name, self.bad = name, value
 
-    def evaluate(self, sequences, needs):
-        evaluation = super().evaluate(sequences, needs)
+    def evaluate(self, sequences, needs, **settings):
+        evaluation = super().evaluate(sequences, needs, **settings)
         tensors = {name: getattr(evaluation, name) for name in ("logprobs", "values")}
         return replace(evaluation, **{name: self.spoil(name, values, sequences) for name, values in tensors.items()})
 
-    def reference_logprobs(self, sequences):
-        return self.spoil("ref_logprobs", super().reference_logprobs(sequences), sequences)
+    def reference_logprobs(self, sequences, **settings):
+        return self.spoil("ref_logprobs", super().reference_logprobs(sequences, **settings), sequences)
 
     def spoil(self, name, values, sequences):
         sick = (sequences.prompt_ids[:, -1:] == 3) & (name == self.name)

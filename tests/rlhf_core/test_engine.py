@@ -100,7 +100,7 @@ def test_a_rollout_sampled_in_parts_is_the_same():
 
 def test_an_error_in_a_part_says_which_rows_the_part_had():
     class Broken(TablePolicy):
-        def sample(self, prompts, limits, uniforms):
+        def sample(self, prompts, limits, uniforms, **settings):
             raise FloatingPointError("logits are NaN in rows [0]")
 
     settings = PPOConfig(min_length=1, max_length=(4, 4), minibatch_size=1, rollout_batch_size=2, sampling_tokens=5)

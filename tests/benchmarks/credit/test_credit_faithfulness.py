@@ -175,7 +175,9 @@ def expected(policy, prompt, response, low, high):
 def oracle(sequences, continuations, tokens=4096):
     scores = ODD.score(sequences, frozenset()).scores
     budget = TokenBudget(setting="this test's", tokens=tokens)
-    return value_differences(Eighths(), ODD, sequences, scores, continuations=continuations, budget=budget)
+    return value_differences(
+        Eighths(), ODD, sequences, scores, temperature=1.0, continuations=continuations, budget=budget
+    )
 
 
 def test_value_differences_are_those_of_all_continuations(monkeypatch):
@@ -327,7 +329,6 @@ def test_methods_that_learn_observe_first_what_they_asked_for():
 def test_methods_that_learn_observe_as_many_responses_to_a_prompt_as_a_run_draws():
     grouped = replace(with_settings(PPOConfig(), PPO), responses_per_prompt=2, advantages="rloo")
     loaded, learner = TableLoaded(), Watcher()
-    loaded.policy.temperature = grouped.temperature
     reward = as_reward_model(loaded.reward, loaded.policy)
     warm([learner], loaded, reward, grouped, rollouts=2, moments=ScoreMoments())
     for seen in learner.prompts:
