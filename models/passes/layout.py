@@ -4,14 +4,14 @@ Left padding would move absolute positions and need position ids that some model
 causal model never sees it, so a response is the same alone and in any batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf_core.evidence import Layout
-from rlhf_core.types import Sequences
+from rlhf_core.types import TENSORS, Sequences
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,3 +50,15 @@ def policy_layout(rows: PaddedRows, sequences: Sequences) -> Layout:
         response_mask=sequences.response_mask,
         read_positions=rows.attention_mask.sum(1) - 2,
     )
+
+
+def spread(flat: Float[Tensor, " token"], mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response"]:
+    """Put one number a response token where the token stands, 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+
+
+def on_device(sequences: Sequences, device: torch.device) -> Sequences:
+    """The same sequences there."""
+    if sequences.prompt_ids.device == device:
+        return sequences
+    return replace(sequences, **{name: getattr(sequences, name).to(device) for name in TENSORS})

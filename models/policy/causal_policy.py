@@ -3,20 +3,19 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.passes.checkpointing import pass_mode
 from models.passes.context_length import context_length
-from models.passes.distribution import Distribution, Targets, chunks, full_kl, gaps
+from models.passes.distribution import Distribution, Targets, gaps
 from models.passes.forward import Predictions, head_ends_it, response_hidden, response_predictions
-from models.passes.layout import PaddedRows, policy_layout, right_padded
+from models.passes.layout import PaddedRows, on_device, policy_layout, right_padded, spread
 from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
 from models.passes.value_head import ValueHead
@@ -37,7 +36,7 @@ from rlhf_core.evidence import (
     TokenEntropy,
 )
 from rlhf_core.names import nearest
-from rlhf_core.types import TENSORS, Evaluation, Limits, Sequences
+from rlhf_core.types import Evaluation, Limits, Sequences
 
 Answers = Mapping[AttentionTap, Tensor]
 # (token, vocab) cells above which logits are made in parts, and once more for the backward pass: 1 GiB in float32.
@@ -219,8 +218,8 @@ class CausalPolicy:
             ValueError: evidence this model does not provide, or evidence asked for with gradients enabled.
         """
         self._require_evidence(needs)
-        sequences, of = _to(sequences, self.device), self._distribution(temperature)
-        rows, targets = right_padded(sequences), _targets(sequences)
+        sequences, of = on_device(sequences, self.device), self._distribution(temperature)
+        rows, targets = right_padded(sequences), Targets.of(sequences)
         beside: dict[EvidenceRequest, Tensor] = {  # first, while no logits of the policy are held
             request: self._logprobs_under(self._network.auxiliaries[request.name], sequences, of)
             for request in needs
@@ -241,9 +240,9 @@ class CausalPolicy:
         logprobs, entropies = token_statistics(predictions.logits, targets, of)
         mask = sequences.response_mask
         full = {
-            request: _spread(_full_kl(predictions.logits, ref_logits, targets, of), mask)
+            request: spread(of.full_kl(predictions.logits, ref_logits, targets), mask)
             for request in needs
-            if isinstance(request, FullKL)
+            if isinstance(request, FullKL) and ref_logits is not None
         }
         free = self._free(needs, sequences, entropies)
         measured = (evidence, ref_evidence, full, beside, free)
@@ -253,7 +252,7 @@ class CausalPolicy:
     def reference_logprobs(self, sequences: Sequences, *, temperature: float = 1.0) -> Float[Tensor, "batch response"]:
         """Log-probabilities of the responses under the frozen reference, in the same distribution."""
         of = self._distribution(temperature)
-        return self._logprobs_under(self._network.reference, _to(sequences, self.device), of)
+        return self._logprobs_under(self._network.reference, on_device(sequences, self.device), of)
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The trainable ones: all weights or the adapter's, then the value head's."""
@@ -288,7 +287,7 @@ class CausalPolicy:
         found: dict[EvidenceRequest, Tensor] = {}
         for request in needs:
             if isinstance(request, TokenEntropy):
-                found[request] = _spread(entropies, mask)
+                found[request] = spread(entropies, mask)
             elif isinstance(request, SentenceEnds):
                 found[request] = sentence_ends(self.tokenizer, ids, mask, request.marks)
         return found
@@ -325,14 +324,14 @@ class CausalPolicy:
         self, frozen: Reference, sequences: Sequences, of: Distribution
     ) -> Float[Tensor, "batch response"]:
         """Log-probabilities of the responses under a frozen model; no evidence, no gradient."""
-        rows, targets, mask = right_padded(sequences), _targets(sequences), sequences.response_mask
+        rows, targets, mask = right_padded(sequences), Targets.of(sequences), sequences.response_mask
         with self._mode(), frozen.active():
             if self._in_parts(frozen.lm, targets):
                 _, logprobs, _ = self._statistics_in_parts(frozen.lm, rows, sequences, targets, of)
             else:
                 logits = response_predictions(frozen.lm, rows, mask).logits
                 logprobs = token_logprobs(logits, targets, of)
-        return _spread(logprobs, mask)
+        return spread(logprobs, mask)
 
     @torch.no_grad()
     def _reference_pass(
@@ -372,36 +371,14 @@ class CausalPolicy:
             raise ValueError("prompts: " + listed(problems))
 
 
-def _targets(sequences: Sequences) -> Targets:
-    row, step = sequences.response_mask.nonzero(as_tuple=True)
-    return Targets(tokens=sequences.response_ids[row, step], steps=step, min_lengths=sequences.min_lengths[row])
-
-
 def _evaluation(
     logprobs: Tensor, values: Tensor, entropies: Tensor, mask: Tensor, evidence: Mapping[EvidenceRequest, Tensor]
 ) -> Evaluation:
     """Numbers of response tokens, put where the tokens stand."""
-    spread = {"logprobs": logprobs, "values": values, "entropy": entropies}
-    return Evaluation(**{name: _spread(flat, mask) for name, flat in spread.items()}, evidence=evidence)
-
-
-def _full_kl(logits: Tensor, ref_logits: Tensor | None, targets: Targets, of: Distribution) -> Float[Tensor, " token"]:
-    assert ref_logits is not None  # the reference has run: see _beyond
-    every = [full_kl(of.logprobs(logits, targets, c), of.logprobs(ref_logits, targets, c)) for c in chunks(logits)]
-    return torch.cat(every)
-
-
-def _spread(flat: Float[Tensor, " token"], mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response"]:
-    """Put one number a response token where the token stands, 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+    numbers = {"logprobs": logprobs, "values": values, "entropy": entropies}
+    return Evaluation(**{name: spread(flat, mask) for name, flat in numbers.items()}, evidence=evidence)
 
 
 def _beyond(needs: frozenset[EvidenceRequest]) -> bool:
     """Whether the reference has to run."""
     return any(isinstance(request, FullKL) or request.source == "reference" for request in needs)
-
-
-def _to(sequences: Sequences, device: torch.device) -> Sequences:
-    if sequences.prompt_ids.device == device:
-        return sequences
-    return replace(sequences, **{name: getattr(sequences, name).to(device) for name in TENSORS})

@@ -193,9 +193,9 @@ class RetokenisedReward:
     def _lost(self, told: Sequence[Told]) -> Iterator[str]:
         """Rows that do not survive the reward tokenizer, where they must."""
         for row, one in enumerate(told):
-            if one.problem and self.reading == "exact":
+            if one.why_not_exact and self.reading == "exact":
                 yield (
-                    f"row {row}: {one.problem} under the tokenizer of {self.reward.name}; "
+                    f"row {row}: {one.why_not_exact} under the tokenizer of {self.reward.name}; "
                     "RetokenisedReward(reading='normalised') scores it as it comes back"
                 )
 

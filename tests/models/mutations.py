@@ -136,7 +136,7 @@ MUTATIONS = (
         "tests/models/rewards/test_reward.py::test_prompts_that_could_not_be_scored_are_all_listed_in_advance",
     ),
     Mutation(
-        "models/policy/causal_policy.py",
+        "models/passes/distribution.py",
         "min_lengths=sequences.min_lengths[row]",
         "min_lengths=0 * sequences.min_lengths[row]",
         "tests/models/passes/test_sampling.py::test_sampled_frequencies_match_the_trained_probabilities",
@@ -641,8 +641,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/policy/causal_policy.py",
-        "found[request] = _spread(entropies, mask)",
-        "found[request] = _spread(entropies.flip(0), mask)",
+        "found[request] = spread(entropies, mask)",
+        "found[request] = spread(entropies.flip(0), mask)",
         "tests/redistributors/test_segment.py::test_token_entropy_is_the_entropy_of_the_evaluation",
     ),
     Mutation(
@@ -698,5 +698,35 @@ MUTATIONS = (
         "read_rows_alone(model)",
         "pass",
         "tests/models/passes/test_rotary.py::test_training_reads_rows_alone",
+    ),
+    Mutation(
+        "models/rewards/score_kinds.py",
+        "logits[:, others].logsumexp(1)",
+        "logits[:, others].amax(1)",
+        "tests/models/rewards/test_score_kinds.py::test_log_odds_are_those_of_the_probabilities",
+    ),
+    Mutation(
+        "models/rewards/score_kinds.py",
+        'return "label_logit" if separate else "log_odds"',
+        'return "label_logit"',
+        "tests/models/rewards/test_score_kinds.py::test_a_folder_of_several_labels_is_read_by_name",
+    ),
+    Mutation(
+        "models/rewards/score_kinds.py",
+        '== ["negative", "positive"]',
+        "!= []",
+        "tests/models/rewards/test_score_kinds.py::test_the_choice_is_asked_for_before_the_weights_are_read",
+    ),
+    Mutation(
+        "models/weights/adapters.py",
+        """if not any(f".{path}".endswith(f".{target}") for path in paths):""",
+        "if not paths:",
+        "tests/models/policy/test_bad_models.py::test_adapter_modules_that_the_model_lacks_are_refused[missing1]",
+    ),
+    Mutation(
+        "models/passes/context_length.py",
+        "min(limits) - offset - 1",
+        "min(limits)",
+        "tests/models/passes/test_context_length.py::test_a_context_is_what_the_model_was_built_for[roberta]",
     ),
 )
