@@ -69,11 +69,11 @@ def test_a_step_that_broke_off_can_be_taken_again():
     learner = trainer(config=replace(CONFIG, minibatch_size=4))
     evaluate, calls = learner.policy.evaluate, []
 
-    def failing(sequences, needs):
+    def failing(sequences, needs, **settings):
         calls.append(torch.is_grad_enabled())
         if calls[-1] and sum(calls) == 3:
             raise KeyboardInterrupt
-        return evaluate(sequences, needs)
+        return evaluate(sequences, needs, **settings)
 
     learner.policy.evaluate = failing
     with pytest.raises(KeyboardInterrupt):
@@ -314,28 +314,22 @@ def test_gamma_is_refused_where_conserved_credit_lands_early():
     assert trainer(Sparse(), discounted).step(batch())
 
 
-class Early(Broken):
-    """Claims to be causal, so that only its credit tells where it lands."""
-
-    causal = True
-
-
 def test_credit_that_lands_early_after_all_is_refused_on_the_first_rollout_and_no_earlier():
     """No method is called on invented data: the first rollout it sees is a real one."""
-    method = Early(lambda scores, rollout: scores)
+    method = Broken(lambda scores, rollout: scores, causal=True)
     learner = trainer(method, replace(CONFIG, gamma=0.99))
     before = learner.policy.logits.detach().clone()
-    with pytest.raises(ValueError, match=r"Early.*before the last token: with gamma 0.99"):
+    with pytest.raises(ValueError, match=r"Broken.*before the last token: with gamma 0.99"):
         learner.step(batch())
     assert torch.equal(learner.policy.logits, before)
     assert trainer(method).step(batch())
-    assert trainer(Early(lambda scores, rollout: Sparse()(rollout)), replace(CONFIG, gamma=0.99)).step(batch())
+    assert trainer(Broken(lambda _, rollout: Sparse()(rollout), causal=True), replace(CONFIG, gamma=0.99)).step(batch())
 
 
 def test_no_method_is_called_before_a_rollout():
     calls = []
     for gamma in (1.0, 0.99):
-        trainer(Early(lambda scores, rollout: calls.append(rollout)), replace(CONFIG, gamma=gamma))
+        trainer(Broken(lambda _, rollout: calls.append(rollout), causal=True), replace(CONFIG, gamma=gamma))
     assert not calls
 
 
