@@ -36,7 +36,7 @@ class AttentionReader:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = transformers_model(model)
+        self._model = _transformers_model(model)
         self.architecture = type(self._model).__name__
         self._tap, shown = _find(self._model, self.architecture)
         self._layers = list(shown)
@@ -146,7 +146,7 @@ def checked_reader(model: nn.Module, vocab_size: int) -> AttentionReader | Unrea
     return reader
 
 
-def transformers_model(model: nn.Module) -> PreTrainedModel:
+def _transformers_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside ``model``, which may be wrapped (PEFT).
 
     Raises:

@@ -95,9 +95,7 @@ def adapter_folder(source: ModelSource) -> str | None:
 
 def adapter_task(folder: str) -> str | None:
     """What an adapter was made for, where its settings say so."""
-    from peft import PeftConfig
-
-    task: str | None = PeftConfig.from_pretrained(folder).task_type
+    task: str | None = adapter_config(folder).task_type
     return task
 
 

@@ -81,7 +81,7 @@ def paged_adamw_8bit(parameters: Iterable[nn.Parameter], config: PPOConfig) -> t
     return made
 
 
-def import_bitsandbytes() -> None:
+def _import_bitsandbytes() -> None:
     """Import bitsandbytes without letting it fetch code. Runs when this module is imported.
 
     On CPUs with AVX512-BF16 its import downloads a compiled kernel from the hub if the package ``kernels`` is there,
@@ -121,4 +121,4 @@ def _hub_offline() -> Iterator[None]:
             os.environ["HF_HUB_OFFLINE"] = variable
 
 
-import_bitsandbytes()  # before anything else imports PEFT
+_import_bitsandbytes()  # before anything else imports PEFT

@@ -569,7 +569,7 @@ MUTATIONS = (
     ),
     Mutation(
         "models/texts/retelling.py",
-        "stand = encoded.spans if problem and encoded.spans is not None else as_spans(spelling.ends)",
+        "stand = encoded.spans if why_not_exact and encoded.spans is not None else as_spans(spelling.ends)",
         "stand = as_spans(spelling.ends)",
         "tests/rlhf_core/run/test_file_errors.py::test_a_lossy_reading_scores_what_comes_back_and_places_it_by_the_letters_it_was_made_of",
     ),
