@@ -132,8 +132,8 @@ class CausalPolicy:
                 return ""
             return (
                 f"it was loaded with no auxiliary model {request.name!r} (held: "
-                f"{', '.join(map(repr, held)) or 'none'}){nearest(request.name, held) or ';'} load it with "
-                f"load_policy(..., auxiliaries={{{request.name!r}: <folder or hub name>}})"
+                f"{', '.join(map(repr, held)) or 'none'}); load it with "
+                f"load_policy(..., auxiliaries={{{request.name!r}: <folder or hub name>}}){nearest(request.name, held)}"
             )
         return (
             "a policy measures attention, full KL, token entropy, sentence ends and log-probabilities of its "
