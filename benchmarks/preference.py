@@ -55,7 +55,8 @@ from benchmarks.judging.responses import (
 )
 from benchmarks.judging.win_rates import NOTES, Pair, WinRates, decision, rows, verdict, win_rates
 from benchmarks.reporting.heat_map import visible
-from models.rewards.classifier_reward import ScoreKind, load_reward_model
+from models.rewards.loading import load_reward_model
+from models.rewards.score_kinds import ScoreKind
 
 JUDGES = (
     *("reward", "reward_score", "reward_template", "reward_end", "endpoint", "model", "api_key_env", "judge_prompt"),

@@ -27,7 +27,7 @@ from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.report import number
 from benchmarks.reporting.tables import Table, Value
 from models.tiny import EOS_ID
-from models.weights.language_model import DTYPES
+from models.weights.source import DTYPES
 from rlhf_core.checks import log_ratio_bounds
 
 CASES: Mapping[str, Case] = {

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-UNK_ID, EOS_ID = 0, 1
+EOS_ID = 1
 Family = Literal["gpt2", "llama"]
 Head = Literal["lm", "classifier"]
 Padding = Literal["none", "eos", "own"]

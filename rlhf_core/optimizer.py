@@ -71,7 +71,7 @@ def _no_room_to_step(optimizer: torch.optim.Optimizer, moved: bool) -> str:
     return (
         f"optimizer step: out of memory in {type(optimizer).__name__}, which keeps further numbers for every trained "
         f"parameter and makes them in its first step; {left}. Train fewer with lora, keep smaller ones "
-        "(optimizer=models.weights.four_bit.paged_adamw_8bit), load the models with four_bit=True or "
+        "(optimizer=models.paged_adamw_8bit), load the models with four_bit=True or "
         'dtype="bfloat16", lower PPOConfig.micro_batch_tokens, or free memory that others hold'
     )
 

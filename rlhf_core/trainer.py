@@ -72,8 +72,7 @@ class PPOTrainer:
     responses, in rows one after the other.
     Several trainers may share a policy: each gives it the temperature of its own config with every call.
     ``instruments`` are asked for further figures of every rollout, logged with the rest; ``optimizer`` makes another
-    optimizer than the config's (``models.weights.four_bit.paged_adamw_8bit``, say) from the trainable parameters and
-    the config.
+    optimizer than the config's (``models.paged_adamw_8bit``, say) from the trainable parameters and the config.
 
     Raises:
         TypeError: ``redistributor`` or ``reward`` is something else, or a callable with another signature.

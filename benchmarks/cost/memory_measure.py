@@ -25,16 +25,20 @@ from benchmarks.cost.memory_model import Settings, Shape
 from models.passes.checkpointing import checkpointed_modules
 from models.passes.fused import make_lean, share_tied_gradient
 from models.passes.value_head import ValueHead
-from models.policy.causal_policy import CausalPolicy, Network
+from models.policy.causal_policy import CausalPolicy
 from models.policy.loading import load_policy
+from models.policy.network import Network
 from models.policy.restoring import read_model_back
 from models.rewards.classifier_head import HEAD_NAMES
-from models.rewards.classifier_reward import ClassifierReward, ScoreKind, load_reward_model
+from models.rewards.classifier_reward import ClassifierReward
+from models.rewards.loading import load_reward_model
+from models.rewards.score_kinds import ScoreKind
 from models.tiny import EOS_ID, tiny_tokenizer
 from models.weights.adapters import LoraSettings, add_fresh_adapter
 from models.weights.four_bit import four_bit_config, keep_unpacked
-from models.weights.language_model import DTYPES, frozen_copy, remove_randomness
+from models.weights.language_model import frozen_copy, remove_randomness
 from models.weights.reference import FrozenCopy
+from models.weights.source import DTYPES
 from redistributors import DecoderAttention, RewardAttention, Sparse
 from rlhf_core.batching import SmallerParts, micro_batches
 from rlhf_core.config import PPOConfig

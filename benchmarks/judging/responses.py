@@ -14,7 +14,7 @@ from benchmarks.judging.judges import excerpt, require_fields
 from models.policy.causal_policy import CausalPolicy
 from models.policy.loading import load_policy
 from models.weights.adapters import LoraSettings, adapter_folder
-from models.weights.language_model import DType, ModelSource
+from models.weights.source import DType, ModelSource
 from rlhf_core.streams import uniforms
 from rlhf_core.types import Limits
 

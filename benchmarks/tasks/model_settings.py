@@ -8,10 +8,12 @@ import torch
 
 from models.policy.causal_policy import CausalPolicy
 from models.policy.loading import load_policy
-from models.rewards.classifier_reward import ClassifierReward, ScoreKind, load_reward_model
+from models.rewards.classifier_reward import ClassifierReward
+from models.rewards.loading import load_reward_model
+from models.rewards.score_kinds import ScoreKind
 from models.weights.adapters import LoraSettings
 from models.weights.four_bit import paged_adamw_8bit
-from models.weights.language_model import DType
+from models.weights.source import DType
 from rlhf_core.config import PPOConfig
 from rlhf_core.optimizer import make_optimizer
 

@@ -19,8 +19,11 @@ from transformers import (
 
 from benchmarks.base.atomic_folder import temporary_sibling
 from benchmarks.base.cli import RECORD, is_free, require_made_by, run_record, write_json
+from models.passes.context_length import context_length
 from models.training.supervised import new_language_model
-from models.weights.language_model import ModelSource, context_length, load_tokenizer, read_language_model
+from models.weights.language_model import read_language_model
+from models.weights.source import ModelSource
+from models.weights.tokenizer import load_tokenizer
 
 MADE_BY = "benchmarks.prepare"
 VOCABULARY = 2048

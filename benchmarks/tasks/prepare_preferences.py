@@ -48,7 +48,7 @@ from models.training.supervised import (
     train_preference_model,
 )
 from models.weights.adapters import LoraSettings
-from models.weights.language_model import DType, ModelSource
+from models.weights.source import DType, ModelSource
 
 shown = partial(TrainingSettings, progress=True)
 

@@ -4,17 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from models.attention.taps import (
-    LayerAttention,
-    Tap,
-    UnsupportedAttention,
-    attached,
-    switched,
-)
+from models.attention.layer_attention import LayerAttention
+from models.attention.taps import Tap, UnsupportedAttention, attached, switched
 from models.passes.cache import without_cache
 
 TOLERANCE = 1e-4
@@ -85,7 +81,9 @@ def _compare(
     }
     for layer, module in enumerate(layers):
         # query columns first, so that only those of real tokens are compared
-        rows, own = weights[module].transpose(1, 2), eager_weights[layer].transpose(1, 2)
+        rows, own = (
+            rearrange(of, "batch head row key -> batch row head key") for of in (weights[module], eager_weights[layer])
+        )
         pairs[f"attention weights of layer {layer} differ from its own eager attention"] = (rows[real], own[real])
     exact = hidden.dtype == torch.float32 and not getattr(model, "is_quantized", False)
     for what, (tapped, own) in pairs.items():

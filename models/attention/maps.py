@@ -59,7 +59,7 @@ def map_gradients(
     return _without_padding(tuple(weights.detach() for weights in maps), real), _without_padding(tuple(found), real)
 
 
-def why_no_gradients(model: PreTrainedModel, score: Scores) -> str:
+def why_not_gradients(model: PreTrainedModel, score: Scores) -> str:
     """Why :func:`map_gradients` cannot work, found out on five tokens; empty where it can."""
     ids = torch.arange(5, device=model.device)[None] % model.config.get_text_config().vocab_size
     try:

@@ -3,27 +3,19 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TypeVar, final
 
 import torch
+from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from models.attention.check import compare_with_untapped, quiet, run_backbone
-from models.attention.taps import (
-    EVERY_KEY,
-    TAPS,
-    LayerAttention,
-    Map,
-    Projections,
-    Tap,
-    UnsupportedAttention,
-    attached,
-)
+from models.attention.layer_attention import EVERY_KEY, LayerAttention, Map, Projections
+from models.attention.taps import TAPS, Tap, UnsupportedAttention, attached
 from rlhf_core.evidence import AttentionTap, ColumnTap, EvidenceRequest, Layout, ValueTap, on_response
-
-__all__ = ["AttentionReader", "UnsupportedAttention"]
 
 # Largest (batch, head, row, key) block computed at a time: 64 MiB in float32, or what a CPU's cache holds.
 CHUNK_CELLS = {"cpu": 2**20, "cuda": 2**24}
@@ -44,7 +36,7 @@ class AttentionReader:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = transformers_model(model)
+        self._model = _transformers_model(model)
         self.architecture = type(self._model).__name__
         self._tap, shown = _find(self._model, self.architecture)
         self._layers = list(shown)
@@ -126,7 +118,35 @@ class AttentionReader:
         compare_with_untapped(self._model, self._tap, self._layers, vocab_size)
 
 
-def transformers_model(model: nn.Module) -> PreTrainedModel:
+@final
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """Stands for the reader of a model whose attention cannot be read."""
+
+    reason: str
+
+    def why_not(self, request: EvidenceRequest) -> str:
+        """The same for every request, and never empty."""
+        return self.reason
+
+    def read(
+        self, requests: Iterable[AttentionTap], layout: Layout, run: Callable[[], Result]
+    ) -> tuple[Result, dict[AttentionTap, Tensor]]:
+        """Raise UnsupportedAttention, with the reason."""
+        raise UnsupportedAttention(self.reason)
+
+
+def checked_reader(model: nn.Module, vocab_size: int) -> AttentionReader | Unreadable:
+    """The reader of ``model``, checked with ids below ``vocab_size``, or what stands for it."""
+    try:
+        reader = AttentionReader(model)
+        reader.check(vocab_size)
+    except UnsupportedAttention as error:
+        return Unreadable(reason=str(error))
+    return reader
+
+
+def _transformers_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside ``model``, which may be wrapped (PEFT).
 
     Raises:
@@ -192,7 +212,8 @@ def _scaled_by_values(attention: LayerAttention, request: AttentionTap) -> Scale
     if not isinstance(attention, Projections):
         raise TypeError(f"{request}: a whole map shows no value vectors")
     factors = request.factors(attention.value.float())
-    of_key = factors.repeat_interleave(attention.shape[1] // factors.shape[1], 1)[:, :, None]
+    group = attention.shape[1] // factors.shape[1]
+    of_key: Tensor = repeat(factors, "batch key_head key -> batch (key_head group) 1 key", group=group)
     return lambda weights, keys: weights * of_key[..., keys]
 
 

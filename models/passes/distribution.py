@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlhf_core.types import Sequences
+
 # Largest (token, vocab) block of float32 log-probabilities made at a time: 64 MiB, or what a CPU's cache holds.
 CHUNK_CELLS = {"cpu": 2**21, "cuda": 2**24}
 # Nats below which a probability is 0 in float32; stands in for the -inf of a banned token where 0 x inf would be NaN.
@@ -30,6 +32,12 @@ class Targets:
     tokens: Int[Tensor, " token"]
     steps: Int[Tensor, " token"]
     min_lengths: Int[Tensor, " token"]
+
+    @staticmethod
+    def of(sequences: Sequences) -> "Targets":
+        """Those of a batch."""
+        row, step = sequences.response_mask.nonzero(as_tuple=True)
+        return Targets(tokens=sequences.response_ids[row, step], steps=step, min_lengths=sequences.min_lengths[row])
 
     def split(self, size: int) -> "Iterator[Targets]":
         """``size`` tokens at a time."""
@@ -63,6 +71,13 @@ class Distribution:
         """Log-probabilities of a chunk of the tokens; see :func:`token_distribution`."""
         steps, lengths = targets.steps[chunk], targets.min_lengths[chunk]
         return token_distribution(logits[chunk], self.eos_ids, steps, lengths, self.temperature, unnamed=self.unnamed)
+
+    def full_kl(
+        self, logits: Float[Tensor, "token vocab"], ref_logits: Float[Tensor, "token vocab"], targets: Targets
+    ) -> Float[Tensor, " token"]:
+        """:func:`full_kl` of all tokens, a chunk at a time."""
+        of = self.logprobs
+        return torch.cat([full_kl(of(logits, targets, c), of(ref_logits, targets, c)) for c in chunks(logits)])
 
 
 def chunks(logits: Float[Tensor, "token vocab"]) -> Iterator[slice]:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models.passes.layout import Rows
+from models.passes.layout import PaddedRows
 from models.passes.rotary import grows_to
 
 Select = Callable[[Tensor], Tensor]
@@ -63,7 +63,7 @@ def language_model_pass(lm: PreTrainedModel, inputs: Mapping[str, Any], select: 
 
 
 def response_hidden(
-    lm: PreTrainedModel, rows: Rows, response_mask: Bool[Tensor, "batch response"]
+    lm: PreTrainedModel, rows: PaddedRows, response_mask: Bool[Tensor, "batch response"]
 ) -> Float[Tensor, "token hidden"]:
     """The last hidden state that predicts each response token, from the pass of :func:`response_predictions` without
     the head."""
@@ -94,7 +94,9 @@ def head_ends_it(lm: PreTrainedModel) -> bool:
     )
 
 
-def response_predictions(lm: PreTrainedModel, rows: Rows, response_mask: Bool[Tensor, "batch response"]) -> Predictions:
+def response_predictions(
+    lm: PreTrainedModel, rows: PaddedRows, response_mask: Bool[Tensor, "batch response"]
+) -> Predictions:
     """Teacher-forced pass over right-padded rows, without a mask: a causal model never sees padding on its right."""
     where = _predicting(rows, response_mask)
     inputs = {"input_ids": rows.input_ids, "use_cache": False}
@@ -103,6 +105,6 @@ def response_predictions(lm: PreTrainedModel, rows: Rows, response_mask: Bool[Te
     return Predictions(logits=output.logits[0], hidden=output.hidden[0])
 
 
-def _predicting(rows: Rows, response_mask: Bool[Tensor, "batch response"]) -> tuple[Tensor, Tensor]:
+def _predicting(rows: PaddedRows, response_mask: Bool[Tensor, "batch response"]) -> tuple[Tensor, Tensor]:
     """Row and column of the position that predicts each response token."""
     return response_mask.nonzero()[:, 0], rows.response_positions[response_mask] - 1

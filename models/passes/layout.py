@@ -4,18 +4,18 @@ Left padding would move absolute positions and need position ids that some model
 causal model never sees it, so a response is the same alone and in any batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf_core.evidence import Layout
-from rlhf_core.types import Sequences
+from rlhf_core.types import TENSORS, Sequences
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Rows:
+class PaddedRows:
     """Model input of a batch; ``input_ids`` are 0 on padding, a token every vocabulary has."""
 
     input_ids: Int[Tensor, "batch position"]
@@ -25,7 +25,7 @@ class Rows:
     """How long each row may grow, for models that read a text by its length (see :mod:`models.passes.rotary`)."""
 
 
-def right_padded(sequences: Sequences) -> Rows:
+def right_padded(sequences: Sequences) -> PaddedRows:
     """Prompt then response from column 0 on, each row without inner padding."""
     prompt_lengths, response_lengths = sequences.prompt_lengths, sequences.response_lengths
     lengths = prompt_lengths + response_lengths
@@ -35,7 +35,7 @@ def right_padded(sequences: Sequences) -> Rows:
     attention_mask = columns < lengths[:, None]
     gathered = ids.gather(1, (columns + left_padding[:, None]).clamp(max=ids.shape[1] - 1))
     steps = torch.arange(sequences.response_ids.shape[1], device=ids.device)
-    return Rows(
+    return PaddedRows(
         input_ids=torch.where(attention_mask, gathered, 0),
         attention_mask=attention_mask,
         response_positions=torch.where(sequences.response_mask, prompt_lengths[:, None] + steps, 0),
@@ -43,7 +43,7 @@ def right_padded(sequences: Sequences) -> Rows:
     )
 
 
-def policy_layout(rows: Rows, sequences: Sequences) -> Layout:
+def policy_layout(rows: PaddedRows, sequences: Sequences) -> Layout:
     """A policy's layout: the column of interest is the one that predicts the last response token."""
     return Layout(
         response_positions=rows.response_positions,
@@ -52,10 +52,13 @@ def policy_layout(rows: Rows, sequences: Sequences) -> Layout:
     )
 
 
-def reward_layout(rows: Rows, sequences: Sequences) -> Layout:
-    """A causal classifier's layout: the column of interest is the last token's, EOS included."""
-    return Layout(
-        response_positions=rows.response_positions,
-        response_mask=sequences.response_mask,
-        read_positions=rows.attention_mask.sum(1) - 1,
-    )
+def spread(flat: Float[Tensor, " token"], mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response"]:
+    """Put one number a response token where the token stands, 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+
+
+def on_device(sequences: Sequences, device: torch.device) -> Sequences:
+    """The same sequences there."""
+    if sequences.prompt_ids.device == device:
+        return sequences
+    return replace(sequences, **{name: getattr(sequences, name).to(device) for name in TENSORS})

@@ -9,15 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.weights.adapter_weights import carries_embeddings, fit_vocabulary, put_on
 from models.weights.adapters import adapter_config, adapter_folder, add_frozen_adapter, base_source, only_low_rank
-from models.weights.language_model import (
-    ModelSource,
-    check_language_model,
-    load_language_model,
-    load_tokenizer,
-    same_place,
-    vocabulary,
-)
+from models.weights.language_model import load_language_model, vocabulary
+from models.weights.language_model_check import check_language_model
 from models.weights.reference import TRAINED, AdapterOff, FrozenAdapter, FrozenCopy, Reference
+from models.weights.source import ModelSource, same_place
+from models.weights.tokenizer import load_tokenizer
 from rlhf_core.files.file_errors import reading
 
 Beside = AdapterOff | FrozenAdapter | FrozenCopy

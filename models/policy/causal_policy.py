@@ -1,30 +1,31 @@
 """The policy: a causal language model with a value head and a frozen reference, in one distribution."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.attention.reader import AttentionReader, UnsupportedAttention
 from models.passes.checkpointing import pass_mode
-from models.passes.distribution import Distribution, Targets, chunks, full_kl, gaps
+from models.passes.context_length import context_length
+from models.passes.distribution import Distribution, Targets, gaps
 from models.passes.forward import Predictions, head_ends_it, response_hidden, response_predictions
-from models.passes.layout import Rows, policy_layout, right_padded
+from models.passes.layout import PaddedRows, on_device, policy_layout, right_padded, spread
 from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
 from models.passes.value_head import ValueHead
+from models.policy.network import Network
 from models.texts.prompts import Frame, encode, encode_chats, padding_problems, prompt_problems
 from models.texts.sentence_ends import sentence_ends
 from models.weights.adapter_weights import require_wide
-from models.weights.language_model import context_length, named_ids, vocabulary
+from models.weights.language_model import vocabulary
 from models.weights.reference import Reference, adapter_settings
+from models.weights.tokenizer import named_ids
 from rlhf_core.evidence import (
     AttentionTap,
     AuxiliaryLogprobs,
@@ -34,47 +35,15 @@ from rlhf_core.evidence import (
     Source,
     TokenEntropy,
 )
+from rlhf_core.names import nearest
 from rlhf_core.prompts import listed
-from rlhf_core.types import TENSORS, Evaluation, Limits, Message, Sequences
+from rlhf_core.types import Evaluation, Limits, Message, Sequences
 
 Answers = Mapping[AttentionTap, Tensor]
 # (token, vocab) cells above which logits are made in parts, and once more for the backward pass: 1 GiB in float32.
 KEPT_CELLS = 2**28
 # Evidence that costs nothing: what every pass computes anyway, and what the tokens themselves tell.
 FREE = (TokenEntropy, SentenceEnds)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Network:
-    """The parts of a policy: what is trained, what it is held against, and what is written when it is saved."""
-
-    lm: PreTrainedModel
-    value_head: ValueHead
-    reference: Reference
-    write: Callable[[str], None]
-    """Writes the weights, or the adapter, into a folder."""
-    read: Callable[[str], Callable[[], object]]
-    """Reads back what ``write`` wrote, and changes nothing: what it returns puts that in place."""
-    tokenizer: PreTrainedTokenizerBase
-    eos_ids: tuple[int, ...]
-    compute_dtype: torch.dtype
-    checkpointed: tuple[nn.Module, ...]
-    """Modules that recompute their activations in the backward pass; empty where that is off."""
-    auxiliaries: Mapping[str, Reference] = field(default_factory=dict)
-    """Further frozen models over the same tokens, by name; never trained, never saved."""
-
-    @cached_property
-    def readers(self) -> Mapping[Source, AttentionReader] | str:
-        """A checked reader of the attention of policy and reference, one for both where they are one model; or why
-        there are none."""
-        models: dict[Source, PreTrainedModel] = {"policy": self.lm, "reference": self.reference.lm}
-        try:
-            built = {id(lm): AttentionReader(lm) for lm in models.values()}
-            for reader in built.values():
-                reader.check(vocabulary(self.lm))
-        except UnsupportedAttention as problem:
-            return str(problem)
-        return {source: built[id(lm)] for source, lm in models.items()}
 
 
 @final
@@ -155,17 +124,17 @@ class CausalPolicy:
         The first attention request checks that attention can be read.
         """
         if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
-            readers = self._network.readers
-            return readers if isinstance(readers, str) else readers[request.source].why_not(request)
+            return self._network.readers[request.source].why_not(request)
         if isinstance(request, (FullKL, *FREE)) and request.source == "policy":
             return ""
         if isinstance(request, AuxiliaryLogprobs) and request.source == "policy":
-            if request.name in self._network.auxiliaries:
+            held = self._network.auxiliaries
+            if request.name in held:
                 return ""
-            held = ", ".join(map(repr, self._network.auxiliaries)) or "none"
             return (
-                f"it was loaded with no auxiliary model {request.name!r} (held: {held}); load it with "
-                f"load_policy(..., auxiliaries={{{request.name!r}: <folder or hub name>}})"
+                f"it was loaded with no auxiliary model {request.name!r} (held: "
+                f"{', '.join(map(repr, held)) or 'none'}); load it with "
+                f"load_policy(..., auxiliaries={{{request.name!r}: <folder or hub name>}}){nearest(request.name, held)}"
             )
         return (
             "a policy measures attention, full KL, token entropy, sentence ends and log-probabilities of its "
@@ -254,8 +223,8 @@ class CausalPolicy:
             ValueError: evidence this model does not provide, or evidence asked for with gradients enabled.
         """
         self._require_evidence(needs)
-        sequences, of = _to(sequences, self.device), self._distribution(temperature)
-        rows, targets = right_padded(sequences), _targets(sequences)
+        sequences, of = on_device(sequences, self.device), self._distribution(temperature)
+        rows, targets = right_padded(sequences), Targets.of(sequences)
         beside: dict[EvidenceRequest, Tensor] = {  # first, while no logits of the policy are held
             request: self._logprobs_under(self._network.auxiliaries[request.name], sequences, of)
             for request in needs
@@ -276,9 +245,9 @@ class CausalPolicy:
         logprobs, entropies = token_statistics(predictions.logits, targets, of)
         mask = sequences.response_mask
         full = {
-            request: _spread(_full_kl(predictions.logits, ref_logits, targets, of), mask)
+            request: spread(of.full_kl(predictions.logits, ref_logits, targets), mask)
             for request in needs
-            if isinstance(request, FullKL)
+            if isinstance(request, FullKL) and ref_logits is not None
         }
         free = self._free(needs, sequences, entropies)
         measured = (evidence, ref_evidence, full, beside, free)
@@ -288,7 +257,7 @@ class CausalPolicy:
     def reference_logprobs(self, sequences: Sequences, *, temperature: float = 1.0) -> Float[Tensor, "batch response"]:
         """Log-probabilities of the responses under the frozen reference, in the same distribution."""
         of = self._distribution(temperature)
-        return self._logprobs_under(self._network.reference, _to(sequences, self.device), of)
+        return self._logprobs_under(self._network.reference, on_device(sequences, self.device), of)
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The trainable ones: all weights or the adapter's, then the value head's."""
@@ -323,7 +292,7 @@ class CausalPolicy:
         found: dict[EvidenceRequest, Tensor] = {}
         for request in needs:
             if isinstance(request, TokenEntropy):
-                found[request] = _spread(entropies, mask)
+                found[request] = spread(entropies, mask)
             elif isinstance(request, SentenceEnds):
                 found[request] = sentence_ends(self.tokenizer, ids, mask, request.marks)
         return found
@@ -333,7 +302,7 @@ class CausalPolicy:
         return len(targets.tokens) * vocabulary(lm) > KEPT_CELLS and self._head_ends(lm)
 
     def _statistics_in_parts(
-        self, lm: PreTrainedModel, rows: Rows, sequences: Sequences, targets: Targets, of: Distribution
+        self, lm: PreTrainedModel, rows: PaddedRows, sequences: Sequences, targets: Targets, of: Distribution
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states, log-probabilities and entropies of response tokens, without the logits of all of them."""
         hidden = response_hidden(lm, rows, sequences.response_mask)
@@ -360,14 +329,14 @@ class CausalPolicy:
         self, frozen: Reference, sequences: Sequences, of: Distribution
     ) -> Float[Tensor, "batch response"]:
         """Log-probabilities of the responses under a frozen model; no evidence, no gradient."""
-        rows, targets, mask = right_padded(sequences), _targets(sequences), sequences.response_mask
+        rows, targets, mask = right_padded(sequences), Targets.of(sequences), sequences.response_mask
         with self._mode(), frozen.active():
             if self._in_parts(frozen.lm, targets):
                 _, logprobs, _ = self._statistics_in_parts(frozen.lm, rows, sequences, targets, of)
             else:
                 logits = response_predictions(frozen.lm, rows, mask).logits
                 logprobs = token_logprobs(logits, targets, of)
-        return _spread(logprobs, mask)
+        return spread(logprobs, mask)
 
     @torch.no_grad()
     def _reference_pass(
@@ -387,18 +356,15 @@ class CausalPolicy:
         run = partial(response_predictions, lm, rows, sequences.response_mask)
         if not taps:
             return run(), {}
-        readers = self._network.readers
-        assert not isinstance(readers, str)  # or the request was refused: see _require_evidence
-        return readers[source].read(taps, policy_layout(rows, sequences), run)
+        return self._network.readers[source].read(taps, policy_layout(rows, sequences), run)
 
     def _distribution(self, temperature: float) -> Distribution:
         return Distribution(eos_ids=self.eos_ids, temperature=temperature, unnamed=self._unnamed)
 
     def _require_evidence(self, needs: frozenset[EvidenceRequest]) -> None:
-        refused = [request for request in needs if not self.provides(request)]
+        refused = {request: reason for request in needs if (reason := self.why_not(request))}
         if refused:
-            why = "; ".join(map(self.why_not, refused))
-            raise ValueError(f"this policy cannot measure {refused}: {why}")
+            raise ValueError(f"this policy cannot measure {list(refused)}: {'; '.join(refused.values())}")
         if needs and torch.is_grad_enabled():
             raise ValueError(f"evidence carries no gradient: evaluate {list(needs)} under torch.no_grad()")
 
@@ -410,36 +376,14 @@ class CausalPolicy:
             raise ValueError("prompts: " + listed(problems))
 
 
-def _targets(sequences: Sequences) -> Targets:
-    row, step = sequences.response_mask.nonzero(as_tuple=True)
-    return Targets(tokens=sequences.response_ids[row, step], steps=step, min_lengths=sequences.min_lengths[row])
-
-
 def _evaluation(
     logprobs: Tensor, values: Tensor, entropies: Tensor, mask: Tensor, evidence: Mapping[EvidenceRequest, Tensor]
 ) -> Evaluation:
     """Numbers of response tokens, put where the tokens stand."""
-    spread = {"logprobs": logprobs, "values": values, "entropy": entropies}
-    return Evaluation(**{name: _spread(flat, mask) for name, flat in spread.items()}, evidence=evidence)
-
-
-def _full_kl(logits: Tensor, ref_logits: Tensor | None, targets: Targets, of: Distribution) -> Float[Tensor, " token"]:
-    assert ref_logits is not None  # the reference has run: see _beyond
-    every = [full_kl(of.logprobs(logits, targets, c), of.logprobs(ref_logits, targets, c)) for c in chunks(logits)]
-    return torch.cat(every)
-
-
-def _spread(flat: Float[Tensor, " token"], mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response"]:
-    """Put one number a response token where the token stands, 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+    numbers = {"logprobs": logprobs, "values": values, "entropy": entropies}
+    return Evaluation(**{name: spread(flat, mask) for name, flat in numbers.items()}, evidence=evidence)
 
 
 def _beyond(needs: frozenset[EvidenceRequest]) -> bool:
     """Whether the reference has to run."""
     return any(isinstance(request, FullKL) or request.source == "reference" for request in needs)
-
-
-def _to(sequences: Sequences, device: torch.device) -> Sequences:
-    if sequences.prompt_ids.device == device:
-        return sequences
-    return replace(sequences, **{name: getattr(sequences, name).to(device) for name in TENSORS})

@@ -1,19 +1,18 @@
 """``load_policy``: one function for full fine-tuning, LoRA and QLoRA, from a folder or a hub name."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.passes.checkpointing import checkpointed_modules
 from models.passes.fused import share_tied_gradient
 from models.passes.value_head import FILE, ValueHead
 from models.policy.auxiliaries import auxiliary_sources, load_auxiliaries
-from models.policy.causal_policy import CausalPolicy, Network
+from models.policy.causal_policy import CausalPolicy
+from models.policy.network import Network
 from models.policy.restoring import read_adapter_back, read_model_back
 from models.weights.adapter_weights import fit_vocabulary, save_adapter
 from models.weights.adapters import (
@@ -25,19 +24,12 @@ from models.weights.adapters import (
     base_source,
 )
 from models.weights.folder_kinds import require_adapter_kind
-from models.weights.language_model import (
-    DTYPES,
-    DType,
-    ModelSource,
-    check_language_model,
-    collect_eos_ids,
-    frozen_copy,
-    load_language_model,
-    load_tokenizer,
-    named_ids,
-    vocabulary,
-)
+from models.weights.language_model import frozen_copy, load_language_model, vocabulary
+from models.weights.language_model_check import check_language_model
 from models.weights.reference import AdapterOff, FrozenAdapter, FrozenCopy
+from models.weights.seeding import seeded
+from models.weights.source import DTYPES, DType, ModelSource
+from models.weights.tokenizer import collect_eos_ids, load_tokenizer, named_ids
 from rlhf_core.files.file_errors import reading
 
 WITH_LORA = "give lora=LoraSettings()"
@@ -86,7 +78,6 @@ def load_policy(
         ValueError: combinations that cannot be trained, unsafe, damaged or incomplete files, an unsuitable
             architecture, no such device, or a negative seed.
         FileNotFoundError: no such folder, and no name that a hub could know.
-        ModuleNotFoundError: ``four_bit`` without bitsandbytes.
     """
     _check_settings(lora, seed, gradient_checkpointing)
     source = ModelSource(
@@ -98,7 +89,7 @@ def load_policy(
         device=device,
     )
     beside = auxiliary_sources(auxiliaries, source)
-    with _seeded(seed, device), reading(str(name_or_path)):
+    with seeded(seed, device), reading(str(name_or_path)):
         network = _network(source, lora, eos_ids, gradient_checkpointing, beside)
     return CausalPolicy(network)
 
@@ -152,15 +143,6 @@ def _network(
         checkpointed=checkpointed_modules(lm) if gradient_checkpointing else (),
         auxiliaries=load_auxiliaries(auxiliaries, base, reference, tokenizer),
     )
-
-
-@contextmanager
-def _seeded(seed: int, device: str) -> Iterator[None]:
-    """Initial weights depend on ``seed`` alone, and torch's global generators are left as they were."""
-    kind = torch.device(device).type
-    with torch.random.fork_rng(devices=[] if kind == "cpu" else [torch.device(device)], device_type=kind):
-        torch.manual_seed(seed)
-        yield
 
 
 def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: str | None) -> None:

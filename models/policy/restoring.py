@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from models.weights.adapter_weights import WEIGHTS, trained_state
-from models.weights.language_model import ModelSource, read_model, require_complete
+from models.weights.language_model import read_model, require_complete
 from models.weights.reference import TRAINED
+from models.weights.source import ModelSource
 from rlhf_core.files.tensor_files import read_tensors, require_same_tensors
 
 

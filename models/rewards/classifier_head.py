@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from models.passes.cache import without_cache
+from models.passes.context_length import context_length
 from models.passes.switches import beside_switches, past_switches, within_reach
 
 HEAD_NAMES = ("score", "classifier", "pooler", "pre_classifier", "head", "sequence_summary")
@@ -121,7 +122,7 @@ def last_hidden(
     return hidden
 
 
-def read_logits(
+def _read_logits(
     model: PreTrainedModel,
     head: Head,
     input_ids: Int[Tensor, "batch position"],
@@ -163,7 +164,7 @@ def require_own_logits(model: PreTrainedModel, head: Head, tolerance: float) -> 
     lengths = (ids.shape[1], max(ids.shape[1] // 2, 1))
     alone = [ids[:, :length] for length in lengths]
     mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
-    ours = read_logits(model, head, torch.where(mask, ids, 0), mask).float()
+    ours = _read_logits(model, head, torch.where(mask, ids, 0), mask).float()
     whole = [model(input_ids=row, attention_mask=torch.ones_like(row)).logits.float() for row in alone]
     theirs = torch.cat(whole)
     same_shape = ours.shape == theirs.shape
@@ -173,10 +174,10 @@ def require_own_logits(model: PreTrainedModel, head: Head, tolerance: float) -> 
             f"{type(model).__name__}: its head, applied to hidden states of padded rows, differs from its own forward "
             f"pass by {difference:.1e} of the largest logit; it is not supported as a reward model"
         )
-    require_same_alone(model, head, ids[0].tolist(), tolerance)
+    _require_same_alone(model, head, ids[0].tolist(), tolerance)
 
 
-def require_same_alone(model: PreTrainedModel, head: Head, tokens: Sequence[int], tolerance: float) -> None:
+def _require_same_alone(model: PreTrainedModel, head: Head, tokens: Sequence[int], tolerance: float) -> None:
     """A row's logits must be the same alone and beside a row of another length, on both sides of every switch that the
     config names (see :mod:`models.passes.switches`).
 
@@ -195,8 +196,8 @@ def _compare_alone(
 ) -> None:
     real = torch.arange(max(lengths), device=model.device) < torch.tensor(lengths, device=model.device)[:, None]
     ids = torch.tensor(tokens, device=model.device)[torch.arange(max(lengths)) % len(tokens)].expand(2, -1)
-    together = read_logits(model, head, torch.where(real, ids, 0), real).float()
-    alone = torch.cat([read_logits(model, head, ids[:1, :n], real[:1, :n] | True).float() for n in lengths])
+    together = _read_logits(model, head, torch.where(real, ids, 0), real).float()
+    alone = torch.cat([_read_logits(model, head, ids[:1, :n], real[:1, :n] | True).float() for n in lengths])
     difference = float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
     if not difference <= tolerance:
         raise ValueError(
@@ -211,12 +212,3 @@ def _differing_ids(model: PreTrainedModel) -> Int[Tensor, "1 position"]:
     text = model.config.get_text_config()
     tokens = [token for token in range(min(8, text.vocab_size)) if token != text.pad_token_id]
     return torch.tensor([tokens], device=model.device)
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Longest row the model was built for, in tokens; None where its config names no limit."""
-    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    # RoBERTa counts positions from padding_idx + 1, so its table is larger than its context
-    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    offset = getattr(table, "padding_idx", None)
-    return limit if limit is None or offset is None else limit - offset - 1

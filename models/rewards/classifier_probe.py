@@ -3,63 +3,28 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, TypeVar, cast, final
+from typing import TypeVar, cast, final
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.attention.maps import attention_maps, map_gradients
-from models.passes.layout import Rows, right_padded
-from models.rewards.classifier_head import Head, last_hidden
+from models.passes.layout import PaddedRows, right_padded
+from models.rewards.classifier import Classifier, Setting, require_null
+from models.rewards.classifier_head import last_hidden
 from models.rewards.pass_budgets import PassBudgets
 from rlhf_core.batching import TokenBudget, micro_batches, row_batches, run_in_parts
-from rlhf_core.evidence import HiddenTap, Layout, PrefixScores
+from rlhf_core.evidence import Layout, PrefixScores
 from rlhf_core.probe import Absence, AttentionMaps, Baseline, Cost, MapGradients, PathPoint, Variants
 from rlhf_core.types import Sequences
 
 Part = TypeVar("Part")
-NULL_TOKENS = ("mask_token_id", "pad_token_id", "unk_token_id", "eos_token_id")
 GONE: Mapping[Absence, Callable[[Bool[Tensor, "row response"]], Int[Tensor, " row"]]] = {
     "delete": lambda keep: (~keep).sum(1),
     "replace": lambda keep: torch.zeros_like(keep[:, 0], dtype=torch.long),
 }
-WITHOUT_NULL = {"absent": 'absent="delete"', "baseline": 'baseline="zero"'}
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Judge:
-    """The parts of a reward model that a probe runs."""
-
-    model: PreTrainedModel
-    head: Head
-    scalar: Callable[[Float[Tensor, "row label"]], Float[Tensor, " row"]]
-    """The score of logits, in raw score units."""
-    null_id: int | None
-    """The token that stands for nothing, where the tokenizer has one."""
-
-    @property
-    def name(self) -> str:
-        """The model's class."""
-        return type(self.model).__name__
-
-    def scores(
-        self, hidden: Float[Tensor, "row position hidden"], attention_mask: Bool[Tensor, "row position"]
-    ) -> Float[Tensor, " row"]:
-        """Raw scores of last hidden states of right-padded rows."""
-        return self.scalar(self.head.logits(hidden, attention_mask))
-
-
-def null_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id that replaces a token whose absence is studied: the mask token, or else padding, unknown, EOS."""
-    found = (getattr(tokenizer, name, None) for name in NULL_TOKENS)
-    return next((token for token in found if token is not None), None)
-
-
-def no_null_token(name: str, setting: Literal["absent", "baseline"]) -> str:
-    """What to say of a model without one; ``setting`` is the method's that asked for it."""
-    return f"{name}: its tokenizer has no token that stands for nothing; use {WITHOUT_NULL[setting]}"
 
 
 @final
@@ -67,7 +32,7 @@ def no_null_token(name: str, setting: Literal["absent", "baseline"]) -> str:
 class ClassifierProbe:
     """A ``Probe`` (see rlhf_core.probe for the contract of each method) of one classifier on one batch."""
 
-    judge: Judge
+    classifier: Classifier
     sequences: Sequences
     budgets: PassBudgets
     cost: Cost = field(default_factory=Cost)
@@ -87,10 +52,12 @@ class ClassifierProbe:
         batch, number, _ = keep.shape
         row = torch.arange(batch, device=keep.device).repeat_interleave(number)
         # what stands on padding makes no difference
-        flat = (keep | ~self.sequences.response_mask[:, None]).reshape(batch * number, -1)
+        standing = keep | ~self.sequences.response_mask[:, None]
+        flat = rearrange(standing, "batch variant response -> (batch variant) response")
         distinct, which = torch.unique(torch.cat([row[:, None], flat.long()], dim=1), dim=0, return_inverse=True)
         scores = self._score_altered(distinct[:, 0], distinct[:, 1:].bool(), variants.absent)
-        return scores[which].reshape(batch, number).to(keep.device)
+        found: Tensor = rearrange(scores[which], "(batch variant) -> batch variant", variant=number)
+        return found.to(keep.device)
 
     @torch.no_grad()
     def prefix_scores(self) -> Float[Tensor, "batch response"]:
@@ -100,8 +67,8 @@ class ClassifierProbe:
 
         def measure_rows(rows: Int[Tensor, " row"]) -> None:
             inputs, mask = self._inputs(rows)
-            hidden = last_hidden(self.judge.model, inputs.attention_mask, input_ids=inputs.input_ids)
-            answer = read_states(tap, hidden, inputs.response_positions, mask, self.judge)
+            hidden = last_hidden(self.classifier.model, inputs.attention_mask, input_ids=inputs.input_ids)
+            answer = self.classifier.read_states(tap, hidden, inputs.response_positions, mask)
             found[rows, : answer.shape[1]] = answer.to(found)
 
         self._run(measure_rows, "prefix scores", self.budgets.scoring)
@@ -114,7 +81,7 @@ class ClassifierProbe:
             ValueError: no null token to take as the baseline.
         """
         shape, device = self.sequences.response_ids.shape, self.sequences.response_ids.device
-        dtype = torch.promote_types(self.judge.model.dtype, torch.float32)
+        dtype = torch.promote_types(self.classifier.model.dtype, torch.float32)
         scores = torch.zeros(shape[0], device=device, dtype=dtype)
         contributions = torch.zeros(shape, device=device, dtype=dtype)
 
@@ -136,8 +103,8 @@ class ClassifierProbe:
             UnsupportedAttention: the model returns no maps.
         """
 
-        def read(inputs: Rows, mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response ..."]:
-            weights = attention_maps(self.judge.model, inputs.input_ids, inputs.attention_mask)
+        def read(inputs: PaddedRows, mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response ..."]:
+            weights = attention_maps(self.classifier.model, inputs.input_ids, inputs.attention_mask)
             return reduce(AttentionMaps(weights=weights, layout=self._layout(inputs, mask)))
 
         return self._reduced(read, "attention maps")
@@ -151,10 +118,10 @@ class ClassifierProbe:
             UnsupportedAttention: the model returns no maps, or maps that its score does not depend on.
         """
 
-        def read(inputs: Rows, mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response ..."]:
+        def read(inputs: PaddedRows, mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response ..."]:
             real = inputs.attention_mask
             weights, gradients = map_gradients(
-                self.judge.model, inputs.input_ids, real, lambda hidden: self.judge.scores(hidden, real)
+                self.classifier.model, inputs.input_ids, real, lambda hidden: self.classifier.scores(hidden, real)
             )
             maps = AttentionMaps(weights=weights, layout=self._layout(inputs, mask))
             return reduce(MapGradients(maps=maps, gradients=gradients))
@@ -163,16 +130,16 @@ class ClassifierProbe:
         self.cost.backwards += len(self.sequences)
         return found
 
-    def _layout(self, inputs: Rows, mask: Bool[Tensor, "batch response"]) -> Layout:
+    def _layout(self, inputs: PaddedRows, mask: Bool[Tensor, "batch response"]) -> Layout:
         return Layout(
             response_positions=inputs.response_positions,
             response_mask=mask,
-            read_positions=self.judge.head.positions(inputs.attention_mask),
+            read_positions=self.classifier.head.positions(inputs.attention_mask),
         )
 
     @torch.no_grad()
     def _reduced(
-        self, read: Callable[[Rows, Bool[Tensor, "batch response"]], Tensor], phase: str
+        self, read: Callable[[PaddedRows, Bool[Tensor, "batch response"]], Tensor], phase: str
     ) -> Float[Tensor, "batch response ..."]:
         """One answer of the micro-batches' answers, 0 on padding."""
 
@@ -187,34 +154,34 @@ class ClassifierProbe:
         return found.masked_fill(~mask.reshape(*mask.shape, *(1 for _ in found.shape[2:])), 0)
 
     def _gradient(
-        self, inputs: Rows, mask: Bool[Tensor, "batch response"], alpha: float, baseline: Float[Tensor, " hidden"]
+        self, inputs: PaddedRows, mask: Bool[Tensor, "batch response"], alpha: float, baseline: Float[Tensor, " hidden"]
     ) -> tuple[Tensor, Tensor]:
         positions = inputs.response_positions
         row = torch.arange(len(positions), device=positions.device)[:, None].expand_as(positions)
         with torch.no_grad():
-            embedded = self.judge.model.get_input_embeddings()(inputs.input_ids)
+            embedded = self.classifier.model.get_input_embeddings()(inputs.input_ids)
             difference = torch.where(mask[..., None], embedded[row, positions] - baseline, 0)
         with torch.enable_grad():
             shift = ((alpha - 1) * difference).requires_grad_()
             moved = embedded.index_put((row[mask], positions[mask]), shift[mask], accumulate=True)
-            hidden = last_hidden(self.judge.model, inputs.attention_mask, inputs_embeds=moved)
-            scores = self.judge.scores(hidden, inputs.attention_mask)
+            hidden = last_hidden(self.classifier.model, inputs.attention_mask, inputs_embeds=moved)
+            scores = self.classifier.scores(hidden, inputs.attention_mask)
             (gradient,) = torch.autograd.grad(scores.sum(), shift)
         wide = torch.promote_types(gradient.dtype, torch.float32)
         return scores.detach(), (gradient.to(wide) * difference.to(wide)).sum(-1)
 
     def _baseline(self, baseline: Baseline) -> Float[Tensor, " hidden"]:
-        embedding = self.judge.model.get_input_embeddings()
-        device = self.judge.model.device
+        embedding = self.classifier.model.get_input_embeddings()
+        device = self.classifier.model.device
         if baseline == "zero":
             return torch.zeros_like(embedding(torch.zeros(1, dtype=torch.long, device=device))[0])
         return cast(Tensor, embedding(torch.tensor([self._null_id("baseline")], device=device))[0]).detach()
 
-    def _inputs(self, rows: Int[Tensor, " row"]) -> tuple[Rows, Bool[Tensor, "batch response"]]:
+    def _inputs(self, rows: Int[Tensor, " row"]) -> tuple[PaddedRows, Bool[Tensor, "batch response"]]:
         """Model input of some rows, on the model's device, and where their response tokens are real."""
-        part, device = self.sequences.select(rows), self.judge.model.device
+        part, device = self.sequences.select(rows), self.classifier.model.device
         inputs = right_padded(part)
-        moved = Rows(
+        moved = PaddedRows(
             input_ids=inputs.input_ids.to(device),
             attention_mask=inputs.attention_mask.to(device),
             response_positions=inputs.response_positions.to(device),
@@ -236,17 +203,17 @@ class ClassifierProbe:
     ) -> Float[Tensor, " row"]:
         """Scores of altered rows, padding counted as kept. A part's rows exist while it is scored only: there may be
         thousands of variants of every response."""
-        inputs, device = right_padded(self.sequences), self.judge.model.device
+        inputs, device = right_padded(self.sequences), self.classifier.model.device
         lengths = self.sequences.lengths[row] - GONE[absent](keep)
-        dtype = torch.promote_types(self.judge.model.dtype, torch.float32)
+        dtype = torch.promote_types(self.classifier.model.dtype, torch.float32)
         scores = torch.zeros(len(row), device=row.device, dtype=dtype)
 
         def measure_rows(rows: Int[Tensor, " row"]) -> None:
             ids, mask = ALTER[absent](self, inputs, row[rows], keep[rows])
             width = int(lengths[rows].max())
             real = mask[:, :width].to(device)
-            hidden = last_hidden(self.judge.model, real, input_ids=ids[:, :width].to(device))
-            scores[rows] = self.judge.scores(hidden, real).to(scores)
+            hidden = last_hidden(self.classifier.model, real, input_ids=ids[:, :width].to(device))
+            scores[rows] = self.classifier.scores(hidden, real).to(scores)
 
         def cut(tokens: int) -> Iterator[Int[Tensor, " row"]]:
             return row_batches(lengths, tokens)
@@ -263,13 +230,11 @@ class ClassifierProbe:
             raise ValueError(f"variants of shape {tuple(keep.shape)} for {batch} responses of {response} tokens")
         return keep.to(self.sequences.response_ids.device)
 
-    def _null_id(self, setting: Literal["absent", "baseline"]) -> int:
-        if self.judge.null_id is None:
-            raise ValueError(no_null_token(self.judge.name, setting))
-        return self.judge.null_id
+    def _null_id(self, setting: Setting) -> int:
+        return require_null(self.classifier.name, self.classifier.null_id, setting)
 
     def _delete(
-        self, inputs: Rows, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]
+        self, inputs: PaddedRows, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]
     ) -> tuple[Tensor, Tensor]:
         """Rows without the tokens that are not kept, closed up."""
         ids, stands = self._standing(inputs, row, keep)
@@ -278,7 +243,7 @@ class ClassifierProbe:
         return torch.where(mask, ids.gather(1, order), 0), mask
 
     def _replace(
-        self, inputs: Rows, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]
+        self, inputs: PaddedRows, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]
     ) -> tuple[Tensor, Tensor]:
         """Rows with the null token in the place of those that are not kept."""
         ids, stands = self._standing(inputs, row, keep)
@@ -286,7 +251,7 @@ class ClassifierProbe:
         return torch.where(stands, ids, torch.where(mask, self._null_id("absent"), 0)), mask
 
     def _standing(
-        self, inputs: Rows, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]
+        self, inputs: PaddedRows, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]
     ) -> tuple[Tensor, Tensor]:
         """Whole rows, and which of their tokens stand: all of the prompt, and what is kept of the response."""
         real = self.sequences.response_mask[row]
@@ -296,28 +261,7 @@ class ClassifierProbe:
         return inputs.input_ids[row], stands
 
 
-ALTER: Mapping[Absence, Callable[[ClassifierProbe, Rows, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+ALTER: Mapping[Absence, Callable[[ClassifierProbe, PaddedRows, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "delete": ClassifierProbe._delete,
     "replace": ClassifierProbe._replace,
 }
-
-
-def read_states(
-    tap: HiddenTap,
-    hidden: Float[Tensor, "batch position hidden"],
-    response_positions: Int[Tensor, "batch response"],
-    response_mask: Bool[Tensor, "batch response"],
-    judge: Judge,
-) -> Float[Tensor, "batch response ..."]:
-    """``tap`` answered from the states before each response token; 0 on padding."""
-    row = torch.arange(len(hidden), device=hidden.device)[:, None]
-    before = hidden[row, (response_positions - 1).clamp(min=0)]
-
-    def score(states: Float[Tensor, "batch response hidden"]) -> Float[Tensor, "batch response"]:
-        alone = states.reshape(-1, 1, states.shape[-1])  # each the last of a row of its own
-        read = torch.ones(alone.shape[:2], dtype=torch.bool, device=alone.device)
-        return judge.scores(alone, read).reshape(states.shape[:2])
-
-    answer = tap.read(before, score)
-    outside = ~response_mask.reshape(*response_mask.shape, *(1 for _ in answer.shape[2:]))
-    return answer.masked_fill(outside, 0)

@@ -1,50 +1,31 @@
 """Reward models: sequence classifiers whose score and attention evidence come from one forward pass."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Literal, cast, final, get_args
+from typing import cast, final
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.attention.maps import why_no_gradients
-from models.attention.reader import AttentionReader, UnsupportedAttention
-from models.passes.fused import make_lean
-from models.passes.layout import Rows, right_padded
+from models.attention.maps import why_not_gradients
+from models.attention.reader import AttentionReader, Unreadable, checked_reader
+from models.passes.context_length import context_length
+from models.passes.layout import PaddedRows, right_padded
 from models.passes.rotary import read_rows_alone
-from models.rewards.classifier_head import (
-    HEAD_NAMES,
-    context_length,
-    find_head,
-    last_hidden,
-    require_own_logits,
-    why_not_causal,
-)
-from models.rewards.classifier_probe import ClassifierProbe, Judge, no_null_token, null_token, read_states
+from models.rewards.classifier import Classifier, Setting, null_token, why_not_null
+from models.rewards.classifier_head import find_head, last_hidden, require_own_logits, why_not_causal
+from models.rewards.classifier_probe import ClassifierProbe
 from models.rewards.pass_budgets import PassBudgets
-from models.rewards.trunk import load_trunk
+from models.rewards.score_kinds import Label, ScoreKind, find_score
 from models.texts.prompts import prompt_problems
-from models.weights.adapter_weights import WEIGHTS, fit_vocabulary, put_on
-from models.weights.adapters import adapter_folder, adapter_task, base_source
-from models.weights.folder_kinds import require_adapter_kind
-from models.weights.four_bit import keep_unpacked
-from models.weights.integrity import require_intact, some
-from models.weights.language_model import DType, ModelSource, find_tokenizer, load_tokenizer, read_model
 from rlhf_core.batching import micro_batches, run_in_parts
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, HiddenTap, Layout
-from rlhf_core.files.file_errors import reading
 from rlhf_core.probe import Ability, Experiment, measured
 from rlhf_core.prompts import listed
 from rlhf_core.types import Scored, Sequences
 
-ScoreKind = Literal["single_logit", "logit_difference"]
-Precision = Literal["float32", "bfloat16", "float16"]
-LABELS = {"single_logit": 1, "logit_difference": 2}
 ABILITIES: tuple[Ability, ...] = (
     "delete",
     "replace",
@@ -59,12 +40,21 @@ ABILITIES: tuple[Ability, ...] = (
 class ClassifierReward:
     """A sequence classifier as a reward model: frozen for good, in eval mode, read by explicit index.
 
-    ``score``: "single_logit" of a one-label head, or "logit_difference", logit of label 1 (positive) minus label 0
-    (negative) of a two-label head. A row is the prompt followed by the response, token ids as given: whatever the
-    classifier was trained to see at either end (EOS, [CLS]) must be among them.
+    ``score`` is the number that is the reward:
+
+    - "single_logit": the logit of a head of one label;
+    - "logit_difference": logit of label 1 (positive) minus label 0 (negative) of a head of two;
+    - "log_odds" of ``label`` against all the others: its logit minus the log-sum-exp of theirs, the logarithm of
+      p / (1 - p); of two labels it is the difference of their logits;
+    - "label_logit": the logit of ``label`` alone, for heads whose labels are answers of their own (regression, several
+      labels at once), where it is what ``label`` stands for.
+
+    ``label`` is a name or an index of the configuration's ``id2label``, and alone it means "log_odds". With neither,
+    the score is inferred where there is no choice. A row is the prompt followed by the response, token ids as given:
+    whatever the classifier was trained to see at either end (EOS, [CLS]) must be among them.
 
     Raises:
-        ValueError: the number of labels does not fit ``score``, or the head is of an unsupported form.
+        ValueError: there is a choice and none is made, the labels do not fit it, or the head is of an unsupported form.
     """
 
     def __init__(
@@ -72,31 +62,20 @@ class ClassifierReward:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        score: ScoreKind,
+        score: ScoreKind | None = None,
+        label: Label | None = None,
         micro_batch_tokens: int = 4096,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         nn.Module.eval(model).requires_grad_(False)
         read_rows_alone(model)
         self.name = type(model).__name__
-        labels = model.config.num_labels
-        if LABELS.get(score) != labels:
-            fitting = next((kind for kind, n in LABELS.items() if n == labels), None)
-            raise ValueError(
-                f"{self.name} has {labels} label(s); score={score!r} needs {LABELS.get(score, 'another name')}. "
-                + (f"Use score={fitting!r}" if fitting else f"A reward is one of {', '.join(LABELS)}")
-            )
-        if labels != 1 and model.config.problem_type in ("regression", "multi_label_classification"):
-            raise ValueError(
-                f"{self.name} was trained for {model.config.problem_type}: its {labels} labels are separate answers, "
-                "whose difference is no score; train a head of one label, or of two that exclude each other"
-            )
+        found = find_score(self.name, model.config, score, label)
         if micro_batch_tokens < 1:
             raise ValueError(f"micro_batch_tokens must be at least 1, got {micro_batch_tokens}")
-        self.kind = score
         self._budgets = PassBudgets.of(micro_batch_tokens)
         self.head = find_head(model)
-        self._judge = Judge(model=model, head=self.head, scalar=self._scalar, null_id=null_token(tokenizer))
+        self._classifier = Classifier(model=model, head=self.head, score=found, null_id=null_token(tokenizer))
         if self.head.reads == "first" and tokenizer.cls_token_id is None:
             raise ValueError(f"{self.name} reads its score at [CLS], but its tokenizer has no cls token")
         rounds = model.dtype != torch.float32 or getattr(model, "is_quantized", False)
@@ -106,7 +85,12 @@ class ClassifierReward:
     def identity(self) -> Mapping[str, object]:
         """Settings that decide its scores."""
         four_bit = bool(getattr(self.model, "is_quantized", False))
-        return {"model": self.name, "score": self.kind, "dtype": self.model.dtype, "four_bit": four_bit}
+        return {
+            "model": self.name,
+            "score": str(self._classifier.score),
+            "dtype": self.model.dtype,
+            "four_bit": four_bit,
+        }
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -138,52 +122,48 @@ class ClassifierReward:
         if request.source != "reward":
             return f"{request} is asked of the {request.source}, not of a reward model"
         if isinstance(request, AttentionTap):
-            return self._why_no_attention(request)
+            return self._why_not_attention(request)
         if isinstance(request, HiddenTap):
-            return self._not_causal
+            return self._why_not_causal
         if isinstance(request, Experiment):
-            reasons = [self._why_unable(ability, request) for ability in sorted(request.uses)]
+            reasons = [self._why_not_able(ability, request) for ability in sorted(request.uses)]
             return "; ".join(dict.fromkeys(filter(None, reasons)))
         return f"a classifier answers AttentionTap, HiddenTap and Experiment requests, not {type(request).__name__}"
 
-    def _why_no_attention(self, request: EvidenceRequest) -> str:
+    def _why_not_attention(self, request: EvidenceRequest) -> str:
         if self.head.reads == "several":
             return f"{self.name} reads its score at several tokens, so no row of attention is the one it is read from"
-        return self._attention if isinstance(self._attention, str) else self._attention.why_not(request)
+        return self._attention.why_not(request)
 
-    def _why_unable(self, ability: str, request: Experiment) -> str:
+    def _why_not_able(self, ability: str, request: Experiment) -> str:
         """Why its probe cannot do something that an experiment uses."""
         if ability in ("attention", "attention_gradients"):
             # a reader was compared with the maps, so where there is one, there are those of as many layers
-            unread = self._why_no_attention(request)
-            return unread if unread or ability == "attention" else self._no_map_gradients
+            unread = self._why_not_attention(request)
+            return unread if unread or ability == "attention" else self._why_not_map_gradients
         if ability == "prefix_scores":
-            return self._not_causal
-        if ability == "replace" and self._judge.null_id is None:
-            return no_null_token(self.name, "baseline" if "embedding_gradients" in request.uses else "absent")
+            return self._why_not_causal
+        if ability == "replace":
+            setting: Setting = "baseline" if "embedding_gradients" in request.uses else "absent"
+            return why_not_null(self.name, self._classifier.null_id, setting)
         return "" if ability in ABILITIES else f"a classifier's probe knows {', '.join(ABILITIES)}, not {ability}"
 
     @cached_property
-    def _not_causal(self) -> str:
+    def _why_not_causal(self) -> str:
         """Why there are no states that know only the beginning of a text; empty where there are."""
         reason = why_not_causal(self.model, self.head)
         return reason and f"{self.name} cannot score beginnings: {reason}"
 
     @cached_property
-    def _no_map_gradients(self) -> str:
+    def _why_not_map_gradients(self) -> str:
         """Why the score has no gradient with respect to attention maps; empty where it has."""
         every = torch.ones(1, 5, dtype=torch.bool, device=self.model.device)
-        return why_no_gradients(self.model, lambda hidden: self._judge.scores(hidden, every))
+        return why_not_gradients(self.model, lambda hidden: self._classifier.scores(hidden, every))
 
     @cached_property
-    def _attention(self) -> AttentionReader | str:
-        """The checked reader, or why there is none. Built on first use: who asks for no evidence pays nothing."""
-        try:
-            reader = AttentionReader(self.model)
-            reader.check(self.vocab_size)
-        except UnsupportedAttention as reason:
-            return str(reason)
-        return reader
+    def _attention(self) -> AttentionReader | Unreadable:
+        """Built on first use: who asks for no evidence pays nothing."""
+        return checked_reader(self.model, self.vocab_size)
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
         """Raise ValueError, listing every bad row: empty, ids outside the vocabulary, no room for a response of
@@ -221,7 +201,7 @@ class ClassifierReward:
         """A probe of these responses, to measure an experiment alone and see what it costs; raises ValueError for rows
         that ``score`` would refuse."""
         self._require_readable(sequences)
-        return ClassifierProbe(judge=self._judge, sequences=sequences, budgets=self._budgets)
+        return ClassifierProbe(classifier=self._classifier, sequences=sequences, budgets=self._budgets)
 
     def _scored(self, sequences: Sequences, taps: frozenset[EvidenceRequest]) -> Scored:
         home, device = sequences.response_ids.device, self.model.device
@@ -266,19 +246,15 @@ class ClassifierReward:
         run = partial(last_hidden, self.model, attention_mask, input_ids=input_ids)
         found: dict[EvidenceRequest, Tensor] = {}
         if attention:
-            hidden, answers = cast(AttentionReader, self._attention).read(attention, layout, run)
+            hidden, answers = self._attention.read(attention, layout, run)
             found = dict(answers.items())
         else:
             hidden = run()
         for request in taps:
             if isinstance(request, HiddenTap):
                 positions, mask = layout.response_positions, layout.response_mask
-                found[request] = read_states(request, hidden, positions, mask, self._judge)
-        return self._judge.scores(hidden, attention_mask), found
-
-    def _scalar(self, logits: Float[Tensor, "batch label"]) -> Float[Tensor, " batch"]:
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return logits[:, 0] if self.kind == "single_logit" else logits[:, 1] - logits[:, 0]
+                found[request] = self._classifier.read_states(request, hidden, positions, mask)
+        return self._classifier.scores(hidden, attention_mask), found
 
     def _require_readable(self, sequences: Sequences) -> None:
         """Refuse rows that the model would crash on, or score without a word although it cannot read them."""
@@ -297,7 +273,7 @@ class ClassifierReward:
                 f"token, which must be {self.tokenizer.cls_token!r} ({self.tokenizer.cls_token_id})"
             )
 
-    def _require_known(self, rows: Rows) -> None:
+    def _require_known(self, rows: PaddedRows) -> None:
         unknown = (rows.input_ids < 0) | (rows.input_ids >= self.vocab_size)
         if bool(unknown.any()):
             row, column = unknown.nonzero()[0].tolist()
@@ -305,90 +281,6 @@ class ClassifierReward:
                 f"row {row} holds token id {int(rows.input_ids[row, column])} at position {column}; "
                 f"{self.name} knows ids 0 to {self.vocab_size - 1}"
             )
-
-
-def load_reward_model(
-    name_or_path: str,
-    *,
-    score: ScoreKind,
-    four_bit: bool = False,
-    dtype: Precision = "float32",
-    device: str = "cpu",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    micro_batch_tokens: int = 4096,
-) -> ClassifierReward:
-    """Load a sequence classifier and its tokenizer from a folder or by hub name; a LoRA adapter that brings its own
-    ``score`` head is loaded onto its base model.
-
-    ``four_bit``: linear layers of the trunk in NF4 with bfloat16 products (Dettmers et al. 2023); everything else,
-    the head included, in ``dtype``. ``score`` as in :class:`ClassifierReward`.
-
-    Raises:
-        ValueError: files that ``require_safe_files`` refuses or that cannot be read; weights missing
-            from the folder (a model without a head would score at random) or left over for trunk or head; labels that
-            do not fit ``score``; ``trust_remote_code`` without a commit hash as ``revision``.
-        FileNotFoundError: no such folder, and no name that a hub could know.
-    """
-    given = ModelSource(
-        name_or_path=name_or_path, revision=revision, trust_remote_code=trust_remote_code, device=device
-    )
-    if dtype not in list(get_args(Precision)):
-        raise ValueError(f"dtype must be one of {', '.join(get_args(Precision))}, got {dtype!r}")
-    with reading(str(name_or_path)):
-        adapter = adapter_folder(given)
-        if adapter is not None:
-            source = replace(given, dtype=cast(DType, dtype), four_bit=four_bit)
-            model, tokenizer = _with_adapter(adapter, source)
-        else:
-            model = _whole(replace(given, four_bit=four_bit), getattr(torch, dtype))
-            tokenizer = find_tokenizer([given])
-        make_lean(model)
-        return ClassifierReward(model, tokenizer, score=score, micro_batch_tokens=micro_batch_tokens)
-
-
-def _whole(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
-    """A classifier that was saved with its head."""
-    factory, products = AutoModelForSequenceClassification, torch.bfloat16
-    model, info = read_model(factory, source, dtype, wanted="classifier", whole=HEAD_NAMES, products=products)
-    require_intact(source.name_or_path, model, info, heads=HEAD_NAMES)
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{source.name_or_path}: {type(model).__name__} has no weights for {some(missing)} there and would score "
-            "with random ones. Point to a folder saved from a trained sequence classifier"
-        )
-    keep_unpacked(model)
-    return model
-
-
-def _with_adapter(adapter: str, source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A trunk under a LoRA adapter that brings its own head (see :mod:`models.training.finetuning`)."""
-    require_adapter_kind(source.name_or_path, "classifier", adapter_task(adapter))
-    labels = head_labels(adapter, source.name_or_path)
-    base = base_source(adapter, source)
-    model = load_trunk(base, labels=labels)
-    tokenizer = load_tokenizer([source, base])
-    fit_vocabulary(model, adapter, tokenizer)
-    put_on(model, adapter, trained=False)
-    return model, tokenizer
-
-
-def head_labels(adapter: str, name: str) -> int:
-    """Logits of the ``score`` head that an adapter's folder brings; ``name`` is for the message.
-
-    Raises:
-        ValueError: it brings none.
-    """
-    with safe_open(Path(adapter, WEIGHTS), framework="pt") as weights:
-        heads = [key for key in weights.keys() if key.endswith("score.weight")]  # noqa: SIM118
-        if not heads:
-            raise ValueError(
-                f"{name} is an adapter without a `score` head and would score with a random one; train "
-                "it with modules_to_save=['score'], as benchmarks.prepare does"
-            )
-        labels: int = weights.get_slice(heads[0]).get_shape()[0]
-    return labels
 
 
 def _last_token_as_response(rows: Sequence[Sequence[int]]) -> Sequences:

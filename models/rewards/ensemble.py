@@ -9,12 +9,15 @@ from transformers import PreTrainedModel
 
 from models.passes.fused import make_lean
 from models.rewards.classifier_head import HEAD_NAMES
-from models.rewards.classifier_reward import ClassifierReward, ScoreKind, head_labels
+from models.rewards.classifier_reward import ClassifierReward
+from models.rewards.loading import head_labels
+from models.rewards.score_kinds import Label, ScoreKind
 from models.rewards.trunk import load_trunk
 from models.weights.adapter_weights import carries_embeddings, put_on
 from models.weights.adapters import adapter_config, adapter_folder, adapter_task, base_source, only_low_rank
 from models.weights.folder_kinds import require_adapter_kind
-from models.weights.language_model import DType, ModelSource, load_tokenizer, same_place
+from models.weights.source import DType, ModelSource, same_place
+from models.weights.tokenizer import load_tokenizer
 from rlhf_core.checks import why_not_provided
 from rlhf_core.evidence import EvidenceRequest, HiddenTap, PrefixScores
 from rlhf_core.files.file_errors import reading
@@ -178,7 +181,8 @@ def load_reward_ensemble(
     adapters: Sequence[str],
     *,
     aggregate: Aggregate,
-    score: ScoreKind,
+    score: ScoreKind | None = None,
+    label: Label | None = None,
     four_bit: bool = False,
     dtype: DType = "float32",
     device: str = "cpu",
@@ -210,7 +214,7 @@ def load_reward_ensemble(
         make_lean(model)
         peft = _with_adapters(model, folders)
         tokenizer = load_tokenizer([sources[0], bases[0]])
-    reward = ClassifierReward(model, tokenizer, score=score, micro_batch_tokens=micro_batch_tokens)
+    reward = ClassifierReward(model, tokenizer, score=score, label=label, micro_batch_tokens=micro_batch_tokens)
     members = [AdapterMember(reward=reward, adapters=peft, name=str(number)) for number in range(len(folders))]
     return RewardEnsemble(members, aggregate)
 

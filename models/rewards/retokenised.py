@@ -10,15 +10,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from models.passes.context_length import context_length
 from models.passes.sampling import left_padded
 from models.policy.causal_policy import CausalPolicy
-from models.rewards.classifier_probe import ClassifierProbe, no_null_token, null_token
+from models.rewards.classifier import null_token, require_null
+from models.rewards.classifier_probe import ClassifierProbe
 from models.rewards.classifier_reward import ClassifierReward
 from models.texts.alignment import Crossing
 from models.texts.retelling import Said, Telling, Told, encode, normalised, say, tell
-from models.weights.language_model import context_length
 from rlhf_core.divergence import UnusableRollout
 from rlhf_core.evidence import EvidenceRequest, HiddenTap, PrefixScores
+from rlhf_core.names import nearest
 from rlhf_core.probe import (
     AttentionMaps,
     Baseline,
@@ -82,7 +84,9 @@ class RetokenisedReward:
         for name, kind in (("prefixes", Prefixes), ("reading", Reading)):
             value, known = getattr(self, name), get_args(kind)
             if value not in list(known):
-                raise ValueError(f"RetokenisedReward: {name} must be one of {', '.join(known)}, got {value!r}")
+                raise ValueError(
+                    f"RetokenisedReward: {name} must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}"
+                )
         if self.reading == "normalised" and not self.reward.tokenizer.is_fast:
             raise ValueError(
                 f"RetokenisedReward: reading='normalised' needs a fast tokenizer, which tells where its tokens stand; "
@@ -189,9 +193,9 @@ class RetokenisedReward:
     def _lost(self, told: Sequence[Told]) -> Iterator[str]:
         """Rows that do not survive the reward tokenizer, where they must."""
         for row, one in enumerate(told):
-            if one.problem and self.reading == "exact":
+            if one.why_not_exact and self.reading == "exact":
                 yield (
-                    f"row {row}: {one.problem} under the tokenizer of {self.reward.name}; "
+                    f"row {row}: {one.why_not_exact} under the tokenizer of {self.reward.name}; "
                     "RetokenisedReward(reading='normalised') scores it as it comes back"
                 )
 
@@ -293,9 +297,7 @@ class RetokenisedProbe:
 
     def _null(self) -> bytes:
         tokenizer = self.bridge.reward.tokenizer
-        null = null_token(tokenizer)
-        if null is None:
-            raise ValueError(no_null_token(self.bridge.reward.name, "absent"))
+        null = require_null(self.bridge.reward.name, null_token(tokenizer), "absent")
         return str(tokenizer.convert_ids_to_tokens(null)).encode()
 
     def _scores(self, rows: Sequence[Said], how: Telling) -> Float[Tensor, " row"]:

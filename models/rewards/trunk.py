@@ -7,12 +7,8 @@ from models.passes.rotary import read_rows_alone
 from models.rewards.classifier_head import HEAD_NAMES
 from models.weights.four_bit import keep_unpacked
 from models.weights.integrity import require_intact
-from models.weights.language_model import (
-    DTYPES,
-    ModelSource,
-    read_model,
-    remove_randomness,
-)
+from models.weights.language_model import read_model, remove_randomness
+from models.weights.source import DTYPES, ModelSource
 
 
 def load_trunk(source: ModelSource, *, labels: int) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from models.texts.alignment import SPACE, Segments, spell
 from models.texts.prompts import Frame
+from rlhf_core.names import nearest
 from rlhf_core.scorers.spans import agreement, as_spans, byte_offsets
 
 Eos = Literal["finished", "always", "never"]
@@ -40,8 +41,11 @@ class Telling:
     after: str = ""
 
     def __post_init__(self) -> None:
-        if self.eos not in list(get_args(Eos)):
-            raise ValueError(f"Telling: eos must be one of {', '.join(get_args(Eos))}, got {self.eos!r}")
+        known = get_args(Eos)
+        if self.eos not in list(known):
+            raise ValueError(
+                f"Telling: eos must be one of {', '.join(known)}, got {self.eos!r}{nearest(self.eos, known)}"
+            )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -148,12 +152,12 @@ def _byte_spans(text: str, offsets: Sequence[tuple[int, int]]) -> Int[Tensor, "s
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Told:
     """A row in the reward model's tokens: its prompt, its response, and where in the text of the response the latter's
-    tokens stand. ``problem`` is what the tokenizer made of the text, in words; empty where it gives it back."""
+    tokens stand. ``why_not_exact`` is what the tokenizer made of the text, in words; empty where it gives it back."""
 
     prompt: list[int]
     response: list[int]
     segments: Segments
-    problem: str
+    why_not_exact: str
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -168,8 +172,8 @@ def tell(tokenizer: PreTrainedTokenizerBase, how: Telling, said: Said) -> Told:
     ids, silent = encoded.ids, encoded.silent[: len(encoded.ids) - encoded.eos]
     spoken = [token for token, mute in zip(ids, silent, strict=False) if not mute]
     spelling = spell(tokenizer, spoken, skip_special_tokens=False)
-    problem = _difference(rendered + said.response + how.after, spelling.text)
-    stand = encoded.spans if problem and encoded.spans is not None else as_spans(spelling.ends)
+    why_not_exact = _difference(rendered + said.response + how.after, spelling.text)
+    stand = encoded.spans if why_not_exact and encoded.spans is not None else as_spans(spelling.ends)
     spans = _placed(stand - len(rendered.encode()), silent)
     first = int((spans[:, 1] <= 0).sum())
     if first == len(ids) > 0:
@@ -178,7 +182,7 @@ def tell(tokenizer: PreTrainedTokenizerBase, how: Telling, said: Said) -> Told:
         prompt=ids[:first],
         response=ids[first:],
         segments=Segments(spans=spans[first:], eos=encoded.eos),
-        problem=problem,
+        why_not_exact=why_not_exact,
     )
 
 

@@ -4,23 +4,19 @@ What comes out are adapter folders that :func:`models.load_policy` and :func:`mo
 is ever merged.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from models.passes.checkpointing import recompute_activations
 from models.rewards.trunk import load_trunk
 from models.weights.adapter_weights import save_adapter
 from models.weights.adapters import LoraSettings, add_fresh_adapter, fresh_adapter_config, put_fresh
-from models.weights.language_model import (
-    ModelSource,
-    load_language_model,
-    load_tokenizer,
-)
+from models.weights.language_model import load_language_model
+from models.weights.seeding import seeded
+from models.weights.source import ModelSource
+from models.weights.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,7 +35,7 @@ class Adapted:
 
 def adapted_language_model(source: ModelSource, lora: LoraSettings, *, seed: int, checkpointing: bool) -> Adapted:
     """The causal language model at ``source`` with a fresh adapter; raises as :func:`models.load_policy` does."""
-    with _seeded(seed):
+    with seeded(seed, source.device):
         lm = load_language_model(source)
         adapters = add_fresh_adapter(lm, lora, revision=source.revision).adapters
     if checkpointing:
@@ -49,7 +45,7 @@ def adapted_language_model(source: ModelSource, lora: LoraSettings, *, seed: int
 
 def adapted_reward_model(source: ModelSource, lora: LoraSettings, *, seed: int, checkpointing: bool) -> Adapted:
     """The trunk at ``source`` with a fresh adapter and a fresh head of one logit, which is trained whole."""
-    with _seeded(seed):
+    with seeded(seed, source.device):
         model = load_trunk(source, labels=1)
         config = fresh_adapter_config(model, lora, task="SEQ_CLS", revision=source.revision)
         config.modules_to_save = ["score"]
@@ -57,10 +53,3 @@ def adapted_reward_model(source: ModelSource, lora: LoraSettings, *, seed: int, 
     if checkpointing:
         recompute_activations(model)
     return Adapted(adapters=adapters, tokenizer=load_tokenizer([source]))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

@@ -46,14 +46,18 @@ from models.training.objectives import (
     pair_loss,
 )
 from models.weights.adapter_weights import require_wide
+from models.weights.seeding import seeded
 from rlhf_core.distributed import require_one_process
+from rlhf_core.names import naming_nearest
 
 
+@naming_nearest({"lr": "learning_rate", "max_steps": "steps", "num_train_epochs": "epochs"})
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """How long and how fast to train. AdamW, linear warmup, cosine decay to 0, gradient norm clipped to 1.
 
     Raises:
+        TypeError: an unknown setting, with the one that may have been meant.
         ValueError: unless exactly one of ``steps`` and ``epochs`` is given, and everything is positive.
     """
 
@@ -62,7 +66,7 @@ class TrainingSettings:
     epochs: float | None = None
     """Passes over the rows."""
     batch_size: int = 16
-    """Rows (for preferences: pairs) of one optimizer step."""
+    """PaddedRows (for preferences: pairs) of one optimizer step."""
     micro_batch_size: int | None = None
     """Rows of one forward pass, which must divide ``batch_size``; null is all of them. A smaller one saves memory; the
     step then averages the means of its micro-batches, which weighs tokens of short rows a little more."""
@@ -126,7 +130,7 @@ def new_language_model(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with _seeded(seed):
+    with seeded(seed, "cpu"):
         return GPT2LMHeadModel(config)
 
 
@@ -145,7 +149,7 @@ def new_classifier(language_model: PreTrainedModel, *, seed: int, **changes: obj
         setattr(config, name, value)
     if config.num_labels == 2:
         config.id2label, config.label2id = {0: "negative", 1: "positive"}, {"negative": 0, "positive": 1}
-    with _seeded(seed):
+    with seeded(seed, "cpu"):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     model.base_model.load_state_dict(language_model.base_model.state_dict())
     return model
@@ -343,13 +347,6 @@ def _arguments(settings: TrainingSettings, folder: str, device: torch.device) ->
         )
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

@@ -55,8 +55,8 @@ def put_on(model: PreTrainedModel, folder: str, *, trained: bool, name: str = TR
         widen(adapters, name)
         # once more, into tensors that hold what the file holds; and only this says what found no place
         loading = adapters.load_adapter(folder, adapter_name=name, **settings)
-    stored = stored_shapes(folder)
-    own = {key for key in adapter_state(adapters, name, carries=False) if "lora_" not in key}
+    stored = _stored_shapes(folder)
+    own = {key for key in _adapter_state(adapters, name, carries=False) if "lora_" not in key}
     # PEFT looks for the adapter's name anywhere in a key, where "1" is a layer too
     low_rank = {key for key in loading.missing_keys if key.rpartition("lora_")[2].split(".")[1:2] == [name]}
     missing = sorted({*low_rank, *(own - stored.keys())})
@@ -138,7 +138,7 @@ def carries_embeddings(model: PreTrainedModel, folder: str, config: Any) -> bool
     return any(not name.endswith(trained) for name in _held_embeddings(model, folder))
 
 
-def adapter_state(adapters: Any, name: str, *, carries: bool) -> dict[str, Tensor]:
+def _adapter_state(adapters: Any, name: str, *, carries: bool) -> dict[str, Tensor]:
     """What a folder of the adapter holds, by PEFT's names; the tensors are the model's own.
 
     ``carries``: with the base's embeddings, for an adapter that came with them.
@@ -158,7 +158,7 @@ def trained_state(adapters: Any, *, carries: bool) -> dict[str, Tensor]:
     Raises:
         ValueError: a parameter is trained of which no folder would hold anything.
     """
-    state = adapter_state(adapters, TRAINED, carries=carries)
+    state = _adapter_state(adapters, TRAINED, carries=carries)
     saved = {tensor.data_ptr() for tensor in state.values()}
     lost = [
         key for key, weight in adapters.named_parameters() if weight.requires_grad and weight.data_ptr() not in saved
@@ -185,7 +185,7 @@ def save_adapter(adapters: Any, folder: str, *, carries: bool = False) -> None:
         Path(folder, BESIDE).write_text(json.dumps(beside), encoding="utf-8")
 
 
-def stored_shapes(folder: str) -> dict[str, list[int]]:
+def _stored_shapes(folder: str) -> dict[str, list[int]]:
     """Shapes of the tensors in an adapter's file, by name."""
     with safe_open(Path(folder, WEIGHTS), framework="pt") as weights:
         return {key: weights.get_slice(key).get_shape() for key in weights.keys()}  # noqa: SIM118
@@ -240,7 +240,7 @@ def _tied(model: PreTrainedModel) -> bool:
 def _held_embeddings(model: PreTrainedModel, folder: str) -> Mapping[str, list[int]]:
     """Shapes of whole embeddings in an adapter's file, by the name they have in ``model``."""
     found = {}
-    for key, shape in stored_shapes(folder).items():
+    for key, shape in _stored_shapes(folder).items():
         for name in _embeddings(model):
             whole = key.startswith(f"{PREFIX}{name}.") and key.endswith(".weight") and len(shape) == 2
             if whole and "lora_" not in key:

@@ -24,21 +24,32 @@ from models.weights.adapter_weights import (
     widen,
 )
 from models.weights.integrity import some
-from models.weights.language_model import ModelSource, vocabulary
+from models.weights.language_model import vocabulary
 from models.weights.reference import FROZEN, TRAINED, AdapterOff, FrozenAdapter, require_trained_adapter
 from models.weights.safe_files import WAY_OUT
+from models.weights.source import ModelSource
+from rlhf_core.names import naming_nearest, nearest
 
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
 LEAVES_THE_BASE = (True, False, "gaussian", "orthogonal", "eva")
 """Ways of drawing a LoRA that only draw; others take a part of each base weight out of it."""
 
 
+@naming_nearest(
+    {
+        **dict.fromkeys(("r", "lora_r"), "rank"),
+        **dict.fromkeys(("lora_alpha", "scale"), "alpha"),
+        **dict.fromkeys(("modules", "target_module", "layers"), "target_modules"),
+        **dict.fromkeys(("dropout", "lora_dropout"), "rank (dropout is always 0)"),
+    }
+)
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
     """A fresh low-rank adapter; the update of a weight is alpha / rank · B A. Dropout is always 0: it would make
     training evaluate another policy than the one that was sampled.
 
     Raises:
+        TypeError: an unknown setting, with the one that may have been meant.
         ValueError: a rank or alpha that is not a positive whole number, or target modules that are no names.
     """
 
@@ -63,6 +74,7 @@ class LoraSettings:
         ):
             raise ValueError(
                 f"LoraSettings: target_modules must be names of modules, {ALL_LINEAR!r} or None, got {modules!r}"
+                f"{nearest(modules, [ALL_LINEAR])}"
             )
 
 
@@ -83,9 +95,7 @@ def adapter_folder(source: ModelSource) -> str | None:
 
 def adapter_task(folder: str) -> str | None:
     """What an adapter was made for, where its settings say so."""
-    from peft import PeftConfig
-
-    task: str | None = PeftConfig.from_pretrained(folder).task_type
+    task: str | None = adapter_config(folder).task_type
     return task
 
 
@@ -161,26 +171,48 @@ def put_fresh(model: PreTrainedModel, lora: LoraSettings, config: Any) -> Any:
     """Put a fresh adapter on ``model``, in place; the PeftModel.
 
     Raises:
-        ValueError: there is nothing in the model that it could adapt.
+        ValueError: there is nothing in the model that it could adapt, or no module of one of the names.
     """
     from peft import get_peft_model
 
+    _require_modules(model, lora)
     base = str(model.name_or_path)
     try:
         with peft_on_new_transformers():
             adapters = get_peft_model(model, config, adapter_name=TRAINED)
     except ValueError as error:
-        layers = {
-            name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
-        }
         raise ValueError(
             f"{base}: LoraSettings(target_modules={lora.target_modules!r}) adapts nothing in {type(model).__name__} "
-            f"that can be adapted; its linear layers are {some(sorted(layers)) or 'none'}: name some of them, or give "
-            f"target_modules={ALL_LINEAR!r}"
+            f"that can be adapted; {_choices(model)}"
         ) from error
     widen(adapters, TRAINED)
     _name_base(adapters, base)
     return adapters
+
+
+def _require_modules(model: PreTrainedModel, lora: LoraSettings) -> None:
+    """PEFT passes over a name that stands for no module, as long as another one does."""
+    if lora.target_modules is None or isinstance(lora.target_modules, str):
+        return
+    paths = [name for name, _ in model.named_modules()]
+    for target in lora.target_modules:
+        if not any(f".{path}".endswith(f".{target}") for path in paths):
+            raise ValueError(
+                f"{model.name_or_path}: LoraSettings(target_modules={lora.target_modules!r}): {type(model).__name__} "
+                f"has no module {target!r}{nearest(target, _linear_layers(model)) or ';'} {_choices(model)}"
+            )
+
+
+def _linear_layers(model: PreTrainedModel) -> list[str]:
+    layers = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return sorted({name.split(".")[-1] for name in layers})
+
+
+def _choices(model: PreTrainedModel) -> str:
+    return (
+        f"its linear layers are {some(_linear_layers(model)) or 'none'}: name some of them, or give "
+        f"target_modules={ALL_LINEAR!r}"
+    )
 
 
 def fresh_adapter_config(

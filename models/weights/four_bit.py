@@ -1,7 +1,6 @@
 """4-bit weights: NormalFloat with double quantisation (Dettmers et al. 2023, "QLoRA"), through bitsandbytes."""
 
 import importlib
-import importlib.util
 import logging
 import os
 import sys
@@ -21,12 +20,7 @@ _ABSENT = ModuleType("absent")
 
 
 def four_bit_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 with double quantisation; matrix products are computed in ``compute_dtype``.
-
-    Raises:
-        ModuleNotFoundError: bitsandbytes is not installed.
-    """
-    _require_bitsandbytes("4-bit loading")
+    """NF4 with double quantisation; matrix products are computed in ``compute_dtype``."""
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -40,7 +34,6 @@ def stored_quantisation(name: str, config: Mapping[str, Any]) -> Mapping[str, An
 
     Raises:
         ValueError: otherwise than by bitsandbytes to 4 bits, naming it.
-        ModuleNotFoundError: bitsandbytes is not installed.
     """
     stored = config.get("quantization_config")
     if stored is None:
@@ -57,7 +50,6 @@ def stored_quantisation(name: str, config: Mapping[str, Any]) -> Mapping[str, An
             f"{name} holds 4-bit weights packed as {stored['bnb_4bit_quant_storage']}, which look like weights; save "
             "it again with bnb_4bit_quant_storage='uint8'"
         )
-    _require_bitsandbytes(f"{name}, which is stored in 4-bit,")
     return stored
 
 
@@ -78,36 +70,25 @@ def paged_adamw_8bit(parameters: Iterable[nn.Parameter], config: PPOConfig) -> t
     learning rate and weight decay; ``PPOTrainer(..., optimizer=paged_adamw_8bit)``.
 
     Raises:
-        ModuleNotFoundError: bitsandbytes is not installed.
         ValueError: a parameter is not on a CUDA device, the only place where its pages can go.
     """
-    _require_bitsandbytes("the paged 8-bit optimizer")
     trained = list(parameters)
     elsewhere = {str(parameter.device) for parameter in trained if parameter.device.type != "cuda"}
     if elsewhere:
         raise ValueError(f"paged_adamw_8bit needs its parameters on a CUDA device, got {', '.join(sorted(elsewhere))}")
-    optimizers = importlib.import_module("bitsandbytes.optim")
-    made: torch.optim.Optimizer = optimizers.PagedAdamW8bit(
-        trained, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    kind = importlib.import_module("bitsandbytes.optim").PagedAdamW8bit
+    made: torch.optim.Optimizer = kind(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     return made
 
 
-def _require_bitsandbytes(what: str) -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModuleNotFoundError(
-            f"{what} needs bitsandbytes, which is not installed: pip install dense-rlhf[quantization]"
-        )
-
-
-def import_bitsandbytes() -> None:
-    """Import bitsandbytes, where installed, without letting it fetch code. Runs when this module is imported.
+def _import_bitsandbytes() -> None:
+    """Import bitsandbytes without letting it fetch code. Runs when this module is imported.
 
     On CPUs with AVX512-BF16 its import downloads a compiled kernel from the hub if the package ``kernels`` is there,
     and logs advice to install that if not; either way it has its own. PEFT imports it wherever it can, and
     transformers' Trainer imports PEFT. So ``kernels`` is hidden, the hub offline and the advice silenced meanwhile.
     """
-    if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
+    if "bitsandbytes" in sys.modules:
         return
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     level, hidden = logger.level, sys.modules.get("kernels", _ABSENT)
@@ -115,7 +96,7 @@ def import_bitsandbytes() -> None:
     sys.modules["kernels"] = None  # type: ignore[assignment]  # the documented way to make an import fail
     try:
         with _hub_offline():
-            importlib.import_module("bitsandbytes")
+            import bitsandbytes  # noqa: F401
     finally:
         logger.setLevel(level)
         if hidden is _ABSENT:
@@ -140,4 +121,4 @@ def _hub_offline() -> Iterator[None]:
             os.environ["HF_HUB_OFFLINE"] = variable
 
 
-import_bitsandbytes()  # before anything else imports PEFT
+_import_bitsandbytes()  # before anything else imports PEFT

@@ -4,37 +4,37 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
-        "models/attention/taps.py",
+        "models/attention/layer_attention.py",
         "ending.scatter_add_(1, rows, wanted.long()).flip(1).cumsum(1).flip(1)",
         "ending.scatter_add_(1, rows, wanted.long()).cumsum(1)",
         "tests/models/attention/test_attention.py::test_a_mean_over_rows_counts_the_rows_that_could_see_a_token[llama-gqa-windows0]",
     ),
     Mutation(
-        "models/attention/taps.py",
+        "models/attention/layer_attention.py",
         "visible = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)",
         "visible = torch.ones_like(mask, dtype=torch.bool).any(1)",
         "tests/models/attention/test_attention.py::test_a_mean_over_rows_counts_the_rows_that_could_see_a_token[mistral-windows1]",
     ),
     Mutation(
-        "models/attention/taps.py",
+        "models/attention/layer_attention.py",
         "return wanted.sum(1, keepdim=True)",
         "return torch.ones_like(wanted).sum(1, keepdim=True)",
         "tests/models/attention/test_attention.py::test_unused_rows_see_nothing",
     ),
     Mutation(
-        "models/attention/taps.py",
+        "models/attention/layer_attention.py",
         "query, key = _query_rows(self.query, rows).float() * self.scaling,",
         "query, key = _query_rows(self.query, rows).float() / self.scaling,",
         "tests/models/attention/test_attention.py::test_the_kernels_totals_make_the_weights_on_some_keys_and_the_softmax_all[llama]",
     ),
     Mutation(
-        "models/attention/taps.py",
+        "models/attention/layer_attention.py",
         "columns[seen_by_all:] > rows[:, None, :, None], value",
         "columns[seen_by_all:] >= rows[:, None, :, None], value",
         "tests/models/attention/test_attention.py::test_the_kernels_totals_make_the_weights_on_some_keys_and_the_softmax_all[llama]",
     ),
     Mutation(
-        "models/attention/taps.py",
+        "models/attention/layer_attention.py",
         "logits.masked_fill_(~mask, lowest) if mask",
         "logits.masked_fill_(mask, lowest) if mask",
         "tests/models/attention/test_attention.py::test_rows_are_those_of_eager_attention[mistral-ragged]",
@@ -70,7 +70,7 @@ MUTATIONS = (
         "tests/models/rewards/test_reward.py::test_agrees_with_transformers_where_its_pooling_is_right[gpt2]",
     ),
     Mutation(
-        "models/rewards/classifier_reward.py",
+        "models/rewards/score_kinds.py",
         "logits[:, 1] - logits[:, 0]",
         "logits[:, 0] - logits[:, 1]",
         "tests/models/rewards/test_reward.py::test_logit_difference_is_positive_minus_negative",
@@ -136,7 +136,7 @@ MUTATIONS = (
         "tests/models/rewards/test_reward.py::test_prompts_that_could_not_be_scored_are_all_listed_in_advance",
     ),
     Mutation(
-        "models/policy/causal_policy.py",
+        "models/passes/distribution.py",
         "min_lengths=sequences.min_lengths[row]",
         "min_lengths=0 * sequences.min_lengths[row]",
         "tests/models/passes/test_sampling.py::test_sampled_frequencies_match_the_trained_probabilities",
@@ -178,31 +178,31 @@ MUTATIONS = (
         "tests/models/training/test_finetuning.py::test_a_reward_model_reads_its_own_prompts_and_credits_the_same_tokens",
     ),
     Mutation(
-        "models/attention/taps.py",
+        "models/attention/layer_attention.py",
         "self._logits(rows, keys).sub_(",
         "self._logits(rows, keys).add_(",
         "tests/models/attention/test_attention.py::test_the_kernels_totals_make_the_weights_on_some_keys_and_the_softmax_all[llama]",
     ),
     Mutation(
-        "models/attention/taps.py",
+        "models/attention/layer_attention.py",
         "self._masked(self._logits(rows, EVERY_KEY), rows).softmax(-1)[..., keys]",
         "self._masked(self._logits(rows, EVERY_KEY), rows)[..., keys].softmax(-1)",
         "tests/models/attention/test_attention.py::test_where_the_kernel_gives_no_totals_all_keys_are_looked_at[llama-gqa]",
     ),
     Mutation(
-        "models/attention/taps.py",
+        "models/attention/layer_attention.py",
         "(columns <= rows.min()).sum()",
         "(columns <= rows.max()).sum()",
         "tests/models/attention/test_attention.py::test_the_kernels_totals_make_the_weights_on_some_keys_and_the_softmax_all[llama]",
     ),
     Mutation(
-        "models/attention/taps.py",
+        "models/attention/layer_attention.py",
         "return min(keys, int(rows.max()) + 1) if",
         "return min(keys, int(rows.max())) if",
         "tests/models/attention/test_attention.py::test_rows_that_see_a_key_are_counted",
     ),
     Mutation(
-        "models/attention/taps.py",
+        "models/attention/layer_attention.py",
         "mask = self._mask_rows(self.mask, rows)\n        return logits",
         "mask = self._mask_rows(self.mask, rows.flip(1))\n        return logits",
         "tests/models/attention/test_attention.py::test_where_the_kernel_gives_no_totals_all_keys_are_looked_at[mistral]",
@@ -250,7 +250,7 @@ MUTATIONS = (
         "tests/models/passes/test_fused.py::test_what_is_loaded_is_lean",
     ),
     Mutation(
-        "models/rewards/classifier_reward.py",
+        "models/rewards/loading.py",
         "        make_lean(model)",
         "        pass",
         "tests/models/passes/test_fused.py::test_what_is_loaded_is_lean",
@@ -388,7 +388,7 @@ MUTATIONS = (
         "tests/models/policy/test_bad_models.py::test_a_damaged_model_folder_is_refused_by_name[NaN-policy]",
     ),
     Mutation(
-        "models/weights/language_model.py",
+        "models/weights/source.py",
         "check_folder(folder)",
         "pass",
         "tests/models/policy/test_bad_models.py::test_a_damaged_model_folder_is_refused_by_name[generation_config.json cut-policy]",
@@ -406,8 +406,8 @@ MUTATIONS = (
         "tests/models/policy/test_policy.py::test_nothing_of_the_reference_can_be_trained_while_it_runs",
     ),
     Mutation(
-        "models/policy/causal_policy.py",
-        "reader.check(vocabulary(self.lm))",
+        "models/attention/reader.py",
+        "reader.check(vocab_size)",
         "pass",
         "tests/rlhf_core/test_pitfalls.py::test_attention_is_held_against_the_models_own_before_any_of_it_is_used",
     ),
@@ -460,12 +460,6 @@ MUTATIONS = (
         "tests/models/policy/test_unnamed_ids.py::test_prompts_and_eos_ids_without_a_token_are_refused_by_name",
     ),
     Mutation(
-        "models/rewards/classifier_reward.py",
-        "reader.check(self.vocab_size)",
-        "pass",
-        "tests/rlhf_core/test_pitfalls.py::test_attention_is_held_against_the_models_own_before_any_of_it_is_used",
-    ),
-    Mutation(
         "models/training/objectives.py",
         "torch.tensor([[len(ids) - 1] for ids in both])",
         "torch.tensor([[len(ids) - 2] for ids in both])",
@@ -484,7 +478,7 @@ MUTATIONS = (
         "tests/models/weights/test_folder_kinds.py::test_a_token_classifier_without_bias_is_no_sequence_classifier",
     ),
     Mutation(
-        "models/rewards/classifier_probe.py",
+        "models/rewards/classifier.py",
         "before = hidden[row, (response_positions - 1).clamp(min=0)]",
         "before = hidden[row, response_positions]",
         "tests/rlhf_core/test_probe.py::test_all_prefix_scores_from_one_pass_are_those_of_separate_forwards",
@@ -503,8 +497,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/rewards/classifier_probe.py",
-        "flat = (keep | ~self.sequences.response_mask[:, None])",
-        "flat = (keep & True)",
+        "standing = keep | ~self.sequences.response_mask[:, None]",
+        "standing = keep & True",
         "tests/rlhf_core/test_probe.py::test_equal_variants_are_scored_once",
     ),
     Mutation(
@@ -581,7 +575,7 @@ MUTATIONS = (
     ),
     Mutation(
         "models/texts/retelling.py",
-        "stand = encoded.spans if problem and encoded.spans is not None else as_spans(spelling.ends)",
+        "stand = encoded.spans if why_not_exact and encoded.spans is not None else as_spans(spelling.ends)",
         "stand = as_spans(spelling.ends)",
         "tests/rlhf_core/run/test_file_errors.py::test_a_lossy_reading_scores_what_comes_back_and_places_it_by_the_letters_it_was_made_of",
     ),
@@ -599,8 +593,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/attention/reader.py",
-        "of_key = factors.repeat_interleave(attention.shape[1] // factors.shape[1], 1)[:, :, None]",
-        "of_key = factors.repeat(1, attention.shape[1] // factors.shape[1], 1)[:, :, None]",
+        'repeat(factors, "batch key_head key -> batch (key_head group) 1 key", group=group)',
+        'repeat(factors, "batch key_head key -> batch (group key_head) 1 key", group=group)',
         "tests/redistributors/test_attention_method.py::test_value_norms_are_those_of_the_projected_values",
     ),
     Mutation(
@@ -653,8 +647,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/policy/causal_policy.py",
-        "found[request] = _spread(entropies, mask)",
-        "found[request] = _spread(entropies.flip(0), mask)",
+        "found[request] = spread(entropies, mask)",
+        "found[request] = spread(entropies.flip(0), mask)",
         "tests/redistributors/test_segment.py::test_token_entropy_is_the_entropy_of_the_evaluation",
     ),
     Mutation(
@@ -710,5 +704,35 @@ MUTATIONS = (
         "read_rows_alone(model)",
         "pass",
         "tests/models/passes/test_rotary.py::test_training_reads_rows_alone",
+    ),
+    Mutation(
+        "models/rewards/score_kinds.py",
+        "logits[:, others].logsumexp(1)",
+        "logits[:, others].amax(1)",
+        "tests/models/rewards/test_score_kinds.py::test_log_odds_are_those_of_the_probabilities",
+    ),
+    Mutation(
+        "models/rewards/score_kinds.py",
+        'return "label_logit" if separate else "log_odds"',
+        'return "label_logit"',
+        "tests/models/rewards/test_score_kinds.py::test_a_folder_of_several_labels_is_read_by_name",
+    ),
+    Mutation(
+        "models/rewards/score_kinds.py",
+        '== ["negative", "positive"]',
+        "!= []",
+        "tests/models/rewards/test_score_kinds.py::test_the_choice_is_asked_for_before_the_weights_are_read",
+    ),
+    Mutation(
+        "models/weights/adapters.py",
+        """if not any(f".{path}".endswith(f".{target}") for path in paths):""",
+        "if not paths:",
+        "tests/models/policy/test_bad_models.py::test_adapter_modules_that_the_model_lacks_are_refused[missing1]",
+    ),
+    Mutation(
+        "models/passes/context_length.py",
+        "min(limits) - offset - 1",
+        "min(limits)",
+        "tests/models/passes/test_context_length.py::test_a_context_is_what_the_model_was_built_for[roberta]",
     ),
 )

@@ -8,7 +8,7 @@ import torch
 from fakes import TablePolicy
 
 from models.policy.loading import load_policy
-from models.rewards.classifier_reward import load_reward_model
+from models.rewards.loading import load_reward_model
 from models.tiny import save_tiny, tiny_tokenizer
 from redistributors import REDISTRIBUTORS, Sparse, Uniform
 from rlhf_core import KLConfig, PPOConfig, PPOTrainer, TokenReward, lambda_returns

@@ -1,12 +1,18 @@
 """Who may import whom, and that the packages work from outside the repository."""
 
+import ast
+import configparser
+import re
 import subprocess
 import sys
+from collections import defaultdict
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from redistributors import REDISTRIBUTORS
 
 ROOT = Path(__file__).resolve().parents[2]
+TOP = ("rlhf_core", "redistributors", "models", "benchmarks")
 
 
 def test_import_contracts_are_kept():
@@ -35,3 +41,26 @@ def test_the_engine_alone_needs_no_model_library(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def imported() -> set[str]:
+    """Top-level modules that the packages import, anywhere in a file."""
+    nodes = [
+        node for top in TOP for file in (ROOT / top).rglob("*.py") for node in ast.walk(ast.parse(file.read_text()))
+    ]
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.split(".")[0] for name in plain | named}
+
+
+def test_what_is_declared_is_imported_somewhere():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    declared = re.findall(r"^[\w.-]+", settings["options"]["install_requires"], re.MULTILINE)
+    modules = defaultdict(set)
+    for module, distributions in packages_distributions().items():
+        for name in distributions:
+            modules[name.lower()].add(module)
+    used = imported()
+    assert {"torch", "bitsandbytes", "einops"} <= set(declared)
+    assert [name for name in declared if not modules[name.lower()] & used] == []

@@ -18,7 +18,8 @@ from models.attention import taps as attention_taps
 from models.attention.maps import attention_maps, map_gradients
 from models.attention.reader import AttentionReader
 from models.policy.loading import load_policy
-from models.rewards.classifier_reward import ClassifierReward, load_reward_model
+from models.rewards.classifier_reward import ClassifierReward
+from models.rewards.loading import load_reward_model
 from models.tiny import save_tiny, tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
 from redistributors import Attention, RewardAttention
 from redistributors.attention_readings import GradientRow, RolloutRow

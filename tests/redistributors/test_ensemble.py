@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.policy.loading import load_policy
-from models.rewards.classifier_reward import ClassifierReward, load_reward_model
+from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.ensemble import RewardEnsemble, load_reward_ensemble
+from models.rewards.loading import load_reward_model
 from models.tiny import save_tiny, tiny_gpt2_classifier, tiny_tokenizer
 from models.training.finetuning import adapted_reward_model
 from models.weights.adapters import LoraSettings
-from models.weights.language_model import ModelSource
+from models.weights.source import ModelSource
 from redistributors import DecoderAttention, PotentialProjection, PrefixDifference, RewardAttention, Sparse
 from redistributors.attention_requests import AttentionRow
 from redistributors.ensemble import EnsembleCredit

@@ -8,7 +8,7 @@ import torch
 from fakes import TablePolicy, evidence_for, ragged_sequences, rollout_of, sequences_of, unchecked
 from judges import judge_of
 
-from models.rewards.classifier_reward import load_reward_model
+from models.rewards.loading import load_reward_model
 from models.tiny import save_tiny
 from redistributors import Gradient
 from redistributors.gradient import EmbeddingGradient
@@ -147,6 +147,6 @@ def test_what_cannot_be_is_refused():
 
 def test_zero_needs_no_null_token():
     judge = judge_of(padding="none")
-    judge._judge = replace(judge._judge, null_id=None)
+    judge._classifier = replace(judge._classifier, null_id=None)
     assert judge.provides(EmbeddingGradient(baseline="zero"))
     assert 'no token that stands for nothing; use baseline="zero"' in judge.why_not(EmbeddingGradient())

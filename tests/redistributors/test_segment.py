@@ -9,7 +9,7 @@ from fakes import TablePolicy, evidence_for, ragged_sequences, rollout_of, seque
 
 from models.policy import causal_policy as policy_module
 from models.policy.loading import load_policy
-from models.rewards.classifier_reward import load_reward_model
+from models.rewards.loading import load_reward_model
 from models.tiny import save_tiny
 from redistributors import (
     DecoderAttention,

@@ -11,7 +11,8 @@ import torch
 from fakes import ragged_sequences, rollout_of, sequences_of, unchecked
 
 from models.policy.loading import load_policy
-from models.rewards.classifier_reward import ClassifierReward, load_reward_model
+from models.rewards.classifier_reward import ClassifierReward
+from models.rewards.loading import load_reward_model
 from models.tiny import save_tiny, tiny_gpt2_classifier, tiny_tokenizer
 from redistributors import Shapley
 from redistributors.shapley import RANKS, averaged, spans_of

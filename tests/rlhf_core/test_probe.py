@@ -1,6 +1,6 @@
 """The probe against models run by hand: altered responses, beginnings, gradients, and what they cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -155,7 +155,7 @@ def test_what_a_model_cannot_measure_is_said_before_training():
         uses = frozenset({"replace", "telepathy"})
 
     judge = judge_of(padding="none")
-    judge._judge = type(judge._judge)(model=judge.model, head=judge.head, scalar=judge._scalar, null_id=None)
+    judge._classifier = replace(judge._classifier, null_id=None)
     reason = judge.why_not(Beyond())
     assert 'no token that stands for nothing; use absent="delete"' in reason
     assert "not telepathy" in reason

@@ -17,7 +17,7 @@ from benchmarks.judging.judges import (
     as_judge,
     ask_all,
 )
-from models.rewards.classifier_reward import load_reward_model
+from models.rewards.loading import load_reward_model
 from models.tiny import save_tiny
 
 KEY = "sk-secret/+0123456789"

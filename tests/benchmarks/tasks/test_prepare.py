@@ -11,7 +11,7 @@ from benchmarks.prepare import main
 from benchmarks.tasks.definitions import read_prompts
 from benchmarks.tasks.preparation import continuations
 from benchmarks.tasks.prepare_reviews import PositiveGeneration, prepare_positive_generation
-from models.rewards.classifier_reward import load_reward_model
+from models.rewards.loading import load_reward_model
 from models.tiny import tiny_gpt2, tiny_tokenizer
 
 

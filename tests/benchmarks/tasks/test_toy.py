@@ -14,7 +14,7 @@ from tiny_toy import TINY
 from benchmarks.tasks import toy
 from benchmarks.tasks.definitions import Toy
 from benchmarks.tasks.toy_models import REPORT, ToyRecipe, toy_models, with_gaps
-from models.rewards.classifier_reward import load_reward_model
+from models.rewards.loading import load_reward_model
 from redistributors import Sparse
 from rlhf_core import PPOTrainer
 from rlhf_core.config import PPOConfig

@@ -27,8 +27,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from models import LoraSettings, load_policy
 from models.attention import reader as attention
 from models.attention import taps as attention_taps
+from models.attention.layer_attention import Map, Projections
 from models.attention.reader import AttentionReader, UnsupportedAttention
-from models.attention.taps import Map, Projections
 from models.passes.cache import cache_name
 from redistributors import DecoderAttention
 from redistributors.attention_requests import AttentionRowMean
@@ -343,8 +343,6 @@ def test_rounding_in_a_trained_model_passes_the_check(data_folder, four_bit) -> 
     folder = data_folder / "stories260K"
     if not folder.is_dir():
         pytest.skip(f"no pretrained model at {folder}")
-    if four_bit:
-        pytest.importorskip("bitsandbytes")
     policy = load_policy(str(folder), lora=LoraSettings(rank=4, alpha=4), dtype="bfloat16", four_bit=four_bit)
     assert [policy.why_not(request) for request in DecoderAttention().needs] == [""]
 

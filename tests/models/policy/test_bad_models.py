@@ -3,6 +3,7 @@ folder, file or setting, never a crash in the depths, never random or wrong weig
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from benchmarks.tasks.preparation import from_base
-from models import LoraSettings, load_policy, load_reward_model
+from models import LoraSettings, TrainingSettings, load_policy, load_reward_model
 from models.tiny import save_tiny
 from rlhf_core.types import Limits
 
@@ -75,9 +76,30 @@ def test_adapter_settings_are_refused_by_name(bad):
     refused(lambda: LoraSettings(**bad), *bad)
 
 
-def test_adapter_modules_that_the_model_lacks_are_refused(folders):
-    lora = LoraSettings(target_modules=("nosuch",))
-    refused(lambda: load_policy(str(folders[load_policy]), lora=lora), "nosuch")
+@pytest.mark.parametrize("missing", [("nosuch",), ("q_proj", "nosuch"), ("q_proj", "v_porj")])
+def test_adapter_modules_that_the_model_lacks_are_refused(folders, missing):
+    lora = LoraSettings(target_modules=missing)
+    with pytest.raises(ValueError, match="did you mean 'v_proj'" if "v_porj" in missing else "its linear layers are"):
+        load_policy(str(folders[load_policy]), lora=lora)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "message"),
+    [
+        (LoraSettings, "r", "LoraSettings: no setting 'r'; did you mean rank?"),
+        (LoraSettings, "target_moduls", "did you mean 'target_modules'?"),
+        (TrainingSettings, "lr", "TrainingSettings: no setting 'lr'; did you mean learning_rate?"),
+    ],
+)
+def test_an_unknown_setting_names_the_one_that_was_meant(make, name, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make(**{name: 8})
+
+
+@pytest.mark.parametrize(("dtype", "meant"), [("bf16", "bfloat16"), ("float_32", "float32")])
+def test_an_unknown_dtype_names_the_nearest(folders, dtype, meant):
+    with as_users_meet_it(), pytest.raises(ValueError, match=f"did you mean '{meant}'"):
+        load_policy(str(folders[load_policy]), dtype=dtype)
 
 
 # -- folders

@@ -33,7 +33,8 @@ from models import CausalPolicy, LoraSettings, load_policy, load_reward_model
 from models.passes.distribution import CHUNK_CELLS
 from models.passes.forward import head_ends_it
 from models.tiny import save_tiny, tiny_gpt2, tiny_llama
-from models.weights.language_model import check_language_model, remove_randomness
+from models.weights.language_model import remove_randomness
+from models.weights.language_model_check import check_language_model
 from rlhf_core.batching import micro_batches
 from rlhf_core.evidence import EvidenceRequest, FullKL
 from rlhf_core.streams import seed_of
@@ -643,13 +644,13 @@ def test_what_is_no_folder_is_said_at_once(load, tmp_path, monkeypatch):
             load(name)
     with pytest.raises(AssertionError, match="the hub was asked"):
         load("owner/name")
-    monkeypatch.setattr("models.weights.language_model.is_offline_mode", lambda: True)
+    monkeypatch.setattr("models.weights.source.is_offline_mode", lambda: True)
     for name in ("owner/name", "gpt3"):
         with pytest.raises(FileNotFoundError, match=rf"no folder '{name}', and offline \(HF_HUB_OFFLINE\).*owner/name"):
             load(name)
     cached = {("owner/name", "adapter_config.json", "v1"): str(tmp_path)}
     monkeypatch.setattr(
-        "models.weights.language_model.try_to_load_from_cache",
+        "models.weights.source.try_to_load_from_cache",
         lambda name, file, revision: cached.get((name, file, revision)),
     )
     with pytest.raises(AssertionError, match="the hub was asked"):

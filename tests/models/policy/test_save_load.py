@@ -1,6 +1,5 @@
 """What is saved is what was trained: the plain libraries read it, in a fresh process, to the last bit."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -85,8 +84,6 @@ def saved(tmp_path_factory):
     """Every case trained and saved here, then read by the plain libraries in one process that starts afresh."""
     root, made, asked = tmp_path_factory.mktemp("saved"), {}, []
     for family, kind in CASES:
-        if kind == "4-bit adapter" and importlib.util.find_spec("bitsandbytes") is None:
-            continue
         name = f"{family} {kind}"
         policy, base = trained(root / name, family, kind)
         s = drawn(policy)
@@ -103,8 +100,6 @@ def saved(tmp_path_factory):
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_plain_libraries_in_a_fresh_process_compute_the_same(saved, family, kind):
-    if kind == "4-bit adapter":
-        pytest.importorskip("bitsandbytes")
     root, made, logits, tokens = saved
     name = f"{family} {kind}"
     policy, s, evaluation, own = made[name]

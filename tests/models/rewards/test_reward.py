@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from reward_rows import ROWS, MambaClassifier, ReadRow, sequences
@@ -18,7 +19,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from models.rewards.classifier_reward import ClassifierReward, load_reward_model
+from models.rewards.classifier_reward import ClassifierReward
+from models.rewards.loading import load_reward_model
 from models.tiny import EOS_ID, gpt2_config, save_tiny, tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
 from rlhf_core.evidence import EvidenceRequest, FullKL
 from rlhf_core.types import RewardModel, Sequences, ValidatesPrompts
@@ -243,7 +245,7 @@ def test_labels_must_fit_the_kind_of_score() -> None:
         ClassifierReward(tiny_gpt2_classifier(num_labels=2), tokenizer, score="single_logit")
     with pytest.raises(ValueError, match=r"1 label\(s\).*needs 2.*Use score='single_logit'"):
         ClassifierReward(tiny_gpt2_classifier(num_labels=1), tokenizer, score="logit_difference")
-    with pytest.raises(ValueError, match=r"3 label\(s\).*A reward is one of"):
+    with pytest.raises(ValueError, match=r"3 label\(s\).*needs 1. Use label, one of 'LABEL_0' \(0\)"):
         ClassifierReward(tiny_gpt2_classifier(num_labels=3), tokenizer, score="single_logit")
     with pytest.raises(ValueError, match="micro_batch_tokens must be at least 1"):
         ClassifierReward(tiny_gpt2_classifier(), tokenizer, score="single_logit", micro_batch_tokens=0)
@@ -321,7 +323,6 @@ def test_remote_code_is_off_by_default(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:bitsandbytes.*")
 @pytest.mark.filterwarnings("ignore::FutureWarning:bitsandbytes.*")
 def test_four_bit_llama_on_the_cpu(tmp_path: Path) -> None:
-    bitsandbytes = pytest.importorskip("bitsandbytes")
     settings = {"vocab_size": VOCAB, "hidden_size": 64, "std": 0.05}
     folder = save_tiny(tmp_path, "llama", head="classifier", **settings)
     full = load_reward_model(folder, score="single_logit")

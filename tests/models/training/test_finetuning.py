@@ -13,7 +13,7 @@ from models.tiny import EOS_ID, save_tiny
 from models.training.finetuning import adapted_language_model, adapted_reward_model
 from models.training.objectives import Completion, Pair
 from models.training.supervised import TrainingSettings, last_token_scores, train_completions, train_preference_model
-from models.weights.language_model import ModelSource
+from models.weights.source import ModelSource
 from redistributors import RewardAttention
 from rlhf_core import PPOConfig, PPOTrainer
 from rlhf_core.types import ValidatesPrompts
@@ -37,8 +37,6 @@ def source(base, four_bit):
 @pytest.fixture(scope="module", params=[False, True], ids=["float32", "4-bit"])
 def made(request, base, tmp_path_factory):
     """An SFT adapter and a reward adapter, trained a little and saved."""
-    if request.param:
-        pytest.importorskip("bitsandbytes")
     root = tmp_path_factory.mktemp("made")
     policy = adapted_language_model(source(base, request.param), LORA, seed=0, checkpointing=True)
     measured = train_completions(policy.adapters, DEMONSTRATIONS, DEMONSTRATIONS, QUICK)

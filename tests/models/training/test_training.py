@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.rewards.classifier_reward import ClassifierReward, load_reward_model
+from models.rewards.classifier_reward import ClassifierReward
+from models.rewards.loading import load_reward_model
 from models.tiny import tiny_gpt2, tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
 from models.training.objectives import Completion, Labelled, Pair, label_batch, label_loss, pair_batch, pair_loss
 from models.training.supervised import (

@@ -13,7 +13,7 @@ from benchmarks.tasks.preparation import from_base
 from models import LoraSettings, load_policy, load_reward_model
 from models.tiny import llama_config, save_tiny, tiny_tokenizer
 from models.training.finetuning import adapted_reward_model
-from models.weights.language_model import ModelSource
+from models.weights.source import ModelSource
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,8 @@
 """4-bit weights on the CPU: trained through LoRA, never touched themselves."""
 
-import importlib.util
-
+import bitsandbytes as bnb
 import pytest
 import torch
-
-pytest.importorskip("bitsandbytes")
-
-import bitsandbytes as bnb
 
 from models import LoraSettings, load_policy
 from models.tiny import save_tiny
@@ -46,12 +41,6 @@ def test_the_configuration_is_nf4_with_double_quantisation():
     assert config.bnb_4bit_quant_type == "nf4"
     assert config.bnb_4bit_use_double_quant
     assert config.bnb_4bit_compute_dtype == torch.bfloat16
-
-
-def test_a_missing_bitsandbytes_is_an_error_that_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install dense-rlhf\[quantization\]"):
-        four_bit_config(torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

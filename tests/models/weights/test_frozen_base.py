@@ -68,8 +68,6 @@ def without_reference_adapter(hashes: dict[str, str]) -> dict[str, str]:
     ],
 )
 def test_what_is_frozen_stays_bit_for_bit(base, tmp_path, start, settings):
-    if settings:
-        pytest.importorskip("bitsandbytes")
     policy = loaded(start, base, tmp_path, **settings)
     before, trained = frozen_hashes(policy), [parameter.detach().clone() for parameter in policy.parameters()]
     assert any("embed" in name or "wte" in name for name in before)

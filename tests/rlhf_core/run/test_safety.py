@@ -23,7 +23,7 @@ from models import LoraSettings, load_policy, load_reward_model
 from models.rewards.trunk import load_trunk
 from models.tiny import save_tiny
 from models.training.finetuning import adapted_reward_model
-from models.weights.language_model import ModelSource
+from models.weights.source import ModelSource
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("rlhf_core", "redistributors", "models", "benchmarks")
@@ -296,7 +296,7 @@ def test_the_commit_pins_code_that_lives_in_another_repository_too(good, folder,
         raise Asked(options)
 
     kind = "CausalLM" if folder == "policy" else "SequenceClassification"
-    home = {"policy": "models.weights.language_model", "reward": "models.rewards.classifier_reward"}[folder]
+    home = {"policy": "models.weights.language_model", "reward": "models.rewards.loading"}[folder]
     monkeypatch.setattr(f"{home}.AutoModelFor{kind}.from_pretrained", stop)
     options = {"score": "single_logit"} if folder == "reward" else {}
     load = load_reward_model if folder == "reward" else load_policy

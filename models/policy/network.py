@@ -1,0 +1,42 @@
+"""What a policy is made of: the network that is trained, and all that stands beside it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models.attention.reader import AttentionReader, Unreadable, checked_reader
+from models.passes.value_head import ValueHead
+from models.weights.language_model import vocabulary
+from models.weights.reference import Reference
+from rlhf_core.evidence import Source
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Network:
+    """The parts of a policy: what is trained, what it is held against, and what is written when it is saved."""
+
+    lm: PreTrainedModel
+    value_head: ValueHead
+    reference: Reference
+    write: Callable[[str], None]
+    """Writes the weights, or the adapter, into a folder."""
+    read: Callable[[str], Callable[[], object]]
+    """Reads back what ``write`` wrote, and changes nothing: what it returns puts that in place."""
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: tuple[int, ...]
+    compute_dtype: torch.dtype
+    checkpointed: tuple[nn.Module, ...]
+    """Modules that recompute their activations in the backward pass; empty where that is off."""
+    auxiliaries: Mapping[str, Reference] = field(default_factory=dict)
+    """Further frozen models over the same tokens, by name; never trained, never saved."""
+
+    @cached_property
+    def readers(self) -> Mapping[Source, AttentionReader | Unreadable]:
+        """Checked readers of the attention of policy and reference, one for both where they are one model."""
+        models: dict[Source, PreTrainedModel] = {"policy": self.lm, "reference": self.reference.lm}
+        built = {id(lm): checked_reader(lm, vocabulary(self.lm)) for lm in models.values()}
+        return {source: built[id(lm)] for source, lm in models.items()}

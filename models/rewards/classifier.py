@@ -1,0 +1,81 @@
+"""A sequence classifier as a scoring function: network, head, score, and the token that stands for nothing."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from models.rewards.classifier_head import Head
+from models.rewards.score_kinds import Score
+from rlhf_core.evidence import HiddenTap
+
+NULL_TOKENS = ("mask_token_id", "pad_token_id", "unk_token_id", "eos_token_id")
+WITHOUT_NULL = {"absent": 'absent="delete"', "baseline": 'baseline="zero"'}
+Setting = Literal["absent", "baseline"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Classifier:
+    """The parts of a reward model that run: all that a probe needs."""
+
+    model: PreTrainedModel
+    head: Head
+    score: Score
+    null_id: int | None
+    """The token that stands for nothing, where the tokenizer has one."""
+
+    @property
+    def name(self) -> str:
+        """The model's class."""
+        return type(self.model).__name__
+
+    def scores(
+        self, hidden: Float[Tensor, "row position hidden"], attention_mask: Bool[Tensor, "row position"]
+    ) -> Float[Tensor, " row"]:
+        """Raw scores of last hidden states of right-padded rows."""
+        return self.score.of(self.head.logits(hidden, attention_mask))
+
+    def read_states(
+        self,
+        tap: HiddenTap,
+        hidden: Float[Tensor, "batch position hidden"],
+        response_positions: Int[Tensor, "batch response"],
+        response_mask: Bool[Tensor, "batch response"],
+    ) -> Float[Tensor, "batch response ..."]:
+        """``tap`` answered from the states before each response token; 0 on padding."""
+        row = torch.arange(len(hidden), device=hidden.device)[:, None]
+        before = hidden[row, (response_positions - 1).clamp(min=0)]
+        answer = tap.read(before, self._scores_alone)
+        outside = ~response_mask.reshape(*response_mask.shape, *(1 for _ in answer.shape[2:]))
+        return answer.masked_fill(outside, 0)
+
+    def _scores_alone(self, states: Float[Tensor, "batch response hidden"]) -> Float[Tensor, "batch response"]:
+        """Each state's score as the last of a row of its own."""
+        alone = rearrange(states, "batch response hidden -> (batch response) 1 hidden")
+        read = torch.ones(alone.shape[:2], dtype=torch.bool, device=alone.device)
+        return self.scores(alone, read).reshape(states.shape[:2])
+
+
+def null_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that replaces a token whose absence is studied: the mask token, or else padding, unknown, EOS."""
+    found = (getattr(tokenizer, name, None) for name in NULL_TOKENS)
+    return next((token for token in found if token is not None), None)
+
+
+def why_not_null(name: str, null_id: int | None, setting: Setting) -> str:
+    """Why no token of the model called ``name`` stands for nothing, and which value of the method's ``setting`` needs
+    none; empty where one does."""
+    if null_id is not None:
+        return ""
+    return f"{name}: its tokenizer has no token that stands for nothing; use {WITHOUT_NULL[setting]}"
+
+
+def require_null(name: str, null_id: int | None, setting: Setting) -> int:
+    """The id; raises ValueError where there is none, with the reason of :func:`why_not_null`."""
+    if null_id is None:
+        raise ValueError(why_not_null(name, null_id, setting))
+    return null_id

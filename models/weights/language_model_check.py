@@ -1,0 +1,95 @@
+"""Load-time check of a language model: every kind of pass a policy makes, against its plain forward pass."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from models.passes.context_length import context_length
+from models.passes.forward import response_predictions
+from models.passes.layout import PaddedRows
+from models.passes.sampling import CachedDecoder, left_padded
+from models.passes.switches import NEAR, SWITCHES, beside_switches, past_switches, within_reach
+
+
+@torch.no_grad()
+def check_language_model(lm: PreTrainedModel, vocab_size: int) -> int:
+    """Run ragged batches through every kind of pass a policy makes and compare with the model's plain forward on each
+    row alone; the size of the head's input.
+
+    Catches architectures that see the future, ignore position ids under left padding, keep their cache elsewhere,
+    compute logits from something else than their output embedding, still drop out in train mode, or read a row by its
+    company: rows lie on both sides of the switches that the config names (see :mod:`models.passes.switches`).
+
+    Raises:
+        ValueError: naming the architecture, the pass, and the mean difference of log-probabilities in nats.
+    """
+    for lengths in beside_switches(lm, context_length(lm)):
+        hidden = _check_passes(lm, _ragged(lengths, vocab_size), "")
+    with within_reach(lm):
+        past = (
+            f" past its switches ({', '.join(SWITCHES)}, put at {NEAR} tokens; one beyond twice "
+            "max_position_embeddings, which you may lower in its config.json, is never reached)"
+        )
+        _check_passes(lm, _ragged(past_switches(context_length(lm)), vocab_size), past)
+    return hidden
+
+
+def _ragged(lengths: tuple[int, int], vocab_size: int) -> list[list[int]]:
+    return [[(7 * i + 3 * row + 1) % vocab_size for i in range(length)] for row, length in enumerate(lengths)]
+
+
+def _check_passes(lm: PreTrainedModel, ids: list[list[int]], where: str) -> int:
+    lm.train(False)
+    plain = [lm(input_ids=torch.tensor([row], device=lm.device), use_cache=False).logits[0] for row in ids]
+    wanted = torch.cat([logits[:-1] for logits in plain])
+    evaluated, hidden = _evaluated(lm, ids)
+    lm.train()
+    trained, _ = _evaluated(lm, ids)
+    lm.train(False)
+    tolerance = 1e-4 if lm.dtype == torch.float32 and not getattr(lm, "is_quantized", False) else 0.1
+    _compare(lm, f"teacher-forced pass (right padding, head on response tokens){where}", evaluated, wanted, tolerance)
+    _compare(lm, f"pass in train mode (dropout at 0){where}", trained, evaluated, 1e-5)
+    ends = torch.stack([plain[0][-2], plain[1][-2], plain[1][-1]])
+    _compare(lm, f"sampling pass (left padding, cache){where}", _sampled(lm, ids), ends, tolerance)
+    return hidden
+
+
+def _evaluated(lm: PreTrainedModel, ids: list[list[int]]) -> tuple[Tensor, int]:
+    """Logits that predict every token but the first of each row."""
+    lengths = torch.tensor([len(row) for row in ids], device=lm.device)
+    width = int(lengths.max())
+    columns = torch.arange(width, device=lm.device)
+    rows = PaddedRows(
+        input_ids=torch.tensor([row + [0] * (width - len(row)) for row in ids], device=lm.device),
+        attention_mask=columns < lengths[:, None],
+        response_positions=columns[1:].expand(len(ids), -1),
+        longest=lengths,
+    )
+    predictions = response_predictions(lm, rows, rows.attention_mask[:, 1:])
+    return predictions.logits, predictions.hidden.shape[-1]
+
+
+def _sampled(lm: PreTrainedModel, ids: list[list[int]]) -> Tensor:
+    """Logits at the last column but one of both rows, and, from a cached step without the first, the second's last."""
+    decoder = CachedDecoder(lm, room=torch.ones(len(ids), dtype=torch.long))
+    first = decoder.start(*left_padded([row[:-1] for row in ids], lm.device))
+    decoder.keep(torch.tensor([1], device=lm.device))
+    return torch.cat([first, decoder.advance(torch.tensor([ids[1][-1]], device=lm.device))])
+
+
+def _compare(
+    lm: PreTrainedModel,
+    what: str,
+    found: Float[Tensor, "token vocab"],
+    wanted: Float[Tensor, "token vocab"],
+    tol: float,
+) -> None:
+    if found.shape != wanted.shape:
+        raise ValueError(f"{type(lm).__name__} cannot be a policy: its {what} gives logits {tuple(found.shape)}")
+    gap = float((found.float().log_softmax(-1) - wanted.float().log_softmax(-1)).abs().mean())
+    if not gap <= tol:
+        raise ValueError(
+            f"{type(lm).__name__} cannot be a policy: its {what} differs from its plain forward pass by {gap:.2g} nats "
+            f"(mean over the vocabulary; allowed: {tol:.0e})"
+        )
