@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import evidence_of
-from redistributors.prefix_difference import shaped
+from redistributors.credit import evidence_of, shaped
 from redistributors.reward_attention import RewardAttention
 from redistributors.ridge import RecursiveRidge
 from redistributors.state_features import HiddenState, Position, StateFeature
