@@ -20,7 +20,6 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from benchmarks.base.cli import measurement_folder, parse
-from benchmarks.compare_on import Credit, compare_on, reference_gradient
 from benchmarks.credit.frozen_credit import warm
 from benchmarks.credit.gradients import (
     cosine,
@@ -29,6 +28,7 @@ from benchmarks.credit.gradients import (
     inverted,
     jackknifed,
     policy_gradients,
+    reference_gradient,
     signal_to_noise,
 )
 from benchmarks.reporting import figures
@@ -39,7 +39,7 @@ from benchmarks.runs.arms import parse_arms, with_settings
 from benchmarks.runs.experiment import Loaded, Task
 from benchmarks.tasks.definitions import make_task
 from benchmarks.tasks.model_settings import Loading
-from redistributors import Sparse
+from redistributors import Credit, Sparse, compare_on
 from rlhf_core.checks import check_needs
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import EvidenceRequest
@@ -146,10 +146,10 @@ class Stage:
     def credits(self, rollout: Rollout) -> dict[str, Credit]:
         """Every arm's, under its own settings."""
         coef = self.trainer.kl_controller.coef
-        found: dict[str, Credit] = {}
-        for label, (method, config) in self.methods.items():
-            found |= compare_on(rollout, {label: method}, config=config, kl_coef=coef, policy=None)
-        return found
+        return {
+            label: compare_on(rollout, {label: method}, config=config, kl_coef=coef)[label]
+            for label, (method, config) in self.methods.items()
+        }
 
     def reference(self, repetitions: range) -> tuple[Tensor, float]:
         """The many-sample gradient, and its squared norm without bias, from two halves."""

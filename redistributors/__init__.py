@@ -6,9 +6,9 @@ that a method is made of, ``check`` tries one of your own, and ``compare_on`` pu
 """
 
 from redistributors.attention import Attention
-from redistributors.comparison import Comparison, Credit, compare_on
-from redistributors.contract import Finding, Report, check
+from redistributors.contract import ContractReport, ContractTest, check
 from redistributors.credit import evidence_of, fallback_fraction, normalised, shaped, signed, spread, unattributed
+from redistributors.credit_table import Credit, CreditTable, compare_on
 from redistributors.decoder_attention import DecoderAttention
 from redistributors.ensemble import EnsembleCredit
 from redistributors.gradient import Gradient
@@ -28,12 +28,13 @@ from redistributors.uniform import Uniform
 __all__ = [
     "REDISTRIBUTORS",
     "Attention",
-    "Comparison",
+    "ContractReport",
+    "ContractTest",
     "Credit",
+    "CreditTable",
     "DecoderAttention",
     "EnsembleCredit",
     "EntropyPeaks",
-    "Finding",
     "Gradient",
     "IntegratedGradients",
     "LeaveOneOut",
@@ -42,7 +43,6 @@ __all__ = [
     "OwnRewards",
     "PotentialProjection",
     "PrefixDifference",
-    "Report",
     "RewardAttention",
     "Segment",
     "Sentences",

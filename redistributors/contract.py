@@ -26,12 +26,12 @@ MADE_UP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class ContractTest:
     """One test of a method: whether it held (None: this rollout cannot tell), what was seen, and whether the method
     declares it. All of the contract is declared by whoever calls himself a redistributor, but for "sum", "causal" and
     "shaping"."""
 
-    test: str
+    name: str
     held: bool | None
     seen: str
     declared: bool = True
@@ -45,16 +45,16 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ContractReport:
     """What :func:`check` found of a method; written out, it is a table."""
 
     method: str
-    findings: tuple[Finding, ...]
+    tests: tuple[ContractTest, ...]
 
     @property
     def failed(self) -> tuple[str, ...]:
         """The tests that failed, by name."""
-        return tuple(finding.test for finding in self.findings if finding.result == "fail")
+        return tuple(test.name for test in self.tests if test.result == "fail")
 
     @property
     def passed(self) -> bool:
@@ -63,11 +63,11 @@ class Report:
 
     def __repr__(self) -> str:
         verdict = f"fails {', '.join(self.failed)}" if self.failed else "keeps the contract"
-        rows = [f"{one.test:<12}{one.result:<14}{one.seen}" for one in self.findings]
+        rows = [f"{test.name:<12}{test.result:<14}{test.seen}" for test in self.tests]
         return "\n".join([f"{self.method} {verdict}", *rows])
 
 
-def check(method: object, rollout: Rollout | None = None) -> Report:
+def check(method: object, rollout: Rollout | None = None) -> ContractReport:
     """Try a redistributor on a small rollout, print a table of what held, and return it; the method stays as it is.
 
     ``members``: it has ``needs``, ``causal`` and ``conserving``, and is called with a rollout. ``answer``: a tensor
@@ -83,18 +83,18 @@ def check(method: object, rollout: Rollout | None = None) -> Report:
 
     A broken method raises nothing here: ``assert check(method).passed`` does.
     """
-    report = Report(method=_name(method), findings=tuple(_findings(method, rollout)))
+    report = ContractReport(method=_name(method), tests=tuple(_tests(method, rollout)))
     print(report)
     return report
 
 
-def _findings(method: object, given: Rollout | None) -> list[Finding]:
+def _tests(method: object, given: Rollout | None) -> list[ContractTest]:
     """All of them; none beyond the first two tests where one of these fails."""
     wrong = _lacking(method)
     if wrong or not isinstance(method, Redistributor):
-        return [Finding(test="members", held=False, seen=wrong)]
+        return [ContractTest(name="members", held=False, seen=wrong)]
     rollout = made_up_rollout(method.needs) if given is None else restricted(given, method)
-    members = Finding(test="members", held=True, seen=f"needs {_kinds(method.needs)}")
+    members = ContractTest(name="members", held=True, seen=f"needs {_kinds(method.needs)}")
     answer = _tried("answer", _answer, _Trial(fresh=method, method=method, rollout=rollout))
     if not answer.held:
         return [members, replace(answer, seen=answer.seen + (MADE_UP if given is None and method.needs else ""))]
@@ -124,13 +124,13 @@ _Answer = tuple[bool | None, str]
 _Test = Callable[[_Trial], _Answer]
 
 
-def _tried(test: str, function: _Test, trial: _Trial) -> Finding:
+def _tried(name: str, function: _Test, trial: _Trial) -> ContractTest:
     """On a rollout of its own, as a method may overwrite it."""
     try:
         held, seen = function(replace(trial, rollout=copy.deepcopy(trial.rollout)))
     except Exception as error:  # a stranger's method may raise anything
         held, seen = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return Finding(test=test, held=held, seen=seen)
+    return ContractTest(name=name, held=held, seen=seen)
 
 
 def _kinds(requests: Iterable[EvidenceRequest]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.experiment import Loaded
 from models.rewards.retokenised import RetokenisedReward
+from redistributors.credit import restricted
 from rlhf_core.checks import check_gamma, check_needs, require_token_scores
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import (
@@ -92,12 +93,6 @@ def warm(
         seen = measure(loaded.policy, reward, sequences, needs, config=config, moments=moments)
         for learner in learners:
             learner.observe(restricted(seen, learner))
-
-
-def restricted(rollout: Rollout, redistributor: Redistributor) -> Rollout:
-    """The rollout with the evidence that the redistributor asked for, as far as it is there, and nothing else."""
-    own = {request: found for request, found in rollout.evidence.items() if request in redistributor.needs}
-    return replace(rollout, evidence=own)
 
 
 def evidence_apart(

@@ -271,19 +271,19 @@ MUTATIONS = (
         "benchmarks/credit/gradients.py",
         "(loss * share, parameters",
         "(loss, parameters",
-        "tests/benchmarks/credit/test_compare_on.py::test_one_pass_serves_all_methods_however_it_is_cut",
+        "tests/benchmarks/credit/test_gradient_quality.py::test_one_pass_serves_all_methods_however_it_is_cut",
     ),
     Mutation(
         "benchmarks/credit/gradients.py",
         "(products.sum() - products.trace()) / (repetitions * (repetitions - 1))",
         "products.sum() / repetitions**2",
-        "tests/benchmarks/credit/test_compare_on.py::test_noise_by_hand",
+        "tests/benchmarks/credit/test_gradient_quality.py::test_noise_by_hand",
     ),
     Mutation(
-        "benchmarks/compare_on.py",
+        "benchmarks/credit/gradients.py",
         'replace(config, lam=1.0, advantages="gae")',
         'replace(config, advantages="gae")',
-        "tests/benchmarks/credit/test_compare_on.py::test_the_reference_is_the_mean_of_sparse_at_lam_one",
+        "tests/benchmarks/credit/test_gradient_quality.py::test_the_reference_is_the_mean_of_sparse_at_lam_one",
     ),
     Mutation(
         "benchmarks/worlds/tabular.py",

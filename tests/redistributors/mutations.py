@@ -7,7 +7,7 @@ MUTATIONS = (
         "redistributors/credit.py",
         "weights = beta * credit + (1 - beta) * last_token(mask)",
         "weights = beta * credit + last_token(mask)",
-        "tests/redistributors/test_redistributors.py::test_conserves_the_score_where_declared",
+        "tests/redistributors/test_redistributors.py::test_keeps_the_contract_and_declares_all_that_holds",
     ),
     Mutation(
         "redistributors/attention_requests.py",
@@ -40,7 +40,7 @@ MUTATIONS = (
         "tests/models/policy/test_stranger_checkpoints.py::test_an_altered_checkpoint_changes_nothing[a NaN fit]",
     ),
     Mutation(
-        "redistributors/prefix_difference.py",
+        "redistributors/credit.py",
         "return gamma * torch.nn.functional.pad(known[:, 1:], (0, 1)) - known",
         "return torch.nn.functional.pad(known[:, 1:], (0, 1)) - gamma * known",
         "tests/redistributors/test_prefix_difference.py::test_by_hand",

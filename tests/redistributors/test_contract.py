@@ -8,7 +8,7 @@ import torch
 from fakes import ragged_sequences, rollout_of
 
 from redistributors import PotentialProjection, RewardAttention, Uniform, check, evidence_of, signed
-from redistributors.contract import Report
+from redistributors.contract import ContractReport
 from redistributors.trial_rollouts import made_up_rollout, part_of, with_other_ends
 from rlhf_core.evidence import AuxiliaryLogprobs, EvidenceRequest, HiddenTap, PrefixScores
 from rlhf_core.masking import last_token
@@ -130,13 +130,13 @@ def test_a_broken_method_fails_by_name(test, method, capsys):
 def test_a_sound_method_passes(method):
     report = check(method)
     assert report.passed, report
-    assert [finding.test for finding in report.findings] == ALL
+    assert [one.name for one in report.tests] == ALL
 
 
 def test_the_report_is_a_table_that_is_printed_and_returned(capsys):
     report = check(Uniform())
     lines = capsys.readouterr().out.splitlines()
-    assert isinstance(report, Report)
+    assert isinstance(report, ContractReport)
     assert repr(report).splitlines() == lines
     assert lines[0] == "Uniform(beta=1.0) keeps the contract"
     assert [line[:12].strip() for line in lines[1:]] == ALL
@@ -174,7 +174,7 @@ def test_evidence_of_its_own_kind_may_be_given(capsys):
     mask = given.sequences.response_mask
     report = check(Shares(), replace(given, evidence={Share(): mask * 0.5}))
     assert report.passed, report
-    assert "needs Share" in check(Shares(), given).findings[1].seen
+    assert "needs Share" in check(Shares(), given).tests[1].seen
 
 
 class Sees(Method):
@@ -192,10 +192,8 @@ def test_a_method_sees_what_it_asks_for_in_a_rollout_of_the_callers_own():
 
 def test_what_a_rollout_cannot_tell_is_not_tested():
     given = rollout_of(ragged_sequences(lengths=(2, 2), prompt_lengths=(1, 1)), [1.0, 2.0])
-    results = {
-        finding.test: finding.result for finding in check(Method(at_the_end, causal=True, shaping=True), given).findings
-    }
-    untested = {test for test, result in results.items() if result == "not tested"}
+    report = check(Method(at_the_end, causal=True, shaping=True), given)
+    untested = {one.name for one in report.tests if one.result == "not tested"}
     assert untested == {"padding", "one token", "causal", "shaping"}
 
 

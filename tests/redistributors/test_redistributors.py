@@ -54,7 +54,7 @@ def test_compares_by_value_and_does_not_change(redistributor):
 def test_keeps_the_contract_and_declares_all_that_holds(redistributor):
     report = check(redistributor)
     assert report.passed, report
-    assert all(finding.held == finding.declared for finding in report.findings), report
+    assert all(one.held == one.declared for one in report.tests), report
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class Credit:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Comparison(Mapping[str, Credit]):
+class CreditTable(Mapping[str, Credit]):
     """Every method's credit by its label; written out, a table with a row for each."""
 
     credits: Mapping[str, Credit]
@@ -80,7 +80,7 @@ def compare_on(
     *,
     config: PPOConfig | None = None,
     kl_coef: float | None = None,
-) -> Comparison:
+) -> CreditTable:
     """Every method's credit for ``rollout``; each sees the evidence it asks for and no other.
 
     ``methods``: names of the registry, instances, or both, or any of them by labels of your own; else the label is the
@@ -100,7 +100,7 @@ def compare_on(
     made, config = _by_label(methods), config or PPOConfig()
     coef = config.kl.init_coef if kl_coef is None else kl_coef
     _require_evidence(made, rollout)
-    return Comparison(credits={label: _credit(one, rollout, config, coef) for label, one in made.items()})
+    return CreditTable(credits={label: _credit(one, rollout, config, coef) for label, one in made.items()})
 
 
 def _credit(method: Redistributor, rollout: Rollout, config: PPOConfig, kl_coef: float) -> Credit:
