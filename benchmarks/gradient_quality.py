@@ -36,8 +36,8 @@ from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.statistics import LEVEL, RESAMPLES, Kind, Summary
 from benchmarks.reporting.tables import Table, Value
 from benchmarks.runs.arms import parse_arms, with_settings
-from benchmarks.runs.experiment import Loaded, Task
-from benchmarks.tasks.definitions import make_task
+from benchmarks.runs.single_run import Task
+from benchmarks.tasks.definitions import Loaded, make_task
 from benchmarks.tasks.model_settings import Loading
 from redistributors import Credit, Sparse, compare_on
 from rlhf_core.checks import check_needs

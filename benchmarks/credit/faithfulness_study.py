@@ -15,7 +15,7 @@ from benchmarks.credit.frozen_credit import HasProbe, MeasuredCredit, askable, c
 from benchmarks.credit.value_oracle import ValueDifferences, value_differences
 from benchmarks.reporting.statistics import Array, rank_correlation
 from benchmarks.runs.arms import Arm, parse_arms
-from benchmarks.runs.experiment import Loaded
+from benchmarks.tasks.definitions import Loaded
 from benchmarks.tasks.model_settings import Loading
 from redistributors import REDISTRIBUTORS
 from redistributors.leave_one_out import Occlusion

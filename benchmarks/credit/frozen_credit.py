@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.runs.arms import Arm
-from benchmarks.runs.experiment import Loaded
+from benchmarks.tasks.definitions import Loaded
 from models.rewards.retokenised import RetokenisedReward
 from redistributors.credit import restricted
 from rlhf_core.checks import check_gamma, check_needs, require_token_scores

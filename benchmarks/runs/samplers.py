@@ -15,18 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.policy.causal_policy import CausalPolicy
 from rlhf_core.types import Limits, Policy, Sequences
 
 DROPOUT = 0.1
-
-
-Draw = Callable[[Any, Sequence[Sequence[int]], Limits, Tensor], Sequences]
+DrawResponses = Callable[[Any, Sequence[Sequence[int]], Limits, Tensor], Sequences]
 
 
 class DrawnOtherwise:
     """A policy that draws its responses by ``draw(policy, prompts, limits, uniforms)`` and is ``policy`` otherwise."""
 
-    def __init__(self, policy: Policy, draw: Draw) -> None:
+    def __init__(self, policy: Policy, draw: DrawResponses) -> None:
         object.__setattr__(self, "policy", policy)
         object.__setattr__(self, "draw", draw)
 
@@ -47,18 +46,17 @@ class DrawnOtherwise:
 
     def sample(self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
         """Draw a response per prompt."""
-        drawn: Sequences = self.draw(self.policy, prompts, limits, uniforms)
-        return drawn
+        return self.draw(self.policy, prompts, limits, uniforms)
 
 
-def unrestricted(policy: Any, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
+def unrestricted(policy: Policy, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
     """EOS is banned while sampling, and allowed in every log-probability, the reference's too: what was drawn is not
     what is trained."""
-    drawn: Sequences = policy.sample(prompts, limits, uniforms)
+    drawn = policy.sample(prompts, limits, uniforms)
     return replace(drawn, min_lengths=torch.zeros_like(drawn.min_lengths))
 
 
-def with_dropout(policy: Any, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
+def with_dropout(policy: CausalPolicy, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
     """Dropout wherever the network has a dropout module (rate 0.1, GPT-2's), but for the first rollout, which in the
     published stack comes before the model is first put in train mode.
 
@@ -73,7 +71,7 @@ def with_dropout(policy: Any, prompts: Sequence[Sequence[int]], limits: Limits, 
 
 
 @contextmanager
-def dropped(policy: Any, rate: float) -> Iterator[None]:
+def dropped(policy: CausalPolicy, rate: float) -> Iterator[None]:
     """Dropout on what every dropout module of the language model lets through, in eval mode too.
 
     Raises:

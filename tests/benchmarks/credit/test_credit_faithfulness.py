@@ -10,7 +10,7 @@ import torch
 from fakes import TablePolicy, ragged_sequences, sequences_of
 from PIL import Image
 from prepared import prepared
-from table_task import PPO, TableLoaded
+from table_task import PPO, table_loaded
 
 from benchmarks import credit_faithfulness
 from benchmarks.credit import faithfulness_report as report
@@ -282,17 +282,16 @@ class Watcher(Learner):
 SMALL = {"responses": 3, "points": 4, "absent": ("delete",), "continuations": 4, "warm": 2, "orders": 4}
 
 
-class Threes(TableLoaded):
-    """The share of tokens that are 3, which no tokens have none of."""
-
-    def __init__(self):
-        super().__init__()
-        self.reward = lambda _, texts: [text.split().count("3") / max(len(text.split()), 1) for text in texts]
+def threes():
+    """The table's task, scored by the share of tokens that are 3, which no tokens have none of."""
+    return replace(
+        table_loaded(), reward=lambda _, texts: [text.split().count("3") / max(len(text.split()), 1) for text in texts]
+    )
 
 
 def small_study(methods, **changes):
     config = with_settings(PPOConfig(), PPO)
-    return study(Threes(), config, Settings(redistributors=methods, **{**SMALL, **changes}))
+    return study(threes(), config, Settings(redistributors=methods, **{**SMALL, **changes}))
 
 
 def test_a_study_of_methods_whose_faithfulness_is_known():
@@ -326,7 +325,7 @@ def test_methods_that_learn_observe_first_what_they_asked_for():
 
 def test_methods_that_learn_observe_as_many_responses_to_a_prompt_as_a_run_draws():
     grouped = replace(with_settings(PPOConfig(), PPO), responses_per_prompt=2, advantages="rloo")
-    loaded, learner = TableLoaded(), Watcher()
+    loaded, learner = table_loaded(), Watcher()
     loaded.policy.temperature = grouped.temperature
     reward = as_reward_model(loaded.reward, loaded.policy)
     warm([learner], loaded, reward, grouped, rollouts=2, moments=ScoreMoments())
