@@ -173,8 +173,8 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/credit/value_oracle.py",
-        "min_lengths=(low - times).clamp(min=0)",
-        "min_lengths=torch.minimum(low, high - times)",
+        "low, high = whole.min_lengths.cpu() - times, whole.max_lengths.cpu() - times",
+        "high = whole.max_lengths.cpu() - times; low = torch.minimum(whole.min_lengths.cpu(), high)",
         "tests/benchmarks/credit/test_credit_faithfulness.py::test_value_differences_are_those_of_all_continuations",
     ),
     Mutation(
@@ -185,8 +185,8 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/credit/value_oracle.py",
-        "rest = self.uniforms[state.row, state.draw, state.time :]",
-        "rest = self.uniforms[state.row, state.draw]",
+        "places = times[:, None] + torch.arange",
+        "places = 0 * times[:, None] + torch.arange",
         "tests/benchmarks/credit/test_credit_faithfulness.py::test_a_state_that_draws_the_token_itself_goes_on_as_the_next_state_does",
     ),
     Mutation(

@@ -28,7 +28,7 @@ from benchmarks.credit.faithfulness import (
 )
 from benchmarks.credit.faithfulness_study import Settings, study
 from benchmarks.credit.frozen_credit import cost_of, evidence_apart, warm
-from benchmarks.credit.value_oracle import State, Walk, value_differences
+from benchmarks.credit.value_oracle import Walk, value_differences
 from benchmarks.runs.arms import with_settings
 from models import load_policy
 from models.rewards.classifier_reward import ClassifierReward
@@ -208,7 +208,7 @@ def test_the_oracle_does_not_depend_on_batch_or_memory_and_its_halves_share_noth
 
 def test_a_state_that_draws_the_token_itself_goes_on_as_the_next_state_does():
     walk = Walk(policy=Eighths(), sequences=DRAWN, uniforms=value_oracle._uniforms(DRAWN, 32))
-    first, second = (walk.completed([State(row=0, time=t, draw=j) for j in range(32)]).responses() for t in (0, 1))
+    first, second = (walk.completed(torch.tensor([(0, t, j) for j in range(32)])).responses() for t in (0, 1))
     alike = [before == after for before, after in zip(first, second) if before[0] == 2]
     assert all(alike)
     assert 4 < len(alike) < 32
