@@ -7,7 +7,16 @@ that a method is made of, ``check`` tries one of your own, and ``compare_on`` pu
 
 from redistributors.attention import Attention
 from redistributors.contract import ContractReport, ContractTest, check
-from redistributors.credit import evidence_of, fallback_fraction, normalised, shaped, signed, spread, unattributed
+from redistributors.credit import (
+    Residual,
+    evidence_of,
+    fallback_fraction,
+    normalised,
+    shaped,
+    signed,
+    spread,
+    unattributed,
+)
 from redistributors.credit_table import Credit, CreditTable, compare_on
 from redistributors.decoder_attention import DecoderAttention
 from redistributors.ensemble import EnsembleCredit
@@ -23,6 +32,7 @@ from redistributors.reward_attention import RewardAttention
 from redistributors.segment import EntropyPeaks, NGrams, Segment, Sentences
 from redistributors.shapley import Shapley
 from redistributors.sparse import Sparse
+from redistributors.state_features import HiddenState, Position, PriorLogprobs, StateValue
 from redistributors.uniform import Uniform
 
 __all__ = [
@@ -36,18 +46,23 @@ __all__ = [
     "EnsembleCredit",
     "EntropyPeaks",
     "Gradient",
+    "HiddenState",
     "IntegratedGradients",
     "LeaveOneOut",
     "LogRatio",
     "NGrams",
     "OwnRewards",
+    "Position",
     "PotentialProjection",
     "PrefixDifference",
+    "PriorLogprobs",
+    "Residual",
     "RewardAttention",
     "Segment",
     "Sentences",
     "Shapley",
     "Sparse",
+    "StateValue",
     "Uniform",
     "check",
     "compare_on",

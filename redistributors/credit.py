@@ -148,3 +148,17 @@ def check_layer(layer: object, who: str) -> None:
     """Raise ValueError for what is no layer's number; whether the model has the layer is the model's to say."""
     if isinstance(layer, bool) or not isinstance(layer, int):
         raise ValueError(f"{who}: layer is an attention layer's number, negative from the last, got {layer!r}")
+
+
+def check_discount(gamma: object, who: str) -> None:
+    """Raise ValueError for what is no discount, a number in [0, 1]."""
+    if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 0 <= gamma <= 1:
+        raise ValueError(f"{who}: gamma is a discount in [0, 1], got {gamma!r}")
+
+
+def check_inner(inner: object, who: str) -> None:
+    """Raise ValueError for what is no method to build on: no redistributor, or one made for a discount."""
+    if isinstance(inner, type) or not isinstance(inner, Redistributor):
+        raise ValueError(f"{who}: inner must be a redistributor, such as RewardAttention(), got {inner!r}")
+    if getattr(inner, "gamma", 1) != 1:
+        raise ValueError(f"{who}: its sums are undiscounted; give inner gamma=1, got {inner!r}")

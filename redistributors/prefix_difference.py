@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import evidence_of, shaped
+from redistributors.credit import check_discount, evidence_of, shaped
 from rlhf_core.evidence import EvidenceRequest, PrefixScores
 from rlhf_core.masking import last_token
 from rlhf_core.types import Rollout
@@ -39,8 +39,7 @@ class PrefixDifference:
     needs: ClassVar[frozenset[EvidenceRequest]] = frozenset({PrefixScores()})
 
     def __post_init__(self) -> None:
-        if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float) or not 0 <= self.gamma <= 1:
-            raise ValueError(f"PrefixDifference: gamma is a discount in [0, 1], got {self.gamma!r}")
+        check_discount(self.gamma, "PrefixDifference")
         if self.prompt_share == "last" and self.gamma != 1:
             raise ValueError(
                 f"PrefixDifference: prompt_share 'last' is shaping at gamma 1 alone, got gamma {self.gamma!r}; place "

@@ -1,6 +1,7 @@
 """``check`` finds every way of breaking the contract, by name, and nothing where it is kept."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -145,6 +146,11 @@ def test_the_report_is_a_table_that_is_printed_and_returned(capsys):
         "Uniform fails members",
         f"{'members':<12}{'fail':<14}it is a class; give an instance, Uniform()",
     ]
+
+
+def test_the_page_of_methods_shows_the_table_as_it_is():
+    page = (Path(__file__).resolve().parents[2] / "docs/methods.md").read_text(encoding="utf-8")
+    assert f"```\n{check(Uniform())!r}\n```" in page
 
 
 @dataclass(frozen=True, kw_only=True)
