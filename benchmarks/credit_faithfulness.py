@@ -15,9 +15,8 @@ from benchmarks.credit import faithfulness_report as report
 from benchmarks.credit.faithfulness_study import Settings, study
 from benchmarks.reporting import tables
 from benchmarks.reporting.publishing import publish
-from benchmarks.runs.arms import with_settings
+from benchmarks.runs.arms import PAPER_SETTINGS, with_settings
 from benchmarks.tasks.definitions import make_task
-from rlhf_core.config import PPOConfig
 
 NAME = "benchmarks.credit_faithfulness"
 
@@ -28,7 +27,10 @@ def main(argv: list[str] | None = None) -> None:
     quiet_libraries()
     try:
         task = make_task(settings.task, models=settings.models, cache=settings.cache, loading=settings.loading)
-        loaded, config = task.load(), replace(with_settings(PPOConfig(), task.ppo), seed=settings.seed)
+        loaded, config = (
+            task.load(),
+            replace(with_settings(PAPER_SETTINGS, task.ppo), seed=settings.seed),
+        )
     except (ValueError, OSError) as error:
         sys.exit(f"python -m {NAME}: error: {error}")
     out = measurement_folder(settings, NAME)

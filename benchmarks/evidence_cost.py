@@ -126,8 +126,13 @@ def step(name: str, models: Models, rows: int, tokens: int) -> Pass:
     was skipped."""
     half = tokens // 2
     length = tokens - half
-    config = PPOConfig(
-        rollout_batch_size=rows, minibatch_size=rows, epochs=1, min_length=length, max_length=(length, length)
+    config = PPOConfig.from_paper(
+        "positive_generation",
+        rollout_batch_size=rows,
+        minibatch_size=rows,
+        epochs=1,
+        min_length=length,
+        max_length=(length, length),
     )
     trainer = PPOTrainer(*models, REDISTRIBUTORS[name](), config)
     prompts = sequences(rows, tokens).prompt_ids.tolist()

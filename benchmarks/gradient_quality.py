@@ -35,7 +35,7 @@ from benchmarks.reporting import figures
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.statistics import Kind, Summary, bootstrap_interval
 from benchmarks.reporting.tables import Table, Value
-from benchmarks.runs.arms import parse_arms, with_settings
+from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
 from benchmarks.runs.single_run import Task
 from benchmarks.tasks.definitions import Loaded, make_task
 from benchmarks.tasks.model_settings import Loading
@@ -114,7 +114,7 @@ class Settings:
         """The task's PPO settings at this size of rollout."""
         rows = self.prompts * self.responses_per_prompt
         sizes = {"rollout_batch_size": rows, "responses_per_prompt": self.responses_per_prompt, "seed": self.seed}
-        return with_settings(with_settings(PPOConfig(), task.ppo), sizes)
+        return with_settings(with_settings(PAPER_SETTINGS, task.ppo), sizes)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -164,7 +164,7 @@ def measured(stage: Stage, settings: Settings) -> tuple[list[tuple[Value, ...]],
     for rollout in stage.rollouts(range(settings.repetitions), needs):
         made = stage.credits(rollout)
         advantages = {label: credit.advantages for label, credit in made.items()}
-        found = policy_gradients(trainer.policy, rollout.sequences, advantages, trainer.config.micro_batch_tokens)
+        found = policy_gradients(trainer.policy, rollout.sequences, advantages, trainer.config)
         for label, credit in made.items():
             gradients[label].append(found[label].cpu())
             said[label].append(credit.figures)

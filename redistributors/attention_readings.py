@@ -26,9 +26,9 @@ class RolloutRow(Experiment):
     heads: Heads
     uses = frozenset({"attention"})
 
-    def refusal(self, layers: int, heads: int) -> str:
+    def why_not(self, layers: int, heads: int) -> str:
         """It lacks a layer or the head."""
-        return _no_such_layers(self.layers, layers) or self.heads.refusal(heads)
+        return _no_such_layers(self.layers, layers) or self.heads.why_not(heads)
 
     def measure(self, probe: Probe) -> Float[Tensor, "batch response"]:
         """One pass under eager attention."""
@@ -54,9 +54,9 @@ class GradientRow(Experiment):
         """(batch, response, 2)."""
         return (batch, response, 2)
 
-    def refusal(self, layers: int, heads: int) -> str:
+    def why_not(self, layers: int, heads: int) -> str:
         """It lacks a layer or the head."""
-        return _no_such_layers(self.layers, layers) or self.heads.refusal(heads)
+        return _no_such_layers(self.layers, layers) or self.heads.why_not(heads)
 
     def measure(self, probe: Probe) -> Float[Tensor, "batch response side"]:
         """One forward and one backward pass under eager attention."""

@@ -21,7 +21,7 @@ class Heads(Protocol):
         """One weight of the weights of all heads."""
         ...
 
-    def refusal(self, heads: int) -> str:
+    def why_not(self, heads: int) -> str:
         """Why so many heads cannot be reduced, in words; empty where they can."""
         ...
 
@@ -34,7 +34,7 @@ class MeanHeads:
         """Sums to 1 over keys, as the heads do."""
         return weights.mean(1)
 
-    def refusal(self, heads: int) -> str:
+    def why_not(self, heads: int) -> str:
         """Never."""
         return ""
 
@@ -47,7 +47,7 @@ class MaxHeads:
         """Sums to between 1 and the number of heads over keys."""
         return weights.amax(1)
 
-    def refusal(self, heads: int) -> str:
+    def why_not(self, heads: int) -> str:
         """Never."""
         return ""
 
@@ -62,7 +62,7 @@ class OneHead:
         """That head's weights as they are."""
         return weights[:, self.index]
 
-    def refusal(self, heads: int) -> str:
+    def why_not(self, heads: int) -> str:
         """There is no such head."""
         return "" if -heads <= self.index < heads else f"it has heads 0 to {heads - 1}, not {self.index}"
 
@@ -73,9 +73,9 @@ class AttentionRow(AttentionTap):
 
     heads: Heads = MeanHeads()
 
-    def refusal(self, layers: int, heads: int) -> str:
+    def why_not(self, layers: int, heads: int) -> str:
         """It lacks the layer or the head."""
-        return super().refusal(layers, heads) or self.heads.refusal(heads)
+        return super().why_not(layers, heads) or self.heads.why_not(heads)
 
     def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
         """One row a response."""
@@ -119,9 +119,9 @@ class ValueRow(ValueTap):
 
     heads: Heads = MeanHeads()
 
-    def refusal(self, layers: int, heads: int) -> str:
+    def why_not(self, layers: int, heads: int) -> str:
         """It lacks the layer or the head."""
-        return super().refusal(layers, heads) or self.heads.refusal(heads)
+        return super().why_not(layers, heads) or self.heads.why_not(heads)
 
     def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
         """One row a response."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from redistributors.credit import restricted
 from redistributors.registry import REDISTRIBUTORS
 from rlhf_core.advantages import ESTIMATORS
-from rlhf_core.checks import check_gamma, require_token_scores
+from rlhf_core.checks import check_gamma, check_placement, require_token_scores
 from rlhf_core.config import PPOConfig
 from rlhf_core.metrics import credit_metrics, critic_metrics
 from rlhf_core.rewards import penalised
@@ -108,6 +108,7 @@ def _credit(method: Redistributor, rollout: Rollout, config: PPOConfig, kl_coef:
     own, estimator = restricted(rollout, method), ESTIMATORS[config.advantages]
     token_scores = method(own)
     require_token_scores(token_scores, own, method)
+    check_placement(token_scores, own, method, config.gamma)
     rewards = penalised(token_scores, rollout.kl, kl_coef)
     experience = estimator.estimate(rewards, rollout, config)
     return Credit(

@@ -3,7 +3,6 @@
 The figures they look at are logged on every step.
 """
 
-import copy
 import warnings
 from reprlib import repr as shortened
 from typing import Literal
@@ -13,7 +12,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
-from rlhf_core.types import HasIdRange, HasVocabulary, Learns, Policy, Redistributor, RewardModel, Rollout, Sequences
+from rlhf_core.masking import last_token
+from rlhf_core.types import (
+    HasIdRange,
+    HasVocabulary,
+    Learns,
+    Policy,
+    Redistributor,
+    RewardModel,
+    Rollout,
+    SaysWhyNot,
+    Sequences,
+)
 
 LOG_RATIO_MAX = {torch.float32: 1e-4}
 LOG_RATIO_MAX_LOW_PRECISION = 0.1
@@ -22,8 +32,6 @@ CREDIT_SUM_TOLERANCE = 1e-4
 LARGEST_NUMBER = 1e12
 """No number that enters a step may be larger in size. Squares of such numbers, of their differences, and sums of those
 over 1e13 tokens then fit float32 (3.4e38), and so does one times the largest ratio (``losses.LOG_RATIO_LIMIT``)."""
-# longer than the segments, sinks and spans anybody would set
-TRIAL_LENGTH = 64
 
 
 class HealthError(RuntimeError):
@@ -57,11 +65,12 @@ def log_ratio_bounds(dtype: torch.dtype) -> tuple[float, float]:
     return LOG_RATIO_MAX_LOW_PRECISION, LOG_RATIO_MEAN_LOW_PRECISION
 
 
-def check_log_ratio(largest: float, mean: float, dtype: torch.dtype) -> str | None:
-    """Before the first optimizer step every probability ratio is 1; what is wrong, or None."""
+def why_not_repeated(largest: float, mean: float, dtype: torch.dtype) -> str:
+    """Before the first optimizer step every probability ratio is 1: why these |log ratio| are not; empty where they
+    are."""
     most, most_mean = log_ratio_bounds(dtype)
     if largest <= most and mean <= most_mean:
-        return None
+        return ""
     return (
         f"before the first optimizer step |log ratio| reaches {largest:.2e} (mean {mean:.2e}); rounding in {dtype} "
         f"explains {most:.0e} (mean {most_mean:.0e}). policy.evaluate does not repeat in the update what it gave in "
@@ -69,24 +78,24 @@ def check_log_ratio(largest: float, mean: float, dtype: torch.dtype) -> str | No
     )
 
 
-def check_reference(rollout: Rollout, dtype: torch.dtype) -> str | None:
-    """A policy that has not been trained yet is its reference; what is wrong, or None."""
+def why_not_reference(rollout: Rollout, dtype: torch.dtype) -> str:
+    """A policy that has not been trained yet is its reference: why this one is not; empty where it is."""
     gap = float((rollout.logprobs - rollout.ref_logprobs).abs().max())
     most, _ = log_ratio_bounds(dtype)
     if gap <= most:
-        return None
+        return ""
     return (
         f"before the first update policy and reference differ by up to {gap:.2e} nats a token (rounding in {dtype}: "
         f"{most:.0e}). The reference is not the model that training starts from"
     )
 
 
-def check_credit(token_scores: Tensor, rollout: Rollout, redistributor: Redistributor) -> str | None:
-    """A conserving redistributor keeps every score; what is wrong, or None."""
+def why_not_conserved(token_scores: Tensor, rollout: Rollout, redistributor: Redistributor) -> str:
+    """A conserving redistributor keeps every score: why this one has not; empty where it has, or claims nothing."""
     size = torch.maximum(rollout.scores.abs(), token_scores.abs().sum(1)).clamp(min=1)  # that of what is rounded
     error = float(((token_scores.sum(1) - rollout.scores).abs() / size).max())
     if not redistributor.conserving or error <= CREDIT_SUM_TOLERANCE:
-        return None
+        return ""
     return f"{redistributor!r} declares conserving, but its token scores miss the score by up to {error:.2e} (relative)"
 
 
@@ -96,9 +105,9 @@ def conservation_error(token_scores: Float[Tensor, "batch response"], rollout: R
     return float((missing / rollout.scores.abs().clamp(min=1)).max())
 
 
-def report(problem: str | None, severity: Literal["error", "warn"]) -> None:
-    """Raise HealthError, or warn where the config says so; nothing where there is no problem."""
-    if problem is None:
+def report(problem: str, severity: Literal["error", "warn"]) -> None:
+    """Raise HealthError, or warn where the config says so; nothing where ``problem`` is empty."""
+    if not problem:
         return
     if severity == "error":
         raise HealthError(f"{problem}. (config.first_step_checks='warn' goes on regardless.)")
@@ -134,7 +143,7 @@ def check_needs(redistributor: Redistributor, policy: Policy, reward: RewardMode
     Raises:
         TypeError: not a redistributor, the class of one, or one that learns and cannot be saved.
         ValueError: a request that its source does not provide, with the reason where the source states one
-            (``why_not(request)``).
+            (``SaysWhyNot``).
     """
     if isinstance(redistributor, type):
         name = redistributor.__name__
@@ -147,13 +156,17 @@ def check_needs(redistributor: Redistributor, policy: Policy, reward: RewardMode
         raise TypeError(f"{redistributor!r} has observe, and so must have state and load_state, for checkpoints")
     for request in redistributor.needs:
         source: Policy | RewardModel = reward if request.source == "reward" else policy
-        if not source.provides(request):
-            why = getattr(source, "why_not", _no_reason)(request)
-            raise ValueError(f"{redistributor!r} needs {request!r}, which {type(source).__name__} cannot give: {why}")
+        if reason := why_not_provided(request, source):
+            raise ValueError(
+                f"{redistributor!r} needs {request!r}, which {type(source).__name__} cannot give: {reason}"
+            )
 
 
-def _no_reason(request: EvidenceRequest) -> str:
-    return "it does not measure such evidence"
+def why_not_provided(request: EvidenceRequest, source: Policy | RewardModel) -> str:
+    """Why a model cannot give a piece of evidence, in its own words where it has some; empty where it can."""
+    if source.provides(request):
+        return ""
+    return (source.why_not(request) if isinstance(source, SaysWhyNot) else "") or "it does not measure such evidence"
 
 
 def check_vocabulary(policy: Policy, reward: RewardModel) -> None:
@@ -189,73 +202,42 @@ def check_id_range(policy: Policy, reward: RewardModel) -> None:
         )
 
 
-def at_temperature(policy: Policy, temperature: float) -> Policy:
-    """``policy`` at the config's temperature, which is the run's: a shallow copy, so that the given one, and whoever
-    else trains it, keeps its own.
-
-    Raises:
-        ValueError: it was given a temperature other than 1 and other than the config's, naming both.
-    """
-    if policy.temperature not in (1, temperature):
-        raise ValueError(
-            f"the policy has temperature {policy.temperature}, the config {temperature}, and a run uses the config's: "
-            f"give PPOConfig(temperature={policy.temperature}), or leave the policy's at 1"
-        )
-    view = copy.copy(policy)
-    view.temperature = temperature
-    return view
-
-
 def check_gamma(redistributor: Redistributor, gamma: float) -> None:
-    """Refuse gamma ≠ 1 where it would change which responses are best.
+    """Refuse, at construction, a method made for another discount than the config's, and gamma ≠ 1 where it changes
+    which responses are best.
 
     Discounting credit that is conserved but lands before the last token breaks return equivalence; sparse with
-    gamma < 1 is an ordinary baseline. A method that knows its discount says so in ``gamma``.
+    gamma < 1 is an ordinary baseline. Credit that lands on the last token alone is causal, so what is not causal lands
+    before it; of what is, ``check_placement`` sees where it lands. A method that knows its discount says so in
+    ``gamma``.
 
     Raises:
-        ValueError: such a combination, or a method made for another gamma.
+        ValueError: such a combination.
     """
     own = getattr(redistributor, "gamma", gamma)
     if own != gamma:
         raise ValueError(f"{redistributor!r} is exact at gamma {own}, the config's gamma is {gamma}; make them equal")
-    if gamma != 1 and redistributor.conserving and not hasattr(redistributor, "gamma") and _lands_early(redistributor):
-        raise ValueError(
-            f"{redistributor!r} conserves the score but places it before the last token: with gamma {gamma} that "
-            "changes which response is best. Use gamma 1 (and lower lam instead), or sparse"
-        )
+    if _discount_matters(redistributor, gamma) and not redistributor.causal:
+        raise ValueError(_lands_early(redistributor, gamma))
 
 
-def _lands_early(redistributor: Redistributor) -> bool:
-    """Whether a long response, whose evidence falls from token to token, earns anything before its last one."""
-    length = TRIAL_LENGTH
-    ids, tokens = torch.zeros(1, length, dtype=torch.long), torch.zeros(1, length)
-    mask, lengths = torch.ones(1, length, dtype=torch.bool), torch.tensor([length])
-    sequences = Sequences(
-        prompt_ids=ids,
-        prompt_mask=mask,
-        response_ids=ids,
-        response_mask=mask,
-        min_lengths=lengths,
-        max_lengths=lengths,
-        finished=torch.tensor([True]),
+def check_placement(token_scores: Tensor, rollout: Rollout, redistributor: Redistributor, gamma: float) -> None:
+    """Refuse gamma ≠ 1 for conserved credit that, as these token scores show, lands before the last token.
+
+    Raises:
+        ValueError: it does.
+    """
+    early = token_scores[~last_token(rollout.sequences.response_mask)]
+    if _discount_matters(redistributor, gamma) and bool(early.any()):
+        raise ValueError(_lands_early(redistributor, gamma))
+
+
+def _discount_matters(redistributor: Redistributor, gamma: float) -> bool:
+    return gamma != 1 and redistributor.conserving and not hasattr(redistributor, "gamma")
+
+
+def _lands_early(redistributor: Redistributor, gamma: float) -> str:
+    return (
+        f"{redistributor!r} conserves the score but places it before the last token: with gamma {gamma} that changes "
+        "which response is best. Use gamma 1 (and lower lam instead), or sparse"
     )
-    probe = Rollout(
-        sequences=sequences,
-        logprobs=tokens,
-        ref_logprobs=tokens,
-        values=tokens,
-        kl=tokens,
-        raw_scores=torch.ones(1),
-        scores=torch.ones(1),
-        score_scale=1.0,
-        evidence={request: _falling(request.shape(1, length)) for request in redistributor.needs},
-    )
-    return bool((redistributor(probe)[:, :-1] != 0).any())
-
-
-def _falling(shape: tuple[int, ...]) -> Tensor:
-    """Made-up evidence: falling over tokens, where the request has any."""
-    evidence = torch.ones(shape)
-    if shape[1:2] == (TRIAL_LENGTH,):
-        evidence = evidence * torch.linspace(1, 0.1, TRIAL_LENGTH).reshape(1, -1, *(1 for _ in shape[2:]))
-    return evidence

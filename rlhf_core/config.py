@@ -1,23 +1,53 @@
 """The settings of a PPO run: one frozen dataclass, checked when built, the same on the command line and in the docs."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rlhf_core.figures import make_plain
 from rlhf_core.kl import MAX_RELATIVE_ERROR
+from rlhf_core.names import naming_nearest, nearest
 
 KLKind = Literal["k1", "abs", "k2", "k3", "full"]
 PaperTask = Literal["positive_generation", "summarisation", "dialogue"]
 
 
+OTHER_WORDS: Mapping[str, str] = {
+    "lr": "'learning_rate'",
+    "ppo_epochs": "'epochs'",
+    "num_ppo_epochs": "'epochs'",
+    "batch_size": "'rollout_batch_size'",
+    "mini_batch_size": "'minibatch_size'",
+    "num_generations": "'responses_per_prompt'",
+    "max_new_tokens": "max_length=(n, n)",
+    "response_length": "max_length=(n, n)",
+    "cliprange": "'clip_range'",
+    "cliprange_value": "'value_clip_range'",
+    "vf_coef": "'value_coef'",
+    "kl_penalty": "kl=KLConfig(kind=...), where TRL's 'kl' is 'k1'",
+    "adap_kl_ctrl": "kl=KLConfig(adaptive=...)",
+    "kl_coef": "kl=KLConfig(init_coef=...)",
+    "init_kl_coef": "kl=KLConfig(init_coef=...)",
+    "target": "kl=KLConfig(target=...)",
+    "horizon": "kl=KLConfig(horizon=...)",
+    "score_clip": "score=ScoreConfig(clip=...)",
+    "use_score_scaling": "score=ScoreConfig(scaling='running_std')",
+    "use_score_norm": "score=ScoreConfig(centring='running_mean')",
+    "early_stopping": "'target_kl', which is off at None",
+    "whiten_rewards": "nothing at all, as rewards are never whitened",
+}
+"""Settings by the names of other libraries, the paper's TRL among them."""
+
+
+@naming_nearest({"kl_coef": "'init_coef'", "init_kl_coef": "'init_coef'", "kl_penalty": "'kind'"})
 @dataclass(frozen=True, kw_only=True)
 class KLConfig:
     """The penalty against the reference, subtracted from every token's score and never redistributed."""
 
     init_coef: float = 0.2
-    """Penalty per nat at the first step (paper: 0.2)."""
+    """Penalty in score units per nat at the first step (paper: 0.2). Scores that spread far more or less than 1 want
+    another, or ``ScoreConfig(scaling="running_std")``."""
     target: float = 6.0
     """What an adaptive controller steers towards: k1 in nats summed over a response, mean over the batch (paper: 6)."""
     horizon: float = 10_000.0
@@ -31,6 +61,7 @@ class KLConfig:
         make_plain(self)
 
 
+@naming_nearest()
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
     """What is done to the scalar score before it is redistributed (paper: nothing)."""
@@ -46,11 +77,17 @@ class ScoreConfig:
         make_plain(self)
 
 
+@naming_nearest(OTHER_WORDS)
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
-    """Settings of a run. Defaults are the paper's for positive generation (Table 2), a column of TRL 0.7.4 settings.
+    """Settings of a run. Defaults are a start for a run of your own; ``from_paper`` has the paper's.
+
+    Four settings differ from the paper's for positive generation (Table 2), which continues the first words of a movie
+    review: lengths, because 8 to 15 tokens end in the middle of most answers; batches, because an optimizer step on one
+    response is noise, and slow on a card; and clipping of the gradient, because scores may be of any size.
 
     Raises:
+        TypeError: at construction, a setting of another name; says the nearest.
         ValueError: at construction, listing every setting that is of another kind than annotated, or out of range.
     """
 
@@ -60,7 +97,7 @@ class PPOConfig:
     """λ of GAE and of the λ-returns."""
     advantages: Literal["gae", "rloo"] = "gae"
     """GAE with a critic; or "rloo", each response's total against the mean of the others' to the same prompt, without
-    a critic, whose value loss then weighs nothing, and without gamma and lam (``estimators.ESTIMATORS``)."""
+    a critic, whose value loss then weighs nothing, and without gamma and lam (``advantages.ESTIMATORS``)."""
     clip_range: float = 0.2
     """Clipping of the probability ratio, 1 ± clip_range."""
     value_clip_range: float = 0.2
@@ -73,19 +110,21 @@ class PPOConfig:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     epochs: int = 4
     """Passes over a rollout batch."""
-    rollout_batch_size: int = 16
-    """Responses collected per step."""
+    rollout_batch_size: int = 64
+    """Responses collected per step (paper: 16, 4 for summarisation). Many, as they are what a step learns from; memory
+    does not grow with them beyond what ``sampling_tokens`` and ``micro_batch_tokens`` allow."""
     responses_per_prompt: int = 1
     """Responses to each prompt of a step, which takes rollout_batch_size / responses_per_prompt prompts."""
-    minibatch_size: int = 1
-    """Responses per optimizer step (paper: 1)."""
+    minibatch_size: int = 16
+    """Responses per optimizer step (paper: 1); with 64 responses and 4 epochs, 16 optimizer steps."""
     micro_batch_tokens: int = 4096
     """Prompt and response tokens, padding included, of one forward pass; never changes the gradient."""
     sampling_tokens: int = 16_384
     """Prompt and longest response tokens of all rows that are sampled side by side, whose keys and values are held at
     once; changes a token only where rounding decides it."""
     learning_rate: float = 1.41e-5
-    """Peak learning rate."""
+    """Peak learning rate (paper: 1.41e-5, TRL's default). For all weights of a pretrained model; an adapter often takes
+    ten times as much, a small model trained from scratch a hundred times."""
     schedule: Literal["constant", "linear"] = "constant"
     """Learning rate over steps; "linear" falls to 0 after ``schedule_steps``."""
     schedule_steps: int | None = None
@@ -96,8 +135,9 @@ class PPOConfig:
     """Adam, or AdamW with ``weight_decay``."""
     weight_decay: float = 0.0
     """Decoupled weight decay; AdamW only."""
-    max_grad_norm: float | None = None
-    """Clip the gradient's 2-norm to this; None is off (paper: off)."""
+    max_grad_norm: float | None = 1.0
+    """Clip the gradient's 2-norm to this, so that one odd minibatch moves the weights no further; None is off
+    (paper: off)."""
     ratio_threshold: float = 10.0
     """A minibatch whose token-mean probability ratio exceeds this is skipped, without an optimizer step, and counted.
     (TRL 0.7.4 zeroes the loss but still steps Adam, whose momentum then moves the weights.)"""
@@ -111,10 +151,12 @@ class PPOConfig:
     None is off (the paper's scripts set TRL's target_kl to 1 but leave early stopping off)."""
     temperature: float = 1.0
     """Divides the logits, in sampling and in every log-probability."""
-    min_length: int = 8
-    """EOS is banned on this many first response tokens."""
-    max_length: tuple[int, int] = (8, 15)
-    """Closed range from which the longest response of each row (tokens, EOS counted) is drawn; equal ends fix it."""
+    min_length: int = 1
+    """EOS is banned on this many first response tokens (paper: 8): on one, no response is empty."""
+    max_length: tuple[int, int] = (128, 128)
+    """Closed range from which the longest response of each row (tokens, EOS counted) is drawn; equal ends fix it
+    (paper: 8 to 15, 48, 256). 128 tokens are a paragraph. ``finished`` logs the share that ended by itself: if it is
+    low, allow more, as what is cut off is scored unfinished."""
     seed: int = 0
     """Seed of every random stream: prompts, lengths, sampling, minibatches; initial weights are drawn before there is
     a trainer, with ``load_policy(..., seed=streams.seed_of(seed, "init"))``."""
@@ -128,7 +170,7 @@ class PPOConfig:
             raise ValueError("PPOConfig: " + "; ".join(problems))
 
     @classmethod
-    def from_paper(cls, task: PaperTask, **overrides: object) -> "PPOConfig":
+    def from_paper(cls, task: PaperTask, **overrides: Any) -> "PPOConfig":
         """Settings of the paper's Tables 2-4; ``overrides`` use our field names.
 
         The paper's (TRL's) names are ours, up to these:
@@ -141,54 +183,45 @@ class PPOConfig:
         early_stopping false = target_kl None, so that the tables' target_kl of 1 has no effect,
         whiten_rewards = nothing: rewards are never whitened.
 
-        Parts are given whole, as in ``kl=KLConfig(init_coef=0.1)``. A wrong name is refused with this mapping; steps
-        and seeds belong to the experiment.
+        Parts are given whole, as in ``kl=KLConfig(init_coef=0.1)``. One of the paper's names is refused with ours, here
+        as in the constructor; steps and seeds belong to the experiment.
 
         At these settings the adaptive coefficient moves by 1.6-6.6 % over a whole run, so the target of 6 nats is
         never enforced (the published runs end at 13-23).
 
         Raises:
-            ValueError: an unknown task or an unknown override.
+            TypeError: an override of another name; says the nearest.
+            ValueError: an unknown task.
         """
         if task not in PAPER:
-            raise ValueError(f"PPOConfig.from_paper: unknown task {task!r}; one of {', '.join(PAPER)}")
-        names = {f.name for f in fields(cls)}
-        for name in overrides:
-            if name not in names:
-                hint = f"; the paper's {name!r} is {RENAMED[name]}" if name in RENAMED else ""
-                raise ValueError(f"PPOConfig.from_paper: no field {name!r}{hint}; fields: {', '.join(sorted(names))}")
-        return cls(**{**PAPER[task], **overrides})  # type: ignore[arg-type]  # checked against the fields above
+            known = f"one of {', '.join(PAPER)}{nearest(task, PAPER)}"
+            raise ValueError(f"PPOConfig.from_paper: unknown task {task!r}; {known}")
+        return cls(**{**PAPER[task], **overrides})
 
 
-PAPER: Mapping[str, Mapping[str, object]] = {
-    "positive_generation": {},
-    "summarisation": {"rollout_batch_size": 4, "max_length": (48, 48)},
-    "dialogue": {"epochs": 10, "max_length": (256, 256)},
+REVIEWS: Mapping[str, Any] = {
+    "rollout_batch_size": 16,
+    "minibatch_size": 1,
+    "min_length": 8,
+    "max_length": (8, 15),
+    "max_grad_norm": None,
 }
-RENAMED: Mapping[str, str] = {
-    "ppo_epochs": "our 'epochs'",
-    "batch_size": "our 'rollout_batch_size'",
-    "mini_batch_size": "our 'minibatch_size'",
-    "cliprange": "our 'clip_range'",
-    "cliprange_value": "our 'value_clip_range'",
-    "vf_coef": "our 'value_coef'",
-    "kl_penalty": "our kl=KLConfig(kind=...), where its 'kl' is 'k1'",
-    "adap_kl_ctrl": "our kl=KLConfig(adaptive=...)",
-    "init_kl_coef": "our kl=KLConfig(init_coef=...)",
-    "target": "our kl=KLConfig(target=...)",
-    "horizon": "our kl=KLConfig(horizon=...)",
-    "score_clip": "our score=ScoreConfig(clip=...)",
-    "use_score_scaling": "our score=ScoreConfig(scaling='running_std')",
-    "use_score_norm": "our score=ScoreConfig(centring='running_mean')",
-    "early_stopping": "on where our 'target_kl' is a number, off at None",
-    "whiten_rewards": "always off here; leave it out",
+PAPER: Mapping[str, Mapping[str, Any]] = {
+    "positive_generation": REVIEWS,
+    "summarisation": {**REVIEWS, "rollout_batch_size": 4, "max_length": (48, 48)},
+    "dialogue": {**REVIEWS, "epochs": 10, "max_length": (256, 256)},
 }
+"""What the paper's tasks change in the defaults."""
 
 
 def _problems(config: PPOConfig) -> list[str]:
     """Every setting of a wrong kind or out of range, in words; contradictions only where every kind is right."""
     settings = list(_settings(config))
-    wrong = {name: f"{words}, got {value!r}" for name, value, kind in settings if (words := _misfit(value, kind))}
+    wrong = {
+        name: f"{words}, got {value!r}{nearest(value, _choices(kind))}"
+        for name, value, kind in settings
+        if (words := _misfit(value, kind))
+    }
     contradictions = [] if wrong else list(_contradictions(config))
     given = {name: value for name, value, _ in settings if name not in wrong and value is not None}
     for names, holds, words in RANGES:
@@ -203,6 +236,10 @@ def _settings(config: PPOConfig) -> Iterator[tuple[str, Any, Any]]:
         if isinstance(part, PPOConfig | KLConfig | ScoreConfig):  # else it is a setting of a wrong kind itself
             for name, kind in get_type_hints(type(part)).items():
                 yield prefix + name, getattr(part, name), kind
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def _misfit(value: object, kind: Any) -> str:

@@ -39,7 +39,7 @@ class StepGuard:
     mean_norm: float = 0.0
     skipped: list[dict[str, Any]] = field(default_factory=list)
 
-    def fault(self, loss: float, norm: float) -> str:
+    def why_not_admit(self, loss: float, norm: float) -> str:
         """Why a step with this loss and gradient norm must not be taken; empty where it may."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return f"loss {loss} and gradient norm {norm} must be finite"

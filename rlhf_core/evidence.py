@@ -42,7 +42,7 @@ class EvidenceRequest:
         batch."""
         return (batch, response)
 
-    def refusal(self, layers: int, heads: int) -> str:
+    def why_not(self, layers: int, heads: int) -> str:
         """Why a model of so many attention layers of so many heads cannot answer, in words; empty where it can."""
         return ""
 
@@ -53,7 +53,7 @@ class AttentionTap(EvidenceRequest):
 
     layer: int = -1
 
-    def refusal(self, layers: int, heads: int) -> str:
+    def why_not(self, layers: int, heads: int) -> str:
         """It lacks the layer."""
         return "" if -layers <= self.layer < layers else f"it has attention layers 0 to {layers - 1}, not {self.layer}"
 

@@ -47,8 +47,8 @@ def sample(
 
     def draw_rows(rows: Int[Tensor, " row"]) -> tuple[Int[Tensor, " row"], Sequences]:
         if len(rows) == len(prompts):  # in the order given
-            return torch.arange(len(rows)), policy.sample(prompts, limits, uniform)
-        return rows, _sample_rows(policy, prompts, limits, uniform, rows)
+            return torch.arange(len(rows)), policy.sample(prompts, limits, uniform, temperature=config.temperature)
+        return rows, _sample_rows(policy, prompts, limits, uniform, rows, temperature=config.temperature)
 
     budget = (budgets or Budgets.of(config)).sampling
     parts = run_in_parts(draw_rows, partial(row_batches, lengths), lengths, budget, phase="sampling")
@@ -60,13 +60,20 @@ def sample(
 
 
 def _sample_rows(
-    policy: Policy, prompts: Prompts, limits: Limits, uniform: Tensor, rows: Int[Tensor, " row"]
+    policy: Policy,
+    prompts: Prompts,
+    limits: Limits,
+    uniform: Tensor,
+    rows: Int[Tensor, " row"],
+    *,
+    temperature: float,
 ) -> Sequences:
     try:
         return policy.sample(
             [prompts[row] for row in rows.tolist()],
             Limits(min_lengths=limits.min_lengths[rows], max_lengths=limits.max_lengths[rows]),
             uniform[rows],
+            temperature=temperature,
         )
     except (ValueError, FloatingPointError) as error:
         raise type(error)(f"{error} (rows are counted within the part {rows.tolist()} of the batch)") from error
@@ -95,8 +102,8 @@ def measure(
     of_policy = frozenset(request for request in needs if request.source != "reward")
     asked = of_policy | ({FullKL()} if config.kl.kind == "full" else frozenset())
     budget = (budgets or Budgets.of(config)).micro_batch
-    evaluation = _evaluate(policy, sequences, asked, budget)
-    ref_logprobs = _reference_logprobs(policy, sequences, budget)
+    evaluation = _evaluate(policy, sequences, asked, config.temperature, budget)
+    ref_logprobs = _reference_logprobs(policy, sequences, config.temperature, budget)
     if config.kl.kind == "full":
         kl = evaluation.evidence[FullKL()]
     else:
@@ -143,14 +150,18 @@ def _limits(config: PPOConfig, rows: int, draw: Draw) -> Limits:
 
 
 def _evaluate(
-    policy: Policy, sequences: Sequences, needs: frozenset[EvidenceRequest], budget: TokenBudget
+    policy: Policy,
+    sequences: Sequences,
+    needs: frozenset[EvidenceRequest],
+    temperature: float,
+    budget: TokenBudget,
 ) -> Evaluation:
     mask = sequences.response_mask
     logprobs, values, entropy = (torch.zeros(mask.shape, device=mask.device) for _ in range(3))
     evidence = {request: torch.zeros(request.shape(*mask.shape), device=mask.device) for request in needs}
 
     def measure_rows(rows: Int[Tensor, " row"]) -> None:
-        part = policy.evaluate(sequences.select(rows), needs)
+        part = policy.evaluate(sequences.select(rows), needs, temperature=temperature)
         _put(logprobs, rows, part.logprobs)
         _put(values, rows, part.values)
         _put(entropy, rows, part.entropy)
@@ -161,12 +172,14 @@ def _evaluate(
     return Evaluation(logprobs=logprobs, values=values, entropy=entropy, evidence=evidence)
 
 
-def _reference_logprobs(policy: Policy, sequences: Sequences, budget: TokenBudget) -> Float[Tensor, "batch response"]:
+def _reference_logprobs(
+    policy: Policy, sequences: Sequences, temperature: float, budget: TokenBudget
+) -> Float[Tensor, "batch response"]:
     mask = sequences.response_mask
     logprobs = torch.zeros(mask.shape, device=mask.device)
 
     def measure_rows(rows: Int[Tensor, " row"]) -> None:
-        _put(logprobs, rows, policy.reference_logprobs(sequences.select(rows)))
+        _put(logprobs, rows, policy.reference_logprobs(sequences.select(rows), temperature=temperature))
 
     run_in_parts(
         measure_rows, partial(micro_batches, sequences), sequences.lengths, budget, phase="reference log-probabilities"

@@ -17,17 +17,17 @@ from rlhf_core.batching import Budgets
 from rlhf_core.buffer import RolloutBuffer
 from rlhf_core.checks import (
     HealthError,
-    at_temperature,
-    check_credit,
     check_gamma,
     check_id_range,
-    check_log_ratio,
     check_needs,
-    check_reference,
+    check_placement,
     check_vocabulary,
     report,
     require_token_scores,
     require_usable,
+    why_not_conserved,
+    why_not_reference,
+    why_not_repeated,
 )
 from rlhf_core.config import PPOConfig
 from rlhf_core.distributed import require_one_process
@@ -69,16 +69,16 @@ class PPOTrainer:
     chat template's do), or token ids, which are taken as they are. They are given once each,
     ``rollout_batch_size / responses_per_prompt`` for a step of the config's size; each gets ``responses_per_prompt``
     responses, in rows one after the other.
-    The temperature is the config's: the trainer's ``policy`` is a shallow copy with the weights of the given one and a
-    temperature of its own, which no other trainer changes. ``instruments`` are asked for further figures of every
-    rollout, logged with the rest; ``optimizer`` makes another optimizer than the config's
-    (``models.weights.four_bit.paged_adamw_8bit``, say) from the trainable parameters and the config.
+    Several trainers may share a policy: each gives it the temperature of its own config with every call.
+    ``instruments`` are asked for further figures of every rollout, logged with the rest; ``optimizer`` makes another
+    optimizer than the config's (``models.weights.four_bit.paged_adamw_8bit``, say) from the trainable parameters and
+    the config.
 
     Raises:
         TypeError: ``redistributor`` or ``reward`` is something else.
         ValueError: the models have different tokenizers, or the policy draws ids that the reward model cannot read;
-            the redistributor needs evidence that they cannot give, or cannot be discounted by gamma; the policy has
-            a temperature of its own; this is one of several processes.
+            the redistributor needs evidence that they cannot give, or cannot be discounted by gamma; this is one
+            of several processes.
     """
 
     def __init__(
@@ -93,8 +93,7 @@ class PPOTrainer:
         optimizer: MakeOptimizer = make_optimizer,
     ) -> None:
         require_one_process()
-        self.policy = at_temperature(policy, config.temperature)
-        self.reward = as_reward_model(reward, policy)
+        self.policy, self.reward = policy, as_reward_model(reward, policy)
         self.redistributor = redistributor
         self.config, self.estimator = config, ESTIMATORS[config.advantages]
         self.loggers, self.instruments = tuple(loggers), tuple(instruments)
@@ -162,7 +161,7 @@ class PPOTrainer:
         draw = Draw(seed=self.config.seed, name="sampling", step=self.steps_done)
         rollout = self._measured(prompts, self.config.responses_per_prompt, draw, self.redistributor)
         if not self._trained:
-            report(check_reference(rollout, self.policy.compute_dtype), self.config.first_step_checks)
+            report(why_not_reference(rollout, self.policy.compute_dtype), self.config.first_step_checks)
         return rollout
 
     def redistribute(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
@@ -170,16 +169,18 @@ class PPOTrainer:
 
         Raises:
             HealthError: a fault of the method: any before the first update, later one of shape, gradient or padding.
+            ValueError: gamma is not 1, and credit that is conserved lands before the last token.
             FloatingPointError: after the first update, numbers that are not finite, too large, or miss the score.
         """
         token_scores = self.redistributor(rollout)
         try:
             require_token_scores(token_scores, rollout, self.redistributor)
+            check_placement(token_scores, rollout, self.redistributor, self.config.gamma)
         except FloatingPointError as error:
             if self._trained:
                 raise
             raise HealthError(str(error)) from error
-        wrong = check_credit(token_scores, rollout, self.redistributor)
+        wrong = why_not_conserved(token_scores, rollout, self.redistributor)
         if wrong and self._trained and self.config.first_step_checks == "error":
             raise FloatingPointError(wrong)
         report(wrong, self.config.first_step_checks)
@@ -345,9 +346,9 @@ class PPOTrainer:
         tensors |= {f"{REDISTRIBUTOR}{name}": value for name, value in learned.items()}
         return TrainerState(numbers=numbers, tensors=tensors)
 
-    def fault(self, checkpoint: Path) -> str:
+    def why_not_restore(self, checkpoint: Path) -> str:
         """Why ``checkpoint`` cannot be restored here, whichever run it is of; empty where it can."""
-        wrong = checkpoints.fault(checkpoint)
+        wrong = checkpoints.why_not_usable(checkpoint)
         if wrong:
             return wrong
         found = islice(misfits(load_state(checkpoint).numbers, as_json(self.state().numbers)), 5)
@@ -361,7 +362,7 @@ class PPOTrainer:
                 reward, method, optimizer or config, or other prompts than this trainer's run has; all are named.
                 Whatever it was refused for, policy and trainer are as they were.
         """
-        wrong = self.fault(checkpoint)
+        wrong = self.why_not_restore(checkpoint)
         if wrong:
             raise ValueError(f"{checkpoint} cannot be used: {wrong}")
         state = load_state(checkpoint)
@@ -419,7 +420,7 @@ class PPOTrainer:
     def _before_training(self, largest: float, mean: float) -> None:
         """Called between an update's first forward pass and its first optimizer step."""
         if not self._trained:
-            report(check_log_ratio(largest, mean, self.policy.compute_dtype), self.config.first_step_checks)
+            report(why_not_repeated(largest, mean, self.policy.compute_dtype), self.config.first_step_checks)
         self._trained = True
 
 

@@ -274,6 +274,15 @@ class HasIdRange(Protocol):
 
 
 @runtime_checkable
+class SaysWhyNot(Protocol):
+    """A policy or reward model that says why it cannot give a piece of evidence."""
+
+    def why_not(self, request: EvidenceRequest) -> str:
+        """The reason, in words; empty where ``provides`` is true."""
+        ...
+
+
+@runtime_checkable
 class ValidatesPrompts(Protocol):
     """A reward model that knows before anything is generated which prompts it could not score."""
 
@@ -299,13 +308,9 @@ class Policy(Protocol):
 
     One distribution serves everything: logits divided by ``temperature``, EOS banned on a row's first
     ``min_lengths`` tokens, and ids without a token not in it. ``sample``, ``evaluate`` and ``reference_logprobs`` all
-    use it. Optional: ``ValidatesIds``.
-
-    A trainer works on a shallow copy (``copy.copy``) with its own ``temperature``: weights must be shared by it, and
-    everything else may be.
+    use it. The temperature comes with every call, so that whoever shares a policy changes nothing for the others.
+    Optional: ``SaysWhyNot``, ``ValidatesIds``, ``HasVocabulary``, ``HasIdRange``.
     """
-
-    temperature: float
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -320,16 +325,21 @@ class Policy(Protocol):
         ...
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Float[Tensor, "batch position"]
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Limits,
+        uniforms: Float[Tensor, "batch position"],
+        *,
+        temperature: float,
     ) -> Sequences:
         """Draw a response per prompt by inverse CDF: token t of row i is decided by ``uniforms[i, t]`` (float64)."""
         ...
 
-    def evaluate(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Evaluation:
+    def evaluate(self, sequences: Sequences, needs: frozenset[EvidenceRequest], *, temperature: float) -> Evaluation:
         """Teacher-forced pass; the same function at rollout time and in the update."""
         ...
 
-    def reference_logprobs(self, sequences: Sequences) -> Float[Tensor, "batch response"]: ...
+    def reference_logprobs(self, sequences: Sequences, *, temperature: float) -> Float[Tensor, "batch response"]: ...
     def parameters(self) -> Iterable[torch.nn.Parameter]:
         """The trainable ones."""
         ...
@@ -348,7 +358,8 @@ class Policy(Protocol):
 class RewardModel(Protocol):
     """Scores whole responses (any unit, higher is better) and measures evidence in the same forward pass.
 
-    Optional: ``ValidatesPrompts``; ``HasVocabulary`` and ``HasIdRange``, which are compared with the policy's.
+    Optional: ``SaysWhyNot``, ``ValidatesPrompts``; ``HasVocabulary`` and ``HasIdRange``, which are compared with the
+    policy's.
     """
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored: ...

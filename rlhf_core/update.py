@@ -108,12 +108,12 @@ def ppo_update(
                 continue
             with optimizer_step(optimizer):
                 norm = gradient_norm(policy)
-            fault = guard.fault(measured["loss"], float(norm))
-            if fault:
+            reason = guard.why_not_admit(measured["loss"], float(norm))
+            if reason:
                 optimizer.zero_grad(set_to_none=True)
                 statistics.refused += 1
-                place = {"step": step + 1, "what": "minibatch", "epoch": epoch, "reason": fault}
-                guard.skip({**place, "rows": offending_rows(policy, minibatch)})
+                place = {"step": step + 1, "what": "minibatch", "epoch": epoch, "reason": reason}
+                guard.skip({**place, "rows": offending_rows(policy, minibatch, config.temperature)})
                 continue
             with optimizer_step(optimizer):
                 _step(policy, optimizer, norm, config)
@@ -158,7 +158,7 @@ def _accumulate(
 def _loss(policy: Policy, part: Minibatch, config: PPOConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """policy loss + value_coef · value loss − entropy_coef · entropy, each a mean over the micro-batch's tokens."""
     mask = part.sequences.response_mask
-    evaluation = policy.evaluate(part.sequences, frozenset())
+    evaluation = policy.evaluate(part.sequences, frozenset(), temperature=config.temperature)
     surrogate, policy_stats = policy_loss(
         evaluation.logprobs, part.logprobs, part.advantages, mask, clip_range=config.clip_range
     )
@@ -186,12 +186,12 @@ def _step(policy: Policy, optimizer: torch.optim.Optimizer, norm: Tensor, config
 
 
 @torch.no_grad()
-def offending_rows(policy: Policy, minibatch: Minibatch) -> list[dict[str, object]]:
+def offending_rows(policy: Policy, minibatch: Minibatch, temperature: float) -> list[dict[str, object]]:
     """Texts and figures of the rows whose log-probabilities or values are not finite, or of all where those are."""
     found: list[dict[str, object]] = []
     for row in range(len(minibatch.sequences)):
         alone = minibatch.select(torch.tensor([row], device=minibatch.returns.device))
-        evaluation = policy.evaluate(alone.sequences, frozenset())
+        evaluation = policy.evaluate(alone.sequences, frozenset(), temperature=temperature)
         finite = bool(torch.isfinite(evaluation.logprobs).all() and torch.isfinite(evaluation.values).all())
         prompt, response = (policy.decode(ids)[0] for ids in (alone.sequences.prompts(), alone.sequences.responses()))
         figures = {"new_logprobs": evaluation.logprobs, "new_values": evaluation.values, "logprobs": alone.logprobs}

@@ -184,10 +184,10 @@ def measure(
     parts = [sequences.select(rows) for rows in micro_batches(sequences, settings.micro_batch_tokens)]
     with _phase("old log-probs", meter, peaks), torch.no_grad():
         for part in parts:
-            trainer.policy.evaluate(part, of_policy)
+            trainer.policy.evaluate(part, of_policy, temperature=trainer.config.temperature)
     with _phase("reference", meter, peaks):
         for part in parts:
-            trainer.policy.reference_logprobs(part)
+            trainer.policy.reference_logprobs(part, temperature=trainer.config.temperature)
     with _phase("reward", meter, peaks):
         trainer.reward.score(sequences, trainer.redistributor.needs - of_policy)
     rollout = trainer.collect(prompts)
@@ -217,7 +217,8 @@ def make_trainer(
     real = all(any(Path(name).glob("*.safetensors")) for name in (settings.policy, settings.reward))
     models = _loaded(settings, reward, device) if real else random_models(settings, policy, reward, device)
     redistributor = {"none": Sparse, "reward": RewardAttention, "decoder": DecoderAttention}[settings.evidence]()
-    config = PPOConfig(
+    config = PPOConfig.from_paper(
+        "positive_generation",
         rollout_batch_size=settings.rollout_batch_size,
         minibatch_size=settings.minibatch_size,
         micro_batch_tokens=settings.micro_batch_tokens,

@@ -27,7 +27,7 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.run.allocation import keep_freed_memory
 from rlhf_core.streams import stream
 from rlhf_core.trainer import PPOTrainer
-from rlhf_core.types import Rollout, Sequences
+from rlhf_core.types import Evaluation, Rollout, Sequences
 
 PHASES = ("generate", "log-probabilities", "score", "redistribute", "returns", "update", "optimizer")
 PROMPT_LENGTHS = (2, 8)
@@ -86,7 +86,8 @@ class Engine:
         )
         policy, reward = random_models(settings, shape, shape, self.device)
         reward.micro_batch_tokens = case.micro_batch_tokens
-        config = PPOConfig(
+        config = PPOConfig.from_paper(
+            "positive_generation",
             rollout_batch_size=case.prompts,
             minibatch_size=case.minibatch_size,
             micro_batch_tokens=case.micro_batch_tokens,
@@ -154,11 +155,14 @@ class Engine:
         rollout = self.trainer.collect(self.prompts(0))
         rows, mask = torch.arange(len(rollout.sequences)), rollout.sequences.response_mask
         with torch.no_grad():
-            alone = [self.trainer.policy.evaluate(rollout.sequences.select(row[None]), frozenset()) for row in rows]
+            alone = [self._evaluated(rollout.sequences.select(row[None])) for row in rows]
         logprobs = torch.cat([one.logprobs[0] for one in alone])
         ratios = (logprobs - rollout.logprobs[mask]).abs()
         gaps = (rollout.logprobs - rollout.ref_logprobs).abs()
         return {"max": float(ratios.max()), "mean": float(ratios.mean()), "reference": float(gaps.max())}
+
+    def _evaluated(self, sequences: Sequences) -> Evaluation:
+        return self.trainer.policy.evaluate(sequences, frozenset(), temperature=self.trainer.config.temperature)
 
     def counted_step(self) -> tuple[dict[str, Any], dict[str, Work]]:
         """A step, not timed, and what it asks of the machine at least, by phase."""
@@ -238,7 +242,7 @@ class Engine:
             max_lengths=len(response) * ones,
             finished=ones == 1,
         )
-        logprobs = self.trainer.policy.evaluate(sequences, frozenset()).logprobs
+        logprobs = self._evaluated(sequences).logprobs
         score = self.trainer.reward.score(sequences, frozenset()).scores
         return {"logprob": float(logprobs.sum()), "score": float(score)}
 

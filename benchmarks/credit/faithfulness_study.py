@@ -138,7 +138,6 @@ def study(loaded: Loaded, config: PPOConfig, settings: Settings) -> Study:
             cannot score altered texts.
     """
     policy, reward = loaded.policy, as_reward_model(loaded.reward, loaded.policy)
-    policy.temperature = config.temperature
     prompts = loaded.held_out_prompts[: settings.responses]
     if len(prompts) < settings.responses:
         raise ValueError(f"responses {settings.responses} exceed the task's {len(prompts)} held-out prompts")
@@ -181,7 +180,13 @@ def freeze(loaded: Loaded, reward: RewardModel, rollout: Rollout, config: PPOCon
     if settings.continuations:
         budget = Budgets.of(config).sampling
         values = value_differences(
-            loaded.policy, reward, sequences, rollout.raw_scores, continuations=settings.continuations, budget=budget
+            loaded.policy,
+            reward,
+            sequences,
+            rollout.raw_scores,
+            temperature=config.temperature,
+            continuations=settings.continuations,
+            budget=budget,
         )
         references[VALUES] = values.credit
     if loaded.contributions is not None:

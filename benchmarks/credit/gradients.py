@@ -26,21 +26,22 @@ CLIP_RANGE = 0.2
 
 
 def policy_gradients(
-    policy: Policy, sequences: Sequences, advantages: Mapping[str, Float[Tensor, "batch response"]], token_budget: int
+    policy: Policy, sequences: Sequences, advantages: Mapping[str, Float[Tensor, "batch response"]], config: PPOConfig
 ) -> dict[str, Float[Tensor, " parameter"]]:
     """∇ of PPO's policy loss before the first optimizer step, at ratio 1: −1/n · Σ_t Â_t ∇ log π(y_t) over n tokens.
 
     ``advantages`` are as an estimator gives them (score units); they are whitened over the batch here, as the update
-    does. One forward pass, of ``token_budget`` tokens at a time, serves all of them. Weights, and the gradients that
-    parameters may hold, are left as they are. Units: whitened advantages carry none, so nats⁻¹ of a parameter's own.
+    does. Of ``config`` act ``temperature`` and ``micro_batch_tokens``: one forward pass, of so many tokens at a time,
+    serves all of them. Weights, and the gradients that parameters may hold, are left as they are. Units: whitened
+    advantages carry none, so nats⁻¹ of a parameter's own.
     """
     parameters, mask = list(policy.parameters()), sequences.response_mask
     white = {name: masked_whiten(some, mask) for name, some in advantages.items()}
     total = {name: torch.zeros(sum(p.numel() for p in parameters), device=mask.device) for name in white}
-    for rows in micro_batches(sequences, token_budget):
+    for rows in micro_batches(sequences, config.micro_batch_tokens):
         part = sequences.select(rows)
         share, width = int(part.response_mask.sum()) / int(mask.sum()), part.response_ids.shape[1]
-        new = policy.evaluate(part, frozenset()).logprobs
+        new = policy.evaluate(part, frozenset(), temperature=config.temperature).logprobs
         for name, some in white.items():
             loss, _ = policy_loss(new, new.detach(), some[rows, :width], part.response_mask, clip_range=CLIP_RANGE)
             found = torch.autograd.grad(loss * share, parameters, retain_graph=True, materialize_grads=True)
@@ -60,7 +61,7 @@ def reference_gradient(
     unbiased, total, count = replace(config, lam=1.0, advantages="gae"), torch.zeros(()), 0
     for rollout in rollouts:
         credit = compare_on(rollout, ["sparse"], config=unbiased, kl_coef=kl_coef)["sparse"]
-        found = policy_gradients(policy, rollout.sequences, {"": credit.advantages}, config.micro_batch_tokens)
+        found = policy_gradients(policy, rollout.sequences, {"": credit.advantages}, config)
         total, count = total + found[""], count + 1
     if not count:
         raise ValueError("reference_gradient: no rollouts were given")

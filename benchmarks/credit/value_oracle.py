@@ -31,6 +31,7 @@ def value_differences(
     sequences: Sequences,
     scores: Float[Tensor, " batch"],
     *,
+    temperature: float,
     continuations: int,
     budget: TokenBudget,
 ) -> ValueDifferences:
@@ -56,7 +57,8 @@ def value_differences(
         ]
     )
     drawn = torch.zeros(*mask.shape, continuations, dtype=torch.float64, device=mask.device)
-    walk = Walk(policy=policy, sequences=sequences, uniforms=_uniforms(sequences, continuations))
+    uniforms = _uniforms(sequences, continuations)
+    walk = Walk(policy=policy, temperature=temperature, sequences=sequences, uniforms=uniforms)
     lengths = (sequences.prompt_lengths + sequences.max_lengths.to(mask.device)).cpu()[states[:, 0]]
 
     def go_on(rows: Int[Tensor, " row"]) -> int:
@@ -85,6 +87,7 @@ class Walk:
     """Responses of the policy that begin as given ones did."""
 
     policy: Policy
+    temperature: float
     sequences: Sequences
     uniforms: Float[Tensor, "batch draw position"]
 
@@ -97,7 +100,7 @@ class Walk:
         low, high = whole.min_lengths.cpu() - times, whole.max_lengths.cpu() - times
         read = [prompt + begin for prompt, begin in zip(whole.prompts(), begun, strict=True)]
         limits = Limits(min_lengths=low.clamp(min=0), max_lengths=high)
-        ended = self.policy.sample(read, limits, self._shifted(states))
+        ended = self.policy.sample(read, limits, self._shifted(states), temperature=self.temperature)
         full = [torch.tensor(before + after) for before, after in zip(begun, ended.responses(), strict=True)]
         ids = torch.nn.utils.rnn.pad_sequence(full, batch_first=True).to(device)
         lengths = torch.tensor([len(row) for row in full], device=device)

@@ -104,7 +104,6 @@ class Checkpoint:
             four_bit=sampling.four_bit,
             dtype=sampling.dtype,
             device=sampling.device,
-            temperature=sampling.temperature,
         )
 
 
@@ -245,7 +244,7 @@ def sampled(sampling: Sampling, checkpoint: Checkpoint, prompts: Sequence[Prompt
             min_lengths=torch.full((len(chosen),), sampling.min_tokens),
             max_lengths=torch.full((len(chosen),), sampling.max_tokens),
         )
-        sequences = policy.sample(ids[some], limits, chosen)
+        sequences = policy.sample(ids[some], limits, chosen, temperature=sampling.temperature)
         texts = policy.decode(sequences.responses())
         drawn += [
             Response(output=text.strip(), tokens=int(tokens), finished=bool(finished))

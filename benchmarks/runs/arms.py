@@ -272,6 +272,10 @@ def _value(text: str) -> Any:
         raise ValueError(f"a value cannot be read ({str(error).splitlines()[0]})") from error
 
 
+PAPER_SETTINGS = PPOConfig.from_paper("positive_generation")
+"""What the settings of a task, and those on the command line, change."""
+
+
 def with_settings(base: PPOConfig, changes: Mapping[str, Any]) -> PPOConfig:
     """``base`` with settings changed by (dotted or nested) name, converted to each field's type and checked.
 

@@ -16,7 +16,7 @@ import torch
 from benchmarks.base.cli import claim_folder, jsonable, require_claimable, run_record
 from benchmarks.reporting.paper_curves import require_same_task
 from benchmarks.reporting.statistics import Results
-from benchmarks.runs.arms import Arm, parse_arms, with_settings
+from benchmarks.runs.arms import PAPER_SETTINGS, Arm, parse_arms, with_settings
 from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.single_run import PLACES, Run, Task, require_runnable
 from benchmarks.runs.worker_pool import locked, run_all
@@ -218,7 +218,7 @@ def plan(settings: ComparisonSettings, task: Task, panel: Panel, config: PPOConf
 
 def ppo_of(task: Task, ppo: Mapping[str, Any]) -> PPOConfig:
     """The task's PPO settings, changed by ``ppo``."""
-    return with_settings(with_settings(PPOConfig(), task.ppo), ppo)
+    return with_settings(with_settings(PAPER_SETTINGS, task.ppo), ppo)
 
 
 def length_changes(low: int, high: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ with dropout. Each is a policy here that samples so and is our own in everything
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,15 +18,15 @@ from models.policy.causal_policy import CausalPolicy
 from rlhf_core.types import Limits, Policy, Sequences
 
 DROPOUT = 0.1
-DrawResponses = Callable[[Any, Sequence[Sequence[int]], Limits, Tensor], Sequences]
+DrawResponses = Callable[[Any, Sequence[Sequence[int]], Limits, Tensor, float], Sequences]
 
 
 class DrawnOtherwise:
-    """A policy that draws its responses by ``draw(policy, prompts, limits, uniforms)`` and is ``policy`` otherwise."""
+    """A policy that draws its responses by ``draw(policy, prompts, limits, uniforms, temperature)``; ``policy``
+    otherwise."""
 
     def __init__(self, policy: Policy, draw: DrawResponses) -> None:
-        object.__setattr__(self, "policy", policy)
-        object.__setattr__(self, "draw", draw)
+        self.policy, self.draw = policy, draw
 
     @property
     def identity(self) -> Mapping[str, object]:
@@ -37,26 +36,25 @@ class DrawnOtherwise:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.policy, name)
 
-    def __setattr__(self, name: str, value: object) -> None:
-        setattr(self.policy, name, value)
-
-    def __copy__(self) -> "DrawnOtherwise":
-        """With a copy of the policy, whose temperature is then its own."""
-        return DrawnOtherwise(copy(self.policy), self.draw)
-
-    def sample(self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor, *, temperature: float = 1.0
+    ) -> Sequences:
         """Draw a response per prompt."""
-        return self.draw(self.policy, prompts, limits, uniforms)
+        return self.draw(self.policy, prompts, limits, uniforms, temperature)
 
 
-def unrestricted(policy: Policy, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
+def unrestricted(
+    policy: Policy, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor, temperature: float
+) -> Sequences:
     """EOS is banned while sampling, and allowed in every log-probability, the reference's too: what was drawn is not
     what is trained."""
-    drawn = policy.sample(prompts, limits, uniforms)
+    drawn = policy.sample(prompts, limits, uniforms, temperature=temperature)
     return replace(drawn, min_lengths=torch.zeros_like(drawn.min_lengths))
 
 
-def with_dropout(policy: CausalPolicy, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
+def with_dropout(
+    policy: CausalPolicy, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor, temperature: float
+) -> Sequences:
     """Dropout wherever the network has a dropout module (rate 0.1, GPT-2's), but for the first rollout, which in the
     published stack comes before the model is first put in train mode.
 
@@ -64,10 +62,10 @@ def with_dropout(policy: CausalPolicy, prompts: Sequence[Sequence[int]], limits:
     in the value head, which starts at zero.
     """
     if not any(bool(parameter.any()) for parameter in policy.value_head.parameters()):
-        return policy.sample(prompts, limits, uniforms)
+        return policy.sample(prompts, limits, uniforms, temperature=temperature)
     with torch.random.fork_rng(), dropped(policy, DROPOUT):
         torch.manual_seed(int(uniforms[0, 0] * 2**53))
-        return policy.sample(prompts, limits, uniforms)
+        return policy.sample(prompts, limits, uniforms, temperature=temperature)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class Task(Protocol):
 
     @property
     def ppo(self) -> Mapping[str, Any]:
-        """What it changes in ``PPOConfig``'s defaults."""
+        """What it changes in the paper's settings (``PPOConfig.from_paper``)."""
         ...
 
     def load(self) -> Loaded:
@@ -166,7 +166,6 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
     if run.eval_prompts > held_out:
         raise ValueError(f"eval_prompts {run.eval_prompts} exceed the task's {held_out} held-out prompts")
     try:
-        loaded.policy.temperature = run.config.temperature
         trainer = PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
         encoded(trainer.policy, trainer.reward, (*loaded.train_prompts, *loaded.held_out_prompts), run.config)
     except ValueError as error:
@@ -180,7 +179,6 @@ def frozen_rollout(
     and the same uniforms as in ``PPOTrainer.evaluate``."""
     needs = frozenset(request for redistributor in redistributors for request in redistributor.needs)
     reward = as_reward_model(loaded.reward, loaded.policy)
-    loaded.policy.temperature = config.temperature
     sequences = sample(loaded.policy, prompts, config, Draw(seed=config.seed, name="evaluation", step=0))
     return measure(loaded.policy, reward, sequences, needs, config=config, moments=ScoreMoments())
 

@@ -71,7 +71,7 @@ class Toy:
 
     @property
     def ppo(self) -> Mapping[str, Any]:
-        """What it changes in ``PPOConfig``'s defaults."""
+        """What it changes in the paper's settings (``PPOConfig.from_paper``)."""
         return TOY_PPO
 
     def load(self) -> Loaded:

@@ -60,8 +60,8 @@ class AttentionReader:
         """Why ``request`` cannot be answered, in words; empty where it can."""
         if isinstance(request, ValueTap) and not self._shows_values:
             return f"{self.architecture} shows whole maps only ({self._tap.name}), and with them no value vectors"
-        refusal = request.refusal(self.n_layers, self._heads)
-        return refusal and f"{self.architecture} cannot answer: {refusal}"
+        reason = request.why_not(self.n_layers, self._heads)
+        return reason and f"{self.architecture} cannot answer: {reason}"
 
     def read(
         self, requests: Iterable[AttentionTap], layout: Layout, run: Callable[[], Result]

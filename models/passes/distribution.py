@@ -41,11 +41,21 @@ class Targets:
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
     """How logits become a distribution, whoever asks: tempered, with every id of ``eos_ids`` banned below the minimum
-    length, and ``unnamed`` ones always."""
+    length, and ``unnamed`` ones always.
+
+    Raises:
+        ValueError: a temperature that divides by nothing, or not at all.
+    """
 
     eos_ids: tuple[int, ...]
     temperature: float
     unnamed: tuple[Gap, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(
+                f"temperature divides the logits and must be a finite number above 0, got {self.temperature!r}"
+            )
 
     def logprobs(
         self, logits: Float[Tensor, "token vocab"], targets: Targets, chunk: slice

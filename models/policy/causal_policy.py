@@ -80,14 +80,13 @@ class Network:
 class CausalPolicy:
     """A transformers causal language model as a ``Policy`` (see rlhf_core.types for the contract of each method).
 
-    Build one with ``load_policy``. Results are on the model's device; arguments may be on any. ``temperature`` holds
-    for sampling, old, new and reference log-probabilities alike; a shallow copy, as a trainer makes one, has its own
-    and shares all else. Ids for which the tokenizer has no token are not in the distribution at all.
+    Build one with ``load_policy``. Results are on the model's device; arguments may be on any. The ``temperature`` of a
+    call divides the logits, and must be a finite number above 0. Ids for which the tokenizer has no token are not in
+    the distribution at all.
     """
 
-    def __init__(self, network: Network, *, temperature: float = 1.0) -> None:
+    def __init__(self, network: Network) -> None:
         require_wide(network.lm)
-        self.temperature = temperature
         self.eos_ids = network.eos_ids
         self._network = network
         self._lm = network.lm
@@ -149,17 +148,19 @@ class CausalPolicy:
         """One more than the largest id that it reads and draws: an embedding padded beyond its tokenizer has more."""
         return min(vocabulary(self._lm), max(self.vocabulary.values()) + 1)
 
-    @property
-    def attention_problem(self) -> str:
-        """Why its attention cannot be read; empty where it can."""
-        return self._network.readers if isinstance(self._network.readers, str) else ""
-
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``provides`` says no, for an error message."""
+        """Why ``request`` cannot be answered, in words; empty where it can.
+
+        The first attention request checks that attention can be read.
+        """
         if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
             readers = self._network.readers
             return readers if isinstance(readers, str) else readers[request.source].why_not(request)
+        if isinstance(request, (FullKL, *FREE)) and request.source == "policy":
+            return ""
         if isinstance(request, AuxiliaryLogprobs) and request.source == "policy":
+            if request.name in self._network.auxiliaries:
+                return ""
             held = ", ".join(map(repr, self._network.auxiliaries)) or "none"
             return (
                 f"it was loaded with no auxiliary model {request.name!r} (held: {held}); load it with "
@@ -167,8 +168,7 @@ class CausalPolicy:
             )
         return (
             "a policy measures attention, full KL, token entropy, sentence ends and log-probabilities of its "
-            f"auxiliaries, not "
-            f"{type(request).__name__} of the {request.source}"
+            f"auxiliaries, not {type(request).__name__} of the {request.source}"
         )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -209,7 +209,12 @@ class CausalPolicy:
             )
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Float[Tensor, "batch position"]
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Limits,
+        uniforms: Float[Tensor, "batch position"],
+        *,
+        temperature: float = 1.0,
     ) -> Sequences:
         """Draw a response per prompt; see :func:`models.passes.sampling.sample_responses`.
 
@@ -218,19 +223,22 @@ class CausalPolicy:
             FloatingPointError: logits that are no distribution.
         """
         self._require_prompts(prompts, limits.max_lengths.tolist())
+        of = self._distribution(temperature)
         with torch.no_grad(), self._mode():
             return sample_responses(
                 CachedDecoder(self._lm, room=limits.max_lengths),
                 prompts,
                 limits,
                 uniforms,
-                eos_ids=self.eos_ids,
-                temperature=self.temperature,
+                eos_ids=of.eos_ids,
+                temperature=of.temperature,
                 device=self.device,
-                unnamed=self._unnamed,
+                unnamed=of.unnamed,
             )
 
-    def evaluate(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Evaluation:
+    def evaluate(
+        self, sequences: Sequences, needs: frozenset[EvidenceRequest], *, temperature: float = 1.0
+    ) -> Evaluation:
         """Teacher-forced pass: log-probabilities, values, entropy, and the evidence asked for (without gradient).
 
         Runs in train mode with gradient checkpointing (where wanted) while gradients are enabled and in eval mode
@@ -241,10 +249,10 @@ class CausalPolicy:
             ValueError: evidence this model does not provide, or evidence asked for with gradients enabled.
         """
         self._require_evidence(needs)
-        sequences = _to(sequences, self.device)
+        sequences, of = _to(sequences, self.device), self._distribution(temperature)
         rows, targets = right_padded(sequences), _targets(sequences)
         beside: dict[EvidenceRequest, Tensor] = {  # first, while no logits of the policy are held
-            request: self._logprobs_under(self._network.auxiliaries[request.name], sequences)
+            request: self._logprobs_under(self._network.auxiliaries[request.name], sequences, of)
             for request in needs
             if isinstance(request, AuxiliaryLogprobs)
         }
@@ -252,7 +260,7 @@ class CausalPolicy:
             self._lm, targets
         ):
             with self._mode():
-                hidden, logprobs, entropies = self._statistics_in_parts(self._lm, rows, sequences, targets)
+                hidden, logprobs, entropies = self._statistics_in_parts(self._lm, rows, sequences, targets, of)
                 values = self._network.value_head(hidden)
             free = self._free(needs, sequences, entropies)
             return _evaluation(logprobs, values, entropies, sequences.response_mask, beside | free)
@@ -260,10 +268,10 @@ class CausalPolicy:
             predictions, evidence = self._read("policy", self._lm, needs, sequences)
             ref_evidence, ref_logits = self._reference_pass(sequences, needs) if _beyond(needs) else ({}, None)
             values = self._network.value_head(predictions.hidden)
-        logprobs, entropies = token_statistics(predictions.logits, targets, self._distribution)
+        logprobs, entropies = token_statistics(predictions.logits, targets, of)
         mask = sequences.response_mask
         full = {
-            request: _spread(self._full_kl(predictions.logits, ref_logits, targets), mask)
+            request: _spread(_full_kl(predictions.logits, ref_logits, targets, of), mask)
             for request in needs
             if isinstance(request, FullKL)
         }
@@ -272,9 +280,10 @@ class CausalPolicy:
         found = dict(pair for answers in measured for pair in answers.items())
         return _evaluation(logprobs, values, entropies, mask, found)
 
-    def reference_logprobs(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
+    def reference_logprobs(self, sequences: Sequences, *, temperature: float = 1.0) -> Float[Tensor, "batch response"]:
         """Log-probabilities of the responses under the frozen reference, in the same distribution."""
-        return self._logprobs_under(self._network.reference, _to(sequences, self.device))
+        of = self._distribution(temperature)
+        return self._logprobs_under(self._network.reference, _to(sequences, self.device), of)
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The trainable ones: all weights or the adapter's, then the value head's."""
@@ -282,15 +291,8 @@ class CausalPolicy:
 
     def provides(self, request: EvidenceRequest) -> bool:
         """Full KL, token entropy and sentence ends; log-probabilities under its auxiliaries; attention of the policy
-        and of its reference where the architecture lets it be read.
-
-        The first attention request checks that it can be read; ``attention_problem`` says why it cannot.
-        """
-        if isinstance(request, AttentionTap) and request.source in ("policy", "reference"):
-            return not self.why_not(request)
-        if isinstance(request, AuxiliaryLogprobs):
-            return request.source == "policy" and request.name in self._network.auxiliaries
-        return isinstance(request, (FullKL, *FREE)) and request.source == "policy"
+        and of its reference where the architecture lets it be read."""
+        return not self.why_not(request)
 
     def save(self, folder: str) -> None:
         """Write model or adapter, value head and tokenizer into an existing folder; ``load_policy`` reads it back."""
@@ -326,12 +328,12 @@ class CausalPolicy:
         return len(targets.tokens) * vocabulary(lm) > KEPT_CELLS and self._head_ends(lm)
 
     def _statistics_in_parts(
-        self, lm: PreTrainedModel, rows: Rows, sequences: Sequences, targets: Targets
+        self, lm: PreTrainedModel, rows: Rows, sequences: Sequences, targets: Targets, of: Distribution
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states, log-probabilities and entropies of response tokens, without the logits of all of them."""
         hidden = response_hidden(lm, rows, sequences.response_mask)
         head: Any = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
-        return hidden, *recomputed_statistics(hidden, head, vocabulary(lm), targets, self._distribution)
+        return hidden, *recomputed_statistics(hidden, head, vocabulary(lm), targets, of)
 
     def _head_ends(self, lm: PreTrainedModel) -> bool:
         if id(lm) not in self._ending:
@@ -349,15 +351,17 @@ class CausalPolicy:
         return pass_mode(self._lm, self._network.checkpointed)
 
     @torch.no_grad()
-    def _logprobs_under(self, frozen: Reference, sequences: Sequences) -> Float[Tensor, "batch response"]:
+    def _logprobs_under(
+        self, frozen: Reference, sequences: Sequences, of: Distribution
+    ) -> Float[Tensor, "batch response"]:
         """Log-probabilities of the responses under a frozen model; no evidence, no gradient."""
         rows, targets, mask = right_padded(sequences), _targets(sequences), sequences.response_mask
         with self._mode(), frozen.active():
             if self._in_parts(frozen.lm, targets):
-                _, logprobs, _ = self._statistics_in_parts(frozen.lm, rows, sequences, targets)
+                _, logprobs, _ = self._statistics_in_parts(frozen.lm, rows, sequences, targets, of)
             else:
                 logits = response_predictions(frozen.lm, rows, mask).logits
-                logprobs = token_logprobs(logits, targets, self._distribution)
+                logprobs = token_logprobs(logits, targets, of)
         return _spread(logprobs, mask)
 
     @torch.no_grad()
@@ -382,14 +386,8 @@ class CausalPolicy:
         assert not isinstance(readers, str)  # or the request was refused: see _require_evidence
         return readers[source].read(taps, policy_layout(rows, sequences), run)
 
-    @property
-    def _distribution(self) -> Distribution:
-        return Distribution(eos_ids=self.eos_ids, temperature=self.temperature, unnamed=self._unnamed)
-
-    def _full_kl(self, logits: Tensor, ref_logits: Tensor | None, targets: Targets) -> Float[Tensor, " token"]:
-        assert ref_logits is not None  # the reference has run: see _beyond
-        of = self._distribution.logprobs
-        return torch.cat([full_kl(of(logits, targets, c), of(ref_logits, targets, c)) for c in chunks(logits)])
+    def _distribution(self, temperature: float) -> Distribution:
+        return Distribution(eos_ids=self.eos_ids, temperature=temperature, unnamed=self._unnamed)
 
     def _require_evidence(self, needs: frozenset[EvidenceRequest]) -> None:
         refused = [request for request in needs if not self.provides(request)]
@@ -418,6 +416,12 @@ def _evaluation(
     """Numbers of response tokens, put where the tokens stand."""
     spread = {"logprobs": logprobs, "values": values, "entropy": entropies}
     return Evaluation(**{name: _spread(flat, mask) for name, flat in spread.items()}, evidence=evidence)
+
+
+def _full_kl(logits: Tensor, ref_logits: Tensor | None, targets: Targets, of: Distribution) -> Float[Tensor, " token"]:
+    assert ref_logits is not None  # the reference has run: see _beyond
+    every = [full_kl(of.logprobs(logits, targets, c), of.logprobs(ref_logits, targets, c)) for c in chunks(logits)]
+    return torch.cat(every)
 
 
 def _spread(flat: Float[Tensor, " token"], mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response"]:

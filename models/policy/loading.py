@@ -56,7 +56,6 @@ def load_policy(
     seed: int = 0,
     gradient_checkpointing: bool = False,
     eos_ids: Sequence[int] | None = None,
-    temperature: float = 1.0,
     auxiliaries: Mapping[str, str] = NO_AUXILIARIES,
 ) -> CausalPolicy:
     """A policy from any causal language model of transformers: a folder or a hub name, safetensors only.
@@ -75,8 +74,7 @@ def load_policy(
     teacher-forced pass and plain forward pass disagree is refused.
 
     ``seed`` decides what is drawn, which is a fresh adapter's A alone; ``rlhf_core.streams.seed_of(seed, "init")`` is
-    the one that belongs to a run's seed. ``temperature`` divides the logits while the policy is used by itself; a
-    trainer uses its config's, and refuses a policy that was given another one.
+    the one that belongs to a run's seed.
 
     ``auxiliaries`` names further frozen models, folders or hub names, whose log-probabilities a redistributor may ask
     for (``LogRatio``): whole models, or LoRA adapters, which share the policy's frozen weights where they are made for
@@ -86,11 +84,11 @@ def load_policy(
     Raises:
         TypeError: a name, ``lora``, ``eos_ids`` or ``auxiliaries`` of another kind.
         ValueError: combinations that cannot be trained, unsafe, damaged or incomplete files, an unsuitable
-            architecture, no such device, a negative seed, or a temperature that is not above 0.
+            architecture, no such device, or a negative seed.
         FileNotFoundError: no such folder, and no name that a hub could know.
         ModuleNotFoundError: ``four_bit`` without bitsandbytes.
     """
-    _check_settings(temperature, lora, seed, gradient_checkpointing)
+    _check_settings(lora, seed, gradient_checkpointing)
     source = ModelSource(
         name_or_path=name_or_path,
         revision=revision,
@@ -102,13 +100,10 @@ def load_policy(
     beside = auxiliary_sources(auxiliaries, source)
     with _seeded(seed, device), reading(str(name_or_path)):
         network = _network(source, lora, eos_ids, gradient_checkpointing, beside)
-    return CausalPolicy(network, temperature=temperature)
+    return CausalPolicy(network)
 
 
-def _check_settings(temperature: object, lora: object, seed: object, checkpointing: object) -> None:
-    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
-    if not number or not 0 < temperature < float("inf"):  # type: ignore[operator]  # a number by then
-        raise ValueError(f"temperature divides the logits and must be a finite number above 0, got {temperature!r}")
+def _check_settings(lora: object, seed: object, checkpointing: object) -> None:
     if lora is not None and not isinstance(lora, LoraSettings):
         raise TypeError(f"lora must be a LoraSettings or None, got {lora!r}")
     if not isinstance(checkpointing, bool):

@@ -15,6 +15,7 @@ from models.weights.adapter_weights import carries_embeddings, put_on
 from models.weights.adapters import adapter_config, adapter_folder, adapter_task, base_source, only_low_rank
 from models.weights.folder_kinds import require_adapter_kind
 from models.weights.language_model import DType, ModelSource, load_tokenizer, same_place
+from rlhf_core.checks import why_not_provided
 from rlhf_core.evidence import EvidenceRequest, HiddenTap, PrefixScores
 from rlhf_core.files.file_errors import reading
 from rlhf_core.scorers.aggregation import Aggregate, MemberScores, OfMember
@@ -80,11 +81,8 @@ class RewardEnsemble:
             return _nothing_of_its_own(request, number)
         if not 0 <= request.member < number:
             return f"the ensemble has members 0 to {number - 1}, not {request.member}"
-        member = self.members[request.member]
-        if member.provides(request.request):
-            return ""
-        why = getattr(member, "why_not", lambda _: "it does not measure such evidence")(request.request)
-        return f"member {request.member} cannot give {request.request!r}: {why}"
+        reason = why_not_provided(request.request, self.members[request.member])
+        return reason and f"member {request.member} cannot give {request.request!r}: {reason}"
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
         """Every member's scores made one, and the evidence asked of each, in its own scoring pass.

@@ -66,14 +66,14 @@ def save_checkpoint(folder: Path, policy: Policy, state: TrainerState, metrics: 
 
 
 def load_state(folder: Path) -> TrainerState:
-    """What ``save_checkpoint`` wrote beside the policy; the folder must have been found without fault."""
+    """What ``save_checkpoint`` wrote beside the policy; the folder must have been found usable."""
     return TrainerState(numbers=read_object(folder / STATE), tensors=read_tensors(folder / TENSORS))
 
 
-def fault(folder: Path) -> str:
+def why_not_usable(folder: Path) -> str:
     """Why a checkpoint cannot be used by any trainer: it is not what was sealed, its files do not belong together, or
     it stands under another checkpoint's name. Empty where nothing is wrong."""
-    wrong = manifest.fault(folder)
+    wrong = manifest.why_not_whole(folder)
     if wrong:
         return wrong
     try:
@@ -111,11 +111,11 @@ def checkpoints(run: Path) -> list[Path]:
     return [found[steps] for steps in sorted(found, reverse=True)]
 
 
-def newest_complete(run: Path, fault: Callable[[Path], str] = fault) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint in which ``fault`` finds none; and of each newer one, why it was passed over."""
+def newest_complete(run: Path, why_not: Callable[[Path], str] = why_not_usable) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that ``why_not`` has no word against; and of each newer one, why it was passed over."""
     passed_over: list[str] = []
     for folder in checkpoints(run):
-        wrong = fault(folder)
+        wrong = why_not(folder)
         if not wrong:
             return folder, passed_over
         passed_over.append(f"{folder.name}: {wrong}")
@@ -126,9 +126,9 @@ def prune(run: Path, keep: int) -> None:
     """Delete all but the newest ``keep`` complete checkpoints, once the newest of all has been verified. One that does
     not verify is left for its owner to look at."""
     found = checkpoints(run)
-    if len(found) <= keep or fault(found[0]):
+    if len(found) <= keep or why_not_usable(found[0]):
         return
-    complete = [folder for folder in found if not fault(folder)]
+    complete = [folder for folder in found if not why_not_usable(folder)]
     for folder in complete[keep:]:
         os.replace(folder, _unfinished(folder))
         shutil.rmtree(_unfinished(folder))

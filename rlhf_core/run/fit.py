@@ -62,8 +62,8 @@ class Trainer(Protocol):
         """What it has learned beside the policy."""
         ...
 
-    def fault(self, checkpoint: Path) -> str:
-        """Why a checkpoint cannot be restored."""
+    def why_not_restore(self, checkpoint: Path) -> str:
+        """Why a checkpoint cannot be restored; empty where it can."""
         ...
 
     def restore(self, checkpoint: Path) -> None:
@@ -162,7 +162,7 @@ class Fit:
         if changed:
             raise ValueError(f"fit: {self.plan.out} holds a run with other settings: {'; '.join(changed)}")
         self.trainer.run = self._run(models)
-        newest = self.run.newest_checkpoint(self.trainer.fault)
+        newest = self.run.newest_checkpoint(self.trainer.why_not_restore)
         sweep(self.run.path)
         if newest is not None:
             self.trainer.restore(newest)
@@ -200,9 +200,7 @@ class Fit:
         return prompt_settings(plan.prompts, plan.held_out, plan.given, plan.held_out_given)
 
     def _models(self) -> dict[str, Any]:
-        trainer, plan = self.trainer, self.plan
-        longest = trainer.config.max_length[1]
-        return model_measurement(trainer.policy, trainer.reward, trainer.redistributor, plan.prompts, longest)
+        return model_measurement(self.trainer, self.plan.prompts, self.trainer.config.max_length[1])
 
     def _step(self, last: int) -> None:
         """Take a step, and write down what it gave."""

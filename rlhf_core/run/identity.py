@@ -92,35 +92,45 @@ def differences(noted: Mapping[str, Any], now: Mapping[str, Any], prefix: str = 
             yield f"{prefix}{name} was {was!r} and is {is_now!r}"
 
 
+@runtime_checkable
+class OfARun(Protocol):
+    """What of a trainer decides which checkpoints are its own."""
+
+    policy: Policy
+    reward: RewardModel
+    redistributor: Redistributor
+    config: PPOConfig
+    settings: dict[str, Any]
+    run: dict[str, Any] | None
+    """Prompts and models of the run at hand; None before there is one."""
+
+
 @torch.no_grad()
-def model_measurement(
-    policy: Policy, reward: RewardModel, redistributor: Redistributor, prompts: Sequence[Sequence[int]], longest: int
-) -> dict[str, Any]:
+def model_measurement(trainer: OfARun, prompts: Sequence[Sequence[int]], longest: int) -> dict[str, Any]:
     """What the models that do not learn say of the first prompts, each with itself for a response: mean log-probability
     (nats a token) under the reference and the auxiliaries that the redistributor reads, and score; and those prompts,
     so that they can be asked again.
     A callable's scores are left out, as it need not answer twice alike, and those that are not finite or cannot be had
     of such responses."""
+    policy, temperature = trainer.policy, trainer.config.temperature
     asked = [list(prompt) for prompt in prompts[:MEASURED]]
     sequences = _repeated(asked, longest)
     lengths = sequences.response_mask.sum(1).cpu()
-    beside = frozenset(request for request in redistributor.needs if isinstance(request, AuxiliaryLogprobs))
-    told = {"reference": policy.reference_logprobs(sequences)}
+    beside = frozenset(request for request in trainer.redistributor.needs if isinstance(request, AuxiliaryLogprobs))
+    told = {"reference": policy.reference_logprobs(sequences, temperature=temperature)}
     if beside:
-        evidence = policy.evaluate(sequences, beside).evidence
+        evidence = policy.evaluate(sequences, beside, temperature=temperature).evidence
         told |= {f"auxiliary {request.name}": evidence[request] for request in beside}
     said = {what: (logprobs.sum(1).cpu() / lengths).tolist() for what, logprobs in sorted(told.items())}
-    if not isinstance(reward, TextReward | TokenReward):
+    if not isinstance(trainer.reward, TextReward | TokenReward):
         with suppress(UnusableRollout):
-            scores = reward.score(sequences, frozenset()).scores
+            scores = trainer.reward.score(sequences, frozenset()).scores
             if bool(torch.isfinite(scores).all()):
                 said["scores"] = scores.tolist()
     return {"prompts": asked, "longest": longest, "said": said}
 
 
-def measured_again(
-    noted: object, policy: Policy, reward: RewardModel, redistributor: Redistributor, where: str
-) -> dict[str, Any]:
+def measured_again(noted: object, trainer: OfARun, where: str) -> dict[str, Any]:
     """The same of the models as they are now.
 
     Raises:
@@ -136,20 +146,8 @@ def measured_again(
             f"{where}: what its models were measured on is damaged: prompts {prompts!r}, longest {longest!r}"
         )
     with reading(where):
-        policy.validate(prompts, longest)
-    return model_measurement(policy, reward, redistributor, prompts, longest)
-
-
-@runtime_checkable
-class OfARun(Protocol):
-    """What of a trainer decides which checkpoints are its own."""
-
-    policy: Policy
-    reward: RewardModel
-    redistributor: Redistributor
-    settings: dict[str, Any]
-    run: dict[str, Any] | None
-    """Prompts and models of the run at hand; None before there is one."""
+        trainer.policy.validate(prompts, longest)
+    return model_measurement(trainer, prompts, longest)
 
 
 def require_same_run(trainer: OfARun, numbers: Mapping[str, Any], checkpoint: Path) -> None:
@@ -170,7 +168,7 @@ def require_same_run(trainer: OfARun, numbers: Mapping[str, Any], checkpoint: Pa
         now |= {name: value for name, value in trainer.run.items() if name != "models"}
     changed = [*differences(before, now)]
     if models is not None and not changed:
-        again = measured_again(models, trainer.policy, trainer.reward, trainer.redistributor, str(checkpoint))
+        again = measured_again(models, trainer, str(checkpoint))
         changed = [*changed_models(models, again, trainer.policy.compute_dtype)]
     if changed:
         raise ValueError(f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}")

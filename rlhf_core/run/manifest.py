@@ -26,7 +26,7 @@ def seal(folder: Path) -> None:
     flush(folder)
 
 
-def fault(folder: Path) -> str:  # noqa: PLR0911  # one return a fault
+def why_not_whole(folder: Path) -> str:  # noqa: PLR0911  # one return a reason
     """Why ``folder`` is not what was sealed: the first thing found; empty where nothing is wrong.
 
     Nothing but the manifest is read before every name in it has been seen to stay inside the folder, and of that only

@@ -71,14 +71,14 @@ class RunFolder:
             raise ValueError(f"{self.path / SETTINGS} is not what a run of this version writes: {said}")
         return found
 
-    def newest_checkpoint(self, fault: Callable[[Path], str]) -> Path | None:
-        """The newest checkpoint without ``fault``. Newer ones are said, with the reason, and renamed, so that the run
-        can write theirs again; nothing is deleted.
+    def newest_checkpoint(self, why_not: Callable[[Path], str]) -> Path | None:
+        """The newest checkpoint that ``why_not`` has no word against. Newer ones are said, with the reason, and
+        renamed, so that the run can write theirs again; nothing is deleted.
 
         Raises:
-            ValueError: there are checkpoints, and none is without.
+            ValueError: there are checkpoints, and none can be used.
         """
-        newest, passed_over = newest_complete(self.path, fault)
+        newest, passed_over = newest_complete(self.path, why_not)
         if not passed_over:
             return newest
         said = "; ".join(passed_over)

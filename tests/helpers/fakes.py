@@ -22,7 +22,6 @@ class TablePolicy:
 
     def __init__(self, vocab: int = 6, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.temperature = 1.0
         self.logits = torch.nn.Parameter(torch.randn(vocab, vocab, generator=generator) * 0.5)
         self.value = torch.nn.Parameter(torch.zeros(vocab))
         self.reference = self.logits.detach().clone()
@@ -53,26 +52,30 @@ class TablePolicy:
             self.logits.copy_(state["logits"])
             self.value.copy_(state["value"])
 
-    def log_softmax(self, table: Tensor, previous: Tensor, banned: Tensor) -> Tensor:
-        logits = table[previous] / self.temperature
+    def log_softmax(self, table: Tensor, previous: Tensor, banned: Tensor, temperature: float = 1.0) -> Tensor:
+        logits = table[previous] / temperature
         eos = torch.arange(table.shape[0]) == EOS
         return logits.masked_fill(banned[..., None] & eos, -torch.inf).log_softmax(-1)
 
-    def sample(self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor, *, temperature: float = 1.0
+    ) -> Sequences:
         responses: list[list[int]] = []
         for row, prompt in enumerate(prompts):
             tokens: list[int] = []
             while len(tokens) < int(limits.max_lengths[row]) and EOS not in tokens:
                 previous = torch.tensor((list(prompt) + tokens)[-1])
                 banned = torch.tensor(len(tokens) < int(limits.min_lengths[row]))
-                cdf = self.log_softmax(self.logits, previous, banned).double().exp().cumsum(0)
+                cdf = self.log_softmax(self.logits, previous, banned, temperature).double().exp().cumsum(0)
                 tokens.append(int((cdf <= uniforms[row, len(tokens)] * cdf[-1]).sum()))
             responses.append(tokens)
         return sequences_of(prompts, responses, limits)
 
-    def evaluate(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Evaluation:
+    def evaluate(
+        self, sequences: Sequences, needs: frozenset[EvidenceRequest], *, temperature: float = 1.0
+    ) -> Evaluation:
         previous, banned, mask = self._states(sequences)
-        logprobs = self.log_softmax(self.logits, previous, banned)
+        logprobs = self.log_softmax(self.logits, previous, banned, temperature)
         chosen = logprobs.gather(-1, sequences.response_ids[..., None])[..., 0]
         entropy = -(logprobs.exp() * logprobs.clamp(min=-1e9)).sum(-1)
         return Evaluation(
@@ -82,9 +85,9 @@ class TablePolicy:
             evidence={},
         )
 
-    def reference_logprobs(self, sequences: Sequences) -> Tensor:
+    def reference_logprobs(self, sequences: Sequences, *, temperature: float = 1.0) -> Tensor:
         previous, banned, mask = self._states(sequences)
-        logprobs = self.log_softmax(self.reference, previous, banned)
+        logprobs = self.log_softmax(self.reference, previous, banned, temperature)
         return torch.where(mask, logprobs.gather(-1, sequences.response_ids[..., None])[..., 0], 0)
 
     def _states(self, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,7 +166,8 @@ def evidence_for(redistributor: Any, mask: Tensor, seed: int = 1) -> dict[Eviden
 
 def small_run(**changes: Any) -> PPOConfig:
     """Steps of four short responses."""
-    return PPOConfig(
+    return PPOConfig.from_paper(
+        "positive_generation",
         learning_rate=1e-3,
         minibatch_size=4,
         rollout_batch_size=4,

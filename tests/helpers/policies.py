@@ -94,11 +94,11 @@ def build(folders, family: str, kind: str, **settings) -> CausalPolicy:
     return policy
 
 
-def sample(policy: CausalPolicy, prompts=PROMPTS, low=LOW, high=HIGH) -> Sequences:
+def sample(policy: CausalPolicy, prompts=PROMPTS, low=LOW, high=HIGH, temperature=1.0) -> Sequences:
     u = torch.rand(len(prompts), int(high.max()), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return policy.sample(prompts, Limits(min_lengths=low, max_lengths=high), u)
+    return policy.sample(prompts, Limits(min_lengths=low, max_lengths=high), u, temperature=temperature)
 
 
-def rolled_out(policy: CausalPolicy, s: Sequences, needs=NOTHING):
+def rolled_out(policy: CausalPolicy, s: Sequences, needs=NOTHING, temperature=1.0):
     with torch.no_grad():
-        return policy.evaluate(s, needs)
+        return policy.evaluate(s, needs, temperature=temperature)

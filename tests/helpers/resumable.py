@@ -23,7 +23,8 @@ from rlhf_core import KLConfig, PPOConfig, PPOTrainer, ScoreConfig, TokenReward
 from rlhf_core.run.stopping import AGAIN
 
 PROMPTS = [[1], [2, 3], [4, 5, 1], [5], [3, 3, 1]]
-CONFIG = PPOConfig(
+CONFIG = PPOConfig.from_paper(
+    "positive_generation",
     rollout_batch_size=8,
     minibatch_size=4,
     epochs=2,
@@ -47,12 +48,12 @@ RUN_TIME = ("seconds", "tokens_per_second")
 class Slow(TablePolicy):
     """Sends itself a second signal within the step that the first one waits for, and not at once."""
 
-    def evaluate(self, sequences, needs):
+    def evaluate(self, sequences, needs, **settings):
         if torch.is_grad_enabled():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(AGAIN + 0.1)
             os.kill(os.getpid(), signal.SIGINT)
-        return super().evaluate(sequences, needs)
+        return super().evaluate(sequences, needs, **settings)
 
 
 def share_of_threes(prompts, responses):

@@ -17,8 +17,14 @@ from rlhf_core import (
 PROMPTS = [[1], [2, 3], [4, 5, 1], [5]]
 
 
-CONFIG = PPOConfig(
-    learning_rate=0.05, minibatch_size=8, min_length=2, max_length=(4, 8), kl=KLConfig(init_coef=0.01), epochs=2
+CONFIG = PPOConfig.from_paper(
+    "positive_generation",
+    learning_rate=0.05,
+    minibatch_size=8,
+    min_length=2,
+    max_length=(4, 8),
+    kl=KLConfig(init_coef=0.01),
+    epochs=2,
 )
 
 

@@ -14,7 +14,8 @@ from redistributors import REDISTRIBUTORS, Sparse, Uniform
 from rlhf_core import KLConfig, PPOConfig, PPOTrainer, TokenReward, lambda_returns
 from rlhf_core.rewards import penalised
 
-CONFIG = PPOConfig(
+CONFIG = PPOConfig.from_paper(
+    "positive_generation",
     learning_rate=1e-3,
     minibatch_size=4,
     rollout_batch_size=8,
@@ -146,8 +147,13 @@ def share_of_e(prompts, texts):
 
 
 def learning_curves(folder, reward_of_seed):
-    config = PPOConfig(
-        learning_rate=5e-4, minibatch_size=16, max_length=(24, 24), kl=KLConfig(init_coef=0.05), epochs=2
+    config = PPOConfig.from_paper(
+        "positive_generation",
+        learning_rate=5e-4,
+        minibatch_size=16,
+        max_length=(24, 24),
+        kl=KLConfig(init_coef=0.05),
+        epochs=2,
     )
     curves = []
     for seed in range(3):

@@ -98,8 +98,14 @@ def trained(root, family, method, steps=2):
             save_tiny(str(folders[name]), family=family, dropout=0.1, std=0.3, **settings)
     policy = load_policy(str(folders["policy"]))
     reward = load_reward_model(str(folders["reward"]), score="single_logit")
-    config = PPOConfig(
-        learning_rate=1e-3, rollout_batch_size=4, minibatch_size=4, min_length=2, max_length=(3, 6), epochs=1
+    config = PPOConfig.from_paper(
+        "positive_generation",
+        learning_rate=1e-3,
+        rollout_batch_size=4,
+        minibatch_size=4,
+        min_length=2,
+        max_length=(3, 6),
+        epochs=1,
     )
     learner = PPOTrainer(policy, reward, method, config)
     figures = [learner.step([[4, 5], [6], [7, 8, 9], [10]]) for _ in range(steps)]

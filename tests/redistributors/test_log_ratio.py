@@ -18,7 +18,7 @@ from models.tiny import save_tiny
 from models.weights.language_model import ModelSource
 from redistributors import LogRatio, Sparse
 from rlhf_core import PPOConfig, PPOTrainer, TokenReward
-from rlhf_core.checks import check_gamma
+from rlhf_core.checks import check_gamma, check_placement
 from rlhf_core.evidence import AuxiliaryLogprobs
 from rlhf_core.returns import generalized_advantages
 
@@ -101,10 +101,15 @@ def test_impossible_settings_are_refused(settings):
 
 
 def test_spreading_the_score_is_refused_under_a_discount_and_a_reward_of_its_own_is_not():
-    check_gamma(LogRatio(), 0.9)
-    for mode in ("shape", "rescale"):
-        with pytest.raises(ValueError, match="conserves the score but places it before the last token"):
-            check_gamma(LogRatio(mode=mode), 0.9)
+    rollout = rollout_of(sequences_of([[1]], [[2, 3]]), [2.0], {DPO: torch.zeros(1, 2)})
+    add, shape, rescale = (LogRatio(mode=mode) for mode in ("add", "shape", "rescale"))
+    for method in (add, shape):
+        check_gamma(method, 0.9)
+    check_placement(add(rollout), rollout, add, 0.9)
+    with pytest.raises(ValueError, match="conserves the score but places it before the last token"):
+        check_placement(shape(rollout), rollout, shape, 0.9)
+    with pytest.raises(ValueError, match="conserves the score but places it before the last token"):
+        check_gamma(rescale, 0.9)
 
 
 # -- auxiliary models
@@ -155,13 +160,13 @@ def by_hand(lm, s, eos, temperature):
 
 def asked(policy, s):
     with torch.no_grad():
-        return policy.evaluate(s, frozenset({DPO}))
+        return policy.evaluate(s, frozenset({DPO}), temperature=0.7)
 
 
 @pytest.mark.parametrize("auxiliary", ["model", "other", "adapter", "adapter on other"])
 @pytest.mark.parametrize("kind", ["full", "lora", "adapter"])
 def test_log_probabilities_are_those_of_the_auxiliary_and_the_policys_own_stay(folders, kind, auxiliary, monkeypatch):
-    policy, alone = loaded(folders, kind, auxiliary, temperature=0.7), loaded(folders, kind, "", temperature=0.7)
+    policy, alone = loaded(folders, kind, auxiliary), loaded(folders, kind, "")
     held = policy._network.auxiliaries["dpo"]
     assert (held.lm is policy._lm) == shares_weights(kind, auxiliary)
     s = sample(policy)
@@ -170,7 +175,7 @@ def test_log_probabilities_are_those_of_the_auxiliary_and_the_policys_own_stay(f
     torch.testing.assert_close(found.evidence[DPO], wanted, atol=1e-5, rtol=1e-5)
     assert not found.evidence[DPO].requires_grad
     with torch.no_grad():
-        own = alone.evaluate(s, frozenset())
+        own = alone.evaluate(s, frozenset(), temperature=0.7)
     assert torch.equal(own.logprobs, found.logprobs)
     assert torch.equal(alone.reference_logprobs(s), policy.reference_logprobs(s))
     assert [x.shape for x in alone.parameters()] == [x.shape for x in policy.parameters()]

@@ -56,7 +56,13 @@ def test_advantages_are_those_of_sparse_once_the_critic_is_shifted_by_the_potent
 def test_token_scores_are_differences_of_truncated_forwards(tmp_path, family):
     policy = load_policy(save_tiny(tmp_path / "policy", family))
     reward = load_reward_model(save_tiny(tmp_path / "reward", family, head="classifier"), score="single_logit")
-    config = PPOConfig(rollout_batch_size=8, minibatch_size=8, score=ScoreConfig(centring="running_mean", clip=2.0))
+    config = PPOConfig(
+        rollout_batch_size=8,
+        minibatch_size=8,
+        min_length=8,
+        max_length=(8, 15),
+        score=ScoreConfig(centring="running_mean", clip=2.0),
+    )
     trainer = PPOTrainer(policy, reward, PrefixDifference(prompt_share="nowhere"), config)
     rollout = trainer.collect(["w2 w3", "w4"] * 4)
     token_scores = trainer.redistribute(rollout)

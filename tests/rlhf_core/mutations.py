@@ -268,10 +268,22 @@ MUTATIONS = (
         "tests/rlhf_core/test_trainer.py::test_the_loss_is_a_mean_over_real_tokens",
     ),
     Mutation(
+        "rlhf_core/rollout.py",
+        "policy.reference_logprobs(sequences.select(rows), temperature=temperature)",
+        "policy.reference_logprobs(sequences.select(rows), temperature=1.0)",
+        "tests/models/policy/test_shared_policy.py::test_every_call_of_a_run_is_at_its_trainers_temperature[1.5]",
+    ),
+    Mutation(
+        "rlhf_core/update.py",
+        "policy.evaluate(part.sequences, frozenset(), temperature=config.temperature)",
+        "policy.evaluate(part.sequences, frozenset(), temperature=1.0)",
+        "tests/models/policy/test_shared_policy.py::test_every_call_of_a_run_is_at_its_trainers_temperature[1.5]",
+    ),
+    Mutation(
         "rlhf_core/checks.py",
-        "view = copy.copy(policy)",
-        "view = policy",
-        "tests/models/policy/test_shared_policy.py::test_the_second_trainers_temperature_is_not_the_firsts[k1]",
+        "early = token_scores[~last_token(rollout.sequences.response_mask)]",
+        "early = token_scores[rollout.sequences.response_mask]",
+        "tests/rlhf_core/test_trainer.py::test_credit_that_lands_early_after_all_is_refused_on_the_first_rollout_and_no_earlier",
     ),
     Mutation(
         "rlhf_core/run/manifest.py",
@@ -347,7 +359,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/run/checkpoint.py",
-        "if len(found) <= keep or fault(found[0]):",
+        "if len(found) <= keep or why_not_usable(found[0]):",
         "if len(found) <= keep:",
         "tests/rlhf_core/run/test_resume.py::test_old_checkpoints_stay_where_the_newest_is_broken",
     ),

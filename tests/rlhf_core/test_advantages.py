@@ -16,7 +16,8 @@ from rlhf_core.advantages import ESTIMATORS, OF_A_CRITIC
 from rlhf_core.kl import FixedKL
 from rlhf_core.prompts import prompt_groups, repeated, shuffled_batch
 
-CONFIG = PPOConfig(
+CONFIG = PPOConfig.from_paper(
+    "positive_generation",
     rollout_batch_size=12,
     responses_per_prompt=4,
     advantages="rloo",
@@ -36,8 +37,8 @@ def threes(prompts, responses):
 class SharedTable(TablePolicy):
     """Values move with the logits, as those of a head on a shared trunk do."""
 
-    def evaluate(self, sequences, needs):
-        evaluation = super().evaluate(sequences, needs)
+    def evaluate(self, sequences, needs, **settings):
+        evaluation = super().evaluate(sequences, needs, **settings)
         previous, _, mask = self._states(sequences)
         return replace(evaluation, values=evaluation.values + torch.where(mask, self.logits[previous, 3], 0))
 

@@ -15,8 +15,14 @@ from redistributors import REDISTRIBUTORS, RewardAttention, Sparse, Uniform
 from rlhf_core import Experience, KLConfig, PPOConfig, PPOTrainer, RolloutBuffer, TokenReward
 from rlhf_core.update import ppo_update
 
-CONFIG = PPOConfig(
-    learning_rate=1e-3, minibatch_size=4, rollout_batch_size=8, min_length=2, max_length=(4, 9), epochs=2
+CONFIG = PPOConfig.from_paper(
+    "positive_generation",
+    learning_rate=1e-3,
+    minibatch_size=4,
+    rollout_batch_size=8,
+    min_length=2,
+    max_length=(4, 9),
+    epochs=2,
 )
 PROMPTS = [[2, 3], [4], [5, 6, 7, 8], [9, 10], [11], [12, 13], [14, 15, 16], [17]]
 FAMILIES = ["gpt2", "llama"]
@@ -81,8 +87,8 @@ def test_what_was_sampled_is_what_is_scored_and_learned_from(folders):
     policy = load_policy(folders[0], eos_ids=(2,))  # 0 and 1, special to the tokenizer, are ordinary then
     drawn, sample = [], policy.sample
 
-    def noted(*arguments):
-        sequences = sample(*arguments)
+    def noted(*arguments, **settings):
+        sequences = sample(*arguments, **settings)
         drawn.append(sequences.responses())
         return sequences
 
@@ -105,13 +111,13 @@ class Sick(TablePolicy):
         super().__init__()
         self.name, self.bad = name, value
 
-    def evaluate(self, sequences, needs):
-        evaluation = super().evaluate(sequences, needs)
+    def evaluate(self, sequences, needs, **settings):
+        evaluation = super().evaluate(sequences, needs, **settings)
         tensors = {name: getattr(evaluation, name) for name in ("logprobs", "values")}
         return replace(evaluation, **{name: self.spoil(name, values, sequences) for name, values in tensors.items()})
 
-    def reference_logprobs(self, sequences):
-        return self.spoil("ref_logprobs", super().reference_logprobs(sequences), sequences)
+    def reference_logprobs(self, sequences, **settings):
+        return self.spoil("ref_logprobs", super().reference_logprobs(sequences, **settings), sequences)
 
     def spoil(self, name, values, sequences):
         sick = (sequences.prompt_ids[:, -1:] == 3) & (name == self.name)

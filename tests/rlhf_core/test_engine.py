@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_a_rollout_sampled_in_parts_is_the_same():
 
 def test_an_error_in_a_part_says_which_rows_the_part_had():
     class Broken(TablePolicy):
-        def sample(self, prompts, limits, uniforms):
+        def sample(self, prompts, limits, uniforms, **settings):
             raise FloatingPointError("logits are NaN in rows [0]")
 
     settings = PPOConfig(min_length=1, max_length=(4, 4), minibatch_size=1, rollout_batch_size=2, sampling_tokens=5)
@@ -160,7 +161,7 @@ def test_a_longer_limit_only_appends_uniforms():
 
 def test_prompts_are_used_once_per_epoch_in_a_seeded_order():
     ids = [[i] for i in range(10)]
-    config = PPOConfig(rollout_batch_size=4)
+    config = PPOConfig(rollout_batch_size=4, minibatch_size=4)
     seen = [p[0] for step in range(5) for p in shuffled_batch(ids, config, step)]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10] != seen[10:]
@@ -257,7 +258,7 @@ def test_config_lists_every_problem_at_once():
         {"schedule_steps": 5},
         {"kl": KLConfig(horizon=0.0)},
         {"score": ScoreConfig(clip=-1.0)},
-        {"min_length": 9},
+        {"min_length": 129},
     ],
     ids=str,
 )
@@ -306,7 +307,12 @@ def test_config_takes_whole_numbers_as_numbers_and_none_where_it_means_something
 
 def test_paper_settings_carry_over():
     config = PPOConfig.from_paper("positive_generation")
-    assert config == PPOConfig()
+    assert (config.rollout_batch_size, config.min_length, config.max_length, config.max_grad_norm) == (
+        16,
+        8,
+        (8, 15),
+        None,
+    )
     assert (config.gamma, config.lam, config.learning_rate, config.epochs, config.minibatch_size) == (
         1,
         0.95,
@@ -324,7 +330,7 @@ def test_paper_settings_carry_over():
     assert PPOConfig.from_paper("summarisation").rollout_batch_size == 4
     dialogue = PPOConfig.from_paper("dialogue", seed=3)
     assert (dialogue.epochs, dialogue.max_length, dialogue.seed) == (10, (256, 256), 3)
-    with pytest.raises(ValueError, match="the paper's 'cliprange' is our 'clip_range'"):
+    with pytest.raises(TypeError, match=r"no setting 'cliprange'; did you mean 'clip_range'\?"):
         PPOConfig.from_paper("dialogue", cliprange=0.1)
     assert PPOConfig.from_paper("dialogue", kl=KLConfig(init_coef=0.1)).kl.target == 6
     with pytest.raises(Exception, match="chess"):
@@ -335,21 +341,48 @@ def test_paper_settings_carry_over():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("init_kl_coef", "is our kl=KLConfig(init_coef=...)"),
-        ("target", "is our kl=KLConfig(target=...)"),
-        ("adap_kl_ctrl", "is our kl=KLConfig(adaptive=...)"),
-        ("kl_penalty", "is our kl=KLConfig(kind=...), where its 'kl' is 'k1'"),
-        ("score_clip", "is our score=ScoreConfig(clip=...)"),
-        ("use_score_norm", "is our score=ScoreConfig(centring='running_mean')"),
-        ("use_score_scaling", "is our score=ScoreConfig(scaling='running_std')"),
-        ("early_stopping", "is on where our 'target_kl' is a number, off at None"),
-        ("whiten_rewards", "is always off here"),
+        ("init_kl_coef", "kl=KLConfig(init_coef=...)"),
+        ("target", "kl=KLConfig(target=...)"),
+        ("adap_kl_ctrl", "kl=KLConfig(adaptive=...)"),
+        ("kl_penalty", "kl=KLConfig(kind=...), where TRL's 'kl' is 'k1'"),
+        ("score_clip", "score=ScoreConfig(clip=...)"),
+        ("use_score_norm", "score=ScoreConfig(centring='running_mean')"),
+        ("use_score_scaling", "score=ScoreConfig(scaling='running_std')"),
+        ("early_stopping", "'target_kl', which is off at None"),
+        ("whiten_rewards", "nothing at all, as rewards are never whitened"),
     ],
 )
 def test_the_papers_other_names_are_refused_with_ours(name, words):
-    with pytest.raises(ValueError, match=re.escape(f"no field {name!r}; the paper's {name!r} {words}")):
-        PPOConfig.from_paper("dialogue", **{name: 1})
+    for make in (PPOConfig, partial(PPOConfig.from_paper, "dialogue")):
+        with pytest.raises(TypeError, match=re.escape(f"PPOConfig: no setting {name!r}; did you mean {words}?")):
+            make(**{name: 1})
     assert re.search(rf"\b{name}\b", inspect.getdoc(PPOConfig.from_paper))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: PPOConfig(lr=1e-4), "PPOConfig: no setting 'lr'; did you mean 'learning_rate'?"),
+        (lambda: PPOConfig(kl_coef=0.1), "did you mean kl=KLConfig(init_coef=...)?"),
+        (lambda: PPOConfig(learning_rte=1e-4), "did you mean 'learning_rate'?"),
+        (lambda: replace(PPOConfig(), epoch=1), "did you mean 'epochs'?"),
+        (lambda: KLConfig(coef=0.1), "KLConfig: no setting 'coef'; did you mean 'init_coef'?"),
+        (lambda: KLConfig(kl_coef=0.1), "did you mean 'init_coef'?"),
+        (lambda: ScoreConfig(scale="running_std"), "ScoreConfig: no setting 'scale'; did you mean 'scaling'?"),
+        (lambda: unchecked(PPOConfig, advantages="roo"), "one of gae, rloo, got 'roo'; did you mean 'rloo'?"),
+        (lambda: unchecked(PPOConfig, kl=unchecked(KLConfig, kind="K3")), "got 'K3'; did you mean 'k3'?"),
+    ],
+)
+def test_the_nearest_setting_is_named(make, words):
+    with pytest.raises((TypeError, ValueError), match=re.escape(words)):
+        make()
+
+
+def test_defaults_suit_a_run_of_ones_own():
+    config = PPOConfig()
+    assert config.max_length == (128, 128)
+    steps = config.epochs * config.rollout_batch_size // config.minibatch_size
+    assert (config.rollout_batch_size, config.min_length, config.max_grad_norm, steps) == (64, 1, 1.0, 16)
 
 
 def rates(config, steps):

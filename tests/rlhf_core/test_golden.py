@@ -26,7 +26,9 @@ def test_four_steps_give_the_losses_of_the_recorded_engine(name, tmp_path):
         save_tiny(str(tmp_path / "reward"), family=family, head="classifier", num_labels=2, seed=2),
         score="logit_difference",
     )
-    config = PPOConfig(seed=3, learning_rate=RECORDED["learning_rate"], minibatch_size=int(minibatch_size))
+    config = PPOConfig.from_paper(
+        "positive_generation", seed=3, learning_rate=RECORDED["learning_rate"], minibatch_size=int(minibatch_size)
+    )
     trainer = PPOTrainer(policy, reward, REDISTRIBUTORS[method](), config)
     steps = [trainer.step(["w2 w3", "w4", "w5 w6 w7", "w8 w9"] * 4) for _ in range(4)]
     found = {figure: [step[figure] for step in steps] for figure in GOLDEN[name]}

@@ -69,11 +69,11 @@ def test_a_step_that_broke_off_can_be_taken_again():
     learner = trainer(config=replace(CONFIG, minibatch_size=4))
     evaluate, calls = learner.policy.evaluate, []
 
-    def failing(sequences, needs):
+    def failing(sequences, needs, **settings):
         calls.append(torch.is_grad_enabled())
         if calls[-1] and sum(calls) == 3:
             raise KeyboardInterrupt
-        return evaluate(sequences, needs)
+        return evaluate(sequences, needs, **settings)
 
     learner.policy.evaluate = failing
     with pytest.raises(KeyboardInterrupt):
@@ -143,15 +143,15 @@ def test_before_the_first_optimizer_step_every_ratio_is_one():
 class Dropout(TablePolicy):
     """Gives other log-probabilities with gradient than without: the bug the first check is for."""
 
-    def evaluate(self, sequences, needs):
-        evaluation = super().evaluate(sequences, needs)
+    def evaluate(self, sequences, needs, **settings):
+        evaluation = super().evaluate(sequences, needs, **settings)
         noise = 0.01 * torch.is_grad_enabled()
         return replace(evaluation, logprobs=torch.where(sequences.response_mask, evaluation.logprobs - noise, 0))
 
 
 class WrongReference(TablePolicy):
-    def reference_logprobs(self, sequences):
-        return super().reference_logprobs(sequences) * 1.01
+    def reference_logprobs(self, sequences, **settings):
+        return super().reference_logprobs(sequences, **settings) * 1.01
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ class NearSightedReward(TokenReward):
 class Wide(TablePolicy):
     vocab_size = 6
 
-    def sample(self, prompts, limits, uniforms):
+    def sample(self, prompts, limits, uniforms, **settings):
         raise AssertionError("something was generated")
 
 
@@ -312,7 +312,25 @@ def test_gamma_is_refused_where_conserved_credit_lands_early():
     with pytest.raises(ValueError, match=r"Uniform.*before the last token: with gamma 0.99"):
         trainer(Uniform(), discounted)
     assert trainer(Sparse(), discounted).step(batch())
-    assert trainer(Uniform(beta=0.0), discounted).step(batch())
+
+
+def test_credit_that_lands_early_after_all_is_refused_on_the_first_rollout_and_no_earlier():
+    """No method is called on invented data: the first rollout it sees is a real one."""
+    method = Broken(lambda scores, rollout: scores, causal=True)
+    learner = trainer(method, replace(CONFIG, gamma=0.99))
+    before = learner.policy.logits.detach().clone()
+    with pytest.raises(ValueError, match=r"Broken.*before the last token: with gamma 0.99"):
+        learner.step(batch())
+    assert torch.equal(learner.policy.logits, before)
+    assert trainer(method).step(batch())
+    assert trainer(Broken(lambda _, rollout: Sparse()(rollout), causal=True), replace(CONFIG, gamma=0.99)).step(batch())
+
+
+def test_no_method_is_called_before_a_rollout():
+    calls = []
+    for gamma in (1.0, 0.99):
+        trainer(Broken(lambda _, rollout: calls.append(rollout), causal=True), replace(CONFIG, gamma=gamma))
+    assert not calls
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -325,8 +343,8 @@ def test_scores_that_are_not_finite_are_refused_with_the_text(bad):
 class Exploding(TablePolicy):
     """Its value gradient becomes NaN, its values do not."""
 
-    def evaluate(self, sequences, needs):
-        evaluation = super().evaluate(sequences, needs)
+    def evaluate(self, sequences, needs, **settings):
+        evaluation = super().evaluate(sequences, needs, **settings)
         values = evaluation.values
         if values.requires_grad:
             values.register_hook(lambda gradient: gradient * math.nan)
@@ -349,8 +367,8 @@ class SickOnce(TablePolicy):
 
     passes = 0
 
-    def evaluate(self, sequences, needs):
-        evaluation = super().evaluate(sequences, needs)
+    def evaluate(self, sequences, needs, **settings):
+        evaluation = super().evaluate(sequences, needs, **settings)
         if torch.is_grad_enabled():
             self.passes += 1
             if self.passes == 2:
@@ -374,24 +392,24 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_written_down():
 def test_a_gradient_that_stands_out_is_skipped_where_asked():
     guard = StepGuard(max_skipped=1, spike_factor=3.0)
     for norm in [1.0, 2.0] * 10:
-        assert not guard.fault(0.0, norm)
+        assert not guard.why_not_admit(0.0, norm)
         guard.admit(norm)
     assert guard.mean_norm == pytest.approx(1.5)
-    assert guard.fault(0.0, 4.6) == "gradient norm 4.6 exceeds 3.0 x its running mean 1.5"
-    assert not guard.fault(0.0, 4.4)
+    assert guard.why_not_admit(0.0, 4.6) == "gradient norm 4.6 exceeds 3.0 x its running mean 1.5"
+    assert not guard.why_not_admit(0.0, 4.4)
     guard.skip({"reason": "spike"})
     with pytest.raises(Diverged, match="2 optimizer steps or rollouts in a row had to be skipped"):
         guard.skip({"reason": "spike"})
     again = StepGuard(max_skipped=1, spike_factor=3.0)
     again.restore(guard.state())
-    assert (again.fault(0.0, 4.6), again.in_a_row) == (guard.fault(0.0, 4.6), 2)
+    assert (again.why_not_admit(0.0, 4.6), again.in_a_row) == (guard.why_not_admit(0.0, 4.6), 2)
     young, off = StepGuard(max_skipped=1, spike_factor=3.0), StepGuard(max_skipped=1, spike_factor=None)
     for _ in range(19):
         young.admit(1.0)
     for _ in range(50):
         off.admit(1.0)
-    assert not young.fault(0.0, 1e9)
-    assert not off.fault(0.0, 1e9)
+    assert not young.why_not_admit(0.0, 1e9)
+    assert not off.why_not_admit(0.0, 1e9)
 
 
 def test_a_rollout_that_is_not_finite_is_passed_over_by_a_run_and_ends_it_when_it_stays(tmp_path):
@@ -493,15 +511,6 @@ def test_entropy_bonus_raises_entropy():
     for _ in range(5):
         plain_figures, bonus_figures = plain.step(batch()), bonus.step(batch())
     assert bonus_figures["entropy"] > plain_figures["entropy"] + 0.05
-
-
-def test_temperature_comes_from_the_config():
-    learner = trainer(config=replace(CONFIG, temperature=0.25))
-    assert learner.policy.temperature == 0.25
-    assert learner.step(batch())["first_log_ratio_max"] < 1e-5
-    with pytest.raises(ValueError, match=r"policy has temperature 0.25, the config 1.0.*PPOConfig\(temperature=0.25\)"):
-        trainer(policy=learner.policy)
-    assert trainer(policy=learner.policy, config=replace(CONFIG, temperature=0.25))
 
 
 def test_value_loss_of_single_response_minibatches_is_the_papers_quantity():

@@ -29,7 +29,7 @@ from benchmarks.credit.faithfulness import (
 from benchmarks.credit.faithfulness_study import Settings, study
 from benchmarks.credit.frozen_credit import cost_of, evidence_apart, warm
 from benchmarks.credit.value_oracle import Walk, value_differences
-from benchmarks.runs.arms import with_settings
+from benchmarks.runs.arms import PAPER_SETTINGS, with_settings
 from models import load_policy
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.retokenised import RetokenisedReward
@@ -175,7 +175,9 @@ def expected(policy, prompt, response, low, high):
 def oracle(sequences, continuations, tokens=4096):
     scores = ODD.score(sequences, frozenset()).scores
     budget = TokenBudget(setting="this test's", tokens=tokens)
-    return value_differences(Eighths(), ODD, sequences, scores, continuations=continuations, budget=budget)
+    return value_differences(
+        Eighths(), ODD, sequences, scores, temperature=1.0, continuations=continuations, budget=budget
+    )
 
 
 def test_value_differences_are_those_of_all_continuations(monkeypatch):
@@ -290,7 +292,7 @@ def threes():
 
 
 def small_study(methods, **changes):
-    config = with_settings(PPOConfig(), PPO)
+    config = with_settings(PAPER_SETTINGS, PPO)
     return study(threes(), config, Settings(redistributors=methods, **{**SMALL, **changes}))
 
 
@@ -324,9 +326,8 @@ def test_methods_that_learn_observe_first_what_they_asked_for():
 
 
 def test_methods_that_learn_observe_as_many_responses_to_a_prompt_as_a_run_draws():
-    grouped = replace(with_settings(PPOConfig(), PPO), responses_per_prompt=2, advantages="rloo")
+    grouped = replace(with_settings(PAPER_SETTINGS, PPO), responses_per_prompt=2, advantages="rloo")
     loaded, learner = table_loaded(), Watcher()
-    loaded.policy.temperature = grouped.temperature
     reward = as_reward_model(loaded.reward, loaded.policy)
     warm([learner], loaded, reward, grouped, rollouts=2, moments=ScoreMoments())
     for seen in learner.prompts:

@@ -52,7 +52,7 @@ def compared(trainer, rollout):
     """Advantages and gradients by method."""
     found = compare_on(rollout, METHODS, config=trainer.config, kl_coef=0.2)
     advantages = {name: credit.advantages for name, credit in found.items()}
-    return advantages, policy_gradients(trainer.policy, rollout.sequences, advantages, 4096)
+    return advantages, policy_gradients(trainer.policy, rollout.sequences, advantages, trainer.config)
 
 
 def by_hand(policy, sequences, advantages):
@@ -98,9 +98,9 @@ def test_one_pass_serves_all_methods_however_it_is_cut(tmp_path):
     sequences = ragged_sequences()
     generator = torch.Generator().manual_seed(1)
     advantages = {name: torch.randn(4, 6, generator=generator) for name in "abc"}
-    together = policy_gradients(policy, sequences, advantages, 4096)
+    together = policy_gradients(policy, sequences, advantages, CONFIG)
     for name, some in advantages.items():
-        alone = policy_gradients(policy, sequences, {name: some}, 8)[name]
+        alone = policy_gradients(policy, sequences, {name: some}, replace(CONFIG, micro_batch_tokens=8))[name]
         assert float(alone.norm()) > 0.01
         torch.testing.assert_close(together[name], alone, atol=1e-6, rtol=1e-4)
 

@@ -12,7 +12,7 @@ from table_task import PPO, TableTask, settings, table_loaded
 from benchmarks.base.cli import PRESETS
 from benchmarks.reporting.comparison_report import build
 from benchmarks.reporting.heat_map import terminal
-from benchmarks.runs.arms import parse_arms, with_settings
+from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
 from benchmarks.runs.comparison import ComparisonSettings, Panel, plan
 from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.single_run import credit_figures, examples, execute, frozen_rollout
@@ -41,7 +41,7 @@ def run_compare(chosen, task=None, ppo=None):
 
 def one_run(tmp_path, arm="sparse", seed=0):
     chosen = settings(tmp_path, redistributors=[arm], seeds=[seed])
-    (run,) = plan(chosen, TableTask(), Panel(), with_settings(PPOConfig(), PPO))
+    (run,) = plan(chosen, TableTask(), Panel(), with_settings(PAPER_SETTINGS, PPO))
     return replace(run, fingerprint="table")
 
 
@@ -78,12 +78,15 @@ def test_a_label_cannot_leave_its_folder():
 
 
 def test_ppo_settings_are_converted_and_checked():
-    config = with_settings(PPOConfig(learning_rate=1e-3), {"lam": 1, "kl.init_coef": 0, "kl": {"kind": "k3"}})
+    config = with_settings(
+        replace(PAPER_SETTINGS, learning_rate=1e-3),
+        {"lam": 1, "kl.init_coef": 0, "kl": {"kind": "k3"}},
+    )
     assert (config.lam, config.kl.init_coef, config.kl.kind, config.learning_rate) == (1.0, 0.0, "k3", 1e-3)
     assert isinstance(config.lam, float)
     for changes, said in (({"lamda": 1}, "lamda"), ({"lam": "x"}, "lam"), ({"lam": 3}, "lam must be in")):
         with pytest.raises(ValueError, match=said):
-            with_settings(PPOConfig(), changes)
+            with_settings(PAPER_SETTINGS, changes)
 
 
 def test_end_to_end_resume_and_refusals(tmp_path, request):
@@ -174,7 +177,7 @@ def test_a_failing_run_is_named(tmp_path, in_threads):
 
 
 def test_credit_is_compared_with_the_truth():
-    loaded, config = table_loaded(), with_settings(PPOConfig(), PPO)
+    loaded, config = table_loaded(), with_settings(PAPER_SETTINGS, PPO)
 
     class Truth(Uniform):
         """Hands out exactly the true contributions."""
@@ -206,7 +209,7 @@ class Learning(Uniform):
 
 
 def test_what_has_learned_nothing_is_not_measured():
-    loaded, config = table_loaded(), with_settings(PPOConfig(), PPO)
+    loaded, config = table_loaded(), with_settings(PAPER_SETTINGS, PPO)
     assert credit_figures(loaded, frozen_rollout(loaded, [], config, [[1], [2]]), Learning()) == {}
     shown = examples(loaded, parse_arms(f"uniform,{__name__}.Learning"), config, [[1], [2]])
     assert [list(example.rows) for example in shown] == [["uniform"]] * 2
@@ -215,7 +218,7 @@ def test_what_has_learned_nothing_is_not_measured():
 
 
 def test_examples_show_the_same_responses_once_per_method():
-    config = with_settings(PPOConfig(), PPO)
+    config = with_settings(PAPER_SETTINGS, PPO)
     arms = parse_arms("sparse,uniform,sparse@lam=1")
     shown = examples(table_loaded(), arms, config, [[i % 5 + 1] for i in range(12)])
     assert [list(example.rows) for example in shown] == [["sparse", "uniform"]] * 12
@@ -249,16 +252,17 @@ def test_presets_can_be_run(preset):
     chosen = ComparisonSettings(
         **{name: value for name, value in given.items() if name not in ("config", "ppo", "loading")}
     )
-    runs = plan(chosen, TableTask(), Panel(), with_settings(PPOConfig(), given.get("ppo", {})))
+    runs = plan(chosen, TableTask(), Panel(), with_settings(PAPER_SETTINGS, given.get("ppo", {})))
     assert len(runs) == len(chosen.arms()) * len(chosen.seed_list())
 
 
 def test_the_papers_presets_hold_the_papers_settings():
     given = SCRIPT.parser().parse_args(["--config", str(PRESETS / "positive_generation_paper.yaml")], defaults=False)
-    assert with_settings(PPOConfig(), given.as_dict()["ppo"]) == PPOConfig.from_paper("positive_generation")
+    paper = PPOConfig.from_paper("positive_generation")
+    assert with_settings(paper, given.as_dict()["ppo"]) == paper
     for task in ("summarisation", "dialogue"):
         given = SCRIPT.parser().parse_args(["--config", str(PRESETS / f"{task}_paper.yaml")], defaults=False).as_dict()
-        config = with_settings(with_settings(PPOConfig(), make_task(task).ppo), given["ppo"])
+        config = with_settings(with_settings(paper, make_task(task).ppo), given["ppo"])
         assert replace(config, micro_batch_tokens=4096) == PPOConfig.from_paper(task)
 
 

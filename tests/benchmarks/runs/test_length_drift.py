@@ -170,7 +170,8 @@ def test_the_script_runs_every_setting_once_and_writes_what_it_found(tmp_path):
 
 def length_after(method, value, steps=12):
     """Mean length of the last responses of a policy trained at a constant score."""
-    config = PPOConfig(
+    config = PPOConfig.from_paper(
+        "positive_generation",
         learning_rate=0.05,
         rollout_batch_size=32,
         minibatch_size=8,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.prepare import PREPARATIONS, main
-from benchmarks.runs.arms import parse_arms, with_settings
+from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
 from benchmarks.runs.comparison import ComparisonSettings, Panel, plan
 from benchmarks.runs.single_run import execute, gold_instruments, require_runnable
 from benchmarks.tasks.definitions import PreferenceTask, make_task, read_prompts
@@ -16,7 +16,6 @@ from benchmarks.tasks.prepare_preferences import DIALOGUE, SUMMARISATION, Prefer
 from models import LoraSettings
 from models.tiny import save_tiny
 from models.training.supervised import TrainingSettings
-from rlhf_core.config import PPOConfig
 
 QUICK = TrainingSettings(steps=2, batch_size=4)
 STAGES = {"language": QUICK, "supervised": QUICK, "reward": QUICK}
@@ -79,7 +78,7 @@ def one_run(task, tmp_path, arm="abc", **ppo):
         out=str(tmp_path / "out"), redistributors=[arm], controls="", seeds=[0], steps=2, eval_prompts=3
     )
     small = {"rollout_batch_size": 4, "minibatch_size": 2, "epochs": 1, "min_length": 2, "max_length": [4, 8], **ppo}
-    config = with_settings(with_settings(PPOConfig(), task.ppo), small)
+    config = with_settings(with_settings(PAPER_SETTINGS, task.ppo), small)
     (run,) = plan(chosen, task, Panel(), config)
     loaded = task.load()
     require_runnable(loaded, run)

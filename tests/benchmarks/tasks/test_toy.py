@@ -207,7 +207,7 @@ def test_sparse_ppo_gains_a_standard_deviation_of_the_initial_score(toy_cache):
     task = Toy(cache=toy_cache)
     loaded = task.load()
     ppo = {**task.ppo, "kl": PPOConfig().kl.__class__(**task.ppo["kl"]), "max_length": tuple(task.ppo["max_length"])}
-    trainer = PPOTrainer(loaded.policy, loaded.reward, Sparse(), PPOConfig(**ppo))
+    trainer = PPOTrainer(loaded.policy, loaded.reward, Sparse(), PPOConfig.from_paper("positive_generation", **ppo))
     generator = np.random.default_rng(0)
 
     def some(number):

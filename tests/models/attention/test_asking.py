@@ -115,7 +115,7 @@ def test_a_policy_and_its_reference_compute_as_if_they_had_not_been_asked(name, 
     before, states = of_policy(policy), [state_of(model) for model in models]
     taps = [LastRow(source=source) for source in ("policy", "reference")]
     readable = [policy.provides(request) for request in taps]
-    assert readable == [name not in REFUSING] * 2, policy.attention_problem
+    assert readable == [name not in REFUSING] * 2, policy.why_not(taps[0])
     policy.validate([[2, 3]], 4)
     for lm in models:
         policy._head_ends(lm)

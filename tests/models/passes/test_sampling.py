@@ -229,15 +229,17 @@ def test_sampled_frequencies_match_the_trained_probabilities(tmp_path, family, m
     folder = save_tiny(tmp_path, family, vocab_size=8, hidden_size=16, n_layers=1, std=0.2, dropout=0.1)
     wishes = {"do_sample": True, "top_p": 0.33, "top_k": 2, "temperature": 0.1, "repetition_penalty": 2.0}
     Path(folder, "generation_config.json").write_text(json.dumps({"eos_token_id": 1, **wishes}))
-    policy = load_policy(folder, temperature=temperature)
+    policy = load_policy(folder)
     n, prompt = 8000, [3, 5]
     policy._lm.train()
-    s = policy.sample([prompt] * n, limits([min_length] * n, [2] * n), uniforms(n, 2, seed=min_length))
+    bounds, uniform = limits([min_length] * n, [2] * n), uniforms(n, 2, seed=min_length)
+    s = policy.sample([prompt] * n, bounds, uniform, temperature=temperature)
 
     def probabilities(prefix):
         rows = [one_response(prompt, [*prefix, token], min_length) for token in range(8)]
         with torch.no_grad():
-            return policy.evaluate(Sequences.concatenate(rows), frozenset()).logprobs[:, -1].double().exp().numpy()
+            found = policy.evaluate(Sequences.concatenate(rows), frozenset(), temperature=temperature)
+        return found.logprobs[:, -1].double().exp().numpy()
 
     def fits(counts, p):
         assert counts[p == 0].sum() == 0
@@ -253,11 +255,7 @@ def test_sampled_frequencies_match_the_trained_probabilities(tmp_path, family, m
 
 def test_greedy_tokens_of_the_cached_pass_are_those_of_the_full_pass(policy):
     """At a temperature near zero sampling is greedy, and one wrong position or mask changes the argmax."""
-    policy.temperature = 1e-4
-    try:
-        s = policy.sample(PROMPTS, limits([12] * 6, [12] * 6), uniforms(6, 12))
-    finally:
-        policy.temperature = 1.0
+    s = policy.sample(PROMPTS, limits([12] * 6, [12] * 6), uniforms(6, 12), temperature=1e-4)
     for prompt, response in zip(s.prompts(), s.responses(), strict=True):
         with torch.no_grad():
             logits = policy._lm(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].clone()

@@ -40,7 +40,6 @@ def policy(folders):
 @pytest.mark.parametrize(
     ("name", "bad"),
     [
-        *(("temperature", bad) for bad in ("1", None, True, 0, math.nan)),
         *(("lora", bad) for bad in ({"rank": 4}, True, LoraSettings)),
         *(("eos_ids", bad) for bad in (3, "ab", ["a"], [1.5], [True], [-1], [10**30])),
         *(("seed", bad) for bad in ("a", 1.5, -1, 10**30)),

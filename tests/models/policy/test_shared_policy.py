@@ -39,7 +39,7 @@ def test_the_second_trainers_temperature_is_not_the_firsts(folder, kind):
     policy = load_policy(folder)
     cold, warm = (trainer(policy, t, **settings) for t in (COLD, WARM))
     assert [numbers(each.collect(PROMPTS)) for each in (warm, cold, warm)] == [alone[1], alone[0], alone[1]]
-    assert (policy.temperature, cold.policy.temperature, warm.policy.temperature) == (1.0, COLD, WARM)
+    assert cold.policy is warm.policy is policy
 
 
 def test_interleaved_steps_keep_the_ratio_at_one_and_train_one_policy(folder):
@@ -52,24 +52,40 @@ def test_interleaved_steps_keep_the_ratio_at_one_and_train_one_policy(folder):
     second = cold.step(PROMPTS)
     assert first["first_log_ratio_max"] < 1e-5
     assert second["first_log_ratio_max"] < 1e-5
-    ours, theirs, given = (tuple(each.parameters()) for each in (cold.policy, warm.policy, policy))
-    assert all(a is b is c for a, b, c in zip(ours, theirs, given, strict=True))
-    assert any(not torch.equal(was, now) for was, now in zip(before, given, strict=True))
+    assert any(not torch.equal(was, now) for was, now in zip(before, policy.parameters(), strict=True))
 
 
-def test_any_policy_is_copied_with_its_weights():
-    policy = TablePolicy()
-    cold, warm = trainer(policy, COLD), trainer(policy, WARM)
-    assert cold.policy.logits is warm.policy.logits is policy.logits
-    alone = numbers(trainer(TablePolicy(), COLD).collect(PROMPTS))
-    assert numbers(cold.collect(PROMPTS)) == alone
+class Noted(TablePolicy):
+    """Writes down the temperature of every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def sample(self, *given, temperature):
+        self.calls.append(("sample", temperature))
+        return super().sample(*given, temperature=temperature)
+
+    def evaluate(self, *given, temperature):
+        self.calls.append(("update" if torch.is_grad_enabled() else "evaluate", temperature))
+        return super().evaluate(*given, temperature=temperature)
+
+    def reference_logprobs(self, *given, temperature):
+        self.calls.append(("reference", temperature))
+        return super().reference_logprobs(*given, temperature=temperature)
 
 
-def test_what_was_found_out_about_attention_is_shared(folder, monkeypatch):
-    from models.policy import causal_policy as module
+@pytest.mark.parametrize("temperature", [COLD, WARM])
+def test_every_call_of_a_run_is_at_its_trainers_temperature(temperature, tmp_path):
+    """Sampling, old, new and reference log-probabilities, evaluation, and the measurement that tells runs apart."""
+    policy = Noted()
+    trainer(policy, temperature).fit(PROMPTS, 1, out=tmp_path / "run", eval_prompts=PROMPTS)
+    assert set(policy.calls) == {(call, temperature) for call in ("sample", "evaluate", "update", "reference")}
 
+
+@pytest.mark.parametrize("bad", [0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused(folder, bad):
     policy = load_policy(folder)
-    cold, warm = trainer(policy, COLD), trainer(policy, WARM)
-    cold.policy.attention_problem  # noqa: B018  # asks
-    monkeypatch.setattr(module, "AttentionReader", None)
-    assert warm.policy.attention_problem == policy.attention_problem == ""
+    sequences = trainer(policy, 1.0).collect(PROMPTS).sequences
+    with pytest.raises(ValueError, match=f"temperature divides the logits .* above 0, got {bad}"):
+        policy.reference_logprobs(sequences, temperature=bad)

@@ -137,7 +137,7 @@ def test_an_altered_checkpoint_changes_nothing(runs, tmp_path, name):
     made = trainer(runs, kind)
     damage(folder)
     reseal(folder)
-    assert manifest.fault(folder) == ""
+    assert manifest.why_not_whole(folder) == ""
     numbers, before = state_of(made)
     with pytest.raises(ValueError, match=said) as refused:
         made.restore(folder)

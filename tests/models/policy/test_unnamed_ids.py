@@ -60,14 +60,15 @@ def test_everything_is_measured_among_ids_that_are_tokens(tmp_path, family, hole
     folder, other = (padded(tmp_path / name, family, hole, seed=seed) for name, seed in (("policy", 0), ("beside", 1)))
     if road == "in parts":
         monkeypatch.setattr(policy_module, "KEPT_CELLS", 1)
-    policy = load_policy(folder, temperature=TEMPERATURE, auxiliaries={"beside": other})
+    policy = load_policy(folder, auxiliaries={"beside": other})
     assert policy.eos_ids == (EOS,)
     ids = named(hole)
-    drawn = sample(policy)
+    drawn = sample(policy, temperature=TEMPERATURE)
     assert {token for row in drawn.responses() for token in row} <= set(ids)
-    found = rolled_out(policy, drawn, NEEDS if road == "whole" else NEEDS - {FullKL()})
-    graded = policy.evaluate(drawn, frozenset())
-    reference = policy.reference_logprobs(drawn)
+    needs = NEEDS if road == "whole" else NEEDS - {FullKL()}
+    found = rolled_out(policy, drawn, needs, temperature=TEMPERATURE)
+    graded = policy.evaluate(drawn, frozenset(), temperature=TEMPERATURE)
+    reference = policy.reference_logprobs(drawn, temperature=TEMPERATURE)
     models = [AutoModelForCausalLM.from_pretrained(place).eval() for place in (folder, other)]
     for row, (prompt, response) in enumerate(zip(drawn.prompts(), drawn.responses(), strict=True)):
         n = len(response)

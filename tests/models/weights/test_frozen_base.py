@@ -17,8 +17,14 @@ LORA = LoraSettings(rank=4)
 
 
 def trainer(policy) -> PPOTrainer:
-    config = PPOConfig(
-        rollout_batch_size=4, minibatch_size=2, epochs=2, learning_rate=1e-2, min_length=2, max_length=(4, 6)
+    config = PPOConfig.from_paper(
+        "positive_generation",
+        rollout_batch_size=4,
+        minibatch_size=2,
+        epochs=2,
+        learning_rate=1e-2,
+        min_length=2,
+        max_length=(4, 6),
     )
     return PPOTrainer(policy, lambda prompts, responses: [float(len(text)) for text in responses], Sparse(), config)
 

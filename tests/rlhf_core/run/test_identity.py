@@ -244,12 +244,12 @@ def test_a_checkpoint_with_a_trap_for_a_file_is_refused_at_once(name, trap, tmp_
 def test_a_trap_beside_the_files_a_linked_folder_and_a_vast_manifest_are_refused(tmp_path):
     folder = begun(tmp_path / "run", steps=1) / "checkpoint-1"
     os.mkfifo(folder / "policy/adapter_config.json")
-    assert manifest.fault(folder) == "policy/adapter_config.json is no regular file"
+    assert manifest.why_not_whole(folder) == "policy/adapter_config.json is no regular file"
     (folder / "policy/adapter_config.json").unlink()
     (tmp_path / "link").symlink_to(folder)
-    assert "it is a link" in manifest.fault(tmp_path / "link")
+    assert "it is a link" in manifest.why_not_whole(tmp_path / "link")
     os.truncate(folder / "manifest.json", 2**40)  # without a byte on the disk
-    assert "is larger than" in manifest.fault(folder)
+    assert "is larger than" in manifest.why_not_whole(folder)
 
 
 @pytest.mark.parametrize("name", ["settings.json", "metrics.jsonl", "samples.jsonl"])

@@ -344,7 +344,7 @@ def test_no_checkpoint_is_written_or_pruned_between_steps_that_had_to_be_skipped
     with pytest.raises(Diverged):
         learner.fit(PROMPTS, 9, out=tmp_path / "run", eval_every=20, save_every=1, keep=2)
     for folder in checkpoints(tmp_path / "run"):
-        assert not manifest.fault(folder)
+        assert not manifest.why_not_whole(folder)
         assert all(
             bool(torch.isfinite(t).all()) for t in left_behind(tmp_path / "run", int(folder.name[11:]))[0].values()
         )
@@ -498,7 +498,7 @@ def test_a_full_disk_is_said_with_what_is_needed_and_leaves_nothing_half_done(tm
         save_checkpoint(tmp_path / "checkpoint-2", Greedy(), state, {})
     assert error.value.errno == errno.ENOSPC
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
-    assert not manifest.fault(tmp_path / "checkpoint-1")
+    assert not manifest.why_not_whole(tmp_path / "checkpoint-1")
 
 
 FULL = """
