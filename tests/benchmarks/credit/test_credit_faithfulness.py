@@ -209,7 +209,7 @@ def test_the_oracle_does_not_depend_on_batch_or_memory_and_its_halves_share_noth
 
 
 def test_a_state_that_draws_the_token_itself_goes_on_as_the_next_state_does():
-    walk = Walk(policy=Eighths(), sequences=DRAWN, uniforms=value_oracle._uniforms(DRAWN, 32))
+    walk = Walk(policy=Eighths(), temperature=1.0, sequences=DRAWN, uniforms=value_oracle._uniforms(DRAWN, 32))
     first, second = (walk.completed(torch.tensor([(0, t, j) for j in range(32)])).responses() for t in (0, 1))
     alike = [before == after for before, after in zip(first, second) if before[0] == 2]
     assert all(alike)
