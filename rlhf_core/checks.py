@@ -4,6 +4,7 @@ The figures they look at are logged on every step.
 """
 
 import warnings
+from collections.abc import Iterable
 from reprlib import repr as shortened
 from typing import Literal
 
@@ -160,6 +161,15 @@ def check_needs(redistributor: Redistributor, policy: Policy, reward: RewardMode
             raise ValueError(
                 f"{redistributor!r} needs {request!r}, which {type(source).__name__} cannot give: {reason}"
             )
+
+
+def needs_of(methods: Iterable[Redistributor], policy: Policy, reward: RewardModel) -> frozenset[EvidenceRequest]:
+    """The evidence that all of the methods need together; raises as ``check_needs`` for one that cannot be served."""
+    needs: frozenset[EvidenceRequest] = frozenset()
+    for method in methods:
+        check_needs(method, policy, reward)
+        needs |= method.needs
+    return needs
 
 
 def why_not_provided(request: EvidenceRequest, source: Policy | RewardModel) -> str:

@@ -264,7 +264,7 @@ PLAIN: Mapping[type, tuple[Any, str]] = {
     bool: (bool, "True or False"),
     NoneType: (NoneType, "None"),
 }
-LARGEST = 3.4028234663852886e38
+LARGEST_FLOAT32 = 3.4028234663852886e38
 """The largest number in float32, in which a larger setting would be infinite."""
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("gamma", "lam"), lambda x: 0 <= x <= 1, "in [0, 1]"),
@@ -273,12 +273,12 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
             *("clip_range", "value_clip_range", "learning_rate", "ratio_threshold", "temperature", "max_grad_norm"),
             *("target_kl", "spike_factor", "kl.target", "kl.horizon", "score.clip"),
         ),
-        lambda x: 0 < x <= LARGEST,
+        lambda x: 0 < x <= LARGEST_FLOAT32,
         "a finite number above 0",
     ),
     (
         ("value_coef", "entropy_coef", "weight_decay", "kl.init_coef"),
-        lambda x: 0 <= x <= LARGEST,
+        lambda x: 0 <= x <= LARGEST_FLOAT32,
         "a finite number, 0 or more",
     ),
     (

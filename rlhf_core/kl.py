@@ -11,7 +11,7 @@ from torch import Tensor
 
 MAX_RELATIVE_ERROR = 0.2
 
-ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = {
+KL_ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "k1": lambda log_ratio: log_ratio,
     "abs": torch.abs,
     "k2": lambda log_ratio: 0.5 * log_ratio.square(),
@@ -31,11 +31,11 @@ def kl_estimate(
     Raises:
         ValueError: an unknown kind, "full" included.
     """
-    if kind not in ESTIMATORS:
+    if kind not in KL_ESTIMATORS:
         raise ValueError(
-            f"kl_estimate: no estimator {kind!r} from sampled log-probabilities; one of {', '.join(ESTIMATORS)}"
+            f"kl_estimate: no estimator {kind!r} from sampled log-probabilities; one of {', '.join(KL_ESTIMATORS)}"
         )
-    return ESTIMATORS[kind](logprobs - ref_logprobs)
+    return KL_ESTIMATORS[kind](logprobs - ref_logprobs)
 
 
 @runtime_checkable

@@ -18,7 +18,8 @@ from rlhf_core.rewards import ScoreMoments, normalise_scores
 from rlhf_core.streams import Stream, stream, uniforms
 from rlhf_core.types import Evaluation, Limits, Policy, RewardModel, Rollout, Sequences
 
-Prompts = Sequence[Sequence[int]]
+Ids = Sequence[Sequence[int]]
+"""Prompts as token ids."""
 LENGTHS: Mapping[str, Stream] = {"sampling": "lengths", "evaluation": "evaluation_lengths"}
 
 
@@ -32,9 +33,7 @@ class Draw:
 
 
 @torch.no_grad()
-def sample(
-    policy: Policy, prompts: Prompts, config: PPOConfig, draw: Draw, budgets: Budgets | None = None
-) -> Sequences:
+def sample(policy: Policy, prompts: Ids, config: PPOConfig, draw: Draw, budgets: Budgets | None = None) -> Sequences:
     """One response per prompt, limits and uniforms from the named streams, so many tokens at a time as ``budgets``
     (the config's, unless given) allow; fewer, of the same rows, where memory runs out.
 
@@ -61,7 +60,7 @@ def sample(
 
 def _sample_rows(
     policy: Policy,
-    prompts: Prompts,
+    prompts: Ids,
     limits: Limits,
     uniform: Tensor,
     rows: Int[Tensor, " row"],

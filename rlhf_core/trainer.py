@@ -1,10 +1,8 @@
 """The flow on one screen: collect, redistribute, penalise, estimate returns, update."""
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from rlhf_core.checks import (
     check_needs,
     check_placement,
     check_vocabulary,
+    needs_of,
     report,
     require_token_scores,
     require_usable,
@@ -32,27 +31,25 @@ from rlhf_core.checks import (
 from rlhf_core.config import PPOConfig
 from rlhf_core.distributed import require_one_process
 from rlhf_core.divergence import UnusableRollout, step_guard
+from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.figures import further_figures
-from rlhf_core.files.file_errors import reading
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
 from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
-from rlhf_core.optimizer import make_optimizer, make_schedule, restore_state, state_numbers, state_tensors
+from rlhf_core.optimizer import make_optimizer, make_schedule
 from rlhf_core.prompts import Prompts, encoded, own_texts, repeated
 from rlhf_core.rewards import ScoreMoments, penalised
 from rlhf_core.rollout import Draw, measure, sample
-from rlhf_core.run import checkpoint as checkpoints
-from rlhf_core.run.checkpoint import POLICY, STATE, TrainerState, load_state
+from rlhf_core.run import trainer_state
+from rlhf_core.run.checkpoint import TrainerState
 from rlhf_core.run.fit import Fit, Plan, evaluation_figures
-from rlhf_core.run.identity import as_json, made_with, require_same_run, trainer_settings
+from rlhf_core.run.identity import trainer_settings
 from rlhf_core.run.loggers import Logger
-from rlhf_core.run.state_form import misfits
 from rlhf_core.scorers.callables import TextScorer, as_reward_model
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
 from rlhf_core.update import ppo_update
 
 Instrument = Callable[[Rollout], Mapping[str, float]]
 MakeOptimizer = Callable[[Iterable[torch.nn.Parameter], PPOConfig], torch.optim.Optimizer]
-OPTIMIZER, REDISTRIBUTOR = "optimizer.", "redistributor."
 
 
 class PPOTrainer:
@@ -108,15 +105,9 @@ class PPOTrainer:
         self.guard = step_guard(config)
         self.budgets = Budgets.of(config)
         self.steps_done = 0
-        self._trained = False
-        self._to_conclude = False
+        self.trained, self.to_conclude = False, False  # whether an update has begun; whether one awaits conclude
         self.settings = trainer_settings(config, redistributor, policy, self.reward, self.optimizer)
         self.run: dict[str, Any] | None = None
-
-    @property
-    def trained(self) -> bool:
-        """Whether an update has begun since the trainer was made."""
-        return self._trained
 
     def step(self, prompts: Prompts) -> dict[str, float]:
         """One PPO step on the given prompts; its metrics (see the README in the repository). Writes nothing to disk.
@@ -133,7 +124,7 @@ class PPOTrainer:
             rollout = self.collect(prompts)
             token_scores = self.redistribute(rollout)
             experience = self.estimate_returns(rollout, token_scores)
-            figures = self.measure(rollout, token_scores, experience)
+            figures = self.figures(rollout, token_scores, experience)
         except FloatingPointError as error:
             raise UnusableRollout(str(error)) from error
         figures |= self.update(experience)
@@ -145,22 +136,26 @@ class PPOTrainer:
         tokens = float(rollout.sequences.response_mask.sum())
         return figures | {"seconds": seconds, "tokens_per_second": tokens / seconds}
 
-    def collect(self, prompts: Prompts) -> Rollout:
-        """Sample the responses of each prompt and measure them; the draw is fixed by (seed, steps done), so it can be
-        repeated. Checks, before the first update, that the policy is its reference.
+    def collect(self, prompts: Prompts, methods: Iterable[Redistributor] = ()) -> Rollout:
+        """Sample the responses of each prompt and measure them, with the evidence of the trainer's own method and of
+        further ``methods``, each of which can then be called on the rollout. The draw is fixed by (seed, steps done),
+        so it can be repeated, whatever is measured. Checks, before the first update, that the policy is its reference.
 
         Raises:
+            TypeError, ValueError: what is no method, or needs evidence that the models cannot give; names it and why,
+                before anything is sampled.
             RuntimeError: an update was not concluded.
         """
         require_one_process()
-        if self._to_conclude:
+        if self.to_conclude:
             raise RuntimeError(
                 "collect: the last update was not concluded; call conclude(rollout) with the rollout it learned from, "
                 "or step(prompts), which does everything"
             )
+        needs = needs_of((self.redistributor, *methods), self.policy, self.reward)
         draw = Draw(seed=self.config.seed, name="sampling", step=self.steps_done)
-        rollout = self._measured(prompts, self.config.responses_per_prompt, draw, self.redistributor)
-        if not self._trained:
+        rollout = self._measured(prompts, self.config.responses_per_prompt, draw, needs)
+        if not self.trained:
             report(why_not_reference(rollout, self.policy.compute_dtype), self.config.first_step_checks)
         return rollout
 
@@ -177,11 +172,11 @@ class PPOTrainer:
             require_token_scores(token_scores, rollout, self.redistributor)
             check_placement(token_scores, rollout, self.redistributor, self.config.gamma)
         except FloatingPointError as error:
-            if self._trained:
+            if self.trained:
                 raise
             raise HealthError(str(error)) from error
         wrong = why_not_conserved(token_scores, rollout, self.redistributor)
-        if wrong and self._trained and self.config.first_step_checks == "error":
+        if wrong and self.trained and self.config.first_step_checks == "error":
             raise FloatingPointError(wrong)
         report(wrong, self.config.first_step_checks)
         return token_scores
@@ -214,7 +209,7 @@ class PPOTrainer:
             budgets=self.budgets,
         )
         self.schedule.step()
-        self._to_conclude = True
+        self.to_conclude = True
         return self.estimator.defined(figures) | {"learning_rate": float(learning_rate)}
 
     def conclude(self, rollout: Rollout) -> dict[str, float]:
@@ -228,7 +223,7 @@ class PPOTrainer:
         self.kl_controller.update(mean_response_kl(rollout), response_count(rollout))
         self.score_moments = self.score_moments.including(rollout.raw_scores)
         self.steps_done += 1
-        self._to_conclude = False
+        self.to_conclude = False
         return figures
 
     def _observe(self, rollout: Rollout, method: Learns) -> dict[str, float]:
@@ -249,7 +244,7 @@ class PPOTrainer:
         self.guard.skip({"step": self.steps_done + 1, "what": "observation", "reason": reason})
         return {"skipped_observation": 1.0}
 
-    def measure(
+    def figures(
         self, rollout: Rollout, token_scores: Float[Tensor, "batch response"], experience: Experience
     ) -> dict[str, float]:
         """The figures of a rollout before its update, the redistributor's own among them."""
@@ -327,32 +322,11 @@ class PPOTrainer:
 
     def state(self) -> TrainerState:
         """What the trainer has learned beside its policy."""
-        learned = self.redistributor.state() if isinstance(self.redistributor, Learns) else {}
-        numbers = {
-            "steps_done": self.steps_done,
-            "trained": self._trained,
-            "kl_coef": self.kl_controller.coef,
-            "score_moments": asdict(self.score_moments),
-            "guard": self.guard.state(),
-            "budgets": self.budgets.state(),
-            "optimizer": state_numbers(self.optimizer),
-            "schedule": self.schedule.state_dict(),
-            "redistributor": self.settings["redistributor"],
-            "config": self.settings["config"],
-            "identity": {**self._identity(), "made_with": made_with(self.reward)},
-            "run": self.run,
-        }
-        tensors = {f"{OPTIMIZER}{name}": value for name, value in state_tensors(self.optimizer).items()}
-        tensors |= {f"{REDISTRIBUTOR}{name}": value for name, value in learned.items()}
-        return TrainerState(numbers=numbers, tensors=tensors)
+        return trainer_state.state_of(self)
 
-    def why_not_restore(self, checkpoint: Path) -> str:
+    def why_not_restored(self, checkpoint: Path) -> str:
         """Why ``checkpoint`` cannot be restored here, whichever run it is of; empty where it can."""
-        wrong = checkpoints.why_not_usable(checkpoint)
-        if wrong:
-            return wrong
-        found = islice(misfits(load_state(checkpoint).numbers, as_json(self.state().numbers)), 5)
-        return "; ".join(f"its {STATE} is of another version, or damaged: {misfit}" for misfit in found)
+        return trainer_state.why_not_restored(self, checkpoint)
 
     def restore(self, checkpoint: Path) -> None:
         """Put policy and trainer back to what they were when ``checkpoint`` was saved.
@@ -362,47 +336,12 @@ class PPOTrainer:
                 reward, method, optimizer or config, or other prompts than this trainer's run has; all are named.
                 Whatever it was refused for, policy and trainer are as they were.
         """
-        wrong = self.why_not_restore(checkpoint)
-        if wrong:
-            raise ValueError(f"{checkpoint} cannot be used: {wrong}")
-        state = load_state(checkpoint)
-        numbers = state.numbers
-        require_same_run(self, numbers, checkpoint)
-        before, kept = self.state(), copy.deepcopy((self.guard, self.budgets))
-        with reading(str(checkpoint)):
-            try:
-                self._put(state)
-                self.policy.restore(str(checkpoint / POLICY))
-            except BaseException:
-                self._put(before)
-                self.guard, self.budgets = kept
-                raise
-        self._to_conclude = False
+        trainer_state.restore(self, checkpoint)
 
-    def _put(self, state: TrainerState) -> None:
-        """What ``state`` gave, all but the policy."""
-        numbers, learned = state.numbers, _part(state.tensors, REDISTRIBUTOR)
-        strange = [name for name in state.tensors if not name.startswith((OPTIMIZER, REDISTRIBUTOR))]
-        if strange or (learned and not isinstance(self.redistributor, Learns)):
-            raise ValueError(f"its tensors {sorted([*strange, *learned])[:3]} belong to no part of this trainer")
-        restore_state(self.optimizer, _part(state.tensors, OPTIMIZER), numbers["optimizer"])
-        if isinstance(self.redistributor, Learns):
-            self.redistributor.load_state(learned)
-        self.schedule.load_state_dict(dict(numbers["schedule"]))
-        self.kl_controller.coef = numbers["kl_coef"]
-        self.score_moments = ScoreMoments(**numbers["score_moments"])
-        self.guard.restore(numbers["guard"])
-        self.budgets.restore(numbers["budgets"])
-        self.steps_done, self._trained, self.run = numbers["steps_done"], numbers["trained"], numbers["run"]
-
-    def _identity(self) -> dict[str, Any]:
-        return {name: value for name, value in self.settings.items() if name not in ("config", "redistributor")}
-
-    def _measured(self, prompts: Prompts, times: int, draw: Draw, redistributor: Redistributor | None) -> Rollout:
+    def _measured(self, prompts: Prompts, times: int, draw: Draw, needs: frozenset[EvidenceRequest]) -> Rollout:
         ids = repeated(encoded(self.policy, self.reward, prompts, self.config), times)
         drawn = sample(self.policy, ids, self.config, draw, self.budgets)
         sequences = replace(drawn, given=tuple(repeated(own_texts(prompts), times)))
-        needs = redistributor.needs if redistributor is not None else frozenset()
         return measure(
             self.policy,
             self.reward,
@@ -415,19 +354,15 @@ class PPOTrainer:
 
     def evaluation_rollout(self, prompts: Prompts) -> Rollout:
         """Responses to ``prompts`` as ``evaluate`` draws them, measured."""
-        return self._measured(prompts, 1, Draw(seed=self.config.seed, name="evaluation", step=0), None)
+        return self._measured(prompts, 1, Draw(seed=self.config.seed, name="evaluation", step=0), frozenset())
 
     def _before_training(self, largest: float, mean: float) -> None:
         """Called between an update's first forward pass and its first optimizer step."""
-        if not self._trained:
+        if not self.trained:
             report(why_not_repeated(largest, mean, self.policy.compute_dtype), self.config.first_step_checks)
-        self._trained = True
+        self.trained = True
 
 
 def _kl_controller(config: PPOConfig) -> KLController:
     kl = config.kl
     return AdaptiveKL(kl.init_coef, kl.target, kl.horizon) if kl.adaptive else FixedKL(kl.init_coef)
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -61,7 +61,7 @@ class UpdateStatistics:
         }
 
 
-LARGEST = ("ratio_max", "log_ratio_max")
+MAXIMA = ("ratio_max", "log_ratio_max")
 MEANS = ("policy_loss", "value_loss", "entropy", "clip_fraction", "value_clip_fraction", "approx_kl", "logprob_drop")
 
 
@@ -132,12 +132,12 @@ def _accumulate(
     rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
 
     def backward(rows: Int[Tensor, " row"]) -> dict[str, float]:
-        """What the micro-batch adds to each of the minibatch's figures; of ``LARGEST``, its own."""
+        """What the micro-batch adds to each of the minibatch's figures; of ``MAXIMA``, its own."""
         part = minibatch.select(rows)
         loss, means = _loss(policy, part, config)
         token_share = int(part.sequences.response_mask.sum()) / tokens
         (loss * token_share).backward()  # type: ignore[no-untyped-call]
-        shares = {"response_loss": len(part.sequences) / rows_in_all, **dict.fromkeys(LARGEST, 1.0)}
+        shares = {"response_loss": len(part.sequences) / rows_in_all, **dict.fromkeys(MAXIMA, 1.0)}
         return {name: float(mean) * shares.get(name, token_share) for name, mean in means.items()}
 
     parts = run_in_parts(
@@ -148,8 +148,8 @@ def _accumulate(
         phase="update",
         begin=partial(optimizer.zero_grad, set_to_none=True),
     )
-    totals = {name: sum(part[name] for part in parts) for name in parts[0] if name not in LARGEST}
-    largest = {name: max(0.0, *(part[name] for part in parts)) for name in LARGEST}
+    totals = {name: sum(part[name] for part in parts) for name in parts[0] if name not in MAXIMA}
+    largest = {name: max(0.0, *(part[name] for part in parts)) for name in MAXIMA}
     totals = {name: float(global_sum(torch.tensor(total, dtype=torch.float64))) for name, total in totals.items()}
     largest = {name: float(global_max(torch.tensor(most, dtype=torch.float64))) for name, most in largest.items()}
     return {**totals, **largest, "tokens": float(tokens)}

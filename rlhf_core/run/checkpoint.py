@@ -20,7 +20,7 @@ from rlhf_core.run import manifest
 from rlhf_core.run.model_card import write_model_card
 from rlhf_core.types import Policy
 
-POLICY, STATE, TENSORS = "policy", "state.json", "trainer.safetensors"
+POLICY, STATE, TENSOR_FILE = "policy", "state.json", "trainer.safetensors"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ON_CARD = ("steps_done", "redistributor", "config")
 CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
@@ -52,8 +52,8 @@ def save_checkpoint(folder: Path, policy: Policy, state: TrainerState, metrics: 
         policy.save(str(unfinished / POLICY))
         told = {name: state.numbers[name] for name in ON_CARD if name in state.numbers}
         write_model_card(unfinished / POLICY, state=told, metrics=metrics)
-        save_file(_apart(state.tensors), unfinished / TENSORS)
-        numbers = {**state.numbers, "tensors": _forms(unfinished / TENSORS)}
+        save_file(_apart(state.tensors), unfinished / TENSOR_FILE)
+        numbers = {**state.numbers, "tensors": _forms(unfinished / TENSOR_FILE)}
         (unfinished / STATE).write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         manifest.seal(unfinished)
     except Exception as error:  # libraries have their own for a full disk
@@ -67,7 +67,7 @@ def save_checkpoint(folder: Path, policy: Policy, state: TrainerState, metrics: 
 
 def load_state(folder: Path) -> TrainerState:
     """What ``save_checkpoint`` wrote beside the policy; the folder must have been found usable."""
-    return TrainerState(numbers=read_object(folder / STATE), tensors=read_tensors(folder / TENSORS))
+    return TrainerState(numbers=read_object(folder / STATE), tensors=read_tensors(folder / TENSOR_FILE))
 
 
 def why_not_usable(folder: Path) -> str:
@@ -77,11 +77,11 @@ def why_not_usable(folder: Path) -> str:
     if wrong:
         return wrong
     try:
-        numbers, tensors = read_object(folder / STATE), _forms(folder / TENSORS)
+        numbers, tensors = read_object(folder / STATE), _forms(folder / TENSOR_FILE)
     except (OSError, ValueError) as error:
         return str(error)
     if numbers.get("tensors") != tensors:
-        return f"{TENSORS} holds other tensors than its {STATE} lists{_parting(numbers.get('tensors'), tensors)}"
+        return f"{TENSOR_FILE} holds other tensors than its {STATE} lists{_parting(numbers.get('tensors'), tensors)}"
     named, done = CHECKPOINT.fullmatch(folder.name), numbers.get("steps_done")
     if named and int(named[1]) != done:
         return f"it is named after step {named[1]}, and {STATE} says steps_done {done!r}: a copy of another checkpoint"

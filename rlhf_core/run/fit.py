@@ -1,6 +1,7 @@
 """The loop around ``PPOTrainer.step``: figures, samples and checkpoints on the disk, and a run taken up again."""
 
 import contextlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
@@ -38,13 +39,10 @@ class Trainer(Protocol):
     optimizer: torch.optim.Optimizer
     steps_done: int
     settings: dict[str, Any]
+    trained: bool
+    """Whether an update has begun."""
     run: dict[str, Any] | None
     """Prompts, and a measurement of the models, of the run that ``fit`` is at; kept with the state."""
-
-    @property
-    def trained(self) -> bool:
-        """Whether an update has begun."""
-        ...
 
     def step(self, prompts: Prompts) -> dict[str, float]:
         """One PPO step."""
@@ -62,7 +60,7 @@ class Trainer(Protocol):
         """What it has learned beside the policy."""
         ...
 
-    def why_not_restore(self, checkpoint: Path) -> str:
+    def why_not_restored(self, checkpoint: Path) -> str:
         """Why a checkpoint cannot be restored; empty where it can."""
         ...
 
@@ -123,6 +121,7 @@ class Fit:
 
     def _loop(self, first: int) -> None:
         last, who = first + self.plan.steps, type(self.trainer.redistributor).__name__
+        tqdm.write(f"{who}: {_said(self.plan, self.trainer.config)}", file=sys.stderr)
         with (
             stop_requests() as asked,
             tqdm(total=last, initial=self.trainer.steps_done, desc=who, unit="step", dynamic_ncols=True) as bar,
@@ -162,7 +161,7 @@ class Fit:
         if changed:
             raise ValueError(f"fit: {self.plan.out} holds a run with other settings: {'; '.join(changed)}")
         self.trainer.run = self._run(models)
-        newest = self.run.newest_checkpoint(self.trainer.why_not_restore)
+        newest = self.run.newest_checkpoint(self.trainer.why_not_restored)
         sweep(self.run.path)
         if newest is not None:
             self.trainer.restore(newest)
@@ -291,6 +290,16 @@ class Fit:
             for record in self.trainer.guard.skipped:
                 file.write(record)
         self.trainer.guard.skipped.clear()
+
+
+def _said(plan: Plan, config: PPOConfig) -> str:
+    """What a run is about to do, in a line: response lengths above all, which decide what can be said at all."""
+    low, high = config.max_length
+    drawn = "" if low == high else f", the longest drawn from {low} to {high}"
+    return (
+        f"{plan.steps} steps of {config.rollout_batch_size} responses of {config.min_length} to {high} tokens{drawn}; "
+        f"{len(plan.prompts)} prompts, minibatches of {config.minibatch_size}"
+    )
 
 
 def evaluation_figures(rollout: Rollout) -> dict[str, float]:

@@ -16,7 +16,7 @@ COMPARED = frozenset({"config", "identity", "redistributor", "run", "tensors"})
 GROWING = re.compile(r"budgets|optimizer\.beside|optimizer\.groups\[\d+\]")
 """Where names come up as a run goes on."""
 SIGNED = re.compile(r"score_moments\.mean|optimizer\.(?!groups\[\d+\]\.(initial_)?lr$).*")
-LARGEST = 2**63
+WHOLE_LIMIT = 2**63
 
 
 def misfits(found: Mapping[str, Any], due: Mapping[str, Any]) -> Iterator[str]:
@@ -47,7 +47,7 @@ def _misfits(found: Any, due: Any, name: str) -> Iterator[str]:
         if not isinstance(found, kinds) or (isinstance(found, bool) and not isinstance(due, bool)):
             yield _said(name, found, words)
         elif not isinstance(found, str):
-            if not -LARGEST < found < LARGEST:
+            if not -WHOLE_LIMIT < found < WHOLE_LIMIT:
                 yield _said(name, found, "a number that a run can reach")
             elif found < 0 and not SIGNED.fullmatch(name):
                 yield _said(name, found, f"{words}, 0 or more")

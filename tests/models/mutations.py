@@ -443,7 +443,7 @@ MUTATIONS = (
     ),
     Mutation(
         "models/policy/causal_policy.py",
-        "unnamed=self._unnamed,\n",
+        "unnamed=of.unnamed,\n",
         "\n",
         "tests/models/policy/test_unnamed_ids.py::test_a_trainer_takes_a_reward_that_reads_the_tokens_alone[callable-padded]",
     ),

@@ -46,7 +46,7 @@ def test_credit_is_what_the_trainer_would_have_learned_from(name):
     torch.testing.assert_close(credit.rewards, scores - 0.7 * rollout.kl)
     assert credit.returns.equal(experience.returns)
     assert credit.advantages.equal(experience.advantages)
-    assert credit.figures.items() <= trainer.measure(rollout, scores, experience).items()
+    assert credit.figures.items() <= trainer.figures(rollout, scores, experience).items()
     assert {"explained_variance", "explained_variance_over_position"} <= credit.figures.keys()
 
 

@@ -23,7 +23,7 @@ from benchmarks.tasks.definitions import made_small, read_prompts
 from models import load_policy
 from models.tiny import save_tiny
 from rlhf_core import KLConfig, PPOConfig, ScoreConfig, Sequences, TokenReward
-from rlhf_core.config import LARGEST
+from rlhf_core.config import LARGEST_FLOAT32
 from rlhf_core.prompts import encoded
 from rlhf_core.types import TENSORS
 
@@ -127,7 +127,7 @@ def test_a_setting_is_refused_by_name_or_kept_as_it_was_given(setting, value):
         return
     kept = getattr(getattr(config, part) if part else config, name)
     assert kept is value
-    assert not isinstance(kept, float) or abs(kept) <= LARGEST
+    assert not isinstance(kept, float) or abs(kept) <= LARGEST_FLOAT32
     default = getattr(kind(), name)
     assert isinstance(kept, bool) == isinstance(default, bool)
 

@@ -17,7 +17,7 @@ from redistributors.credit import normalised
 from rlhf_core import AdaptiveKL, Experience, RolloutBuffer, ScoreConfig, policy_loss, value_loss
 from rlhf_core.batching import micro_batches, row_batches
 from rlhf_core.evidence import AttentionTap
-from rlhf_core.kl import ESTIMATORS, kl_estimate
+from rlhf_core.kl import KL_ESTIMATORS, kl_estimate
 from rlhf_core.masking import last_token, masked_mean, masked_var, masked_whiten
 from rlhf_core.returns import discounted_returns, generalized_advantages, lambda_returns
 from rlhf_core.rewards import ScoreMoments, normalise_scores, penalised
@@ -220,7 +220,7 @@ def test_the_value_loss_is_never_nan_and_finite_where_squares_are(largest, data,
     assert torch.equal(*losses)
 
 
-@pytest.mark.parametrize("kind", sorted(ESTIMATORS))
+@pytest.mark.parametrize("kind", sorted(KL_ESTIMATORS))
 @tries(25)
 @given(case=ragged(40.0, 40.0))
 def test_kl_estimates_are_finite_zero_on_padding_and_where_policies_agree(kind, case):

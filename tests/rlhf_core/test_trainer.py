@@ -11,7 +11,7 @@ import torch
 from fakes import EOS, TablePolicy, ragged_sequences, rollout_of, sequences_of, unchecked
 from table_trainer import CONFIG, PROMPTS, Learner, batch, share_of_threes, trainer
 
-from redistributors import RewardAttention, Sparse, Uniform
+from redistributors import DecoderAttention, Gradient, LeaveOneOut, RewardAttention, Shapley, Sparse, Uniform
 from rlhf_core import (
     Experience,
     HealthError,
@@ -44,7 +44,7 @@ def test_two_runs_are_bit_equal_and_the_stages_compose_to_a_step():
         rollout = by_hand.collect(batch())
         token_scores = by_hand.redistribute(rollout)
         experience = by_hand.estimate_returns(rollout, token_scores)
-        again = by_hand.measure(rollout, token_scores, experience) | by_hand.update(experience)
+        again = by_hand.figures(rollout, token_scores, experience) | by_hand.update(experience)
         by_hand.conclude(rollout)
         assert again.items() <= figures.items()
     assert torch.equal(whole.policy.logits, by_hand.policy.logits)
@@ -80,6 +80,35 @@ def test_a_step_that_broke_off_can_be_taken_again():
         learner.step(batch())
     assert learner.step(batch())["kl"] != 0
     assert learner.steps_done == 1
+
+
+def test_one_rollout_holds_what_all_methods_need_and_the_same_responses():
+    reward = TokenReward(lambda prompts, responses: [row.count(3) for row in responses])
+    further, needs = (LeaveOneOut(), Shapley(), Sparse()), LeaveOneOut().needs | Shapley().needs
+    alone, together = trainer(reward=reward).collect(batch()), trainer(reward=reward).collect(batch(), iter(further))
+    assert not alone.evidence
+    assert set(together.evidence) == needs
+    for name in ("logprobs", "ref_logprobs", "values", "scores"):
+        assert torch.equal(getattr(alone, name), getattr(together, name)), name
+    for method in further:
+        torch.testing.assert_close(method(together).sum(1), together.scores)
+    own = trainer(LeaveOneOut(), reward=reward).collect(batch(), [Shapley()])
+    assert set(own.evidence) == needs
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        (
+            [Sparse(), DecoderAttention()],
+            r"DecoderAttention\(.* needs .*, which Wide cannot give: it does not measure such",
+        ),
+        ([Gradient()], r"Gradient\(.* needs .*, which TokenReward cannot give: a callable .* not embedding_gradients"),
+    ],
+)
+def test_a_method_that_cannot_be_served_is_named_before_anything_is_sampled(methods, words):
+    with pytest.raises(ValueError, match=words):
+        trainer(policy=Wide()).collect(batch(), methods)
 
 
 def test_methods_meet_the_same_limits_and_uniforms():
@@ -580,6 +609,16 @@ def test_fit_writes_metrics_samples_and_checkpoints(tmp_path):
         learner.fit(PROMPTS, 1, out=tmp_path / "run")
     with pytest.raises(FileExistsError, match=r"metrics\.jsonl is a file; out must name a new folder"):
         learner.fit(PROMPTS, 1, out=tmp_path / "run/metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"), [((3, 3), "of 2 to 3 tokens;"), ((2, 3), "of 2 to 3 tokens, the longest drawn from 2 to 3;")]
+)
+def test_fit_says_first_how_long_responses_may_be(lengths, said, tmp_path, capsys):
+    config = replace(CONFIG, max_length=lengths)
+    trainer(config=config).fit(PROMPTS, 1, out=tmp_path / "run")
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.startswith(f"Uniform: 1 steps of 16 responses {said} {len(PROMPTS)} prompts, minibatches of 8")
 
 
 def test_fit_goes_on_where_it_stopped_with_the_loggers_of_the_caller(tmp_path):

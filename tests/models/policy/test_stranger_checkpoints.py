@@ -14,7 +14,7 @@ from models.tiny import save_tiny
 from redistributors import REDISTRIBUTORS
 from rlhf_core import PPOTrainer, TokenReward
 from rlhf_core.run import manifest
-from rlhf_core.run.checkpoint import STATE, TENSORS, _forms
+from rlhf_core.run.checkpoint import STATE, TENSOR_FILE, _forms
 
 
 def trainer(root: Path, kind: str) -> PPOTrainer:
@@ -37,7 +37,7 @@ def runs(tmp_path_factory):
 def reseal(folder: Path) -> None:
     """A stranger makes all that says what a checkpoint holds fit what it does hold."""
     state = json.loads((folder / STATE).read_text())
-    (folder / STATE).write_text(json.dumps(state | {"tensors": _forms(folder / TENSORS)}))
+    (folder / STATE).write_text(json.dumps(state | {"tensors": _forms(folder / TENSOR_FILE)}))
     (folder / manifest.NAME).unlink()
     manifest.seal(folder)
 
