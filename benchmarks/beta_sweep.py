@@ -2,20 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
 
-from benchmarks.reporting import figures
-from benchmarks.reporting.outcomes import LAST
-from benchmarks.reporting.paper_curves import paper_curves, require_same_task
-from benchmarks.reporting.publishing import publish
-from benchmarks.reporting.statistics import Results, summarise
+from benchmarks.reporting import arm_columns, figures
+from benchmarks.reporting.curve_readings import LAST
+from benchmarks.reporting.paper_curves import paper_curves
 from benchmarks.reporting.tables import Table
 from benchmarks.runs.arms import parse_arms
-from benchmarks.runs.comparison import Comparison, Panel, Script, Study
+from benchmarks.runs.comparison import ComparisonResults, ComparisonSettings, Panel
+from benchmarks.runs.script import Script, published
+
+COLUMNS: arm_columns.Columns = {
+    **arm_columns.AVERAGE_SCORE,
+    "std over seeds": lambda results, arm: float(results.per_seed(arm, "score").std()),
+    **arm_columns.LAST_SCORE,
+    **arm_columns.LAST_KL_AND_LENGTH,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,79 +36,49 @@ class Options:
             raise ValueError(f"betas must be different shares between 0 and 1, got {self.betas}")
 
 
-def panels(_: Comparison, options: Options) -> Sequence[Panel]:
+def panels(_: ComparisonSettings, options: Options) -> Sequence[Panel]:
     """One panel whose arms are the betas."""
-    return [Panel(arms=parse_arms([arm(options, beta) for beta in options.betas]))]
+    return [Panel(arms=parse_arms([f"{options.method}(beta={beta:g})" for beta in options.betas]))]
 
 
-def arm(options: Options, beta: float) -> str:
-    """An arm, as it is written on the command line."""
-    return f"{options.method}(beta={beta:g})"
-
-
-def write(study: Study, options: Options, out: Path, console: Console) -> None:
-    """betas.png and .pdf, table.md and .csv."""
-    require_same_task(study.settings.paper_curves, study.settings.task)
-    publish(summary(study.only, options), {"betas": draw(study, options)}, out, console)
-
-
-def draw(study: Study, options: Options) -> Figure:
+@figures.style()
+def draw(done: ComparisonResults, options: Options) -> Figure:
     """Average score, KL and length over beta: single runs, means, and ± one standard deviation as in the paper."""
-    results = study.only
-    theirs = paper_curves(study.settings.paper_curves, "beta_sweep")
-    with figures.style():
-        figure = figures.grid(3)
-        for axes, metric in zip(figure.axes, ("score", "kl", "length"), strict=True):
-            last = None if metric == "score" else LAST
-            values = np.stack([results.per_seed(name, metric, last) for name in results.arms])
-            colour = figures.COLOURS.get(options.method, "#000000")
-            axes.plot(options.betas, values, ".", color=colour, markersize=3, alpha=0.4)
-            axes.errorbar(options.betas, values.mean(1), values.std(1), color=colour, capsize=2, linewidth=1.2)
-            axes.set_title(figures.TITLES[metric] + (", average" if last is None else f", last {last}"), loc="left")
-            axes.set_xlabel("beta")
-            if metric == "score" and theirs:
-                betas = sorted(theirs, key=float)
-                means = [theirs[beta].mean() for beta in betas]
-                axes.plot([float(beta) for beta in betas], means, color="0.5", linewidth=0.7, label="the paper's means")
-                axes.legend(frameon=False)
-        figure.suptitle(
-            f"{results.task}, {options.method} (dots: {len(results.seeds)} runs; line: mean ± standard deviation)",
-            fontsize=7.5,
-            x=0.01,
-            ha="left",
-        )
+    results = done.only
+    theirs = paper_curves(done.settings.paper_curves, "beta_sweep")
+    figure = figures.grid(3)
+    for axes, metric in zip(figure.axes, ("score", "kl", "length"), strict=True):
+        last = None if metric == "score" else LAST
+        values = np.stack([results.per_seed(name, metric, last) for name in results.arms])
+        colour = figures.COLOURS.get(options.method, "#000000")
+        axes.plot(options.betas, values, ".", color=colour, markersize=3, alpha=0.4)
+        axes.errorbar(options.betas, values.mean(1), values.std(1), color=colour, capsize=2, linewidth=1.2)
+        axes.set_title(figures.TITLES[metric] + (", average" if last is None else f", last {last}"), loc="left")
+        axes.set_xlabel("beta")
+        if metric == "score" and theirs:
+            betas = sorted(theirs, key=float)
+            means = [theirs[beta].mean() for beta in betas]
+            axes.plot([float(beta) for beta in betas], means, color="0.5", linewidth=0.7, label="the paper's means")
+            axes.legend(frameon=False)
+    said = f"dots: {len(results.seeds)} runs; line: mean ± standard deviation"
+    figure.suptitle(f"{results.task}, {options.method} ({said})", fontsize=7.5, x=0.01, ha="left")
     return figure
 
 
-def summary(results: Results, options: Options) -> Table:
+def table(done: ComparisonResults, options: Options) -> Table:
     """A row for every beta."""
     rows = tuple(
-        (
-            float(beta),
-            summarise(results.per_seed(name, "score")),
-            float(results.per_seed(name, "score").std()),
-            summarise(results.per_seed(name, "score", LAST)),
-            summarise(results.per_seed(name, "kl", LAST)),
-            summarise(results.per_seed(name, "length", LAST)),
-        )
-        for beta, name in zip(options.betas, results.arms, strict=True)
+        (float(beta), *arm_columns.cells(COLUMNS, done.only, name))
+        for beta, name in zip(options.betas, done.only.arms, strict=True)
     )
-    columns = (
-        "beta",
-        "average score",
-        "std over seeds",
-        f"score, last {LAST}",
-        f"KL, last {LAST}",
-        f"length, last {LAST}",
-    )
-    return Table(title=f"{results.task}: {options.method} by beta", columns=columns, rows=rows)
+    return Table(title=f"{done.only.task}: {options.method} by beta", columns=("beta", *COLUMNS), rows=rows)
 
 
 SCRIPT = Script(
     name="beta_sweep",
-    summary="Sweep beta, the share of the score that follows the credit (figure 7 of the paper). PPO settings are "
-    "--ppo.NAME; --redistributors and --controls are not used.",
-    write=write,
+    summary="Sweep beta, the share of the score that follows the credit (figure 7 of the paper). --redistributors and "
+    "--controls are not used.",
+    write=published("betas", table, draw),
     panels=panels,
     options=Options,
 )

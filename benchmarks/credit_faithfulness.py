@@ -8,9 +8,9 @@ import sys
 from dataclasses import replace
 
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from benchmarks.base.cli import RECORD, measurement_folder, parse, read_record, write_json
+from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.credit import faithfulness_report as report
 from benchmarks.credit.faithfulness_study import Settings, study
 from benchmarks.reporting import tables
@@ -24,8 +24,7 @@ NAME = "benchmarks.credit_faithfulness"
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     settings = parse(Settings, NAME, argv)
-    disable_progress_bar()  # of every model file that is read
-    set_verbosity_error()
+    quiet_libraries()
     try:
         task = make_task(settings.task, models=settings.models, cache=settings.cache, loading=settings.loading)
         loaded, config = (

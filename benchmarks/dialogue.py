@@ -1,8 +1,8 @@
-"""Learning curves on the paper's task "dialogue" (figure 6, left); see :mod:`benchmarks.learning_curves`."""
+"""Learning curves on the paper's task "dialogue" (figure 6, left)."""
 
-from benchmarks.learning_curves import script
+from benchmarks.runs.learning_curve_script import learning_curve_script
 
-SCRIPT = script("dialogue", "figure 6, left", task="dialogue", redistributors="sparse,uniform,abc")
+SCRIPT = learning_curve_script("dialogue", "figure 6, left", task="dialogue")
 
 if __name__ == "__main__":
     SCRIPT.main()

@@ -2,19 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
-from benchmarks.reporting import figures
-from benchmarks.reporting.outcomes import LAST, failed, threshold
-from benchmarks.reporting.paper_curves import of_arms, paper_curves, require_same_task
-from benchmarks.reporting.publishing import publish
-from benchmarks.reporting.report import number
-from benchmarks.reporting.statistics import summarise, variance_across_seeds
+from benchmarks.reporting import arm_columns, figures
+from benchmarks.reporting.curve_readings import LAST, threshold
+from benchmarks.reporting.paper_curves import of_arms, paper_curves
 from benchmarks.reporting.tables import Table
-from benchmarks.runs.comparison import Comparison, Panel, Script, Study
+from benchmarks.runs.comparison import ComparisonResults, ComparisonSettings, Panel, length_changes
+from benchmarks.runs.script import Script, published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,72 +23,55 @@ class Options:
     """Mean score of the last 10 steps below which a run failed (paper: 6); null: midway from start to the best arm."""
 
     def __post_init__(self) -> None:
-        for low, high in self.lengths:
-            if not 1 <= low < high:
-                raise ValueError(f"lengths must be ranges (low, high) with 1 <= low < high, got {(low, high)}")
+        for length in self.lengths:
+            length_changes(*length)
 
 
-def panels(_: Comparison, options: Options) -> Sequence[Panel]:
-    """A panel a range; its upper end is excluded, as by the paper's sampler."""
-    return [
-        Panel(name=f"{low}-{high}", changes={"min_length": low, "max_length": [low, high - 1]})
-        for low, high in options.lengths
-    ]
+def panels(_: ComparisonSettings, options: Options) -> Sequence[Panel]:
+    """A panel a range."""
+    return [Panel(name=f"{low}-{high}", changes=length_changes(low, high)) for low, high in options.lengths]
 
 
-def write(study: Study, options: Options, out: Path, console: Console) -> None:
-    """lengths.png and .pdf, table.md and .csv."""
-    require_same_task(study.settings.paper_curves, study.settings.task)
-    publish(summary(study, options), {"lengths": draw(study)}, out, console)
-
-
-def draw(study: Study) -> Figure:
+@figures.style()
+def draw(done: ComparisonResults, _: Options) -> Figure:
     """Above, means with their bands; below, every run of every arm."""
-    with figures.style():
-        figure = figures.grid(2 * len(study.results), columns=len(study.results))
-        above, below = figure.axes[: len(study.results)], figure.axes[len(study.results) :]
-        for axes, single, (name, results) in zip(above, below, study.results.items(), strict=True):
-            figures.behind(axes, of_arms(paper_curves(study.settings.paper_curves, "length_sweep", name), results))
-            figures.panel(axes, results, "score")
-            axes.set_title(f"{name} tokens", loc="left")
-            figures.runs(single, results, "score")
-            single.set_title("every run", loc="left")
-        results = next(iter(study.results.values()))
-        figures.legend(figure, above[0], f"{results.task}: score ({figures.band_meaning(results)})")
+    count = len(done.results)
+    figure = figures.grid(2 * count, columns=count)
+    for axes, single, (name, results) in zip(
+        figure.axes[:count], figure.axes[count:], done.results.items(), strict=True
+    ):
+        figures.behind(axes, of_arms(paper_curves(done.settings.paper_curves, "length_sweep", name), results))
+        figures.panel(axes, results, "score")
+        axes.set_title(f"{name} tokens", loc="left")
+        figures.runs(single, results, "score")
+        single.set_title("every run", loc="left")
+    figures.legend(figure, figure.axes[0], f"{results.task}: score ({figures.band_meaning(results)})")
     return figure
 
 
-def summary(study: Study, options: Options) -> Table:
+def table(done: ComparisonResults, options: Options) -> Table:
     """A row for every range and arm."""
     rows, notes = [], []
-    for name, results in study.results.items():
+    for name, results in done.results.items():
         limit = threshold(results, options.failed_below)
-        notes.append(f"{name}: failed below {number(limit.value)} ({limit.why}).")
-        rows += [
-            (
-                name,
-                arm,
-                summarise(results.per_seed(arm, "score")),
-                summarise(results.per_seed(arm, "score", LAST)),
-                variance_across_seeds(results.curves[arm]["score"][:, -LAST:]) ** 0.5,
-                f"{failed(results, arm, limit)} of {len(results.seeds)}",
-                summarise(results.per_seed(arm, "kl", LAST)),
-                summarise(results.per_seed(arm, "length", LAST)),
-            )
-            for arm in results.arms
-        ]
-    columns = (
-        *("tokens", "arm", "average score", f"score, last {LAST}", f"std over seeds, last {LAST}", "failed runs"),
-        *(f"KL, last {LAST}", f"length, last {LAST}"),
+        notes.append(limit.note(f"{name}: failed"))
+        columns = {
+            **arm_columns.AVERAGE_SCORE,
+            **arm_columns.LAST_SCORE,
+            f"std over seeds, last {LAST}": arm_columns.spread(LAST),
+            **arm_columns.failures(limit),
+            **arm_columns.LAST_KL_AND_LENGTH,
+        }
+        rows += [(name, arm, *arm_columns.cells(columns, results, arm)) for arm in results.arms]
+    return Table(
+        title="score by response length", columns=("tokens", "arm", *columns), rows=tuple(rows), notes=tuple(notes)
     )
-    return Table(title="score by response length", columns=columns, rows=tuple(rows), notes=tuple(notes))
 
 
 SCRIPT = Script(
     name="generation_length",
-    summary="Sweep the response length (figure 4 of the paper): means, single runs, failed runs. PPO settings are "
-    "--ppo.NAME.",
-    write=write,
+    summary="Sweep the response length (figure 4 of the paper): means, single runs, failed runs.",
+    write=published("lengths", table, draw),
     panels=panels,
     options=Options,
 )

@@ -13,14 +13,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Console
-from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from benchmarks.base.cli import measurement_folder, parse
-from benchmarks.compare_on import Credit, compare_on, reference_gradient
+from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.credit.frozen_credit import warm
 from benchmarks.credit.gradients import (
     cosine,
@@ -29,17 +28,18 @@ from benchmarks.credit.gradients import (
     inverted,
     jackknifed,
     policy_gradients,
+    reference_gradient,
     signal_to_noise,
 )
 from benchmarks.reporting import figures
 from benchmarks.reporting.publishing import publish
-from benchmarks.reporting.statistics import LEVEL, RESAMPLES, Kind, Summary
+from benchmarks.reporting.statistics import Kind, Summary, bootstrap_interval
 from benchmarks.reporting.tables import Table, Value
 from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
-from benchmarks.runs.experiment import Loaded, Task
-from benchmarks.tasks.definitions import make_task
+from benchmarks.runs.single_run import Task
+from benchmarks.tasks.definitions import Loaded, make_task
 from benchmarks.tasks.model_settings import Loading
-from redistributors import Sparse
+from redistributors import Credit, Sparse, compare_on
 from rlhf_core.checks import check_needs
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import EvidenceRequest
@@ -51,18 +51,11 @@ from rlhf_core.types import Redistributor, Rollout
 PLAIN = "sparse"
 CHANGES = ("advantages", "gamma", "lam")
 """PPO settings that an arm may change: all that matters between a rollout and its gradient."""
-COLUMNS = (
-    "method",
-    "sparse steps before",
-    "explained variance",
-    "… over position",
-    "credited tokens",
-    "cosine to sparse",
-    "cosine to reference",
-    "cosine of expectations",
-    "relative variance",
-)
 DRAWN = ("cosine to reference", "cosine of expectations", "relative variance")
+COLUMNS = (
+    *("method", "sparse steps before", "explained variance", "… over position", "credited tokens"),
+    *("cosine to sparse", *DRAWN),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,51 +139,41 @@ class Stage:
     def credits(self, rollout: Rollout) -> dict[str, Credit]:
         """Every arm's, under its own settings."""
         coef = self.trainer.kl_controller.coef
-        found: dict[str, Credit] = {}
-        for label, (method, config) in self.methods.items():
-            found |= compare_on(rollout, {label: method}, config=config, kl_coef=coef, policy=None)
-        return found
+        return {
+            label: compare_on(rollout, {label: method}, config=config, kl_coef=coef)[label]
+            for label, (method, config) in self.methods.items()
+        }
 
     def reference(self, repetitions: range) -> tuple[Tensor, float]:
         """The many-sample gradient, and its squared norm without bias, from two halves."""
         trainer, middle = self.trainer, (repetitions.start + repetitions.stop) // 2
-        halves = [
-            reference_gradient(
-                trainer.policy,
-                self.rollouts(half, frozenset()),
-                config=trainer.config,
-                kl_coef=trainer.kl_controller.coef,
-            ).cpu()
+        settings: dict[str, Any] = {"config": trainer.config, "kl_coef": trainer.kl_controller.coef}
+        first, second = (
+            reference_gradient(trainer.policy, self.rollouts(half, frozenset()), **settings).cpu()
             for half in (range(repetitions.start, middle), range(middle, repetitions.stop))
-        ]
-        return (halves[0] + halves[1]) / 2, float(halves[0].double() @ halves[1].double())
+        )
+        return (first + second) / 2, float(first.double() @ second.double())
 
 
 def measured(stage: Stage, settings: Settings) -> tuple[list[tuple[Value, ...]], float]:
     """A row for every arm, and the cosine that the reference itself has with what it estimates, at best."""
-    needs = frozenset(need for method, _ in stage.methods.values() for need in method.needs)
-    gradients: dict[str, list[Tensor]] = {label: [] for label in stage.methods}
-    said: dict[str, list[Mapping[str, float]]] = {label: [] for label in stage.methods}
+    trainer, methods = stage.trainer, stage.methods
+    needs = frozenset(need for method, _ in methods.values() for need in method.needs)
+    gradients: dict[str, list[Tensor]] = {label: [] for label in methods}
+    said: dict[str, list[Mapping[str, float]]] = {label: [] for label in methods}
     for rollout in stage.rollouts(range(settings.repetitions), needs):
         made = stage.credits(rollout)
         advantages = {label: credit.advantages for label, credit in made.items()}
-        config = stage.trainer.config
-        found = policy_gradients(
-            stage.trainer.policy,
-            rollout.sequences,
-            advantages,
-            config.micro_batch_tokens,
-            temperature=config.temperature,
-        )
+        found = policy_gradients(trainer.policy, rollout.sequences, advantages, trainer.config)
         for label, credit in made.items():
             gradients[label].append(found[label].cpu())
             said[label].append(credit.figures)
     first = settings.repetitions
     reference, signal = stage.reference(range(first, first + settings.reference_repetitions))
-    steps = stage.trainer.steps_done
+    plain, steps = gradients[PLAIN], trainer.steps_done
     rows: list[tuple[Value, ...]] = [
-        (label, steps, *_figures(said[label]), *_judged(gradients[label], gradients[PLAIN], reference, signal))
-        for label in stage.methods
+        (label, steps, *_figures(said[label]), *_judged(gradients[label], plain, reference, signal))
+        for label in methods
     ]
     return rows, max(signal, 0.0) ** 0.5 / float(reference.double().norm())
 
@@ -205,18 +188,15 @@ def _figures(said: Sequence[Mapping[str, float]]) -> tuple[Value, ...]:
 def _judged(own: list[Tensor], plain: list[Tensor], reference: Tensor, signal: float) -> tuple[Value, ...]:
     stacked = torch.stack(own)
     products, with_reference = gram(stacked), stacked.double() @ reference.double()
-
-    def direction(chosen: Tensor) -> float:
-        return expected_cosine(products[chosen][:, chosen], with_reference[chosen], signal)
-
-    def clarity(chosen: Tensor) -> float:
-        return signal_to_noise(products[chosen][:, chosen])
-
+    direction = jackknifed(
+        lambda some: expected_cosine(products[some][:, some], with_reference[some], signal), len(own)
+    )
+    clarity = jackknifed(lambda some: signal_to_noise(products[some][:, some]), len(own))
     return (
         bootstrapped([cosine(a, b) for a, b in zip(own, plain, strict=True)]),
         bootstrapped([cosine(a, reference) for a in own]),
-        jackknifed(direction, len(own)),
-        inverted(jackknifed(clarity, len(own))),
+        direction,
+        inverted(clarity),
     )
 
 
@@ -226,16 +206,9 @@ def bootstrapped(values: Sequence[float]) -> Summary:
     array = np.array([value for value in values if not np.isnan(value)])
     if len(array) < 2:
         return Summary(mean=np.nan, low=np.nan, high=np.nan, kind="95 % interval")
-    found = stats.bootstrap(
-        (array,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    low, high = bootstrap_interval(array)
     kind: Kind = "95 % interval" if np.ptp(array) else "range"
-    return Summary(mean=float(array.mean()), low=float(found.low), high=float(found.high), kind=kind)
+    return Summary(mean=float(array.mean()), low=low, high=high, kind=kind)
 
 
 def stages(loaded: Loaded, settings: Settings, config: PPOConfig) -> Iterator[Stage]:
@@ -249,10 +222,9 @@ def stages(loaded: Loaded, settings: Settings, config: PPOConfig) -> Iterator[St
     trainer = PPOTrainer(loaded.policy, loaded.reward, Sparse(), config, optimizer=settings.loading.make_optimizer)
     for arm in arms:
         check_needs(arm.redistributor(), trainer.policy, trainer.reward)
-    if settings.prompts > len(loaded.held_out_prompts):
-        raise ValueError(
-            f"prompts {settings.prompts} exceed the task's {len(loaded.held_out_prompts)} held-out prompts"
-        )
+    known = len(loaded.held_out_prompts)
+    if settings.prompts > known:
+        raise ValueError(f"prompts {settings.prompts} exceed the task's {known} held-out prompts")
     train, held_out = (
         encoded(trainer.policy, trainer.reward, some, config)
         for some in (loaded.train_prompts, loaded.held_out_prompts[: settings.prompts])
@@ -260,11 +232,10 @@ def stages(loaded: Loaded, settings: Settings, config: PPOConfig) -> Iterator[St
     for steps in sorted(settings.sparse_steps):
         while trainer.steps_done < steps:
             trainer.step(shuffled_batch(train, config, trainer.steps_done))
-        methods = {arm.label: arm.redistributor() for arm in arms}
-        moments = trainer.score_moments
-        warm(methods.values(), loaded, trainer.reward, config, rollouts=settings.warm, moments=moments)
-        both = {label: (method, configs[label]) for label, method in methods.items()}
-        yield Stage(trainer=trainer, prompts=held_out, methods=both)
+        made = [arm.redistributor() for arm in arms]
+        warm(made, loaded, trainer.reward, config, rollouts=settings.warm, moments=trainer.score_moments)
+        methods = {arm.label: (method, configs[arm.label]) for arm, method in zip(arms, made, strict=True)}
+        yield Stage(trainer=trainer, prompts=held_out, methods=methods)
 
 
 def table(rows: Sequence[tuple[Value, ...]], ceilings: Sequence[float], settings: Settings) -> Table:
@@ -292,18 +263,15 @@ def table(rows: Sequence[tuple[Value, ...]], ceilings: Sequence[float], settings
     )
 
 
-def draw(made: Table) -> figures.Figure:
+@figures.style()
+def draw(made: Table) -> Figure:
     """A dot and its interval for every arm: a panel a quantity, a line of panels a policy."""
     policies = list(dict.fromkeys(row[1] for row in made.rows))
-    with figures.style():
-        figure = figures.grid(len(DRAWN) * len(policies), columns=len(DRAWN))
-        panels = iter(figure.axes)
-        for steps in policies:
-            rows = [row for row in made.rows if row[1] == steps]
-            for quantity in DRAWN:
-                axes = next(panels)
-                _dots(axes, {str(row[0]): row[COLUMNS.index(quantity)] for row in rows})
-                axes.set_title(f"{quantity}, after {steps} sparse steps", loc="left")
+    figure = figures.grid(len(DRAWN) * len(policies), columns=len(DRAWN))
+    panels = [(steps, quantity) for steps in policies for quantity in DRAWN]
+    for axes, (steps, quantity) in zip(figure.axes, panels, strict=True):
+        _dots(axes, {str(row[0]): row[COLUMNS.index(quantity)] for row in made.rows if row[1] == steps})
+        axes.set_title(f"{quantity}, after {steps} sparse steps", loc="left")
     return figure
 
 
@@ -324,21 +292,15 @@ def _dots(axes: Axes, values: Mapping[str, Value]) -> None:
 
 def run(settings: Settings, task: Task) -> Table:
     """Measure every policy and arm; raises ValueError for what cannot be, before anything is drawn."""
-    config = settings.config(task)
-    rows: list[tuple[Value, ...]] = []
-    ceilings = []
-    for stage in stages(task.load(), settings, config):
-        found, ceiling = measured(stage, settings)
-        rows += found
-        ceilings.append(ceiling)
-    return table(rows, ceilings, settings)
+    found = [measured(stage, settings) for stage in stages(task.load(), settings, settings.config(task))]
+    rows = [row for rows, _ in found for row in rows]
+    return table(rows, [ceiling for _, ceiling in found], settings)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     settings = parse(Settings, "benchmarks.gradient_quality", argv)
-    disable_progress_bar()
-    set_verbosity_error()
+    quiet_libraries()
     torch.set_num_threads(1)
     out = measurement_folder(settings, "benchmarks.gradient_quality")
     try:

@@ -10,20 +10,17 @@ pulls length back to the reference's and never away from it.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
-from benchmarks.reporting import figures
-from benchmarks.reporting.outcomes import LAST
-from benchmarks.reporting.publishing import publish
-from benchmarks.reporting.statistics import Array, Results, Summary, nan_mean, summarise
+from benchmarks.reporting import arm_columns, figures
+from benchmarks.reporting.curve_readings import LAST
+from benchmarks.reporting.statistics import Array, Summary, nan_mean, summarise
 from benchmarks.reporting.tables import Table
-from benchmarks.runs.comparison import Comparison, Panel, Script, Study
+from benchmarks.runs.comparison import ComparisonResults, ComparisonSettings, Panel
 from benchmarks.runs.constant_score import ConstantTask
-from benchmarks.runs.experiment import Task
+from benchmarks.runs.script import Script, published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,44 +83,32 @@ def settings_of(options: Options) -> list[Setting]:
     ]
 
 
-def panels(_: Comparison, options: Options) -> Sequence[Panel]:
+def panels(_: ComparisonSettings, options: Options) -> Sequence[Panel]:
     """A panel for every setting."""
     low, high = options.lengths
     return [
         Panel(
             name=setting.name,
             changes={"lam": setting.lam, "min_length": low, "max_length": [high, high], **CHANGES[setting.kind]},
-            task=partial(_constant, value=setting.value),
+            task=partial(ConstantTask, value=setting.value),
         )
         for setting in settings_of(options)
     ]
 
 
-def _constant(task: Task, *, value: float) -> Task:
-    return ConstantTask(task=task, value=value)
-
-
-def write(study: Study, options: Options, out: Path, console: Console) -> None:
-    """drift.png and .pdf, table.md and .csv."""
-    publish(summary(study, options), {"drift": draw(study, options)}, out, console)
-
-
-def draw(study: Study, options: Options) -> Figure:
+@figures.style()
+def draw(done: ComparisonResults, options: Options) -> Figure:
     """Length over steps, a panel for every setting, all of one height."""
-    with figures.style():
-        figure = figures.grid(len(study.results), columns=min(2, len(study.results)))
-        for axes in figure.axes[len(study.results) :]:
-            axes.remove()
-        for axes, setting in zip(figure.axes, settings_of(options), strict=True):
-            figures.panel(axes, study.results[setting.name], "length")
-            axes.set_title(setting.title, loc="left")
-        low = min(axes.get_ylim()[0] for axes in figure.axes)
-        high = max(axes.get_ylim()[1] for axes in figure.axes)
-        for axes in figure.axes:
-            axes.set_ylim(low, high)
-        results = next(iter(study.results.values()))
-        title = f"{results.task}: response length (tokens) at a constant score ({figures.band_meaning(results)})"
-        figures.legend(figure, figure.axes[0], title)
+    figure = figures.grid(len(done.results), columns=min(2, len(done.results)))
+    for axes in figure.axes[len(done.results) :]:
+        axes.remove()
+    for axes, setting in zip(figure.axes, settings_of(options), strict=True):
+        results = done.results[setting.name]
+        figures.panel(axes, results, "length")
+        axes.set_title(setting.title, loc="left")
+    figures.one_scale(figure.axes)
+    title = f"{results.task}: response length (tokens) at a constant score ({figures.band_meaning(results)})"
+    figures.legend(figure, figure.axes[0], title)
     return figure
 
 
@@ -138,46 +123,39 @@ def drifts(measured: Summary) -> str:
     return side if measured.kind == "95 % interval" else f"{side} (range)"
 
 
-def summary(study: Study, options: Options) -> Table:
+COLUMNS: arm_columns.Columns = {
+    "length, step 1": lambda results, arm: summarise(results.curves[arm]["length"][:, 0]),
+    "change": lambda results, arm: summarise(change(results.curves[arm]["length"])),
+    "drifts": lambda results, arm: drifts(summarise(change(results.curves[arm]["length"]))),
+    **arm_columns.LAST_KL,
+}
+
+
+def table(done: ComparisonResults, options: Options) -> Table:
     """A row for every setting and arm."""
-    rows = [
-        _row(setting, study.results[setting.name], arm)
+    rows = tuple(
+        (f"{setting.value:+g}", float(setting.lam), WORDS[setting.kind], arm, *arm_columns.cells(COLUMNS, results, arm))
         for setting in settings_of(options)
-        for arm in study.results[setting.name].arms
-    ]
-    columns = ("score", "lam", "panel", "arm", "length, step 1", "change", "drifts", f"KL, last {LAST}")
+        for results in [done.results[setting.name]]
+        for arm in results.arms
+    )
     notes = (
         f"Change: mean length of the last {LAST} steps minus that of step 1, before any update; 95 % t-interval over "
         "seeds (range below 4). It drifts where that leaves 0 out, which one row in twenty does by chance.",
         f"Responses of {options.lengths[0]} to {options.lengths[1]} tokens; a constant score has no gradient.",
     )
-    return Table(title="length at a constant score", columns=columns, rows=tuple(rows), notes=notes)
-
-
-def _row(setting: Setting, results: Results, arm: str) -> tuple[str | float | Summary, ...]:
-    length = results.curves[arm]["length"]
-    moved = summarise(change(length))
-    first = summarise(length[:, 0])
-    kl = summarise(results.per_seed(arm, "kl", LAST))
-    return f"{setting.value:+g}", float(setting.lam), WORDS[setting.kind], arm, first, moved, drifts(moved), kl
+    columns = ("score", "lam", "panel", "arm", *COLUMNS)
+    return Table(title="length at a constant score", columns=columns, rows=rows, notes=notes)
 
 
 SCRIPT = Script(
     name="length_drift",
     summary="The length canary: PPO at a constant score, whose true gradient is zero; length per step of every method "
-    "at lam 1 and 0.95, for a positive and a negative constant, without a critic, and centred. PPO settings are "
-    "--ppo.NAME.",
-    write=write,
+    "at lam 1 and 0.95, for a positive and a negative constant, without a critic, and centred.",
+    write=published("drift", table, draw),
     panels=panels,
     options=Options,
-    defaults={
-        "redistributors": "sparse,uniform,abc",
-        "controls": "",
-        "seeds": 4,
-        "steps": 40,
-        "eval_every": 40,
-        "eval_prompts": 8,
-    },
+    defaults={"controls": "", "seeds": 4, "steps": 40, "eval_every": 40, "eval_prompts": 8},
 )
 
 if __name__ == "__main__":

@@ -5,17 +5,15 @@ which PPO never sees. Both are shown as gains in standard deviations of the firs
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from benchmarks.reporting import figures
-from benchmarks.reporting.outcomes import blocks, parting, standardised
-from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.curve_readings import blocks, parting, standardised
 from benchmarks.reporting.statistics import Array, Results
 from benchmarks.reporting.tables import Table
-from benchmarks.runs.comparison import Script, Study
+from benchmarks.runs.comparison import ComparisonResults
+from benchmarks.runs.script import Script, published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,71 +28,46 @@ class Options:
             raise ValueError(f"block must be 1 or more, got {self.block}")
 
 
-def write(study: Study, options: Options, out: Path, console: Console) -> None:
-    """proxy_gold.png and .pdf, table.md and .csv.
-
-    Raises:
-        ValueError: the task knows no gold score.
-    """
-    results = study.only
-    if any("gold_score" not in curves for curves in results.curves.values()):
+def gains(results: Results, arm: str) -> tuple[Array, Array]:
+    """Proxy and gold of an arm, standardised, (seed, step); raises ValueError where the task knows no gold score."""
+    curves = results.curves[arm]
+    if "gold_score" not in curves:
         raise ValueError(
             f"task {results.task!r} has no gold score: use --task toy, or positive_generation with models made by "
             "prepare --gold true"
         )
-    publish(summary(results, options), {"proxy_gold": draw(results, options)}, out, console)
-
-
-def gains(results: Results, arm: str) -> tuple[Array, Array]:
-    """Proxy and gold of an arm, standardised, (seed, step)."""
-    curves = results.curves[arm]
     return (
         standardised(curves["score"], curves["score_std"]),
         standardised(curves["gold_score"], curves["gold_std"]),
     )
 
 
-def draw(results: Results, options: Options) -> Figure:
+@figures.style()
+def draw(done: ComparisonResults, options: Options) -> Figure:
     """Proxy and gold over KL side by side on one scale, and what is left between them."""
-    with figures.style():
-        figure = figures.grid(3)
-        proxy_axes, gold_axes, gap_axes = figure.axes
-        for arm, (colour, dash) in figures.line_styles(results.arms).items():
-            kl = blocks(results.curves[arm]["kl"], options.block).mean(0)
-            proxy, gold = (blocks(curve, options.block).mean(0) for curve in gains(results, arm))
-            for axes, curve in ((proxy_axes, proxy), (gold_axes, gold), (gap_axes, proxy - gold)):
-                axes.plot(kl, curve, color=colour, linestyle=dash, label=arm)
-                axes.plot(kl[-1:], curve[-1:], "o", color=colour, markersize=4)
-        for axes, title in zip(figure.axes, ("proxy score", "gold score", "proxy − gold"), strict=True):
-            axes.set_title(f"{title} (gain, std of step 1)", loc="left")
-            axes.set_xlabel("KL (nats a response)")
-        low = min(axes.get_ylim()[0] for axes in (proxy_axes, gold_axes))
-        high = max(axes.get_ylim()[1] for axes in (proxy_axes, gold_axes))
-        for axes in (proxy_axes, gold_axes):
-            axes.set_ylim(low, high)
-        title = f"{results.task} (means over {len(results.seeds)} seeds and {options.block} steps)"
-        figures.legend(figure, proxy_axes, title)
+    results, figure = done.only, figures.grid(3)
+    for arm, (colour, dash) in figures.line_styles(results.arms).items():
+        kl = blocks(results.curves[arm]["kl"], options.block).mean(0)
+        proxy, gold = (blocks(curve, options.block).mean(0) for curve in gains(results, arm))
+        for axes, curve in zip(figure.axes, (proxy, gold, proxy - gold), strict=True):
+            figures.path(axes, kl, curve, arm=arm, colour=colour, dash=dash)
+    for axes, title in zip(figure.axes, ("proxy score", "gold score", "proxy − gold"), strict=True):
+        axes.set_title(f"{title} (gain, std of step 1)", loc="left")
+        axes.set_xlabel("KL (nats a response)")
+    figures.one_scale(figure.axes[:2])
+    title = f"{results.task} (means over {len(results.seeds)} seeds and {options.block} steps)"
+    figures.legend(figure, figure.axes[0], title)
     return figure
 
 
-def summary(results: Results, options: Options) -> Table:
+def table(done: ComparisonResults, options: Options) -> Table:
     """Where proxy and gold part, for every arm."""
-    rows = []
+    results, rows = done.only, []
     for arm in results.arms:
-        proxy, gold = gains(results, arm)
-        parted = parting(results.curves[arm]["kl"], proxy, gold, size=options.block)
-        end = float(blocks(results.curves[arm]["kl"], options.block).mean(0)[-1])
-        rows.append(
-            (
-                arm,
-                "not reached" if parted.kl is None else parted.kl,
-                end,
-                parted.gold_best,
-                parted.gold_end,
-                parted.proxy_best,
-                parted.proxy_end,
-            )
-        )
+        kl, (proxy, gold) = results.curves[arm]["kl"], gains(results, arm)
+        parted = parting(kl, proxy, gold, size=options.block)
+        at, end = "not reached" if parted.kl is None else parted.kl, float(blocks(kl, options.block).mean(0)[-1])
+        rows.append((arm, at, end, parted.gold_best, parted.gold_end, parted.proxy_best, parted.proxy_end))
     return Table(
         title=f"{results.task}: where proxy and gold part",
         columns=(
@@ -112,8 +85,8 @@ def summary(results: Results, options: Options) -> Table:
 
 SCRIPT = Script(
     name="over_optimisation",
-    summary="Proxy score against gold score by KL, for every method, to where they part. PPO settings are --ppo.NAME.",
-    write=write,
+    summary="Proxy score against gold score by KL, for every method, to where they part.",
+    write=published("proxy_gold", table, draw),
     options=Options,
     defaults={"steps": 120},
 )

@@ -1,8 +1,8 @@
-"""Learning curves on the paper's task "positive_generation" (figure 3); see :mod:`benchmarks.learning_curves`."""
+"""Learning curves on the paper's task "positive_generation" (figure 3)."""
 
-from benchmarks.learning_curves import script
+from benchmarks.runs.learning_curve_script import learning_curve_script
 
-SCRIPT = script(
+SCRIPT = learning_curve_script(
     "positive_generation", "figure 3", task="positive_generation", redistributors="sparse,uniform,abc,abc-d,abc-d2"
 )
 

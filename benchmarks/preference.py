@@ -42,7 +42,7 @@ from benchmarks.judging.judges import (
     as_judge,
     ask_all,
 )
-from benchmarks.judging.responses import (
+from benchmarks.judging.sampled_responses import (
     Checkpoint,
     Prompt,
     Prompts,

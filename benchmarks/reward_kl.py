@@ -1,20 +1,16 @@
 """Reward against KL, as in the paper's figure 5, and the reward where KL first reaches fixed levels."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from benchmarks.reporting import figures, tables
-from benchmarks.reporting.outcomes import at_level, blocks
-from benchmarks.reporting.paper_curves import of_arms, paper_curves, require_same_task
-from benchmarks.reporting.publishing import publish
-from benchmarks.reporting.report import number
-from benchmarks.reporting.statistics import Results
-from benchmarks.reporting.tables import Table
-from benchmarks.runs.comparison import Script, Study
+from benchmarks.reporting.curve_readings import at_level, blocks
+from benchmarks.reporting.paper_curves import of_arms, paper_curves
+from benchmarks.reporting.tables import Table, number
+from benchmarks.runs.comparison import ComparisonResults
+from benchmarks.runs.script import Script, published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,59 +27,44 @@ class Options:
             raise ValueError(f"levels must be KLs above 0 and block 1 or more, got {self.levels} and {self.block}")
 
 
-def write(study: Study, options: Options, out: Path, console: Console) -> None:
-    """frontier.png and .pdf, table.md and .csv."""
-    require_same_task(study.settings.paper_curves, study.only.task)
-    publish(summary(study.only, options), {"frontier": draw(study, options)}, out, console)
-
-
-def draw(study: Study, options: Options) -> Figure:
+@figures.style()
+def draw(done: ComparisonResults, options: Options) -> Figure:
     """Every arm's mean line with a dot at its end, and light dots for blocks of single runs."""
-    results, file = study.only, study.settings.paper_curves
+    results, file = done.only, done.settings.paper_curves
     kl_of, score_of = (of_arms(paper_curves(file, results.task, name), results) for name in ("kl", "reward"))
-    with figures.style():
-        figure = figures.grid(1, width=4.6)
-        (axes,) = figure.axes
-        for arm, (colour, dash) in figures.line_styles(results.arms).items():
-            kl, score = (blocks(results.curves[arm][metric], options.block) for metric in ("kl", "score"))
-            axes.plot(kl.ravel(), score.ravel(), ".", color=colour, markersize=2, alpha=0.25)
-            axes.plot(kl.mean(0), score.mean(0), color=colour, linestyle=dash, label=arm)
-            axes.plot(kl.mean(0)[-1:], score.mean(0)[-1:], "o", color=colour, markersize=4)
-            if arm in kl_of and arm in score_of:
-                theirs = (blocks(curves[arm], options.block).mean(0) for curves in (kl_of, score_of))
-                axes.plot(*theirs, color=colour, linewidth=0.7, alpha=0.45)
-        coefficient = study.config.kl.init_coef
-        low, high = axes.get_xlim()
-        nats = np.array([max(0.0, low), high])
-        axes.plot(nats, coefficient * nats, color="0.6", linestyle="--", linewidth=0.7)
-        axes.annotate(f"{coefficient:g} · KL", (nats[1], coefficient * nats[1]), fontsize=6.5, color="0.4", ha="right")
-        axes.set_xlim(low, high)
-        axes.set_xlabel("KL to the reference (nats a response)")
-        axes.set_ylabel("score")
-        title = f"{results.task} (means over {len(results.seeds)} seeds and {options.block} steps; dots: single runs)"
-        figures.legend(figure, axes, title)
+    figure = figures.grid(1, width=4.6)
+    (axes,) = figure.axes
+    for arm, (colour, dash) in figures.line_styles(results.arms).items():
+        kl, score = (blocks(results.curves[arm][metric], options.block) for metric in ("kl", "score"))
+        axes.plot(kl.ravel(), score.ravel(), ".", color=colour, markersize=2, alpha=0.25)
+        figures.path(axes, kl.mean(0), score.mean(0), arm=arm, colour=colour, dash=dash)
+        if arm in kl_of and arm in score_of:
+            theirs = (blocks(curves[arm], options.block).mean(0) for curves in (kl_of, score_of))
+            axes.plot(*theirs, color=colour, linewidth=0.7, alpha=0.45)
+    coefficient = done.config.kl.init_coef
+    low, high = axes.get_xlim()
+    nats = np.array([max(0.0, low), high])
+    axes.plot(nats, coefficient * nats, color="0.6", linestyle="--", linewidth=0.7)
+    axes.annotate(f"{coefficient:g} · KL", (nats[1], coefficient * nats[1]), fontsize=6.5, color="0.4", ha="right")
+    axes.set_xlim(low, high)
+    axes.set_xlabel("KL to the reference (nats a response)")
+    axes.set_ylabel("score")
+    title = f"{results.task} (means over {len(results.seeds)} seeds and {options.block} steps; dots: single runs)"
+    figures.legend(figure, axes, title)
     return figure
 
 
-def summary(results: Results, options: Options) -> Table:
+def table(done: ComparisonResults, options: Options) -> Table:
     """Score where KL first reaches each level, read both ways."""
-    rows = []
+    results, rows = done.only, []
     for arm in results.arms:
         found = [at_level(results.curves[arm], level) for level in options.levels]
-        cells = [
-            cell
-            for one in found
-            for cell in (one.on_means, "–" if one.per_run is None else f"{tables.text(one.per_run)} ({one.runs})")
-        ]
-        rows.append((arm, *cells))
-    columns = [
-        name
-        for level in options.levels
-        for name in (f"{number(level)} nats, on means", f"{number(level)} nats, per run")
-    ]
+        per_run = ["–" if one.per_run is None else f"{tables.text(one.per_run)} ({one.runs})" for one in found]
+        rows.append((arm, *(cell for one, runs in zip(found, per_run, strict=True) for cell in (one.on_means, runs))))
+    readings = ("on means", "per run")
     return Table(
         title=f"{results.task}: score where KL first reaches a level",
-        columns=("arm", *columns),
+        columns=("arm", *(f"{number(level)} nats, {reading}" for level in options.levels for reading in readings)),
         rows=tuple(rows),
         notes=(
             "On means: where the mean over seeds first reaches the level. Per run: mean [interval, or range below 4 "
@@ -94,8 +75,8 @@ def summary(results: Results, options: Options) -> Table:
 
 SCRIPT = Script(
     name="reward_kl",
-    summary="Reward against KL (figure 5 of the paper), and reward at fixed KL levels. PPO settings are --ppo.NAME.",
-    write=write,
+    summary="Reward against KL (figure 5 of the paper), and reward at fixed KL levels.",
+    write=published("frontier", table, draw),
     options=Options,
 )
 

@@ -1,8 +1,8 @@
-"""Learning curves on the paper's task "summarisation" (table 1); see :mod:`benchmarks.learning_curves`."""
+"""Learning curves on the paper's task "summarisation" (table 1)."""
 
-from benchmarks.learning_curves import script
+from benchmarks.runs.learning_curve_script import learning_curve_script
 
-SCRIPT = script("summarisation", "table 1", task="summarisation", redistributors="sparse,uniform,abc")
+SCRIPT = learning_curve_script("summarisation", "table 1", task="summarisation")
 
 if __name__ == "__main__":
     SCRIPT.main()

@@ -18,7 +18,7 @@ from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.statistics import Results, Summary, summarise
 from benchmarks.reporting.tables import Table
 from benchmarks.runs.comparison import MADE_BY
-from benchmarks.runs.curves import finished_curves
+from benchmarks.runs.finished_runs import finished_curves
 
 STEPS = 101
 """Steps that the paper's averages run over (recomputed from its curves)."""

@@ -21,8 +21,7 @@ from benchmarks.reporting import figures
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table, Value
 from benchmarks.runs.arms import parse_arms
-from benchmarks.worlds.tabular_evidence import Unanswerable
-from benchmarks.worlds.theory_checks import (
+from benchmarks.worlds.declared_properties import (
     TOLERANCE,
     Measured,
     broken,
@@ -33,7 +32,7 @@ from benchmarks.worlds.theory_checks import (
     score_shares,
     together,
 )
-from benchmarks.worlds.theory_identities import (
+from benchmarks.worlds.general_claims import (
     PUBLISHED,
     WORDS,
     Identity,
@@ -42,6 +41,7 @@ from benchmarks.worlds.theory_identities import (
     fixed_point,
     identities,
 )
+from benchmarks.worlds.tabular_evidence import Unanswerable
 from redistributors import REDISTRIBUTORS
 from rlhf_core.types import Redistributor
 

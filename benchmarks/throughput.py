@@ -24,8 +24,7 @@ from tqdm import tqdm
 from benchmarks.base.cli import measurement_folder, parse
 from benchmarks.cost.throughput_case import PHASES, Case
 from benchmarks.reporting.publishing import publish
-from benchmarks.reporting.report import number
-from benchmarks.reporting.tables import Table, Value
+from benchmarks.reporting.tables import Table, Value, number
 from models.tiny import EOS_ID
 from models.weights.source import DTYPES
 from rlhf_core.checks import log_ratio_bounds

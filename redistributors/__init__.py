@@ -1,10 +1,23 @@
-"""Credit assignment as a plug-in: one file and one line of the registry per method."""
+"""Methods of credit assignment: each spreads a response's score over its tokens, one file a method.
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from types import MappingProxyType
+A rollout comes in, token scores (batch, response) come out; no method holds a model. Start at
+:mod:`~redistributors.sparse` and :mod:`~redistributors.reward_attention`; :mod:`~redistributors.credit` has the parts
+that a method is made of, ``check`` tries one of your own, and ``compare_on`` puts one rollout through many.
+"""
 
 from redistributors.attention import Attention
+from redistributors.contract import ContractReport, ContractTest, check
+from redistributors.credit import (
+    Residual,
+    evidence_of,
+    fallback_fraction,
+    normalised,
+    shaped,
+    signed,
+    spread,
+    unattributed,
+)
+from redistributors.credit_table import Credit, CreditTable, compare_on
 from redistributors.decoder_attention import DecoderAttention
 from redistributors.ensemble import EnsembleCredit
 from redistributors.gradient import Gradient
@@ -14,52 +27,50 @@ from redistributors.log_ratio import LogRatio
 from redistributors.own_rewards import OwnRewards
 from redistributors.potential_projection import PotentialProjection
 from redistributors.prefix_difference import PrefixDifference
+from redistributors.registry import REDISTRIBUTORS
 from redistributors.reward_attention import RewardAttention
 from redistributors.segment import EntropyPeaks, NGrams, Segment, Sentences
 from redistributors.shapley import Shapley
 from redistributors.sparse import Sparse
+from redistributors.state_features import HiddenState, Position, PriorLogprobs, StateValue
 from redistributors.uniform import Uniform
-from rlhf_core.types import Redistributor
-
-REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
-    {
-        "sparse": Sparse,
-        "uniform": Uniform,
-        "abc": RewardAttention,
-        "abc-d": partial(DecoderAttention, rows="mean"),
-        "abc-d2": partial(DecoderAttention, rows="last"),
-        "prefix-difference": PrefixDifference,
-        "gradient": Gradient,
-        "integrated-gradients": IntegratedGradients,
-        "leave-one-out": LeaveOneOut,
-        "shapley": Shapley,
-        "segment": Segment,
-        "attention": Attention,
-        "log-ratio": LogRatio,
-        "potential-projection": PotentialProjection,
-    }
-)
-"""Every method by name; each is constructible without arguments and takes its own settings as keywords. Those that want
-a reward model of a kind of their own (``EnsembleCredit``, ``OwnRewards``) have no name here."""
 
 __all__ = [
     "REDISTRIBUTORS",
     "Attention",
+    "ContractReport",
+    "ContractTest",
+    "Credit",
+    "CreditTable",
     "DecoderAttention",
     "EnsembleCredit",
     "EntropyPeaks",
     "Gradient",
+    "HiddenState",
     "IntegratedGradients",
     "LeaveOneOut",
     "LogRatio",
     "NGrams",
     "OwnRewards",
+    "Position",
     "PotentialProjection",
     "PrefixDifference",
+    "PriorLogprobs",
+    "Residual",
     "RewardAttention",
     "Segment",
     "Sentences",
     "Shapley",
     "Sparse",
+    "StateValue",
     "Uniform",
+    "check",
+    "compare_on",
+    "evidence_of",
+    "fallback_fraction",
+    "normalised",
+    "shaped",
+    "signed",
+    "spread",
+    "unattributed",
 ]

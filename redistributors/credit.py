@@ -1,5 +1,11 @@
-"""What redistributors that read evidence share: weights that a score is spread over, and signed attributions."""
+"""What a method is made of: evidence to read, and three ways from it to token scores.
 
+``spread`` divides the score by weights, which ``normalised`` makes of evidence that is not negative; ``signed`` takes
+attributions of either sign, in raw score units; ``shaped`` takes a potential of the state before each token. All
+tensors are (batch, response), 0 on padding; token scores are in the units of ``rollout.scores``.
+"""
+
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -8,21 +14,23 @@ from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.masking import last_token
-from rlhf_core.types import Rollout
+from rlhf_core.types import Redistributor, Rollout
 
 Residual = Literal["last", "uniform", "nowhere"]
+"""Where the part of a score goes that attributions leave over."""
 
 
 def evidence_of(rollout: Rollout, request: EvidenceRequest, who: str) -> Float[Tensor, "batch ..."]:
-    """What ``rollout`` holds for ``request``.
+    """What ``rollout`` holds for ``request``, of the shape and in the units that the request states; ``who`` is the
+    method, for the message.
 
     Raises:
         ValueError: it holds nothing for it, or something of another shape than the request states.
     """
     if request not in rollout.evidence:
         raise ValueError(
-            f"{who} needs {request!r}, which this rollout does not hold; collect it with a trainer whose redistributor "
-            "needs it"
+            f"{who} needs {request!r}, which this rollout does not hold; collect one that does: "
+            "trainer.collect(prompts, methods=[...])"
         )
     evidence, responses = rollout.evidence[request], rollout.sequences.response_mask.shape
     if tuple(evidence.shape) != request.shape(*responses):
@@ -30,13 +38,20 @@ def evidence_of(rollout: Rollout, request: EvidenceRequest, who: str) -> Float[T
     return evidence
 
 
+def restricted(rollout: Rollout, redistributor: Redistributor) -> Rollout:
+    """The rollout with the evidence that the redistributor asks for, as far as it is there, and no other."""
+    own = {request: found for request, found in rollout.evidence.items() if request in redistributor.needs}
+    return replace(rollout, evidence=own)
+
+
 def normalised(
     evidence: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"]
 ) -> Float[Tensor, "batch response"]:
-    """Non-negative evidence as credit that sums to 1 over each response; all on the last token where it sums to 0.
+    """Non-negative evidence, in any unit, as credit that sums to 1 over each response; all on the last token where the
+    evidence is 0.
 
     Raises:
-        ValueError: as :func:`as_weights`.
+        ValueError: evidence that is negative or not finite on a response token.
     """
     weights = as_weights(evidence, mask)
     # Divided by the maximum first: evidence as small as 1e-40 must not lose its shape, or its sum, to underflow.
@@ -74,7 +89,8 @@ def spread(
     *,
     beta: float,
 ) -> Float[Tensor, "batch response"]:
-    """beta · credit_t · score + (1 − beta) · [t = T] · score (paper, eq. 8); sums to the score for every beta."""
+    """beta · credit_t · score + (1 − beta) · [t = T] · score (paper, eq. 8), without gradient; sums to the score for
+    every ``beta`` in [0, 1] where ``credit`` sums to 1, as :func:`normalised` makes it."""
     weights = beta * credit + (1 - beta) * last_token(mask).to(credit.dtype)
     return torch.where(mask & (weights != 0), weights * scores[:, None], 0).detach()
 
@@ -82,10 +98,11 @@ def spread(
 def signed(
     attributions: Float[Tensor, "batch response"], rollout: Rollout, *, residual: Residual
 ) -> Float[Tensor, "batch response"]:
-    """Attributions in raw score units as token scores: times the score's scale, never divided by their sum.
+    """Attributions in raw score units as token scores: times ``rollout.score_scale``, never divided by their sum,
+    without gradient.
 
-    What they leave of the score (its baseline, centring, clipping, what an approximation misses) goes to the "last"
-    token, in equal parts to all ("uniform"), or "nowhere"; only then is the sum not the score.
+    What they leave of the score (its baseline, centring, clipping, what an approximation misses) is the ``residual``:
+    it goes to the "last" token, in equal parts to all ("uniform"), or "nowhere"; only then is the sum not the score.
     """
     mask = rollout.sequences.response_mask
     token_scores = torch.where(mask, attributions * rollout.score_scale, 0).to(rollout.scores.dtype)
@@ -93,6 +110,16 @@ def signed(
     equal = mask / mask.sum(1, keepdim=True)
     shares = {"last": last_token(mask).to(equal), "uniform": equal, "nowhere": torch.zeros_like(equal)}
     return (token_scores + left * shares[residual]).detach()
+
+
+def shaped(
+    potential: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"], *, gamma: float
+) -> Float[Tensor, "batch response"]:
+    """γ Φ(s_{t+1}) − Φ(s_t) with Φ = 0 after the last token (Ng, Harada and Russell 1999): shaping, once the score is
+    added on the last token. ``potential`` is Φ(s_t) of the state before token t, which must know neither that token
+    nor later ones, in any unit, which is that of the answer."""
+    known = torch.where(mask, potential, 0)
+    return gamma * torch.nn.functional.pad(known[:, 1:], (0, 1)) - known
 
 
 def unattributed(attributions: Float[Tensor, "batch response"], rollout: Rollout) -> float:
@@ -121,3 +148,17 @@ def check_layer(layer: object, who: str) -> None:
     """Raise ValueError for what is no layer's number; whether the model has the layer is the model's to say."""
     if isinstance(layer, bool) or not isinstance(layer, int):
         raise ValueError(f"{who}: layer is an attention layer's number, negative from the last, got {layer!r}")
+
+
+def check_discount(gamma: object, who: str) -> None:
+    """Raise ValueError for what is no discount, a number in [0, 1]."""
+    if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 0 <= gamma <= 1:
+        raise ValueError(f"{who}: gamma is a discount in [0, 1], got {gamma!r}")
+
+
+def check_inner(inner: object, who: str) -> None:
+    """Raise ValueError for what is no method to build on: no redistributor, or one made for a discount."""
+    if isinstance(inner, type) or not isinstance(inner, Redistributor):
+        raise ValueError(f"{who}: inner must be a redistributor, such as RewardAttention(), got {inner!r}")
+    if getattr(inner, "gamma", 1) != 1:
+        raise ValueError(f"{who}: its sums are undiscounted; give inner gamma=1, got {inner!r}")

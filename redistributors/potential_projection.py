@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import evidence_of
-from redistributors.prefix_difference import shaped
+from redistributors.credit import check_discount, check_inner, evidence_of, shaped
 from redistributors.reward_attention import RewardAttention
 from redistributors.ridge import RecursiveRidge
 from redistributors.state_features import HiddenState, Position, StateFeature
@@ -144,14 +143,10 @@ def _is_feature(one: object) -> bool:
 
 def _check(method: PotentialProjection) -> None:
     who = "PotentialProjection"
-    if isinstance(method.gamma, bool) or not isinstance(method.gamma, int | float) or not 0 <= method.gamma <= 1:
-        raise ValueError(f"{who}: gamma is a discount in [0, 1], got {method.gamma!r}")
-    if isinstance(method.inner, type) or not isinstance(method.inner, Redistributor):
-        raise ValueError(f"{who}: inner must be a redistributor, such as RewardAttention(), got {method.inner!r}")
+    check_discount(method.gamma, who)
+    check_inner(method.inner, who)
     if isinstance(method.inner, Learns):
         raise ValueError(f"{who}: inner must be one function of the rollout throughout, but {method.inner!r} learns")
-    if getattr(method.inner, "gamma", 1) != 1:
-        raise ValueError(f"{who}: credit so far is an undiscounted sum; give inner gamma=1, got {method.inner!r}")
     features = method.features
     if not (isinstance(features, tuple) and features and all(map(_is_feature, features))):
         raise ValueError(f"{who}: features must be a tuple of state features, got {features!r}")

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import evidence_of
+from redistributors.credit import check_discount, evidence_of, shaped
 from rlhf_core.evidence import EvidenceRequest, PrefixScores
 from rlhf_core.masking import last_token
 from rlhf_core.types import Rollout
@@ -39,8 +39,7 @@ class PrefixDifference:
     needs: ClassVar[frozenset[EvidenceRequest]] = frozenset({PrefixScores()})
 
     def __post_init__(self) -> None:
-        if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float) or not 0 <= self.gamma <= 1:
-            raise ValueError(f"PrefixDifference: gamma is a discount in [0, 1], got {self.gamma!r}")
+        check_discount(self.gamma, "PrefixDifference")
         if self.prompt_share == "last" and self.gamma != 1:
             raise ValueError(
                 f"PrefixDifference: prompt_share 'last' is shaping at gamma 1 alone, got gamma {self.gamma!r}; place "
@@ -68,11 +67,3 @@ class PrefixDifference:
             end = end + of_prompt
         token_scores = shaped(potential, mask, gamma=self.gamma) + end * last_token(mask)
         return token_scores.masked_fill(~mask, 0).detach()
-
-
-def shaped(
-    potential: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"], *, gamma: float
-) -> Float[Tensor, "batch response"]:
-    """γ Φ(s_{t+1}) − Φ(s_t) with Φ = 0 after the last token (Ng, Harada and Russell 1999)."""
-    known = torch.where(mask, potential, 0)
-    return gamma * torch.nn.functional.pad(known[:, 1:], (0, 1)) - known

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from redistributors.credit import evidence_of
+from redistributors.credit import check_inner, evidence_of
 from redistributors.reward_attention import RewardAttention
 from rlhf_core.evidence import EvidenceRequest, SentenceEnds, TokenEntropy
 from rlhf_core.masking import last_token
@@ -121,12 +121,9 @@ class Segment:
     gamma: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.inner, type) or not isinstance(self.inner, Redistributor):
-            raise ValueError(f"Segment: inner must be a redistributor, such as RewardAttention(), got {self.inner!r}")
+        check_inner(self.inner, "Segment")
         if isinstance(self.inner, Learns):
             raise ValueError(f"Segment: inner must not learn, as {self.inner!r} does; let it learn around the segments")
-        if getattr(self.inner, "gamma", 1) != 1:
-            raise ValueError(f"Segment: sums are undiscounted, inner must have gamma 1, got {self.inner!r}")
         if isinstance(self.boundaries, type) or not isinstance(self.boundaries, Boundaries):
             raise ValueError(f"Segment: boundaries must be like NGrams() or Sentences(), got {self.boundaries!r}")
         if self.place not in get_args(Place):

@@ -6,6 +6,7 @@ from math import comb
 from typing import ClassVar, Literal, get_args
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -158,7 +159,7 @@ def enumerated(
     where ``spans`` is -1, which always stands. Spans that a row lacks add nothing, and so change no other's value."""
     coalitions = ((torch.arange(2**players)[:, None] >> torch.arange(players)) & 1).bool().to(spans.device)
     always = torch.ones(len(coalitions), 1, dtype=torch.bool, device=spans.device)
-    keep = torch.cat([coalitions, always], dim=1).T[spans].transpose(1, 2)
+    keep = rearrange(torch.cat([coalitions, always], dim=1)[:, spans], "coalition batch token -> batch coalition token")
     scores = probe.scores(Variants(keep=keep, absent=absent))
     weights = 1 / (players * torch.tensor([comb(players - 1, size) for size in range(players)])).to(scores)
     others = coalitions.sum(1, keepdim=True) - coalitions.long()  # the coalition's size without player i
@@ -173,10 +174,10 @@ def averaged(
     """Mean over orders of what each rank adds to the score when it comes in after all lower ones, in equal parts on the
     tokens that have it (Castro, Gómez and Tejada 2009); 0 where a rank is -1, which always stands."""
     steps = torch.arange(int(ranks.max()) + 2, device=ranks.device)
-    keep = ranks[:, :, None] < steps[:, None]
-    scores = probe.scores(Variants(keep=keep.flatten(1, 2), absent=absent))
-    gains = scores.reshape(keep.shape[:3]).diff(dim=2)
-    shares = [_shared(gains[:, order], ranks[:, order]) for order in range(ranks.shape[1])]
+    keep = rearrange(ranks[:, :, None] < steps[:, None], "batch order step response -> batch (order step) response")
+    scores = probe.scores(Variants(keep=keep, absent=absent))
+    gains = rearrange(scores, "batch (order step) -> order batch step", order=ranks.shape[1]).diff(dim=2)
+    shares = [_shared(gain, parts) for gain, parts in zip(gains, ranks.unbind(1), strict=True)]
     return torch.stack(shares).mean(0)
 
 

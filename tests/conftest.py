@@ -7,7 +7,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook(["rlhf_core", "redistributors", "models"], "typecheck.checker")
+install_import_hook(["rlhf_core", "redistributors", "models", "benchmarks"], "typecheck.checker")
 
 # Several test processes share few cores; threads waiting for each other are slower than one thread by far.
 torch.set_num_threads(1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -42,8 +43,10 @@ def curves(
     gone = counts(mask, points)
     first = (ranks[:, :, None] < gone[:, None, :, None]) & mask[:, None, None]
     keep = torch.stack([mask[:, None, None] & ~first, first], dim=1)
-    scores = probe.scores(Variants(keep=keep.flatten(1, 3), absent=absent))
-    deletion, insertion = scores.reshape(keep.shape[:-1]).mean(2).unbind(1)
+    variants = rearrange(keep, "batch way draw point response -> batch (way draw point) response")
+    scores = probe.scores(Variants(keep=variants, absent=absent))
+    by_draw = rearrange(scores, "batch (way draw point) -> way batch draw point", way=2, draw=len(ties))
+    deletion, insertion = by_draw.mean(2)
     return Curves(deletion=deletion, insertion=insertion)
 
 

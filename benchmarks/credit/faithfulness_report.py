@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.credit.faithfulness import spearman_brown
-from benchmarks.credit.faithfulness_study import DIRECTIONS, RANDOM, TRUTH, Study, ranked_alike
+from benchmarks.credit.faithfulness_study import RANDOM, TRUTH, Study, ranked_alike
 from benchmarks.reporting import figures
 from benchmarks.reporting.statistics import Array, Summary, band, summarise
 from benchmarks.reporting.tables import Table, Value, text
@@ -23,34 +23,33 @@ def defined(values: Array) -> Summary | None:
 
 def table(study: Study) -> Table:
     """A row for every method, then the references and the random order."""
-    kinds = [(absent, name) for absent in study.settings.absent for name in DIRECTIONS]
-    labels = [*study.credits, *study.frozen.references, RANDOM]
-    rows = [
-        (
-            label,
-            *(summarise(study.findings[label].aopc[kind]) for kind in kinds),
-            *(_correlation(study, label, name) for name in study.frozen.references),
-            defined(study.findings[label].tokens),
-            defined(study.findings[label].opposed),
-            *_cost(study, label),
-        )
-        for label in labels
-    ]
+    kinds, references = study.settings.kinds, study.frozen.references
     columns = (
         "method",
         *(f"{name} AOPC, {absent}" for absent, name in kinds),
-        *(f"ρ with {name}" for name in study.frozen.references),
+        *(f"ρ with {name}" for name in references),
         *("credited tokens", "flipped signs", "forwards", "backwards", "evidence, ms", "method, ms"),
     )
+
+    def row(label: str) -> tuple[Value, ...]:
+        found = study.findings[label]
+        correlations = [None if label == name else defined(found.correlations[name]) for name in references]
+        areas = [summarise(found.aopc[kind]) for kind in kinds]
+        return (label, *areas, *correlations, defined(found.tokens), defined(found.opposed), *_cost(study, label))
+
     n, mask = len(study.frozen.rollout.sequences), study.frozen.rollout.sequences.response_mask
-    title = f"{study.settings.task}: credit for {n} responses of {float(mask.sum() / n):.1f} tokens on average"
-    return Table(title=title, columns=columns, rows=tuple(rows), notes=tuple(notes(study)))
+    return Table(
+        title=f"{study.settings.task}: credit for {n} responses of {float(mask.sum() / n):.1f} tokens on average",
+        columns=columns,
+        rows=tuple(row(label) for label in (*study.credits, *references, RANDOM)),
+        notes=tuple(notes(study)),
+    )
 
 
 def over_random(study: Study) -> Table:
     """Every account's areas against the random order's of the same response, which their spread does not blur."""
-    kinds = [(absent, name) for absent in study.settings.absent for name in DIRECTIONS]
-    rows = [
+    kinds = study.settings.kinds
+    rows: list[tuple[Value, ...]] = [
         (label, *(summarise(finding.aopc[kind] - study.findings[RANDOM].aopc[kind]) for kind in kinds))
         for label, finding in study.findings.items()
         if label != RANDOM
@@ -60,10 +59,6 @@ def over_random(study: Study) -> Table:
         columns=("method", *(f"{name}, {absent}" for absent, name in kinds)),
         rows=tuple(rows),
     )
-
-
-def _correlation(study: Study, label: str, name: str) -> Summary | None:
-    return None if label == name else defined(study.findings[label].correlations[name])
 
 
 def _cost(study: Study, label: str) -> tuple[Value, ...]:
@@ -78,7 +73,7 @@ def _cost(study: Study, label: str) -> tuple[Value, ...]:
 def notes(study: Study) -> list[str]:
     """What the columns are."""
     signs = TRUTH if TRUTH in study.frozen.references else "the response's score"
-    notes = [
+    return [
         "All means are over responses, with 95 % t-intervals (range below 4), undefined ones left out. Scores are "
         "the reward model's, raw. Tokens are ordered from the most positive credit to the most negative; equal "
         f"credit, and the random order, are a mean over {study.settings.orders} shuffles.",
@@ -96,14 +91,14 @@ def notes(study: Study) -> list[str]:
         *_oracle_note(study),
         *(f"Refused: {label}: {reason}" for label, reason in study.refused.items()),
     ]
-    return notes
 
 
 def _oracle_note(study: Study) -> list[str]:
     values = study.frozen.values
     if values is None:
         return []
-    half = defined(ranked_alike(*values.halves, study.frozen.rollout))
+    first, second = values.halves
+    half = defined(ranked_alike(first, second, study.frozen.rollout))
     whole = spearman_brown(half.mean) if half else None
     return [
         "Value differences: V(s after the token) − V(s before it), V the mean score of "
@@ -115,24 +110,24 @@ def _oracle_note(study: Study) -> list[str]:
 
 def curve_table(study: Study) -> Table:
     """Every curve's mean and interval at every share."""
-    rows = []
-    for label, finding in study.findings.items():
-        for (absent, name), line in finding.curves.items():
-            shares = np.linspace(0, 1, line.shape[1])
-            rows += [(label, absent, name, float(share), summarise(line[:, i])) for i, share in enumerate(shares)]
-    columns = ("method", "absent", "curve", "share of tokens", "score")
-    return Table(title="curves", columns=columns, rows=tuple(rows))
+    rows = tuple(
+        (label, absent, name, float(share), summarise(line[:, point]))
+        for label, finding in study.findings.items()
+        for (absent, name), line in finding.curves.items()
+        for point, share in enumerate(np.linspace(0, 1, line.shape[1]))
+    )
+    return Table(title="curves", columns=("method", "absent", "curve", "share of tokens", "score"), rows=rows)
 
 
+@figures.style()
 def figure(study: Study) -> Figure:
     """A panel for every kind of absence and direction, a line for every account."""
-    panels = [(absent, name) for absent in study.settings.absent for name in DIRECTIONS]
-    with figures.style():
-        figure = figures.grid(len(panels), columns=2, width=3.6)
-        for axes, kind in zip(figure.axes, panels, strict=True):
-            _panel(study, axes, kind)
-        figures.legend(figure, figure.axes[0], f"{study.settings.task} (means; band of the random order: 95 %)")
-    return figure
+    kinds = study.settings.kinds
+    drawn = figures.grid(len(kinds), columns=2, width=3.6)
+    for axes, kind in zip(drawn.axes, kinds, strict=True):
+        _panel(study, axes, kind)
+    figures.legend(drawn, drawn.axes[0], f"{study.settings.task} (means; band of the random order: 95 %)")
+    return drawn
 
 
 def _panel(study: Study, axes: Axes, kind: tuple[Absence, str]) -> None:

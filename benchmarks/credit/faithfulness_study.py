@@ -1,6 +1,6 @@
 """The credit of many methods for one frozen rollout, examined: what is measured, of which responses, and how."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -11,18 +11,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.credit.faithfulness import aopc, curves, effective_tokens, opposed_share, tie_breaks
-from benchmarks.credit.frozen_credit import HasProbe, MeasuredCredit, askable, credit_of, evidence_apart, padded, warm
+from benchmarks.credit.frozen_credit import HasProbe, MeasuredCredit, askable, credit_of, evidence_apart, warm
 from benchmarks.credit.value_oracle import ValueDifferences, value_differences
 from benchmarks.reporting.statistics import Array, rank_correlation
 from benchmarks.runs.arms import Arm, parse_arms
-from benchmarks.runs.experiment import Loaded
+from benchmarks.tasks.definitions import Loaded
 from benchmarks.tasks.model_settings import Loading
 from redistributors import REDISTRIBUTORS
 from redistributors.leave_one_out import Occlusion
 from rlhf_core.batching import Budgets
 from rlhf_core.config import PPOConfig
-from rlhf_core.evidence import Source
-from rlhf_core.probe import Ability, Absence, Experiment, generators, measured
+from rlhf_core.probe import Absence, generators, measured
 from rlhf_core.rewards import ScoreMoments
 from rlhf_core.rollout import Draw, sample
 from rlhf_core.scorers.callables import as_reward_model
@@ -88,6 +87,11 @@ class Settings:
         """The methods; raises ValueError for one that cannot be."""
         return parse_arms(self.redistributors)
 
+    @property
+    def kinds(self) -> list[tuple[Absence, str]]:
+        """The curves: every kind of absence, in both directions."""
+        return [(absent, name) for absent in self.absent for name in DIRECTIONS]
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Frozen:
@@ -126,19 +130,6 @@ class Study:
     """Methods the models do not provide for, and why."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Altered(Experiment):
-    """Asks whether a model can score texts without some of their tokens, taken away in one of the ways."""
-
-    source: Source = "reward"
-    absent: Absence
-
-    @property
-    def uses(self) -> frozenset[Ability]:
-        """The one ability."""
-        return frozenset({self.absent})
-
-
 def study(loaded: Loaded, config: PPOConfig, settings: Settings) -> Study:
     """Everything, on one rollout.
 
@@ -172,8 +163,8 @@ def require_altered(reward: RewardModel, settings: Settings) -> None:
     if not isinstance(reward, HasProbe):
         raise ValueError(f"{type(reward).__name__} has no probe(sequences), so altered texts cannot be scored")
     for absent in settings.absent:
-        if not reward.provides(Altered(absent=absent)):
-            others = [other for other in get_args(Absence) if reward.provides(Altered(absent=other))]
+        if not reward.provides(Occlusion(absent=absent)):
+            others = [other for other in get_args(Absence) if reward.provides(Occlusion(absent=other))]
             raise ValueError(
                 f"{type(reward).__name__} cannot {absent} tokens; --absent may name {', '.join(others) or 'none'}"
             )
@@ -199,7 +190,7 @@ def freeze(loaded: Loaded, reward: RewardModel, rollout: Rollout, config: PPOCon
         )
         references[VALUES] = values.credit
     if loaded.contributions is not None:
-        signs = references[TRUTH] = padded(loaded.contributions(sequences), rollout.logprobs)
+        signs = references[TRUTH] = _padded(loaded.contributions(sequences), rollout.logprobs)
     return Frozen(rollout=rollout, reward=reward, references=references, signs=signs, values=values)
 
 
@@ -220,6 +211,12 @@ def examine(credit: Float[Tensor, "batch response"], frozen: Frozen, settings: S
         tokens=array(effective_tokens(credit)),
         opposed=array(opposed_share(credit, frozen.signs)),
     )
+
+
+def _padded(rows: Sequence[Sequence[float]], like: Tensor) -> Float[Tensor, "batch response"]:
+    """Numbers a token as a tensor of the shape and place of ``like``, 0 on padding."""
+    parts = [torch.tensor([*row, *[0.0] * (like.shape[1] - len(row))], dtype=torch.float64) for row in rows]
+    return torch.stack(parts).to(like.device)
 
 
 def ranked_alike(credit: Tensor, reference: Tensor, rollout: Rollout) -> Array:

@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.runs.arms import Arm
-from benchmarks.runs.experiment import Loaded
+from benchmarks.tasks.definitions import Loaded
 from models.rewards.retokenised import RetokenisedReward
+from redistributors.credit import restricted
 from rlhf_core.checks import check_gamma, check_needs, require_token_scores
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import (
@@ -94,12 +94,6 @@ def warm(
             learner.observe(restricted(seen, learner))
 
 
-def restricted(rollout: Rollout, redistributor: Redistributor) -> Rollout:
-    """The rollout with the evidence that the redistributor asked for, as far as it is there, and nothing else."""
-    own = {request: found for request, found in rollout.evidence.items() if request in redistributor.needs}
-    return replace(rollout, evidence=own)
-
-
 def evidence_apart(
     policy: Policy, reward: RewardModel, sequences: Sequences, needs: frozenset[EvidenceRequest], config: PPOConfig
 ) -> tuple[Rollout, Mapping[EvidenceRequest, Cost]]:
@@ -144,18 +138,5 @@ def cost_of(redistributor: Redistributor, costs: Mapping[EvidenceRequest, Cost])
     """The sum over what it asks for; None where a part was not counted."""
     if not redistributor.needs <= costs.keys():
         return None
-    parts = [costs[request] for request in redistributor.needs]
-    return Cost(
-        forwards=sum(part.forwards for part in parts),
-        backwards=sum(part.backwards for part in parts),
-        tokens=sum(part.tokens for part in parts),
-        seconds=sum(part.seconds for part in parts),
-    )
-
-
-def padded(rows: Sequence[Sequence[float]], like: Tensor) -> Float[Tensor, "batch response"]:
-    """Numbers a token as a tensor of the shape and place of ``like``, 0 on padding."""
-    found = torch.zeros(like.shape, dtype=torch.float64)
-    for line, row in zip(found, rows, strict=True):
-        line[: len(row)] = torch.tensor(row, dtype=torch.float64)
-    return found.to(like.device)
+    names = [field.name for field in fields(Cost)]
+    return Cost(**{name: sum(getattr(costs[request], name) for request in redistributor.needs) for name in names})

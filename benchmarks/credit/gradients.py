@@ -4,7 +4,8 @@ A gradient is one vector over ``policy.parameters()`` in their order, flattened,
 the policy loss does not reach it. R gradients of one policy of P parameters take 4·R·P bytes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,47 +14,58 @@ from scipy import stats
 from torch import Tensor
 
 from benchmarks.reporting.statistics import LEVEL, Summary
+from redistributors import compare_on
 from rlhf_core.batching import micro_batches
+from rlhf_core.config import PPOConfig
 from rlhf_core.losses import policy_loss
 from rlhf_core.masking import masked_whiten
-from rlhf_core.types import Policy, Sequences
+from rlhf_core.types import Policy, Rollout, Sequences
 
 CLIP_RANGE = 0.2
 """Any would do: no ratio is clipped where all are 1."""
 
 
 def policy_gradients(
-    policy: Policy,
-    sequences: Sequences,
-    advantages: Mapping[str, Float[Tensor, "batch response"]],
-    token_budget: int,
-    *,
-    temperature: float,
+    policy: Policy, sequences: Sequences, advantages: Mapping[str, Float[Tensor, "batch response"]], config: PPOConfig
 ) -> dict[str, Float[Tensor, " parameter"]]:
     """∇ of PPO's policy loss before the first optimizer step, at ratio 1: −1/n · Σ_t Â_t ∇ log π(y_t) over n tokens.
 
     ``advantages`` are as an estimator gives them (score units); they are whitened over the batch here, as the update
-    does. ``temperature`` is the one they were drawn at. One forward pass, of ``token_budget`` tokens at a time, serves
-    all of them. Weights, and the gradients that parameters may hold, are left as they are. Units: whitened advantages
-    carry none, so nats⁻¹ of a parameter's own.
+    does. Of ``config`` act ``temperature`` and ``micro_batch_tokens``: one forward pass, of so many tokens at a time,
+    serves all of them. Weights, and the gradients that parameters may hold, are left as they are. Units: whitened
+    advantages carry none, so nats⁻¹ of a parameter's own.
     """
     parameters, mask = list(policy.parameters()), sequences.response_mask
     white = {name: masked_whiten(some, mask) for name, some in advantages.items()}
     total = {name: torch.zeros(sum(p.numel() for p in parameters), device=mask.device) for name in white}
-    for rows in micro_batches(sequences, token_budget):
+    for rows in micro_batches(sequences, config.micro_batch_tokens):
         part = sequences.select(rows)
         share, width = int(part.response_mask.sum()) / int(mask.sum()), part.response_ids.shape[1]
-        new = policy.evaluate(part, frozenset(), temperature=temperature).logprobs
+        new = policy.evaluate(part, frozenset(), temperature=config.temperature).logprobs
         for name, some in white.items():
             loss, _ = policy_loss(new, new.detach(), some[rows, :width], part.response_mask, clip_range=CLIP_RANGE)
-            found = torch.autograd.grad(loss * share, parameters, retain_graph=True, allow_unused=True)
-            total[name] += torch.cat(
-                [
-                    (torch.zeros_like(p) if g is None else g).float().flatten()
-                    for p, g in zip(parameters, found, strict=True)
-                ]
-            )
+            found = torch.autograd.grad(loss * share, parameters, retain_graph=True, materialize_grads=True)
+            total[name] += torch.cat([gradient.float().flatten() for gradient in found])
     return total
+
+
+def reference_gradient(
+    policy: Policy, rollouts: Iterable[Rollout], *, config: PPOConfig, kl_coef: float
+) -> Float[Tensor, " parameter"]:
+    """The many-sample estimate: mean gradient of sparse credit at λ = 1 with GAE, which a critic's errors do not bias,
+    over rollouts of the same prompts. They are taken one at a time.
+
+    Raises:
+        ValueError: no rollouts.
+    """
+    unbiased, total, count = replace(config, lam=1.0, advantages="gae"), torch.zeros(()), 0
+    for rollout in rollouts:
+        credit = compare_on(rollout, ["sparse"], config=unbiased, kl_coef=kl_coef)["sparse"]
+        found = policy_gradients(policy, rollout.sequences, {"": credit.advantages}, config)
+        total, count = total + found[""], count + 1
+    if not count:
+        raise ValueError("reference_gradient: no rollouts were given")
+    return total / count
 
 
 def cosine(one: Float[Tensor, " parameter"], other: Float[Tensor, " parameter"]) -> float:
@@ -94,17 +106,6 @@ def signal_to_noise(products: Float[Tensor, "repetition repetition"]) -> float:
     if trace > 0:
         return signal / trace
     return float("inf") if signal > 0 else float("nan")
-
-
-def relative_variance(products: Float[Tensor, "repetition repetition"]) -> float:
-    """tr Cov(g) / ‖E g‖², the inverse of :func:`signal_to_noise`; NaN where that is not above 0, so that it takes more
-    repetitions.
-
-    Raises:
-        ValueError: fewer than two repetitions.
-    """
-    ratio = signal_to_noise(products)
-    return 1 / ratio if ratio > 0 else float("nan")
 
 
 def expected_cosine(

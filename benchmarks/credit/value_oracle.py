@@ -1,13 +1,13 @@
 """What a token adds to the expected score, by drawing how the policy would have gone on before and after it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.passes.sampling import left_padded
 from rlhf_core.batching import TokenBudget, row_batches, run_in_parts
 from rlhf_core.masking import last_token
 from rlhf_core.probe import generators
@@ -23,15 +23,6 @@ class ValueDifferences:
     halves: Float[Tensor, "2 batch response"]
     tokens: int
     """Tokens that were drawn."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """The state before token ``time`` of a response, from which continuation ``draw`` starts."""
-
-    row: int
-    time: int
-    draw: int
 
 
 def value_differences(
@@ -57,26 +48,27 @@ def value_differences(
     if continuations < 2 or continuations % 2:
         raise ValueError(f"continuations must be even, and 2 or more, to have halves; got {continuations}")
     mask = sequences.response_mask
-    states = [
-        State(row=row, time=time, draw=draw)
-        for row, length in enumerate(mask.sum(1).tolist())
-        for time in range(length)
-        for draw in range(continuations)
-    ]
+    states = torch.tensor(
+        [
+            (row, time, draw)
+            for row, length in enumerate(mask.sum(1).tolist())
+            for time in range(length)
+            for draw in range(continuations)
+        ]
+    )
     drawn = torch.zeros(*mask.shape, continuations, dtype=torch.float64, device=mask.device)
     uniforms = _uniforms(sequences, continuations)
     walk = Walk(policy=policy, temperature=temperature, sequences=sequences, uniforms=uniforms)
-    lengths = (sequences.prompt_lengths + sequences.max_lengths.to(mask.device))[[state.row for state in states]]
+    lengths = (sequences.prompt_lengths + sequences.max_lengths.to(mask.device)).cpu()[states[:, 0]]
 
     def go_on(rows: Int[Tensor, " row"]) -> int:
-        some = [states[row] for row in rows.tolist()]
+        some = states[rows]
         whole = walk.completed(some)
-        where = tuple(torch.tensor([[s.row, s.time, s.draw] for s in some], device=mask.device).T)
-        drawn[where] = reward.score(whole, frozenset()).scores.to(drawn)
-        return int(whole.response_mask.sum()) - sum(state.time for state in some)
+        drawn[tuple(some.T)] = reward.score(whole, frozenset()).scores.to(drawn)
+        return int(whole.response_mask.sum() - some[:, 1].sum())
 
-    tokens = run_in_parts(go_on, partial(row_batches, lengths.cpu()), lengths.cpu(), budget, phase="continuations")
-    values = drawn.unflatten(2, (2, continuations // 2)).mean(3).permute(2, 0, 1)
+    tokens = run_in_parts(go_on, partial(row_batches, lengths), lengths, budget, phase="continuations")
+    values = rearrange(drawn, "batch token (half draw) -> half batch token draw", half=2).mean(3)
     halves = torch.stack([differences(half, scores, sequences) for half in values])
     return ValueDifferences(credit=halves.mean(0), halves=halves, tokens=sum(tokens))
 
@@ -99,37 +91,28 @@ class Walk:
     sequences: Sequences
     uniforms: Float[Tensor, "batch draw position"]
 
-    def completed(self, states: list[State]) -> Sequences:
-        """Whole responses, one a state: its beginning, and what the policy drew after it."""
-        whole, device = self.sequences, self.sequences.response_ids.device
-        prompts, responses = whole.prompts(), whole.responses()
-        begun = [responses[state.row][: state.time] for state in states]
-        rows, times = torch.tensor([[state.row, state.time] for state in states]).T
-        low, high = whole.min_lengths.cpu()[rows], whole.max_lengths.cpu()[rows]
-        limits = Limits(min_lengths=(low - times).clamp(min=0), max_lengths=high - times)
-        read = [prompts[state.row] + begin for state, begin in zip(states, begun, strict=True)]
+    def completed(self, states: Int[Tensor, "state 3"]) -> Sequences:
+        """Whole responses, one a state (row, time, draw): the row's tokens before that time, and what the policy draws
+        after them."""
+        rows, times, _ = states.T
+        whole, device = self.sequences.select(rows), self.sequences.response_ids.device
+        begun = [row[:time] for row, time in zip(whole.responses(), times.tolist(), strict=True)]
+        low, high = whole.min_lengths.cpu() - times, whole.max_lengths.cpu() - times
+        read = [prompt + begin for prompt, begin in zip(whole.prompts(), begun, strict=True)]
+        limits = Limits(min_lengths=low.clamp(min=0), max_lengths=high)
         ended = self.policy.sample(read, limits, self._shifted(states), temperature=self.temperature)
-        full = [torch.tensor(a + b) for a, b in zip(begun, ended.responses(), strict=True)]
-        prompt_ids, prompt_mask = left_padded([prompts[state.row] for state in states], device)
+        full = [torch.tensor(before + after) for before, after in zip(begun, ended.responses(), strict=True)]
         ids = torch.nn.utils.rnn.pad_sequence(full, batch_first=True).to(device)
         lengths = torch.tensor([len(row) for row in full], device=device)
-        return Sequences(
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            response_ids=ids,
-            response_mask=torch.arange(ids.shape[1], device=device) < lengths[:, None],
-            min_lengths=low.to(device),
-            max_lengths=high.to(device),
-            finished=ended.finished.to(device),
-        )
+        mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
+        return replace(whole, response_ids=ids, response_mask=mask, finished=ended.finished.to(device))
 
-    def _shifted(self, states: list[State]) -> Float[Tensor, "state position"]:
+    def _shifted(self, states: Int[Tensor, "state 3"]) -> Float[Tensor, "state position"]:
         """The numbers of each state's draw from its own position on."""
-        shifted = torch.zeros(len(states), self.uniforms.shape[2], dtype=torch.float64)
-        for line, state in zip(shifted, states, strict=True):
-            rest = self.uniforms[state.row, state.draw, state.time :]
-            line[: len(rest)] = rest
-        return shifted
+        rows, times, draws = states.T
+        places = times[:, None] + torch.arange(self.uniforms.shape[2])
+        own = torch.nn.functional.pad(self.uniforms[rows, draws], (0, self.uniforms.shape[2]))
+        return own.gather(1, places)
 
 
 def _uniforms(sequences: Sequences, draws: int) -> Float[Tensor, "batch draw position"]:

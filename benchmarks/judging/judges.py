@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from benchmarks.base.cli import fingerprint
-from benchmarks.judging.replies import within, without_key
+from benchmarks.judging.chat_endpoint import within, without_key
 from benchmarks.judging.win_rates import Choice, Preference, Scores, probability
 from benchmarks.reporting.heat_map import visible
 from models.rewards.classifier_reward import ClassifierReward

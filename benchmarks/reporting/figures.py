@@ -1,7 +1,7 @@
 """Curves over steps and token heat maps as PNG and PDF; one colour per method, wherever it appears."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from benchmarks.reporting.curve_readings import blocks
 from benchmarks.reporting.heat_map import Example, shades, visible
 from benchmarks.reporting.statistics import FEWEST_SEEDS, Array, Results, band
 from redistributors import REDISTRIBUTORS
@@ -54,15 +55,12 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 200,
     "figure.constrained_layout.use": True,
 }
+style = partial(mpl.rc_context, STYLE)
+"""Fonts and lines of a paper, for the duration of a ``with``, or of a function that it decorates."""
 BLOCK = 5
 PANEL = (3.3, 2.3)
 STRIP_WIDTH = 118
 """Characters of 6.5 points, gaps included, that fit beside the labels of two panels."""
-
-
-def style() -> AbstractContextManager[None]:
-    """Fonts and lines of a paper, for the duration of a ``with``."""
-    return mpl.rc_context(STYLE)
 
 
 def line_styles(arms: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -180,16 +178,23 @@ def grid(panels: int, *, columns: int | None = None, width: float = PANEL[0]) ->
 def frontier(axes: Axes, results: Results) -> None:
     """What a nat buys: score against KL, each point a mean over seeds and ``BLOCK`` steps, the last one marked."""
     for arm, (colour, dash) in line_styles(results.arms).items():
-        kl, score = (_blocks(results.curves[arm][metric].mean(0)) for metric in ("kl", "score"))
-        axes.plot(kl, score, color=colour, linestyle=dash)
-        axes.plot(kl[-1:], score[-1:], color=colour, marker="o", markersize=4)
+        kl, score = (blocks(results.curves[arm][metric].mean(0)[None], BLOCK)[0] for metric in ("kl", "score"))
+        path(axes, kl, score, arm=arm, colour=colour, dash=dash)
     axes.set_title(f"score against KL (means over seeds and {BLOCK} steps)", loc="left")
     axes.set_xlabel("KL (nats a response)")
 
 
-def _blocks(curve: Array) -> Array:
-    """Means of consecutive blocks of steps; the last may be shorter."""
-    return np.array([curve[start : start + BLOCK].mean() for start in range(0, len(curve), BLOCK)])
+def path(axes: Axes, x: Array, y: Array, *, arm: str, colour: str, dash: str) -> None:
+    """An arm's line with a dot at its end."""
+    axes.plot(x, y, color=colour, linestyle=dash, label=arm)
+    axes.plot(x[-1:], y[-1:], "o", color=colour, markersize=4)
+
+
+def one_scale(panels: Sequence[Axes]) -> None:
+    """The same values up and down in all of them."""
+    lows, highs = zip(*(axes.get_ylim() for axes in panels), strict=True)
+    for axes in panels:
+        axes.set_ylim(min(lows), max(highs))
 
 
 def band_meaning(results: Results) -> str:
@@ -200,32 +205,27 @@ def band_meaning(results: Results) -> str:
     return f"line: mean, band: 95 % t-interval; seeds: {seeds}"
 
 
+@style()
 def curves(results: Results, metrics: Sequence[str]) -> Figure:
     """Panels side by side under one legend."""
-    with style():
-        figure = Figure(figsize=(PANEL[0] * len(metrics), PANEL[1] + 0.35))
-        panels = figure.subplots(1, len(metrics), squeeze=False)[0]
-        for axes, metric in zip(panels, metrics, strict=True):
-            frontier(axes, results) if metric == FRONTIER else panel(axes, results, metric)
-        _legend(figure, panels[0], results)
+    figure = grid(len(metrics), columns=len(metrics))
+    for axes, metric in zip(figure.axes, metrics, strict=True):
+        frontier(axes, results) if metric == FRONTIER else panel(axes, results, metric)
+    legend(figure, figure.axes[0], f"{results.task} ({band_meaning(results)})")
     return figure
 
 
-def _legend(figure: Figure, axes: Axes, results: Results) -> None:
-    legend(figure, axes, f"{results.task} ({band_meaning(results)})")
-
-
+@style()
 def summary(results: Results, example: Example) -> Figure:
     """The job on one page: score, comparable value loss, and who gets the credit in one response."""
-    with style():
-        rows = len(example.rows) + len(example.reference_rows)
-        figure = Figure(figsize=(2 * PANEL[0], PANEL[1] + 0.75 + 0.2 * rows))
-        grid = figure.add_gridspec(2, 2, height_ratios=(PANEL[1], 0.35 + 0.2 * rows))
-        left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
-        panel(left, results, "score")
-        panel(right, results, "value_loss_normalised")
-        strip(figure.add_subplot(grid[1, :]), example)
-        _legend(figure, left, results)
+    rows = len(example.rows) + len(example.reference_rows)
+    figure = Figure(figsize=(2 * PANEL[0], PANEL[1] + 0.75 + 0.2 * rows))
+    places = figure.add_gridspec(2, 2, height_ratios=(PANEL[1], 0.35 + 0.2 * rows))
+    left, right = figure.add_subplot(places[0, 0]), figure.add_subplot(places[0, 1])
+    panel(left, results, "score")
+    panel(right, results, "value_loss_normalised")
+    strip(figure.add_subplot(places[1, :]), example)
+    legend(figure, left, f"{results.task} ({band_meaning(results)})")
     return figure
 
 
@@ -259,13 +259,13 @@ def _shown(token: str) -> str:
     return (visible(token).strip() or "·").replace("$", r"\$")
 
 
+@style()
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """``name.png`` at 200 dpi and ``name.pdf`` with real fonts."""
-    paths = [folder / f"{name}.{kind}" for kind in ("png", "pdf")]
-    for path in paths:
-        with style():
-            figure.savefig(path)
-    return paths
+    files = [folder / f"{name}.{kind}" for kind in ("png", "pdf")]
+    for file in files:
+        figure.savefig(file)
+    return files
 
 
 def write(results: Results, example: Example, folder: Path) -> list[Path]:

@@ -124,14 +124,6 @@ def _paired(differences: Array) -> Difference:
     mean = float(differences.mean())
     if len(differences) < FEWEST_SEEDS or np.isnan(mean):
         return Difference(mean=mean, low=None, high=None, p=None, p_holm=None)
-    interval = stats.bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
-        method="percentile",  # BCa is undefined where all differences are equal
-        rng=np.random.default_rng(0),
-    ).confidence_interval
     test = stats.permutation_test(
         (differences, np.zeros_like(differences)),
         lambda a, b, axis: np.mean(a - b, axis=axis),
@@ -140,8 +132,21 @@ def _paired(differences: Array) -> Difference:
         n_resamples=RESAMPLES,  # every sign pattern, hence exact, up to 13 seeds
         rng=np.random.default_rng(0),
     )
-    low, high = (None, None) if np.ptp(differences) <= 1e-9 * abs(mean) else (float(interval.low), float(interval.high))
+    low, high = (None, None) if np.ptp(differences) <= 1e-9 * abs(mean) else bootstrap_interval(differences)
     return Difference(mean=mean, low=low, high=high, p=float(test.pvalue), p_holm=None)
+
+
+def bootstrap_interval(values: Array) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean; BCa is undefined where all values are equal."""
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,6 +1,7 @@
-"""A plain table: columns, rows, notes; in the terminal and on disk."""
+"""A plain table: columns, rows, notes and one sentence; in the terminal and on disk."""
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +11,22 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from benchmarks.reporting.report import number
-from benchmarks.reporting.statistics import Summary
+from benchmarks.reporting.statistics import Difference, Summary
 
-Value = str | float | int | Summary | None
+Value = str | float | int | Summary | Difference | None
+GAP, LABEL, WORD = 3, 26, 16
+"""Characters between two columns of a terminal; a label is folded beyond so many, a heading's word beyond so many."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of values under column names; None is undefined."""
+    """Rows of values under column names; None is undefined. ``verdict`` is what the rows allow to be said."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
     notes: tuple[str, ...] = ()
+    verdict: str = ""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -31,13 +34,27 @@ class Table:
                 raise ValueError(f"Table {self.title!r}: {len(row)} values for {len(self.columns)} columns: {row}")
 
 
+def number(value: float) -> str:
+    """Three significant digits, at most four decimals from 0.001 on; "–" where undefined."""
+    if math.isnan(value):
+        return "–"
+    rounded = float(f"{value:.3g}")  # first, or 0.9999 would be given a digit more than 1
+    if rounded == 0 or 1e-3 <= abs(rounded) < 1e5:
+        digits = 0 if rounded == 0 else max(0, 2 - math.floor(math.log10(abs(rounded))))
+        return f"{value:.{min(digits, 4)}f}"
+    return f"{value:.3g}"
+
+
 def text(value: Value) -> str:
-    """A value as it is read: three significant digits, an interval in brackets, "–" where undefined."""
+    """A value as it is read: three significant digits, what there is of an interval in brackets, "–" where
+    undefined."""
     if value is None:
         return "–"
-    if isinstance(value, Summary):
-        return f"{number(value.mean)} [{number(value.low)}, {number(value.high)}]"
-    return number(value) if isinstance(value, float) else str(value)
+    if not isinstance(value, Summary | Difference):
+        return number(value) if isinstance(value, float) else str(value)
+    if value.low is None or value.high is None or math.isnan(value.low):
+        return number(value.mean)
+    return f"{number(value.mean)} [{number(value.low)}, {number(value.high)}]"
 
 
 def write(table: Table, folder: Path, name: str = "table") -> None:
@@ -64,10 +81,11 @@ def _parts(value: Value, wide: bool) -> tuple[object, ...]:
 
 
 def markdown(table: Table) -> str:
-    """The table and its notes for a document."""
+    """The table, its verdict and its notes for a document."""
     lines = [_line(table.columns), _line(["---", *("---:" for _ in table.columns[1:])])]
     lines += [_line([text(value) for value in row]) for row in table.rows]
-    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes), ""])
+    said = [table.verdict, ""] if table.verdict else []
+    return "\n".join([*lines, "", *said, *(f"- {note}" for note in table.notes), ""])
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -75,8 +93,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def show(table: Table, console: Console) -> None:
-    """In the terminal, the shorter side across, in blocks of as many columns as it holds; names of arms and panels are
-    never read as markup."""
+    """In the terminal, the shorter side across, in blocks of as many columns as it holds with every number whole; names
+    of arms and panels are never read as markup."""
     cells = [list(table.columns), *([text(value) for value in row] for row in table.rows)]
     labels = 1
     if len(cells) < len(table.columns):
@@ -84,32 +102,46 @@ def show(table: Table, console: Console) -> None:
     elif table.rows:
         labels = next((i for i, value in enumerate(table.rows[0]) if not isinstance(value, str)), 1) or 1
     stacked = [[cell.replace(" [", "\n[") for cell in row] for row in cells]
-    console.print(Text(table.title))
+    if table.title:
+        console.print(Text(table.title))
     for columns in _blocks(stacked, labels, console.width):
-        drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-        for index in columns:
-            drawn.add_column(Text(stacked[0][index]), justify="right" if index else "left", overflow="fold")
-        for row in stacked[1:]:
-            drawn.add_row(*(Text(row[index]) for index in columns))
-        console.print(drawn)
+        console.print(_drawn(stacked, columns, labels, console.width))
     for note in table.notes:
         console.print(note, style="dim", markup=False, highlight=False)
+    if table.verdict:
+        console.print(f"\n{table.verdict}\n", style="bold", markup=False, highlight=False)
+
+
+def _drawn(cells: Sequence[Sequence[str]], columns: Sequence[int], labels: int, width: int) -> RichTable:
+    """One block. Where it is as wide as the terminal, numbers keep the room they need and labels are folded."""
+    head, *body = cells
+    lines = [max(len(line) for row in cells for line in (row[i].splitlines() or [""])) for i in columns]
+    tight = sum(GAP + line for line in lines) > width
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(head[i] for i in columns))
+    for index in columns:
+        needed = _need(cells, index, label=False) - GAP if tight and index >= labels else None
+        drawn.add_column(Text(head[index]), justify="right" if index else "left", overflow="fold", width=needed)
+    for row in body:
+        drawn.add_row(*(Text(row[index]) for index in columns))
+    return drawn
 
 
 def _blocks(cells: Sequence[Sequence[str]], labels: int, width: int) -> Iterator[list[int]]:
-    """Columns side by side: the first ``labels`` in every block, and of the rest what fits beside them unbroken.
-
-    A heading is broken at its spaces, so its longest word counts.
-    """
-    head, *body = cells
-    needs = [
-        3 + max(len(part) for part in (*head[i].split(), *(line for row in body for line in row[i].splitlines())))
-        for i in range(len(head))
-    ]
+    """Columns side by side: the first ``labels`` in every block, and of the rest what fits beside them unbroken."""
+    needs = [_need(cells, index, label=index < labels) for index in range(len(cells[0]))]
     start = labels
-    while start < len(head):
+    while start < len(needs):
         end = start + 1
-        while end < len(head) and sum(needs[:labels]) + sum(needs[start : end + 1]) <= width:
+        while end < len(needs) and sum(needs[:labels]) + sum(needs[start : end + 1]) <= width:
             end += 1
         yield [*range(labels), *range(start, end)]
         start = end
+
+
+def _need(cells: Sequence[Sequence[str]], column: int, *, label: bool) -> int:
+    """Characters that a column takes. A heading is broken at its spaces, so its longest word counts; a label may be
+    folded."""
+    head, *body = (row[column] for row in cells)
+    words = max((len(word) for word in head.split()), default=0)
+    lines = max((len(line) for cell in body for line in cell.splitlines()), default=0)
+    return GAP + max(min(words, WORD), min(lines, LABEL) if label else lines)

@@ -1,4 +1,4 @@
-"""What every experiment script shares: settings, runs in panels, one claimed folder, one command line.
+"""A comparison: its settings, its runs in panels, one claimed folder, and all curves.
 
 A *panel* is a group of runs under changed PPO settings or another sampler; every panel runs every arm under every seed.
 Runs stand in OUT/runs/[PANEL/]ARM/seed-N, so scripts that need the same runs can share an OUT: what has run is never
@@ -7,21 +7,19 @@ repeated.
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser
-from rich.console import Console
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from benchmarks.base.cli import claim_folder, command_line, jsonable, require_claimable, run_record
+from benchmarks.base.cli import claim_folder, jsonable, require_claimable, run_record
+from benchmarks.reporting.paper_curves import require_same_task
 from benchmarks.reporting.statistics import Results
 from benchmarks.runs.arms import PAPER_SETTINGS, Arm, parse_arms, with_settings
-from benchmarks.runs.curves import load_results
-from benchmarks.runs.experiment import PLACES, Run, Task, require_runnable
-from benchmarks.runs.worker_pool import Interrupted, locked, run_all
+from benchmarks.runs.finished_runs import load_results
+from benchmarks.runs.single_run import PLACES, Run, Task, require_runnable
+from benchmarks.runs.worker_pool import locked, run_all
 from benchmarks.tasks.definitions import make_task
 from benchmarks.tasks.model_settings import Loading
 from rlhf_core.config import PPOConfig
@@ -33,7 +31,7 @@ TASK_SETTINGS = ("models", "cache", "policy", "reward", "data", "template", "rew
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ComparisonSettings:
     """Compare redistributors on paired seeds; settings of PPO are --ppo.NAME, on top of the task's own."""
 
     task: Literal["toy", "positive_generation", "summarisation", "dialogue"] = "toy"
@@ -93,6 +91,7 @@ class Comparison:
                 raise ValueError(f"--models {self.models} holds policy, reward and prompts: leave out {beside}")
         if self.paper_curves is not None and not Path(self.paper_curves).is_file():
             raise ValueError(f"paper_curves: no file {self.paper_curves}")
+        require_same_task(self.paper_curves, self.task)
 
     def seed_list(self) -> list[int]:
         """The seeds, written out."""
@@ -133,10 +132,10 @@ class Panel:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Study:
+class ComparisonResults:
     """Everything that ran: curves by panel, and what they were made with."""
 
-    settings: Comparison
+    settings: ComparisonSettings
     task: Task
     config: PPOConfig
     results: Mapping[str, Results]
@@ -148,19 +147,16 @@ class Study:
         return results
 
 
-def study(
-    settings: Comparison, task: Task, ppo: Mapping[str, Any], panels: Sequence[Panel], options: object = None
-) -> Study:
+def run_comparison(
+    settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], panels: Sequence[Panel], options: object = None
+) -> ComparisonResults:
     """Run what has not run, and read all curves. ``ppo`` changes the task's PPO settings.
 
     Raises:
         FileExistsError: the folder holds a comparison with other settings, all named, or something that is not ours.
         ValueError: an arm or a setting that cannot be; found before anything is trained with PPO.
     """
-    out, config = (
-        Path(settings.out),
-        with_settings(with_settings(PAPER_SETTINGS, task.ppo), ppo),
-    )
+    out, config = Path(settings.out), ppo_of(task, ppo)
     if settings.models is not None and _inside(Path(settings.models), out):
         raise ValueError(f"--out {out} would hold the models of --models {settings.models}; choose another")
     recorded = {
@@ -182,7 +178,7 @@ def study(
         name: load_results(settings.task, list(dict.fromkeys(run.arm.label for run in some)), some)
         for name, some in runs_of.items()
     }
-    return Study(settings=settings, task=task, config=config, results=results)
+    return ComparisonResults(settings=settings, task=task, config=config, results=results)
 
 
 def _checked(task: Task, runs: Sequence[Run]) -> str:
@@ -199,7 +195,7 @@ def _checked(task: Task, runs: Sequence[Run]) -> str:
     return fingerprint
 
 
-def plan(settings: Comparison, task: Task, panel: Panel, config: PPOConfig) -> list[Run]:
+def plan(settings: ComparisonSettings, task: Task, panel: Panel, config: PPOConfig) -> list[Run]:
     """A run for every arm and seed of the panel; ``config`` is what all panels start from."""
     config = with_settings(config, panel.changes)
     return [
@@ -220,77 +216,18 @@ def plan(settings: Comparison, task: Task, panel: Panel, config: PPOConfig) -> l
     ]
 
 
+def ppo_of(task: Task, ppo: Mapping[str, Any]) -> PPOConfig:
+    """The task's PPO settings, changed by ``ppo``."""
+    return with_settings(with_settings(PAPER_SETTINGS, task.ppo), ppo)
+
+
+def length_changes(low: int, high: int) -> dict[str, Any]:
+    """PPO settings of responses of ``low`` tokens at least, whose maxima are drawn below ``high``, as by the paper's
+    sampler; raises ValueError for an empty range."""
+    if not 1 <= low < high:
+        raise ValueError(f"lengths must be ranges (low, high) with 1 <= low < high, got {(low, high)}")
+    return {"min_length": low, "max_length": [low, high - 1]}
+
+
 def _inside(inner: Path, outer: Path) -> bool:
     return inner.resolve() == outer.resolve() or outer.resolve() in inner.resolve().parents
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoOptions:
-    """A script with no settings of its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Script:
-    """An experiment as a command: what runs, and what is written from it."""
-
-    name: str
-    """Module below ``benchmarks``."""
-    summary: str
-    """What ``--help`` begins with."""
-    write: Callable[[Study, Any, Path, Console], None]
-    """Makes data, tables and figures in the folder it is given, from the study and the script's own settings."""
-    panels: Callable[[Comparison, Any], Sequence[Panel]] = lambda _, __: (Panel(),)
-    options: type[Any] = NoOptions
-    """Dataclass of the settings that only this script has."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What it changes in the defaults of ``Comparison``."""
-    folder: str | None = None
-    """Where below OUT it writes; None is the script's name, so that scripts may share runs."""
-
-    def parser(self) -> ArgumentParser:
-        """Flags of the comparison and of the script, and every PPO setting but the seed as --ppo.NAME."""
-        parser = command_line(Comparison, f"benchmarks.{self.name}", summary=self.summary)
-        if fields(self.options):
-            parser.add_class_arguments(self.options)
-        parser.add_class_arguments(PPOConfig, "ppo", skip={"seed"}, instantiate=False)  # the task's settings come first
-        parser.set_defaults({"out": f"runs/{self.name}", **self.defaults})
-        return parser
-
-    def run(
-        self, settings: Comparison, task: Task, ppo: Mapping[str, Any], console: Console, options: Any = None
-    ) -> Study:
-        """Run the study and write what the script makes of it; raises as :func:`study`."""
-        own = self.options() if options is None else options
-        done = study(settings, task, ppo, self.panels(settings, own), own)
-        out = Path(settings.out, self.name if self.folder is None else self.folder)
-        out.mkdir(parents=True, exist_ok=True)
-        self.write(done, own, out, console)
-        return done
-
-    def main(self, argv: Sequence[str] | None = None) -> None:
-        """Command line; bad input ends the process with the reason."""
-        parser = self.parser()
-        given = parser.parse_args(argv, defaults=False).as_dict()
-        ppo = given.get("ppo", {})
-        try:
-            chosen = parser.instantiate(parser.parse_args(argv))
-            settings = Comparison(**{f.name: chosen[f.name] for f in fields(Comparison)})
-            own = self.options(**{f.name: chosen[f.name] for f in fields(self.options)})
-            task = settings.make_task()
-            for panel in self.panels(settings, own):
-                plan(
-                    settings,
-                    task,
-                    panel,
-                    with_settings(with_settings(PAPER_SETTINGS, task.ppo), ppo),
-                )
-        except (ValueError, OSError) as error:
-            parser.exit(2, f"{parser.prog}: error: {error}\n")
-        disable_progress_bar()  # of every model file that is read
-        set_verbosity_error()
-        try:
-            self.run(settings, task, ppo, Console(), own)
-        except Interrupted as stopped:
-            parser.exit(130, f"\n{stopped}\n")
-        except (ValueError, OSError) as error:
-            parser.exit(2, f"{parser.prog}: error: {error}\n")

@@ -1,16 +1,17 @@
 """A task whose score says nothing: every response earns the same, while evidence stays the reward model's own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from benchmarks.runs.experiment import Loaded, Task
+from benchmarks.runs.single_run import Task
+from benchmarks.tasks.definitions import Loaded
 from benchmarks.tasks.model_settings import Loading
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.scorers.callables import as_reward_model
-from rlhf_core.types import Policy, RewardModel, Scored, Sequences
+from rlhf_core.types import RewardModel, Scored, Sequences
 
 OPTIONAL = ("why_not", "validate", "validate_columns", "vocabulary", "vocab_size")
 """What a reward model may say of itself."""
@@ -43,20 +44,7 @@ class ConstantScore:
         return self.reward.provides(request)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConstantlyScored:
-    """What a task loads, with another reward; nobody knows a true score here."""
-
-    policy: Policy
-    reward: RewardModel
-    train_prompts: Sequence[Sequence[int]]
-    held_out_prompts: Sequence[Sequence[int]]
-    fingerprint: str
-    gold: Callable[[Sequences], Sequence[float]] | None = None
-    contributions: Callable[[Sequences], Sequence[Sequence[float]]] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ConstantTask:
     """``task``'s prompts and models, every response worth ``value``: the true gradient of the score is zero."""
 
@@ -76,10 +64,5 @@ class ConstantTask:
     def load(self) -> Loaded:
         """Read the task's models; raises as it does."""
         loaded = self.task.load()
-        return ConstantlyScored(
-            policy=loaded.policy,
-            reward=ConstantScore(reward=as_reward_model(loaded.reward, loaded.policy), value=self.value),
-            train_prompts=loaded.train_prompts,
-            held_out_prompts=loaded.held_out_prompts,
-            fingerprint=loaded.fingerprint,
-        )
+        reward = ConstantScore(reward=as_reward_model(loaded.reward, loaded.policy), value=self.value)
+        return replace(loaded, reward=reward, gold=None, contributions=None)  # nobody knows a true score here

@@ -14,19 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.policy.causal_policy import CausalPolicy
 from rlhf_core.types import Limits, Policy, Sequences
 
 DROPOUT = 0.1
-
-
-Draw = Callable[[Any, Sequence[Sequence[int]], Limits, Tensor, float], Sequences]
+DrawResponses = Callable[[Any, Sequence[Sequence[int]], Limits, Tensor, float], Sequences]
 
 
 class DrawnOtherwise:
     """A policy that draws its responses by ``draw(policy, prompts, limits, uniforms, temperature)``; ``policy``
     otherwise."""
 
-    def __init__(self, policy: Policy, draw: Draw) -> None:
+    def __init__(self, policy: Policy, draw: DrawResponses) -> None:
         self.policy, self.draw = policy, draw
 
     @property
@@ -41,21 +40,20 @@ class DrawnOtherwise:
         self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor, *, temperature: float = 1.0
     ) -> Sequences:
         """Draw a response per prompt."""
-        drawn: Sequences = self.draw(self.policy, prompts, limits, uniforms, temperature)
-        return drawn
+        return self.draw(self.policy, prompts, limits, uniforms, temperature)
 
 
 def unrestricted(
-    policy: Any, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor, temperature: float
+    policy: Policy, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor, temperature: float
 ) -> Sequences:
     """EOS is banned while sampling, and allowed in every log-probability, the reference's too: what was drawn is not
     what is trained."""
-    drawn: Sequences = policy.sample(prompts, limits, uniforms, temperature=temperature)
+    drawn = policy.sample(prompts, limits, uniforms, temperature=temperature)
     return replace(drawn, min_lengths=torch.zeros_like(drawn.min_lengths))
 
 
 def with_dropout(
-    policy: Any, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor, temperature: float
+    policy: CausalPolicy, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor, temperature: float
 ) -> Sequences:
     """Dropout wherever the network has a dropout module (rate 0.1, GPT-2's), but for the first rollout, which in the
     published stack comes before the model is first put in train mode.
@@ -71,7 +69,7 @@ def with_dropout(
 
 
 @contextmanager
-def dropped(policy: Any, rate: float) -> Iterator[None]:
+def dropped(policy: CausalPolicy, rate: float) -> Iterator[None]:
     """Dropout on what every dropout module of the language model lets through, in eval mode too.
 
     Raises:

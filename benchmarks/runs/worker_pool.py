@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
-from transformers.utils.logging import set_verbosity_error
 
 from benchmarks.base.cli import RECORD, differences, read_record
-from benchmarks.runs.experiment import Run, execute
+from benchmarks.base.quiet_libraries import quiet_libraries
+from benchmarks.runs.single_run import Run, execute
 from rlhf_core.run.allocation import keep_freed_memory
 from rlhf_core.run.run_folder import SETTINGS
 
@@ -129,7 +129,7 @@ def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGTERM, _worker.stop)
     torch.set_num_threads(1)
     keep_freed_memory()
-    set_verbosity_error()
+    quiet_libraries()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

@@ -18,10 +18,10 @@ from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.preparation import MADE_BY
 from benchmarks.tasks.toy_models import ToyRecipe, toy_models
 from models.policy.causal_policy import CausalPolicy
-from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.prompted_reward import PromptedReward
 from rlhf_core.config import PAPER, PaperTask
-from rlhf_core.types import Sequences
+from rlhf_core.scorers.callables import TextScorer
+from rlhf_core.types import Policy, RewardModel, Sequences
 
 Prompts = tuple[tuple[int, ...], ...]
 
@@ -50,12 +50,12 @@ class Loaded:
     adds to it; None where nobody knows them. ``fingerprint`` hashes prompts and weights.
     """
 
-    policy: CausalPolicy
-    reward: ClassifierReward | PromptedReward
-    train_prompts: Prompts
-    held_out_prompts: Prompts
-    gold: Callable[[Sequences], list[float]] | None
-    contributions: Callable[[Sequences], list[list[float]]] | None
+    policy: Policy
+    reward: RewardModel | TextScorer
+    train_prompts: Sequence[Sequence[int]]
+    held_out_prompts: Sequence[Sequence[int]]
+    gold: Callable[[Sequences], Sequence[float]] | None
+    contributions: Callable[[Sequences], Sequence[Sequence[float]]] | None
     fingerprint: str
 
 

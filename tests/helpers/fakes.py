@@ -1,15 +1,15 @@
 """A policy in thirty lines, ragged batches, and rollouts to try redistributors on."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from redistributors.trial_rollouts import made_up_evidence, part_of
 from rlhf_core.config import KLConfig, PPOConfig
-from rlhf_core.evidence import AttentionTap, EvidenceRequest
+from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.types import Evaluation, Limits, Rollout, Sequences
 
 EOS = 0
@@ -156,29 +156,12 @@ def rollout_of(
 
 def one_row(rollout: Rollout, row: int) -> Rollout:
     """One row of everything, without its padding."""
-    sequences, padded = rollout.sequences.select(torch.tensor([row])), rollout.sequences.response_ids.shape[1]
-    width = sequences.response_ids.shape[1]
-
-    def of(x: Tensor) -> Tensor:
-        return x[row : row + 1, :width] if x.ndim > 1 and x.shape[1] == padded else x[row : row + 1]
-
-    names = ("logprobs", "ref_logprobs", "values", "kl", "raw_scores", "scores")
-    tokens = {name: of(getattr(rollout, name)) for name in names}
-    evidence = {request: of(x) for request, x in rollout.evidence.items()}
-    return replace(rollout, sequences=sequences, evidence=evidence, **tokens)
+    return part_of(rollout, [row], int(rollout.sequences.response_lengths[row]))
 
 
 def evidence_for(redistributor: Any, mask: Tensor, seed: int = 1) -> dict[EvidenceRequest, Tensor]:
     """Made-up evidence: weights in [0, 1) for attention, numbers of both signs for the rest; 0 on padding."""
-    generator = torch.Generator().manual_seed(seed)
-    evidence = {}
-    for request in sorted(redistributor.needs, key=repr):
-        shape = request.shape(*mask.shape)
-        drawn = torch.rand(shape, generator=generator)
-        if not isinstance(request, AttentionTap):
-            drawn = 4 * drawn - 2
-        evidence[request] = drawn * mask.reshape(*mask.shape, *(1 for _ in shape[2:])) if len(shape) > 1 else drawn
-    return evidence
+    return made_up_evidence(redistributor.needs, mask, seed=seed)
 
 
 def small_run(**changes: Any) -> PPOConfig:

@@ -7,7 +7,8 @@ import pytest
 from fakes import TablePolicy
 
 from benchmarks.runs import worker_pool as runner
-from benchmarks.runs.comparison import Comparison
+from benchmarks.runs.comparison import ComparisonSettings
+from benchmarks.tasks.definitions import Loaded
 from benchmarks.tasks.model_settings import Loading
 
 PPO = {"rollout_batch_size": 4, "minibatch_size": 2, "epochs": 1, "min_length": 1, "max_length": [3, 6]}
@@ -18,21 +19,17 @@ def threes(prompts, responses):
     return [response.split().count("3") / len(response.split()) for response in responses]
 
 
-class TableLoaded:
+def table_loaded():
     """A policy on six tokens whose true contributions are known."""
-
-    def __init__(self):
-        self.policy = TablePolicy()
-        self.reward = threes
-        self.train_prompts = [[i % 5 + 1] for i in range(8)]
-        self.held_out_prompts = [[1], [2, 3], [4]]
-        self.fingerprint = "table"
-
-    def gold(self, sequences):
-        return [float(row.count(3)) for row in sequences.responses()]
-
-    def contributions(self, sequences):
-        return [[float(token == 3) for token in row] for row in sequences.responses()]
+    return Loaded(
+        policy=TablePolicy(),
+        reward=threes,
+        train_prompts=[[i % 5 + 1] for i in range(8)],
+        held_out_prompts=[[1], [2, 3], [4]],
+        gold=lambda sequences: [float(row.count(3)) for row in sequences.responses()],
+        contributions=lambda sequences: [[float(token == 3) for token in row] for row in sequences.responses()],
+        fingerprint="table",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +39,11 @@ class TableTask:
     loading = Loading()
 
     def load(self):
-        return TableLoaded()
+        return table_loaded()
 
 
 def settings(tmp_path, **changes):
-    base = Comparison(
+    base = ComparisonSettings(
         out=str(tmp_path / "out"),
         redistributors="sparse,uniform",
         controls="",

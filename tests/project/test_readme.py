@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from redistributors import check
 from rlhf_core import PPOTrainer, Redistributor
 from rlhf_core.config import PPOConfig
 
@@ -46,6 +47,7 @@ def test_the_ten_line_redistributor_is_one(example_run):
     exec(compile(EXAMPLES[2], "README.md", "exec"), names)
     method = names["FirstToken"]()
     assert isinstance(method, Redistributor)
+    assert check(method).passed
     assert len(EXAMPLES[2].strip().splitlines()) <= 13
     token_scores = method(names["rollout"])
     assert (token_scores != 0).sum(1).tolist() == [1] * 16

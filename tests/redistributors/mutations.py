@@ -7,7 +7,7 @@ MUTATIONS = (
         "redistributors/credit.py",
         "weights = beta * credit + (1 - beta) * last_token(mask)",
         "weights = beta * credit + last_token(mask)",
-        "tests/redistributors/test_redistributors.py::test_conserves_the_score_where_declared",
+        "tests/redistributors/test_redistributors.py::test_keeps_the_contract_and_declares_all_that_holds",
     ),
     Mutation(
         "redistributors/attention_requests.py",
@@ -40,7 +40,7 @@ MUTATIONS = (
         "tests/models/policy/test_stranger_checkpoints.py::test_an_altered_checkpoint_changes_nothing[a NaN fit]",
     ),
     Mutation(
-        "redistributors/prefix_difference.py",
+        "redistributors/credit.py",
         "return gamma * torch.nn.functional.pad(known[:, 1:], (0, 1)) - known",
         "return torch.nn.functional.pad(known[:, 1:], (0, 1)) - gamma * known",
         "tests/redistributors/test_prefix_difference.py::test_by_hand",
@@ -242,5 +242,41 @@ MUTATIONS = (
         'return self.inner.causal and self.boundaries.causal and self.place == "end"',
         "return self.inner.causal and self.boundaries.causal",
         "tests/redistributors/test_segment.py::test_sums_are_those_of_the_inner_method",
+    ),
+    Mutation(
+        "redistributors/contract.py",
+        "discounts[-1] * scores - (found * discounts).sum(1)",
+        "discounts[-1] * scores + (found * discounts).sum(1)",
+        "tests/redistributors/test_contract.py::test_a_sound_method_passes[at the end]",
+    ),
+    Mutation(
+        "redistributors/contract.py",
+        "function(replace(trial, rollout=copy.deepcopy(trial.rollout)))",
+        "function(trial)",
+        "tests/redistributors/test_contract.py::test_a_broken_method_fails_by_name",
+    ),
+    Mutation(
+        "redistributors/contract.py",
+        "made_up_rollout(method.needs) if given is None else restricted(given, method)",
+        "made_up_rollout(method.needs) if given is None else given",
+        "tests/redistributors/test_contract.py::test_a_method_sees_what_it_asks_for_in_a_rollout_of_the_callers_own",
+    ),
+    Mutation(
+        "redistributors/trial_rollouts.py",
+        "values=_swapped(rollout.values, kept + 1)",
+        "values=_swapped(rollout.values, kept)",
+        "tests/redistributors/test_contract.py::test_only_what_may_be_known_stays_when_a_response_goes_on_otherwise",
+    ),
+    Mutation(
+        "redistributors/credit.py",
+        "if request in redistributor.needs}",
+        "if request}",
+        "tests/redistributors/test_credit_table.py::test_a_method_sees_no_evidence_that_another_asked_for",
+    ),
+    Mutation(
+        "redistributors/credit_table.py",
+        "config.kl.init_coef if kl_coef is None else kl_coef",
+        "kl_coef or 0.0",
+        "tests/redistributors/test_credit_table.py::test_the_config_and_its_first_penalty_are_the_defaults",
     ),
 )

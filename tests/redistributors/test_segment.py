@@ -214,7 +214,7 @@ class Learner(Uniform):
     ("setting", "value", "message"),
     [
         ("inner", Learner(), "inner must not learn"),
-        ("inner", PrefixDifference(gamma=0.9), "inner must have gamma 1"),
+        ("inner", PrefixDifference(gamma=0.9), "its sums are undiscounted; give inner gamma=1"),
         ("inner", RewardAttention, "inner must be a redistributor"),
         ("inner", "abc", "inner must be a redistributor.*got 'abc'"),
         ("boundaries", 5, "boundaries must be like NGrams.*got 5"),

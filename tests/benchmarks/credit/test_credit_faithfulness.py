@@ -10,7 +10,7 @@ import torch
 from fakes import TablePolicy, ragged_sequences, sequences_of
 from PIL import Image
 from prepared import prepared
-from table_task import PPO, TableLoaded
+from table_task import PPO, table_loaded
 
 from benchmarks import credit_faithfulness
 from benchmarks.credit import faithfulness_report as report
@@ -28,7 +28,7 @@ from benchmarks.credit.faithfulness import (
 )
 from benchmarks.credit.faithfulness_study import Settings, study
 from benchmarks.credit.frozen_credit import cost_of, evidence_apart, warm
-from benchmarks.credit.value_oracle import State, Walk, value_differences
+from benchmarks.credit.value_oracle import Walk, value_differences
 from benchmarks.runs.arms import PAPER_SETTINGS, with_settings
 from models import load_policy
 from models.rewards.classifier_reward import ClassifierReward
@@ -209,8 +209,8 @@ def test_the_oracle_does_not_depend_on_batch_or_memory_and_its_halves_share_noth
 
 
 def test_a_state_that_draws_the_token_itself_goes_on_as_the_next_state_does():
-    walk = Walk(policy=Eighths(), sequences=DRAWN, uniforms=value_oracle._uniforms(DRAWN, 32))
-    first, second = (walk.completed([State(row=0, time=t, draw=j) for j in range(32)]).responses() for t in (0, 1))
+    walk = Walk(policy=Eighths(), temperature=1.0, sequences=DRAWN, uniforms=value_oracle._uniforms(DRAWN, 32))
+    first, second = (walk.completed(torch.tensor([(0, t, j) for j in range(32)])).responses() for t in (0, 1))
     alike = [before == after for before, after in zip(first, second) if before[0] == 2]
     assert all(alike)
     assert 4 < len(alike) < 32
@@ -284,17 +284,16 @@ class Watcher(Learner):
 SMALL = {"responses": 3, "points": 4, "absent": ("delete",), "continuations": 4, "warm": 2, "orders": 4}
 
 
-class Threes(TableLoaded):
-    """The share of tokens that are 3, which no tokens have none of."""
-
-    def __init__(self):
-        super().__init__()
-        self.reward = lambda _, texts: [text.split().count("3") / max(len(text.split()), 1) for text in texts]
+def threes():
+    """The table's task, scored by the share of tokens that are 3, which no tokens have none of."""
+    return replace(
+        table_loaded(), reward=lambda _, texts: [text.split().count("3") / max(len(text.split()), 1) for text in texts]
+    )
 
 
 def small_study(methods, **changes):
     config = with_settings(PAPER_SETTINGS, PPO)
-    return study(Threes(), config, Settings(redistributors=methods, **{**SMALL, **changes}))
+    return study(threes(), config, Settings(redistributors=methods, **{**SMALL, **changes}))
 
 
 def test_a_study_of_methods_whose_faithfulness_is_known():
@@ -328,7 +327,7 @@ def test_methods_that_learn_observe_first_what_they_asked_for():
 
 def test_methods_that_learn_observe_as_many_responses_to_a_prompt_as_a_run_draws():
     grouped = replace(with_settings(PAPER_SETTINGS, PPO), responses_per_prompt=2, advantages="rloo")
-    loaded, learner = TableLoaded(), Watcher()
+    loaded, learner = table_loaded(), Watcher()
     reward = as_reward_model(loaded.reward, loaded.policy)
     warm([learner], loaded, reward, grouped, rollouts=2, moments=ScoreMoments())
     for seen in learner.prompts:

@@ -11,7 +11,7 @@ from rich.console import Console
 from stub_endpoint import longer_wins, serving
 
 from benchmarks.judging import responses
-from benchmarks.judging.responses import Sampling, read_prompts
+from benchmarks.judging.sampled_responses import Sampling, read_prompts
 from benchmarks.preference import Preference, compare, main
 from models.policy.loading import load_policy
 from models.tiny import save_tiny

@@ -14,9 +14,9 @@ from table_task import TableTask, settings
 
 from benchmarks.length_drift import SCRIPT, Options, change, drifts, panels
 from benchmarks.reporting.statistics import Summary
-from benchmarks.runs.comparison import Comparison
+from benchmarks.runs.comparison import ComparisonSettings
 from benchmarks.runs.constant_score import ConstantScore, ConstantTask
-from benchmarks.runs.experiment import identity
+from benchmarks.runs.single_run import identity
 from benchmarks.tasks.definitions import Toy
 from benchmarks.tasks.model_settings import Loading
 from models.rewards.classifier_reward import ClassifierReward
@@ -111,7 +111,7 @@ def test_an_auxiliary_is_known_by_its_name_whatever_that_is():
 
 
 def test_every_setting_is_a_panel_and_a_centred_constant_is_run_once():
-    made = panels(Comparison(), Options(lengths=(2, 9)))
+    made = panels(ComparisonSettings(), Options(lengths=(2, 9)))
     assert [panel.name for panel in made] == [
         *("+1-lam1", "-1-lam1", "+1-lam0.95", "-1-lam0.95"),
         *("+1-lam1-no-critic", "-1-lam1-no-critic", "+1-lam1-centred"),
@@ -122,7 +122,7 @@ def test_every_setting_is_a_panel_and_a_centred_constant_is_run_once():
     assert made[6].changes == {"lam": 1.0, "score.centring": "running_mean", **lengths}
     tasks = [pickle.loads(pickle.dumps(panel.task(TableTask()))) for panel in made]
     assert [task.value for task in tasks] == [1, -1, 1, -1, 1, -1, 1]
-    assert len(panels(Comparison(), Options(extras=()))) == 4
+    assert len(panels(ComparisonSettings(), Options(extras=()))) == 4
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from table_task import TableTask, settings
 
 from benchmarks import table1
 from benchmarks.base.cli import claim_folder, run_record
-from benchmarks.runs.comparison import Comparison, study
+from benchmarks.runs.comparison import ComparisonSettings, run_comparison
 from benchmarks.runs.worker_pool import locked
 from benchmarks.sampling_mismatch import Options as Mismatch
 from benchmarks.table1 import TableOne
@@ -97,7 +97,7 @@ def test_the_papers_curves_stand_behind_ours_on_its_own_tasks_only(tmp_path):
         run("learning_curves", settings(tmp_path, paper_curves=str(file)))
     run("learning_curves", settings(tmp_path / "b", task="dialogue", paper_curves=str(file)))
     with pytest.raises(ValueError, match="paper_curves: no file"):
-        Comparison(paper_curves=str(tmp_path / "absent"))
+        ComparisonSettings(paper_curves=str(tmp_path / "absent"))
 
 
 def test_table_one_refuses_what_is_no_comparison(tmp_path):
@@ -126,7 +126,7 @@ def test_impossible_options_are_refused(name, options, said):
 
 
 def test_every_length_and_sampler_is_a_panel():
-    panels = script("sampling_mismatch").panels(Comparison(), Mismatch())
+    panels = script("sampling_mismatch").panels(ComparisonSettings(), Mismatch())
     assert len({panel.name for panel in panels}) == 6
     assert panels[0].changes == {"min_length": 8, "max_length": [8, 15]}
 
@@ -141,7 +141,7 @@ def refused(chosen, ppo=None, task=None):
     from benchmarks.runs.comparison import Panel
 
     with pytest.raises(ValueError) as error:
-        study(chosen, task or TableTask(), ppo or {}, [Panel()])
+        run_comparison(chosen, task or TableTask(), ppo or {}, [Panel()])
     return str(error.value)
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.prepare import PREPARATIONS, main
 from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
-from benchmarks.runs.comparison import Comparison, Panel, plan
-from benchmarks.runs.experiment import execute, gold_instruments, require_runnable
+from benchmarks.runs.comparison import ComparisonSettings, Panel, plan
+from benchmarks.runs.single_run import execute, gold_instruments, require_runnable
 from benchmarks.tasks.definitions import PreferenceTask, make_task, read_prompts
 from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.prepare_preferences import DIALOGUE, SUMMARISATION, Preferences, prepare_preferences
@@ -74,7 +74,7 @@ def test_no_prompt_is_both_learned_from_and_tested_on(summaries):
 
 
 def one_run(task, tmp_path, arm="abc", **ppo):
-    chosen = Comparison(
+    chosen = ComparisonSettings(
         out=str(tmp_path / "out"), redistributors=[arm], controls="", seeds=[0], steps=2, eval_prompts=3
     )
     small = {"rollout_batch_size": 4, "minibatch_size": 2, "epochs": 1, "min_length": 2, "max_length": [4, 8], **ppo}

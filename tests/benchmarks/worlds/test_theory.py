@@ -13,6 +13,15 @@ from rich.console import Console
 
 from benchmarks import theory
 from benchmarks.theory import Settings, check, method_table, run
+from benchmarks.worlds.declared_properties import (
+    EARLIER,
+    declared,
+    length_push,
+    reward_to_go,
+    score_shares,
+    shaping_error,
+)
+from benchmarks.worlds.general_claims import exact_threshold, fixed_point, found_threshold, identities
 from benchmarks.worlds.tabular import (
     policy_gradient,
     probabilities,
@@ -24,8 +33,6 @@ from benchmarks.worlds.tabular import (
 )
 from benchmarks.worlds.tabular_evidence import Unanswerable, attention, evidence_for
 from benchmarks.worlds.tabular_probe import TabularProbe
-from benchmarks.worlds.theory_checks import EARLIER, declared, length_push, reward_to_go, score_shares, shaping_error
-from benchmarks.worlds.theory_identities import exact_threshold, fixed_point, found_threshold, identities
 from redistributors import (
     REDISTRIBUTORS,
     LogRatio,
@@ -320,7 +327,7 @@ def test_a_method_that_learns_has_seen_earlier_rollouts_only():
             self.asked.append(len(self.seen))
             return Sparse()(rollout)
 
-    from benchmarks.worlds.theory_checks import token_scores
+    from benchmarks.worlds.declared_properties import token_scores
 
     learner, world = Learner(), world_of()
     token_scores(world, learner)

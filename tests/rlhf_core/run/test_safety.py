@@ -330,7 +330,7 @@ for name in ("connect", "connect_ex", "sendto"):
 socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
 
 from benchmarks.base.cli import claim_folder, run_record
-from benchmarks.runs.comparison import Comparison
+from benchmarks.runs.comparison import ComparisonSettings
 from benchmarks.judging.judges import EndpointJudge
 from models import LoraSettings, load_policy, load_reward_model
 from redistributors import RewardAttention
@@ -338,7 +338,7 @@ from rlhf_core import PPOConfig, PPOTrainer
 
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 judge = EndpointJudge(url="https://example.org/v1", model="judge", api_key_env="OPENAI_API_KEY")
-claim_folder(out, run_record(Comparison(), {"judge": str(judge.identity)}, made_by="test"), overwrite=False)
+claim_folder(out, run_record(ComparisonSettings(), {"judge": str(judge.identity)}, made_by="test"), overwrite=False)
 reward = load_reward_model(str(folder / "reward"), score="single_logit")
 load_reward_model(str(folder / "reward-adapter"), score="single_logit")
 config = PPOConfig(rollout_batch_size=2, min_length=2, max_length=(3, 4))

@@ -5,10 +5,10 @@ written last, is what says that it finished.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from benchmarks.reporting.heat_map import Example
 from benchmarks.reporting.statistics import nan_mean, rank_correlation
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.samplers import SAMPLERS
+from benchmarks.tasks.definitions import Loaded
 from benchmarks.tasks.model_settings import Loading
 from rlhf_core.config import PPOConfig
 from rlhf_core.prompts import encoded
@@ -24,9 +25,8 @@ from rlhf_core.rewards import ScoreMoments
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.run.description import described
 from rlhf_core.scorers.callables import as_reward_model
-from rlhf_core.scorers.calling import RewardFunction
 from rlhf_core.trainer import Instrument, PPOTrainer
-from rlhf_core.types import Learns, Policy, Redistributor, RewardModel, Rollout, Sequences
+from rlhf_core.types import Learns, Policy, Redistributor, Rollout
 
 FINAL = "final"
 PLACES = ("models", "cache")
@@ -35,45 +35,7 @@ NAMED_PLACES = ("auxiliaries",)
 """Settings that say so of files by name."""
 
 
-class Loaded(Protocol):
-    """A task's models, fresh for one run, and its prompts as token ids."""
-
-    @property
-    def policy(self) -> Policy:
-        """Untrained by PPO, its own reference."""
-        ...
-
-    @property
-    def reward(self) -> RewardModel | RewardFunction:
-        """What PPO is scored by."""
-        ...
-
-    @property
-    def train_prompts(self) -> Sequence[Sequence[int]]:
-        """Prompts PPO samples from."""
-        ...
-
-    @property
-    def held_out_prompts(self) -> Sequence[Sequence[int]]:
-        """Prompts for evaluation and heat map."""
-        ...
-
-    @property
-    def gold(self) -> Callable[[Sequences], Sequence[float]] | None:
-        """The true score of every response, where it is known."""
-        ...
-
-    @property
-    def contributions(self) -> Callable[[Sequences], Sequence[Sequence[float]]] | None:
-        """What every response token truly adds to it, where that is known."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of prompts and models, so that runs on other data are not taken for the same."""
-        ...
-
-
+@runtime_checkable
 class Task(Protocol):
     """A task by its settings only: a frozen dataclass, small enough to send to another process."""
 

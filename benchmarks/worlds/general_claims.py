@@ -8,8 +8,7 @@ from fractions import Fraction
 
 import torch
 
-from benchmarks.worlds.tabular import World, policy_gradient, probabilities, random_world, true_gradient
-from benchmarks.worlds.theory_checks import (
+from benchmarks.worlds.declared_properties import (
     LAMS,
     TOLERANCE,
     TokenScores,
@@ -21,6 +20,7 @@ from benchmarks.worlds.theory_checks import (
     score_shares,
     shaping_error,
 )
+from benchmarks.worlds.tabular import World, policy_gradient, probabilities, random_world, true_gradient
 from redistributors import Sparse, Uniform
 from redistributors.credit import normalised, spread
 from rlhf_core.returns import discounted_returns

@@ -1,4 +1,4 @@
-"""The same rollout under every method: credit as the trainer has it, gradients by hand, and how noise is told."""
+"""Gradients of the same rollout under every method: by hand, and how noise is told."""
 
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -6,13 +6,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from fakes import TablePolicy, ragged_sequences, rollout_of
+from fakes import TablePolicy, ragged_sequences
 from PIL import Image
 from rich.console import Console
 from table_task import TableTask
 
 from benchmarks import gradient_quality
-from benchmarks.compare_on import compare_on, gradient_variance, reference_gradient
 from benchmarks.credit.gradients import (
     cosine,
     expected_cosine,
@@ -20,7 +19,7 @@ from benchmarks.credit.gradients import (
     inverted,
     jackknifed,
     policy_gradients,
-    relative_variance,
+    reference_gradient,
     signal_to_noise,
     squared_norm_of_expectation,
 )
@@ -29,13 +28,11 @@ from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.statistics import Summary, band
 from models import load_policy
 from models.tiny import save_tiny
-from redistributors import RewardAttention, Sparse, Uniform
+from redistributors import Sparse, compare_on
 from rlhf_core import PPOConfig, PPOTrainer, TokenReward
-from rlhf_core.checks import HealthError
 
 CONFIG = PPOConfig(rollout_batch_size=8, minibatch_size=4, min_length=1, max_length=(3, 6), lam=0.9)
-SCORES = [2.0, -1.0, 0.5, 3.0]
-METHODS = {"sparse": Sparse(), "uniform": Uniform(), "zero": Uniform(beta=0.0)}
+METHODS = ("sparse", "uniform")
 
 
 def drawn(seed=0, responses_per_prompt=1, **changes):
@@ -49,6 +46,13 @@ def drawn(seed=0, responses_per_prompt=1, **changes):
         policy.value += torch.linspace(-1, 1, 6)
     trainer = PPOTrainer(policy, TokenReward(scorer), Sparse(), config)
     return trainer, trainer.collect([[1 + i % 5] for i in range(8 // responses_per_prompt)])
+
+
+def compared(trainer, rollout):
+    """Advantages and gradients by method."""
+    found = compare_on(rollout, METHODS, config=trainer.config, kl_coef=0.2)
+    advantages = {name: credit.advantages for name, credit in found.items()}
+    return advantages, policy_gradients(trainer.policy, rollout.sequences, advantages, trainer.config)
 
 
 def by_hand(policy, sequences, advantages):
@@ -70,12 +74,12 @@ def by_hand(policy, sequences, advantages):
 
 def test_gradients_are_those_of_whitened_advantages_on_log_probabilities():
     trainer, rollout = drawn()
-    found = compare_on(rollout, METHODS, config=CONFIG, kl_coef=0.2, policy=trainer.policy)
-    for name, credit in found.items():
-        expected = by_hand(trainer.policy, rollout.sequences, credit.advantages)
-        torch.testing.assert_close(credit.gradient, expected, atol=1e-6, rtol=1e-4, msg=name)
-    assert cosine(found["sparse"].gradient, found["sparse"].gradient) == pytest.approx(1)
-    assert cosine(found["sparse"].gradient, found["uniform"].gradient) < 0.99
+    advantages, gradients = compared(trainer, rollout)
+    for name, gradient in gradients.items():
+        expected = by_hand(trainer.policy, rollout.sequences, advantages[name])
+        torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4, msg=name)
+    assert cosine(gradients["sparse"], gradients["sparse"]) == pytest.approx(1)
+    assert cosine(gradients["sparse"], gradients["uniform"]) < 0.99
 
 
 def test_a_gradient_costs_nothing_but_time():
@@ -83,7 +87,7 @@ def test_a_gradient_costs_nothing_but_time():
     held = torch.ones(6, 6)
     trainer.policy.logits.grad = held.clone()
     before = trainer.policy.logits.detach().clone()
-    compare_on(rollout, METHODS, config=CONFIG, kl_coef=0.2, policy=trainer.policy)
+    compared(trainer, rollout)
     assert trainer.policy.logits.equal(before)
     assert trainer.policy.logits.grad.equal(held)
     assert trainer.policy.value.grad is None
@@ -94,86 +98,17 @@ def test_one_pass_serves_all_methods_however_it_is_cut(tmp_path):
     sequences = ragged_sequences()
     generator = torch.Generator().manual_seed(1)
     advantages = {name: torch.randn(4, 6, generator=generator) for name in "abc"}
-    together = policy_gradients(policy, sequences, advantages, 4096, temperature=1.0)
+    together = policy_gradients(policy, sequences, advantages, CONFIG)
     for name, some in advantages.items():
-        alone = policy_gradients(policy, sequences, {name: some}, 8, temperature=1.0)[name]
+        alone = policy_gradients(policy, sequences, {name: some}, replace(CONFIG, micro_batch_tokens=8))[name]
         assert float(alone.norm()) > 0.01
         torch.testing.assert_close(together[name], alone, atol=1e-6, rtol=1e-4)
 
 
-def test_uniform_without_a_share_is_sparse():
-    trainer, rollout = drawn()
-    found = compare_on(rollout, METHODS, config=CONFIG, kl_coef=0.2, policy=trainer.policy)
-    for name in ("token_scores", "rewards", "returns", "advantages", "gradient"):
-        assert getattr(found["zero"], name).equal(getattr(found["sparse"], name)), name
-    assert found["zero"].figures == found["sparse"].figures
-    assert found["sparse"].figures["credit_concentration"] == pytest.approx(1)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_credit_is_what_the_trainer_would_have_learned_from(name):
-    trainer, rollout = drawn()
-    trainer.redistributor = METHODS[name]
-    trainer.kl_controller.coef = 0.7
-    rollout = replace(rollout, kl=torch.where(rollout.sequences.response_mask, rollout.values.abs(), 0))
-    scores = trainer.redistribute(rollout)
-    experience = trainer.estimate_returns(rollout, scores)
-    credit = compare_on(rollout, METHODS, config=trainer.config, kl_coef=0.7, policy=None)[name]
-    assert credit.token_scores.equal(scores)
-    torch.testing.assert_close(credit.rewards, scores - 0.7 * rollout.kl)
-    assert credit.returns.equal(experience.returns)
-    assert credit.advantages.equal(experience.advantages)
-    logged = trainer.figures(rollout, scores, experience)
-    assert credit.figures.items() <= logged.items()
-    assert {"explained_variance", "explained_variance_over_position"} <= credit.figures.keys()
-    assert credit.gradient is None
-
-
 def test_without_a_critic_conserving_methods_are_one():
     trainer, rollout = drawn(responses_per_prompt=4, advantages="rloo")
-    found = compare_on(rollout, METHODS, config=trainer.config, kl_coef=0.2, policy=trainer.policy)
-    assert cosine(found["sparse"].gradient, found["uniform"].gradient) == pytest.approx(1, abs=1e-5)
-    assert "explained_variance" not in found["sparse"].figures
-    assert found["sparse"].returns.equal(rollout.values)
-
-
-def test_what_cannot_be_compared_is_refused():
-    _, rollout = drawn()
-
-    def compared(method, **changes):
-        return compare_on(rollout, {"it": method}, config=replace(CONFIG, **changes), kl_coef=0.2, policy=None)
-
-    with pytest.raises(ValueError, match="needs .* which this rollout does not hold"):
-        compared(RewardAttention())
-    with pytest.raises(ValueError, match="with gamma 0.9 that changes which response is best"):
-        compared(Uniform(), gamma=0.9)
-    with pytest.raises(ValueError, match="expected 4 responses to each prompt"):
-        compared(Sparse(), responses_per_prompt=4, advantages="rloo")
-    with pytest.raises(HealthError, match="on padding"):
-        compared(OnPadding())
-
-
-def test_a_method_sees_no_evidence_that_another_asked_for():
-    _, rollout = drawn()
-    rollout = replace(rollout, evidence=dict.fromkeys(RewardAttention().needs, rollout.logprobs))
-    with pytest.raises(ValueError, match="needs .* which this rollout does not hold"):
-        compare_on(rollout, {"it": Undeclared()}, config=CONFIG, kl_coef=0.2, policy=None)
-
-
-class Undeclared(RewardAttention):
-    """Reads what it does not ask for."""
-
-    needs = frozenset()
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnPadding:
-    needs = frozenset()
-    causal = True
-    conserving = False
-
-    def __call__(self, rollout):
-        return torch.ones_like(rollout.logprobs)
+    _, gradients = compared(trainer, rollout)
+    assert cosine(gradients["sparse"], gradients["uniform"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_cosine():
@@ -188,14 +123,12 @@ def test_noise_by_hand():
     """Two gradients, (1, 0) and (3, 0): variance 2, and ⟨g₁, g₂⟩ = 3 estimates the squared norm of the mean."""
     products = gram(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
     assert squared_norm_of_expectation(products) == pytest.approx(3)
-    assert relative_variance(products) == pytest.approx(2 / 3)
     assert signal_to_noise(products) == pytest.approx(3 / 2)
     assert signal_to_noise(gram(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))) == pytest.approx(-1 / 2)
     assert signal_to_noise(gram(torch.ones(2, 3))) == np.inf
     assert np.isnan(signal_to_noise(gram(torch.zeros(2, 3))))
-    assert np.isnan(relative_variance(gram(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))))
     with pytest.raises(ValueError, match="2 repetitions or more, got 1"):
-        relative_variance(gram(torch.ones(1, 3)))
+        signal_to_noise(gram(torch.ones(1, 3)))
 
 
 def test_noise_is_told_from_signal_with_few_repetitions():
@@ -271,32 +204,6 @@ def test_the_reference_is_the_mean_of_sparse_at_lam_one():
     torch.testing.assert_close(found, (by_reward_to_go[0] + by_reward_to_go[1]) / 2, atol=1e-6, rtol=1e-4)
     with pytest.raises(ValueError, match="no rollouts were given"):
         reference_gradient(trainer.policy, [], config=CONFIG, kl_coef=0.2)
-
-
-def test_gradients_of_the_same_rollout_do_not_vary():
-    trainer, rollout = drawn()
-    policy, settings = trainer.policy, {"config": CONFIG, "kl_coef": 0.2}
-    assert gradient_variance(policy, [rollout] * 3, Uniform(), **settings) == pytest.approx(0, abs=1e-6)
-    others = [drawn(seed=seed)[1] for seed in range(4)]
-    varied = gradient_variance(policy, others, Sparse(), **settings)
-    gradients = [by_hand(policy, r.sequences, one(r, policy).advantages) for r in others]
-    stacked = torch.stack(gradients).numpy()
-    trace = stacked.var(0, ddof=1).sum()
-    assert varied == pytest.approx(trace / (np.square(stacked.mean(0)).sum() - trace / 4), rel=1e-3)
-    with pytest.raises(ValueError, match="2 repetitions or more, got 0"):
-        gradient_variance(policy, [], Sparse(), **settings)
-
-
-def one(rollout, policy):
-    return compare_on(rollout, {"sparse": Sparse()}, config=CONFIG, kl_coef=0.2, policy=policy)["sparse"]
-
-
-def test_nothing_is_needed_of_a_policy_for_credit_alone():
-    rollout = rollout_of(ragged_sequences(), SCORES)
-    found = compare_on(rollout, {"uniform": Uniform()}, config=CONFIG, kl_coef=0.0, policy=None)["uniform"]
-    lengths = torch.tensor([4.0, 1, 6, 3])
-    torch.testing.assert_close(found.token_scores[:, 0], torch.tensor(SCORES) / lengths)
-    assert found.figures["credit_concentration"] == pytest.approx(float(lengths.mean()))
 
 
 CHOSEN = Settings(

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.reporting.statistics import Array, Results, Summary, nan_mean, summarise
+from benchmarks.reporting.tables import number
 
+REFERENCE = "sparse"
+"""The arm that others are compared with."""
 LAST = 10
 FIRST = 5
 
@@ -20,6 +23,10 @@ class Threshold:
 
     value: float
     why: str
+
+    def note(self, about: str) -> str:
+        """For under a table."""
+        return f"{about} below {number(self.value)} ({self.why})."
 
 
 def threshold(results: Results, given: float | None) -> Threshold:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.reporting import tables
-from benchmarks.reporting.outcomes import (
+from benchmarks.reporting.curve_readings import (
     at_level,
     best_of_mean,
     blocks,

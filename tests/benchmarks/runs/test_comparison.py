@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from rich.console import Console
-from table_task import PPO, TableLoaded, TableTask, settings
+from table_task import PPO, TableTask, settings, table_loaded
 
 from benchmarks.base.cli import PRESETS
+from benchmarks.reporting.comparison_report import build
 from benchmarks.reporting.heat_map import terminal
-from benchmarks.reporting.report import build
 from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
-from benchmarks.runs.comparison import Comparison, Panel, plan
-from benchmarks.runs.curves import load_results
-from benchmarks.runs.experiment import credit_figures, examples, execute, frozen_rollout
+from benchmarks.runs.comparison import ComparisonSettings, Panel, plan
+from benchmarks.runs.finished_runs import load_results
+from benchmarks.runs.single_run import credit_figures, examples, execute, frozen_rollout
 from benchmarks.runs.worker_pool import finished, run_all
 from benchmarks.tasks.definitions import make_task
 from benchmarks.tasks.model_settings import Loading
@@ -177,7 +177,7 @@ def test_a_failing_run_is_named(tmp_path, in_threads):
 
 
 def test_credit_is_compared_with_the_truth():
-    loaded, config = TableLoaded(), with_settings(PAPER_SETTINGS, PPO)
+    loaded, config = table_loaded(), with_settings(PAPER_SETTINGS, PPO)
 
     class Truth(Uniform):
         """Hands out exactly the true contributions."""
@@ -189,8 +189,7 @@ def test_credit_is_compared_with_the_truth():
     assert credit_figures(loaded, rollout, Truth())["credit_truth"] == pytest.approx(1)
     assert credit_figures(loaded, rollout, Sparse())["credit_truth"] < 1
     assert credit_figures(loaded, rollout, Uniform()) == {}  # equal credit ranks nothing
-    loaded.contributions = None
-    assert credit_figures(loaded, rollout, Truth()) == {}
+    assert credit_figures(replace(loaded, contributions=None), rollout, Truth()) == {}
 
 
 class Learning(Uniform):
@@ -210,23 +209,18 @@ class Learning(Uniform):
 
 
 def test_what_has_learned_nothing_is_not_measured():
-    loaded, config = TableLoaded(), with_settings(PAPER_SETTINGS, PPO)
+    loaded, config = table_loaded(), with_settings(PAPER_SETTINGS, PPO)
     assert credit_figures(loaded, frozen_rollout(loaded, [], config, [[1], [2]]), Learning()) == {}
     shown = examples(loaded, parse_arms(f"uniform,{__name__}.Learning"), config, [[1], [2]])
     assert [list(example.rows) for example in shown] == [["uniform"]] * 2
-    shown = examples(replace_contributions(loaded), parse_arms(f"{__name__}.Learning"), config, [[1]])
+    shown = examples(replace(loaded, contributions=None), parse_arms(f"{__name__}.Learning"), config, [[1]])
     assert len(terminal(shown).renderables) == 2
-
-
-def replace_contributions(loaded):
-    loaded.contributions = None
-    return loaded
 
 
 def test_examples_show_the_same_responses_once_per_method():
     config = with_settings(PAPER_SETTINGS, PPO)
     arms = parse_arms("sparse,uniform,sparse@lam=1")
-    shown = examples(TableLoaded(), arms, config, [[i % 5 + 1] for i in range(12)])
+    shown = examples(table_loaded(), arms, config, [[i % 5 + 1] for i in range(12)])
     assert [list(example.rows) for example in shown] == [["sparse", "uniform"]] * 12
     for example in shown:
         for row in example.rows.values():
@@ -243,19 +237,21 @@ def test_examples_show_the_same_responses_once_per_method():
 )
 def test_bad_comparisons_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        Comparison(**bad)
+        ComparisonSettings(**bad)
 
 
 def test_controls_join_unless_already_there():
-    assert [arm.label for arm in Comparison().arms()] == ["sparse", "uniform", "abc", "sparse-lam1"]
-    twice = Comparison(redistributors=["sparse@lam=1"])
+    assert [arm.label for arm in ComparisonSettings().arms()] == ["sparse", "uniform", "abc", "sparse-lam1"]
+    twice = ComparisonSettings(redistributors=["sparse@lam=1"])
     assert [arm.label for arm in twice.arms()] == ["sparse-lam1"]
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_presets_can_be_run(preset):
     given = SCRIPT.parser().parse_args(["--config", str(preset)], defaults=False).as_dict()
-    chosen = Comparison(**{name: value for name, value in given.items() if name not in ("config", "ppo", "loading")})
+    chosen = ComparisonSettings(
+        **{name: value for name, value in given.items() if name not in ("config", "ppo", "loading")}
+    )
     runs = plan(chosen, TableTask(), Panel(), with_settings(PAPER_SETTINGS, given.get("ppo", {})))
     assert len(runs) == len(chosen.arms()) * len(chosen.seed_list())
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.base.cli import RECORD, read_record
 from benchmarks.reporting.statistics import Array, Results
-from benchmarks.runs.experiment import FINAL, Run
+from benchmarks.runs.single_run import FINAL, Run
 from rlhf_core.files.file_errors import reading
 
 

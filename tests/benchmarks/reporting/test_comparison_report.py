@@ -9,9 +9,10 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks.reporting import figures
+from benchmarks.reporting import figures, tables
+from benchmarks.reporting.comparison_report import build, verdict, write
+from benchmarks.reporting.curve_readings import LAST
 from benchmarks.reporting.heat_map import Example
-from benchmarks.reporting.report import LAST, build, markdown, number, terminal, verdict, write
 from benchmarks.reporting.statistics import Results
 
 STEPS = 20
@@ -40,7 +41,7 @@ def results(levels, spread=0.1, seeds=5, **more):
 
 
 def table(report):
-    return {row[0].key: {cell.arm: cell for cell in row} for row in report.rows}
+    return {row.key: row.values for row in report.rows}
 
 
 def test_average_and_final_score_by_hand():
@@ -48,24 +49,24 @@ def test_average_and_final_score_by_hand():
     found = results({"sparse": 0.0})
     found.curves["sparse"]["score"] = score
     rows = table(build(found))
-    assert rows["average_score"]["sparse"].value.mean == 9.5
-    assert rows["final_score"]["sparse"].value.mean == np.arange(STEPS)[-LAST:].mean() == 14.5
-    assert rows["score_variance_across_seeds"]["sparse"].value == 0
+    assert rows["average_score"]["sparse"].mean == 9.5
+    assert rows["final_score"]["sparse"].mean == np.arange(STEPS)[-LAST:].mean() == 14.5
+    assert rows["score_variance_across_seeds"]["sparse"] == 0
 
 
 def test_iqm_ignores_a_diverged_seed():
     found = results({"sparse": 1.0}, spread=0)
     found.curves["sparse"]["score"][0] = -100
     rows = table(build(found))
-    assert rows["iqm"]["sparse"].value == 1
-    assert rows["average_score"]["sparse"].value.mean == pytest.approx(-19.2)
+    assert rows["iqm"]["sparse"] == 1
+    assert rows["average_score"]["sparse"].mean == pytest.approx(-19.2)
 
 
 def test_difference_to_sparse_is_paired_and_corrected():
     rows = table(build(results({"sparse": 1.0, "uniform": 1.5, "abc": 2.0})))
-    assert rows["difference"]["abc"].text == "1.00"  # the same for every seed: no interval
-    assert rows["difference"]["sparse"].text == "–"
-    assert rows["p_holm"]["abc"].value == pytest.approx(2 * 0.0625)
+    assert tables.text(rows["difference"]["abc"]) == "1.00"  # the same for every seed: no interval
+    assert tables.text(rows["difference"]["sparse"]) == "–"
+    assert rows["p_holm"]["abc"] == pytest.approx(2 * 0.0625)
 
 
 def test_without_sparse_nothing_is_compared_with_it():
@@ -92,9 +93,9 @@ def test_three_seeds_never_give_a_winner_or_an_interval():
     report = build(results({"sparse": 1.0, "abc": 50.0}, seeds=3))
     assert "no method is called better" in report.verdict
     rows = table(report)
-    assert rows["average_score"]["abc"].value.kind == "range"
-    assert rows["difference"]["abc"].text == "49.0"
-    assert rows["p_holm"]["abc"].text == "–"
+    assert rows["average_score"]["abc"].kind == "range"
+    assert tables.text(rows["difference"]["abc"]) == "49.0"
+    assert tables.text(rows["p_holm"]["abc"]) == "–"
     assert any("no intervals" in note for note in report.notes)
 
 
@@ -106,7 +107,7 @@ def test_one_arm_and_undefined_scores():
 def test_undefined_numbers_are_dashes_and_nulls(tmp_path):
     found = results({"sparse": 1.0, "uniform": 1.0}, credit_truth={"sparse": np.full((5, 1), 0.5)})
     report = build(found)
-    assert table(report)["credit_truth"]["uniform"].text == "–"
+    assert tables.text(table(report)["credit_truth"]["uniform"]) == "–"
     write(report, tmp_path)
     saved = json.loads((tmp_path / "results.json").read_text())
     assert saved["table"]["credit_truth"]["uniform"]["value"] is None
@@ -118,7 +119,7 @@ def test_files_say_the_same(tmp_path):
     write(report, tmp_path)
     saved = json.loads((tmp_path / "results.json").read_text())
     lines = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
-    assert len(lines) == sum(len(row) for row in report.rows)
+    assert len(lines) == sum(len(row.values) for row in report.rows)
     for line in lines:
         value = saved["table"][line["quantity"]][line["arm"]]["value"]
         assert (float(line["value"]) if line["value"] else None) == value
@@ -140,16 +141,16 @@ def test_files_say_the_same(tmp_path):
     ],
 )
 def test_numbers(value, shown):
-    assert number(value) == shown
+    assert tables.number(value) == shown
 
 
 def test_markup_in_a_label_is_text():
     odd = results({"sparse": 1.0, "[red]a|b": 2.0})
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(terminal(build(odd), 120))
+        tables.show(build(odd).table, console)
     assert "[red]a|b" in captured.get()
-    assert "[red]a\\|b" in markdown(build(odd))
+    assert "[red]a\\|b" in tables.markdown(build(odd).table)
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
@@ -157,7 +158,7 @@ def test_every_arm_is_printed_at_every_width(width):
     arms = ("sparse", "uniform", "abc", "abc-d", "abc-d2", "sparse-lam1")
     console = Console(width=width)
     with console.capture() as captured:
-        console.print(terminal(build(results(dict.fromkeys(arms, 1.0))), width))
+        tables.show(build(results(dict.fromkeys(arms, 1.0))).table, console)
     assert all(arm in captured.get().split() for arm in arms)
 
 
@@ -208,11 +209,11 @@ def test_every_number_of_every_arm_is_in_the_terminal_at_any_width(width):
     arms = ("sparse", "uniform-beta0.8", "abc", "potential-projection-ridge0.01-decay0.9", "x" * 70)
     built = build(results({arm: -1234.5 - 100 * number for number, arm in enumerate(arms)}))
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(terminal(built, width))
+    tables.show(built.table, console)
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= width
     written = "".join(lines)
     assert "…" not in written.replace("… within positions", "").replace("… of its score", "")
     for row in built.rows:
-        for cell in row:
-            assert all(part in written for part in cell.text.replace(" [", "\n[").splitlines())
+        for value in row.values.values():
+            assert all(part in written for part in tables.text(value).replace(" [", "\n[").splitlines())

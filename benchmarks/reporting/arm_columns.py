@@ -1,0 +1,41 @@
+"""Columns that tables of arms share: what each says of one arm of some results."""
+
+from collections.abc import Callable, Mapping
+
+from benchmarks.reporting.curve_readings import LAST, Threshold, failed
+from benchmarks.reporting.statistics import Results, summarise, variance_across_seeds
+from benchmarks.reporting.tables import Value
+
+Columns = Mapping[str, Callable[[Results, str], Value]]
+"""By heading."""
+
+
+def average(metric: str, last: int | None = None) -> Callable[[Results, str], Value]:
+    """The mean over all steps, or the last few, with its interval over seeds."""
+    return lambda results, arm: summarise(results.per_seed(arm, metric, last))
+
+
+def runs_of_all(count: Callable[[Results, str], int]) -> Callable[[Results, str], Value]:
+    """How many of an arm's runs, as "1 of 5"."""
+    return lambda results, arm: f"{count(results, arm)} of {len(results.seeds)}"
+
+
+def failures(limit: Threshold) -> Columns:
+    """Runs that ended below the threshold."""
+    return {"failed runs": runs_of_all(lambda results, arm: failed(results, arm, limit))}
+
+
+def spread(last: int | None = None) -> Callable[[Results, str], Value]:
+    """Standard deviation of the score over seeds at a step, from the variance averaged over all steps or the last."""
+    return lambda results, arm: variance_across_seeds(results.curves[arm]["score"][:, -(last or 0) :]) ** 0.5
+
+
+AVERAGE_SCORE: Columns = {"average score": average("score")}
+LAST_SCORE: Columns = {f"score, last {LAST}": average("score", LAST)}
+LAST_KL: Columns = {f"KL, last {LAST}": average("kl", LAST)}
+LAST_KL_AND_LENGTH: Columns = {**LAST_KL, f"length, last {LAST}": average("length", LAST)}
+
+
+def cells(columns: Columns, results: Results, arm: str) -> tuple[Value, ...]:
+    """One arm's row."""
+    return tuple(column(results, arm) for column in columns.values())

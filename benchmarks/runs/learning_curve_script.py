@@ -1,0 +1,80 @@
+"""Learning curves as in the paper's figures 3 and 6 (left): a script for one task, which several commands are."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.reporting import arm_columns, figures
+from benchmarks.reporting.comparison_report import differences_to_reference
+from benchmarks.reporting.curve_readings import LAST, REFERENCE, best_of_mean, steps_to_pass, threshold
+from benchmarks.reporting.paper_curves import of_arms, paper_curves
+from benchmarks.reporting.statistics import Results
+from benchmarks.reporting.tables import Table, Value, number
+from benchmarks.runs.comparison import ComparisonResults
+from benchmarks.runs.script import Script, published
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is called a failure."""
+
+    failed_below: float | None = None
+    """Mean score of the last 10 steps below which a run failed (paper: 6); null: midway from start to the best arm."""
+
+
+@figures.style()
+def draw(done: ComparisonResults, _: Options) -> Figure:
+    """Score, value loss, KL and length per step, the paper's means behind."""
+    results, file = done.only, done.settings.paper_curves
+    theirs = {
+        metric: of_arms(paper_curves(file, results.task, name), results)
+        for metric, name in (("score", "reward"), ("value_loss_paper", "value_loss"), ("kl", "kl"))
+    }
+    figure = figures.grid(4)
+    for axes, metric in zip(figure.axes, ("score", "value_loss_paper", "kl", "length"), strict=True):
+        figures.behind(axes, theirs.get(metric, {}))
+        figures.panel(axes, results, metric, edges=figures.standard_deviations)
+    behind = "; thin: the paper's means" if any(theirs.values()) else ""
+    title = f"{results.task} (line: mean, band: ± standard deviation; seeds: {len(results.seeds)}{behind})"
+    figures.legend(figure, figure.axes[0], title)
+    return figure
+
+
+def table(done: ComparisonResults, options: Options) -> Table:
+    """What the paper's text says of figure 3, for every arm."""
+    results, differences = done.only, differences_to_reference(done.only)
+    limit = threshold(results, options.failed_below)
+    best, at = best_of_mean(results.curves[REFERENCE]["score"]) if REFERENCE in results.curves else (None, None)
+
+    def first_past(results: Results, arm: str) -> Value:
+        passed = None if best is None else steps_to_pass(results.curves[arm]["score"], best)
+        return "never" if passed is None else str(passed)
+
+    columns: arm_columns.Columns = {
+        **arm_columns.AVERAGE_SCORE,
+        f"paired difference to {REFERENCE}": lambda _, arm: differences[arm].mean if arm in differences else None,
+        "p (Holm)": lambda _, arm: differences[arm].p_holm if arm in differences else None,
+        "std over seeds": arm_columns.spread(),
+        f"step past {REFERENCE}'s best": first_past,
+        **arm_columns.LAST_SCORE,
+        **arm_columns.failures(limit),
+        **arm_columns.LAST_KL_AND_LENGTH,
+    }
+    notes = [limit.note(f"Failed: last {LAST} steps average")]
+    if best is not None:
+        notes.append(f"{REFERENCE}'s best seed mean is {number(best)}, at step {at}; a mean over few seeds is noisy.")
+    rows = tuple((arm, *arm_columns.cells(columns, results, arm)) for arm in results.arms)
+    return Table(title=results.task, columns=("arm", *columns), rows=rows, notes=tuple(notes))
+
+
+def learning_curve_script(name: str, figure: str, **defaults: Any) -> Script:
+    """The script called ``name``, which redraws ``figure`` of the paper; ``defaults`` are its own."""
+    return Script(
+        name=name,
+        summary=f"Learning curves of redistributors on paired seeds ({figure} of the paper): reward, value loss, KL "
+        "and length per step with standard-deviation bands, and steps to pass sparse's best.",
+        write=published("curves", table, draw),
+        options=Options,
+        defaults=defaults,
+    )

@@ -1,0 +1,160 @@
+"""One frozen rollout through many methods: the same responses, scores and values, so that only credit differs.
+
+Nothing is trained, and no model is asked anything.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from jaxtyping import Float
+from torch import Tensor
+
+from redistributors.credit import restricted
+from redistributors.registry import REDISTRIBUTORS
+from rlhf_core.advantages import ESTIMATORS
+from rlhf_core.checks import check_gamma, check_placement, require_token_scores
+from rlhf_core.config import PPOConfig
+from rlhf_core.metrics import credit_metrics, critic_metrics
+from rlhf_core.rewards import penalised
+from rlhf_core.types import Redistributor, ReportsMetrics, Rollout
+
+Named = str | Redistributor | Callable[[], Redistributor]
+"""A method: its name, itself, or what makes it, as the registry's entries do."""
+COLUMNS = {
+    "credited tokens": "credit_concentration",
+    "sum error": "conservation_error",
+    "explained variance": "explained_variance",
+    "… over position": "explained_variance_over_position",
+    "return variance": "return_variance",
+    "advantage variance": "advantage_variance",
+}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Credit:
+    """What one method makes of a rollout; tensors are in score units, 0 on padding."""
+
+    token_scores: Float[Tensor, "batch response"]
+    """The score, spread."""
+    rewards: Float[Tensor, "batch response"]
+    """Token scores less the KL penalty."""
+    returns: Float[Tensor, "batch response"]
+    """What a critic would be trained towards; the values where the estimator needs none."""
+    advantages: Float[Tensor, "batch response"]
+    """As the config's estimator gives them, not whitened."""
+    figures: Mapping[str, float]
+    """By the names a trainer logs them under: ``explained_variance`` and ``explained_variance_over_position`` of the
+    rollout's values, ``credit_concentration`` (tokens), ``conservation_error``, the variances of returns and advantages
+    (score units squared), and the method's own; what is undefined is left out."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class CreditTable(Mapping[str, Credit]):
+    """Every method's credit by its label; written out, a table with a row for each."""
+
+    credits: Mapping[str, Credit]
+
+    def __getitem__(self, label: str) -> Credit:
+        return self.credits[label]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.credits)
+
+    def __len__(self) -> int:
+        return len(self.credits)
+
+    def __repr__(self) -> str:
+        rows = [["method", *COLUMNS], *([label, *_cells(credit)] for label, credit in self.credits.items())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _cells(credit: Credit) -> list[str]:
+    return [f"{credit.figures[name]:.3g}" if name in credit.figures else "–" for name in COLUMNS.values()]
+
+
+def compare_on(
+    rollout: Rollout,
+    methods: Iterable[Named] | Mapping[str, Named],
+    *,
+    config: PPOConfig | None = None,
+    kl_coef: float | None = None,
+) -> CreditTable:
+    """Every method's credit for ``rollout``; each sees the evidence it asks for and no other.
+
+    ``methods``: names of the registry, instances, or both, or any of them by labels of your own; else the label is the
+    name, or what the instance is written as. A method that learns is compared as it is. ``config`` says what is made of
+    token scores (``gamma``, ``lam``, ``advantages``), and is ``PPOConfig()`` where none is given. ``kl_coef`` is the
+    penalty in score units per nat, by default the config's at the first step.
+
+    ``trainer.collect(prompts, methods=[...])`` collects a rollout that holds the evidence of all.
+
+    Raises:
+        KeyError: a name that the registry lacks.
+        TypeError: what is no redistributor.
+        ValueError: no methods, two of one label, evidence that the rollout does not hold, a gamma that a method cannot
+            take, or rows that the config's estimator cannot group.
+        HealthError, FloatingPointError: token scores that break the contract.
+    """
+    made, config = _by_label(methods), config or PPOConfig()
+    coef = config.kl.init_coef if kl_coef is None else kl_coef
+    _require_evidence(made, rollout)
+    return CreditTable(credits={label: _credit(one, rollout, config, coef) for label, one in made.items()})
+
+
+def _credit(method: Redistributor, rollout: Rollout, config: PPOConfig, kl_coef: float) -> Credit:
+    check_gamma(method, config.gamma)
+    own, estimator = restricted(rollout, method), ESTIMATORS[config.advantages]
+    token_scores = method(own)
+    require_token_scores(token_scores, own, method)
+    check_placement(token_scores, own, method, config.gamma)
+    rewards = penalised(token_scores, rollout.kl, kl_coef)
+    experience = estimator.estimate(rewards, rollout, config)
+    return Credit(
+        token_scores=token_scores,
+        rewards=rewards,
+        returns=experience.returns,
+        advantages=experience.advantages,
+        figures={
+            **credit_metrics(token_scores, rollout),
+            **estimator.defined(critic_metrics(experience)),
+            **(method.metrics(own) if isinstance(method, ReportsMetrics) else {}),
+        },
+    )
+
+
+def _by_label(methods: Iterable[Named] | Mapping[str, Named]) -> dict[str, Redistributor]:
+    if isinstance(methods, Mapping):
+        made = {label: _method(one) for label, one in methods.items()}
+    else:
+        given = [(one, _method(one)) for one in ([methods] if isinstance(methods, str) else methods)]
+        labels = [one if isinstance(one, str) else repr(method) for one, method in given]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(
+                f"compare_on: {', '.join(twice)} is named twice; give labels, compare_on(rollout, {{...}})"
+            )
+        made = {label: method for label, (_, method) in zip(labels, given, strict=True)}
+    if not made:
+        raise ValueError("compare_on: no methods; name some, such as compare_on(rollout, ['sparse', 'uniform'])")
+    return made
+
+
+def _method(named: Named) -> Redistributor:
+    made = REDISTRIBUTORS[named] if isinstance(named, str) else named
+    if isinstance(made, type | partial):
+        made = made()
+    if not isinstance(made, Redistributor):
+        raise TypeError(f"compare_on: {made!r} is no redistributor: that has needs, causal and conserving; see check")
+    return made
+
+
+def _require_evidence(methods: Mapping[str, Redistributor], rollout: Rollout) -> None:
+    lacking = {label: sorted(map(repr, one.needs - rollout.evidence.keys())) for label, one in methods.items()}
+    said = [f"{label} needs {', '.join(requests)}" for label, requests in lacking.items() if requests]
+    if said:
+        raise ValueError(
+            f"compare_on: this rollout does not hold all evidence: {'; '.join(said)}. Collect one that does: "
+            "trainer.collect(prompts, methods=[...]) with the methods themselves"
+        )
