@@ -123,13 +123,13 @@ class WinRates:
         return self.wins + self.ties + self.losses
 
 
-def probability(preference: Preference) -> float:
-    """A preference as the probability that the response shown first is better; equal scores are 0.5.
+def probability(preference: object) -> float:
+    """What a judge said as the probability that the response shown first is better; equal scores are 0.5.
 
     Raises:
         ValueError: a number outside [0, 1], scores that are not finite, or an unknown word.
     """
-    value: object = preference
+    value = preference
     if isinstance(preference, Scores):
         difference = preference.first - preference.second
         value = 0.5 + 0.5 * float(np.sign(difference)) if math.isfinite(difference) else difference

@@ -139,7 +139,7 @@ def test_full_kl_averages_the_log_ratio_over_the_next_token():
     world = world_of(words=1, longest=1)
 
     @dataclass(frozen=True)
-    class AsksKL:
+    class AsksKL(Uniform):
         needs = frozenset({FullKL()})
 
     ours, theirs = (logits[0].softmax(0) for logits in (world.logits, world.ref_logits))
