@@ -46,7 +46,7 @@ from benchmarks.judging.sampled_responses import (
     responses,
 )
 from benchmarks.judging.verdicts import Question, Verdict, ask_all
-from benchmarks.judging.win_rates import NOTES, Pair, WinRates, decision, rows, verdict, win_rates
+from benchmarks.judging.win_rates import NOTES, JudgedPair, WinRates, decision, rows, verdict, win_rates
 from benchmarks.reporting import tables
 from benchmarks.reporting.heat_map import visible
 from benchmarks.reporting.tables import Table
@@ -70,7 +70,7 @@ class PreferenceSettings:
     second: str
     """The other."""
     prompts: str
-    """A file of rows with a text `instruction` or `prompt` (.json, .jsonl, .csv, .parquet; see benchmarks.data.records)."""
+    """A file of rows with a text `instruction` or `prompt` (.json, .jsonl and more, see benchmarks.data.records)."""
     out: str = "runs/preference"
     """Folder of the results. Calling again resumes; another judge may be asked about the same responses."""
     first_name: str = "first"
@@ -250,7 +250,7 @@ def reduced(
         ValueError: not one pair has readable verdicts.
     """
     pairs = [
-        Pair(
+        JudgedPair(
             decisions=tuple(decision(one.probability) for one in said if one.probability is not None),
             first_length=len(a.output),
             second_length=len(b.output),

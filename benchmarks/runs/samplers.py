@@ -46,7 +46,8 @@ class DrawnOtherwise:
 
     def sample(self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
         """Draw a response per prompt."""
-        return self.draw(self.policy, prompts, limits, uniforms)
+        drawn: Sequences = self.draw(self.policy, prompts, limits, uniforms)  # of an attribute set past __setattr__
+        return drawn
 
 
 def unrestricted(policy: Policy, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor) -> Sequences:
