@@ -57,7 +57,7 @@ class Setting:
     @property
     def name(self) -> str:
         """Folder."""
-        return f"{self.value:+g}-lam{self.lam:g}{SUFFIXES[self.kind]}"
+        return f"{self.value:+g}-lam{self.lam:g}{'' if self.kind == 'plain' else '-' + self.kind.replace('_', '-')}"
 
     @property
     def title(self) -> str:
@@ -65,7 +65,6 @@ class Setting:
         return f"score {self.value:+g}, lam {self.lam:g}, {WORDS[self.kind]}"
 
 
-SUFFIXES = {"plain": "", "no_critic": "-no-critic", "centred": "-centred"}
 WORDS = {"plain": "critic learns", "no_critic": "critic stays 0", "centred": "centred"}
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "plain": {},

@@ -76,7 +76,7 @@ NOTE = "Every phase at its fullest moment; the CUDA context is an assumption, fr
 PAGED = "{} GiB of optimizer states besides are paged: on the card only while it has room."
 
 
-def from_preset(preset: Preset, **overrides: Any) -> Settings:
+def from_preset(preset: str, **overrides: Any) -> Settings:
     """A preset's settings with some of them changed.
 
     Raises:

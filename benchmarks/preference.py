@@ -8,39 +8,31 @@ ask another judge about the same responses: nothing that is there is drawn or ju
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jsonargparse import Namespace
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.base.cli import (
     claim_folder,
-    command_line,
     fingerprint,
     jsonable,
+    parse,
     require_claimable,
     run_record,
     write_json,
 )
+from benchmarks.base.quiet_libraries import quiet_libraries
+from benchmarks.judging.chat_endpoint import JUDGE_PROMPT, EndpointError, EndpointJudge
 from benchmarks.judging.judges import (
-    JUDGE_PROMPT,
     Asked,
-    EndpointError,
-    EndpointJudge,
     Judge,
-    Question,
     RewardJudge,
-    Verdict,
     as_judge,
-    ask_all,
 )
 from benchmarks.judging.sampled_responses import (
     Checkpoint,
@@ -53,8 +45,11 @@ from benchmarks.judging.sampled_responses import (
     read_prompts,
     responses,
 )
-from benchmarks.judging.win_rates import NOTES, Pair, WinRates, decision, rows, verdict, win_rates
+from benchmarks.judging.verdicts import Question, Verdict, ask_all
+from benchmarks.judging.win_rates import NOTES, JudgedPair, WinRates, decision, rows, verdict, win_rates
+from benchmarks.reporting import tables
 from benchmarks.reporting.heat_map import visible
+from benchmarks.reporting.tables import Table
 from models.rewards.loading import load_reward_model
 from models.rewards.score_kinds import ScoreKind
 
@@ -68,7 +63,7 @@ MAY_CHANGE = ("resamples", "judge", *JUDGES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preference:
+class PreferenceSettings:
     """Compare two checkpoints by pairwise preference; the judge is a reward model or a chat endpoint."""
 
     first: str
@@ -76,7 +71,7 @@ class Preference:
     second: str
     """The other."""
     prompts: str
-    """JSON list (.json) or JSON lines (.jsonl) of objects with a text `instruction` or `prompt`."""
+    """A file of rows with a text `instruction` or `prompt` (.json, .jsonl and more, see benchmarks.data.records)."""
     out: str = "runs/preference"
     """Folder of the results. Calling again resumes; another judge may be asked about the same responses."""
     first_name: str = "first"
@@ -154,7 +149,7 @@ class Preference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class PreferenceReport:
     """Lines of the table (title, text), one sentence, and what they are about and made from."""
 
     names: tuple[str, str]
@@ -164,8 +159,16 @@ class Report:
     rates: WinRates
     counts: Mapping[str, float]
 
+    @property
+    def table(self) -> Table:
+        """The same as it is read; nothing in it can control a terminal."""
+        lines = tuple((visible(title), visible(text)) for title, text in self.rows)
+        return Table(title="", columns=("", ""), rows=lines, notes=NOTES, verdict=visible(self.verdict))
 
-def compare(settings: Preference, console: Console, judge: Judge | Asked | str | None = None) -> Report:
+
+def compare(
+    settings: PreferenceSettings, console: Console, judge: Judge | Asked | str | None = None
+) -> PreferenceReport:
     """Draw and judge what is missing under ``settings.out``, write everything there, print table and verdict.
 
     ``judge``: any judge, or function of (instruction, first, second), itself or as "module:function", in place of one
@@ -184,7 +187,7 @@ def compare(settings: Preference, console: Console, judge: Judge | Asked | str |
     record = run_record(recorded, {}, made_by=MADE_BY)
     require_claimable(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
     prompts = usable_prompts(settings, out / "prompts.json")
-    _say(console, prompts.summary())
+    console.print(prompts.summary(), markup=False, highlight=False)
     sources = {"first": model_fingerprint(settings.first), "second": model_fingerprint(settings.second)}
     datasets = {**sources, "prompts": fingerprint([Path(settings.prompts)])}
     claim_folder(out, {**record, "datasets": datasets}, overwrite=settings.overwrite, may_change=MAY_CHANGE)
@@ -199,11 +202,13 @@ def compare(settings: Preference, console: Console, judge: Judge | Asked | str |
         said[question.row].append(answer)
     report = reduced(settings, first, second, list(said.values()), str(chosen.identity["name"]))
     write(report, out)
-    _print(report, out, console)
+    tables.show(report.table, console)
+    files = "table.md, results.json, verdicts.jsonl, responses-first.json, -second.json"
+    console.print(f"written to {out}: {files}", markup=False, highlight=False)
     return report
 
 
-def usable_prompts(settings: Preference, file: Path) -> Prompts:
+def usable_prompts(settings: PreferenceSettings, file: Path) -> Prompts:
     """Rows of the prompt file that both checkpoints can be given; ``file``, where an earlier call left it, says which
     those are."""
     prompts = read_prompts(Path(settings.prompts))
@@ -234,19 +239,19 @@ def questions(
 
 
 def reduced(
-    settings: Preference,
+    settings: PreferenceSettings,
     first: Sequence[Response],
     second: Sequence[Response],
     verdicts: Sequence[Sequence[Verdict]],
     judge: str,
-) -> Report:
+) -> PreferenceReport:
     """Table and sentence from the responses and each prompt's verdicts: one an order, none for a pair of equal texts.
 
     Raises:
         ValueError: not one pair has readable verdicts.
     """
     pairs = [
-        Pair(
+        JudgedPair(
             decisions=tuple(decision(one.probability) for one in said if one.probability is not None),
             first_length=len(a.output),
             second_length=len(b.output),
@@ -268,7 +273,7 @@ def reduced(
     }
     lines = (*rows(rates, *names), *_count_rows(counts, names, settings.sampling.max_tokens))
     said = verdict(rates, *names, judge)
-    return Report(names=names, judge=judge, rows=lines, verdict=said, rates=rates, counts=counts)
+    return PreferenceReport(names=names, judge=judge, rows=lines, verdict=said, rates=rates, counts=counts)
 
 
 def _count_rows(counts: Mapping[str, float], names: tuple[str, str], max_tokens: int) -> list[tuple[str, str]]:
@@ -282,12 +287,9 @@ def _count_rows(counts: Mapping[str, float], names: tuple[str, str], max_tokens:
     return [(title, text.format_map(counts)) for title, text in templates]
 
 
-def write(report: Report, out: Path) -> None:
+def write(report: PreferenceReport, out: Path) -> None:
     """``table.md`` to read and ``results.json`` to compute on; an undefined number is null there."""
-    cells = [[visible(cell).replace("|", "\\|") for cell in row] for row in report.rows]
-    lines = ["| | |", "| --- | --- |", *(f"| {title} | {text} |" for title, text in cells)]
-    lines += ["", visible(report.verdict), "", *(f"- {note}" for note in NOTES), ""]
-    (out / "table.md").write_text("\n".join(lines), encoding="utf-8")
+    (out / "table.md").write_text(tables.markdown(report.table), encoding="utf-8")
     write_json(out / "results.json", _without_nan(jsonable(report) | {"notes": list(NOTES)}))
 
 
@@ -297,34 +299,15 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
-def _print(report: Report, out: Path, console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
-    for _ in range(2):
-        table.add_column(overflow="fold")
-    for title, text in report.rows:
-        table.add_row(Text(visible(title)), Text(visible(text)))
-    console.print(table)
-    for note in NOTES:
-        console.print(note, style="dim", markup=False, highlight=False)
-    console.print(f"\n{visible(report.verdict)}\n", style="bold", markup=False, highlight=False)
-    _say(console, f"written to {out}: table.md, results.json, verdicts.jsonl, responses-first.json, -second.json")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    parser = command_line(Preference, "benchmarks.preference")
-    parsed = parser.parse_args(argv)
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # of every model file that is read
+    settings = parse(PreferenceSettings, MADE_BY, argv)
+    quiet_libraries()
     try:
-        chosen: Namespace = parser.instantiate(parsed)
-        settings = Preference(**{name: chosen[name] for name in Preference.__dataclass_fields__})
         compare(settings, Console())
     except (ValueError, OSError) as error:  # OSError: transformers', too, for a model that is not there
-        parser.error(str(error))
+        print(f"python -m {MADE_BY}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     except EndpointError as error:
         raise SystemExit(f"error: {error}; call again to go on from there") from error
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks.base.cli import parse, read_record
-from benchmarks.reporting import figures
+from benchmarks.reporting import arm_columns, figures
 from benchmarks.reporting.paper_curves import paper_curves
 from benchmarks.reporting.publishing import publish
-from benchmarks.reporting.statistics import Results, Summary, summarise
+from benchmarks.reporting.statistics import Results, summarise
 from benchmarks.reporting.tables import Table
 from benchmarks.runs.comparison import MADE_BY
 from benchmarks.runs.finished_runs import finished_curves
@@ -63,21 +64,13 @@ def table(found: Sequence[Results], settings: TableOne) -> Table:
     for results in found:
         theirs = paper_curves(settings.paper_curves, results.task, "reward")
         for arm in results.arms:
-            curves = results.curves[arm]
-            rows.append(
-                (
-                    results.task,
-                    arm,
-                    len(curves["score"]),
-                    summarise(curves["score"][:, : settings.steps].mean(1)),
-                    summarise(curves["kl"][:, -10:].mean(1)),
-                    summarise(curves["length"][:, -10:].mean(1)),
-                    _papers(theirs[arm]) if arm in theirs else None,
-                )
-            )
+            score = results.curves[arm]["score"]
+            ours = summarise(score[:, : settings.steps].mean(1))
+            costs = arm_columns.cells(arm_columns.LAST_KL_AND_LENGTH, results, arm)
+            rows.append((results.task, arm, len(score), ours, *costs, _papers(theirs[arm]) if arm in theirs else None))
     return Table(
         title="average reward",
-        columns=("task", "arm", "seeds", "average score", "KL, last 10", "length, last 10", "paper, 101 steps"),
+        columns=("task", "arm", "seeds", "average score", *arm_columns.LAST_KL_AND_LENGTH, f"paper, {STEPS} steps"),
         rows=tuple(rows),
         notes=(
             f"Ours: mean over {'all' if settings.steps is None else f'the first {settings.steps}'} steps, 95 % t-"
@@ -92,18 +85,18 @@ def _papers(curve: np.ndarray) -> str:
     return f"{values.mean():.2f} ± {2 * values.std() / np.sqrt(len(values)):.2f}"
 
 
-def draw(found: Sequence[Results], settings: TableOne) -> figures.Figure:
+@figures.style()
+def draw(found: Sequence[Results], settings: TableOne) -> Figure:
     """A dot and its interval for every arm, a panel for every comparison."""
-    with figures.style():
-        figure = figures.grid(len(found), columns=len(found))
-        for axes, results in zip(figure.axes, found, strict=True):
-            for place, (arm, (colour, _)) in enumerate(figures.line_styles(results.arms).items()):
-                score: Summary = summarise(results.curves[arm]["score"][:, : settings.steps].mean(1))
-                axes.plot([score.low, score.high], [place, place], color=colour)
-                axes.plot([score.mean], [place], "o", color=colour, markersize=4)
-            axes.set_yticks(range(len(results.arms)), labels=results.arms)
-            axes.invert_yaxis()
-            axes.set_title(f"{results.task}: average score", loc="left")
+    figure = figures.grid(len(found), columns=len(found))
+    for axes, results in zip(figure.axes, found, strict=True):
+        for place, (arm, (colour, _)) in enumerate(figures.line_styles(results.arms).items()):
+            score = summarise(results.curves[arm]["score"][:, : settings.steps].mean(1))
+            axes.plot([score.low, score.high], [place, place], color=colour)
+            axes.plot([score.mean], [place], "o", color=colour, markersize=4)
+        axes.set_yticks(range(len(results.arms)), labels=results.arms)
+        axes.invert_yaxis()
+        axes.set_title(f"{results.task}: average score", loc="left")
     return figure
 
 

@@ -25,11 +25,11 @@ from benchmarks.worlds.declared_properties import (
     TOLERANCE,
     Measured,
     broken,
-    declared,
     make_worlds,
-    measure,
+    measured_in,
     reward_to_go,
     score_shares,
+    shaping,
     together,
 )
 from benchmarks.worlds.general_claims import (
@@ -87,7 +87,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class CheckedMethod:
     """One method: what it declares, what was measured in each world, and the score it keeps at each token of a fixed
     length; or, with nothing measured, why it could not be checked."""
 
@@ -110,21 +110,21 @@ class Finding:
         return f"FAIL: {', '.join(self.broken)}" if self.broken else "pass"
 
 
-def check(name: str, make: Callable[[], Redistributor], settings: Settings) -> Finding:
+def checked(name: str, make: Callable[[], Redistributor], settings: Settings) -> CheckedMethod:
     """Measure one method in every world; a new instance for each, as some learn."""
     measured, shares = [], []
     try:
         for seed in range(settings.worlds):
             worlds = make_worlds(seed, words=settings.words, longest=settings.longest)
-            measured.append(measure(worlds, make))
+            measured.append(measured_in(worlds, make))
             shares.append(score_shares(worlds.fixed, make()).numpy())
     except Unanswerable as reason:
-        return Finding(name=name, method=make(), why_not=str(reason))
+        return CheckedMethod(name=name, method=make(), why_not=str(reason))
     mean: list[float] = np.mean(shares, axis=0).tolist()
-    return Finding(name=name, method=make(), measured=tuple(measured), shares=tuple(mean))
+    return CheckedMethod(name=name, method=make(), measured=tuple(measured), shares=tuple(mean))
 
 
-def method_table(found: list[Finding]) -> Table:
+def method_table(found: list[CheckedMethod]) -> Table:
     """A row for every method."""
     columns = (
         *("method", "verdict", "conserving", "sum error", "causal", "later tokens change", "shaping", "GAE error"),
@@ -146,9 +146,9 @@ def method_table(found: list[Finding]) -> Table:
     return Table(title="declared properties", columns=columns, rows=tuple(map(_row, found)), notes=tuple(notes))
 
 
-def _row(one: Finding) -> tuple[Value, ...]:
-    words = declared(one.method)
-    said = ["yes" if value else "no" for value in (words.conserving, words.causal, words.shaping)]
+def _row(one: CheckedMethod) -> tuple[Value, ...]:
+    method = one.method
+    said = ["yes" if value else "no" for value in (method.conserving, method.causal, shaping(method))]
     if not one.measured:
         return (one.name, one.verdict, said[0], None, said[1], None, said[2], *[None] * 8)
     all_worlds = together(one.measured)
@@ -166,17 +166,17 @@ def identity_table(found: list[Identity]) -> Table:
     return Table(title="claims about credit", columns=("claim", "expected", "found", "verdict"), rows=rows)
 
 
-def draw(found: list[Finding]) -> Figure:
+@figures.style()
+def draw(found: list[CheckedMethod]) -> Figure:
     """The counterexample over beta, the KL coefficient's growth over tokens, the length push of every method."""
     measured = [one for one in found if one.measured]
-    with figures.style():
-        figure = figures.grid(3, columns=3)
-        figure.set_figheight(max(figure.get_figheight(), 1.2 + 0.2 * len(measured)))  # a line of text a method
-        bias, growth, pushes = figure.axes
-        _draw_bias(bias)
-        _draw_growth(growth, measured)
-        _draw_pushes(pushes, measured)
-        figures.legend(figure, growth, "methods, in the second panel")
+    figure = figures.grid(3, columns=3)
+    figure.set_figheight(max(figure.get_figheight(), 1.2 + 0.2 * len(measured)))  # a line of text a method
+    bias, growth, pushes = figure.axes
+    _draw_bias(bias)
+    _draw_growth(growth, measured)
+    _draw_pushes(pushes, measured)
+    figures.legend(figure, growth, "methods, in the second panel")
     return figure
 
 
@@ -194,7 +194,7 @@ def _draw_bias(axes: Axes) -> None:
     axes.legend(frameon=False, loc="lower left")
 
 
-def _draw_growth(axes: Axes, found: list[Finding]) -> None:
+def _draw_growth(axes: Axes, found: list[CheckedMethod]) -> None:
     styles = figures.line_styles([one.name for one in found])
     seen: list[str] = []
     for one in found:
@@ -209,7 +209,7 @@ def _draw_growth(axes: Axes, found: list[Finding]) -> None:
     axes.set_xticks(range(1, 1 + max((len(one.shares) for one in found), default=1)))
 
 
-def _draw_pushes(axes: Axes, found: list[Finding]) -> None:
+def _draw_pushes(axes: Axes, found: list[CheckedMethod]) -> None:
     styles = figures.line_styles([one.name for one in found])
     for place, one in enumerate(found):
         mean = together(one.measured)
@@ -225,8 +225,8 @@ def _draw_pushes(axes: Axes, found: list[Finding]) -> None:
 def run(methods: Methods, settings: Settings, out: Path, console: Console) -> bool:
     """Check the methods, write and show both tables and the figure; whether everything declared and claimed holds."""
     asked = tqdm(methods.items(), desc="methods", dynamic_ncols=True)
-    found = [check(name, make, settings) for name, make in asked]
-    claims = identities(0, words=settings.words, longest=settings.longest)
+    found = [checked(name, make, settings) for name, make in asked]
+    claims = identities(make_worlds(0, words=settings.words, longest=settings.longest))
     publish(identity_table(claims), {}, out, console, name="claims")
     publish(method_table(found), {"theory": draw(found)}, out, console)
     failed = [f"{one.name} declares what does not hold ({', '.join(one.broken)})" for one in found if one.broken]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, final
+from typing import Any, Literal, Protocol, cast, final, runtime_checkable
 
 import torch
 from torch import nn
@@ -110,6 +110,7 @@ def _widths(module: Any) -> tuple[int, int]:
     return module.in_features, module.out_features
 
 
+@runtime_checkable
 class Meter(Protocol):
     """Something that watches the memory of a device, in bytes."""
 

@@ -10,6 +10,7 @@ import torch
 from tqdm import trange
 
 from benchmarks.base.cli import fingerprint, write_json
+from benchmarks.data.records import SHOWN, Rejected, read_rows, rejected_lines, unwritable
 from benchmarks.judging.judges import excerpt, require_fields
 from models.policy.causal_policy import CausalPolicy
 from models.policy.loading import load_policy
@@ -17,9 +18,6 @@ from models.weights.adapters import LoraSettings, adapter_folder
 from models.weights.source import DType, ModelSource
 from rlhf_core.streams import uniforms
 from rlhf_core.types import Limits
-
-SHOWN = 3
-Rows = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +74,11 @@ class Prompts:
     """Rows that are used, and by reason those left out, as "row: what stands there"."""
 
     kept: tuple[Prompt, ...]
-    left_out: Rows
+    left_out: Rejected
 
     def summary(self) -> str:
         """Counts, and the first rows left out for each reason; safe to print."""
-        lines = [f"{len(self.kept)} prompts"]
-        for reason, rows in self.left_out.items():
-            lines += [f"left out, {excerpt(reason)}: {len(rows)}", *(f"    {excerpt(row)}" for row in rows[:SHOWN])]
-        return "\n".join(lines)
+        return "\n".join([f"{len(self.kept)} prompts", *map(excerpt, rejected_lines(self.left_out))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,43 +113,26 @@ class Response:
 
 
 def read_prompts(file: Path) -> Prompts:
-    """Every usable row of a JSON list (.json) or of JSON lines (.jsonl), in order: objects with a text ``instruction``
-    or ``prompt``, no two the same.
+    """Every usable row of a file that :func:`benchmarks.data.records.read_rows` reads, in order: objects with a text
+    ``instruction`` or ``prompt``, no two the same.
 
     Raises:
         FileNotFoundError, ValueError: no such file, one that holds no rows, or not one usable row.
     """
-    if file.suffix not in (".json", ".jsonl"):
-        raise ValueError(f"{file}: unknown ending; a .json list and .jsonl lines are read")
-    try:
-        content = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8: {error}") from error
-    lines = file.suffix == ".jsonl"
-    rows = [_parsed(line) for line in content.split("\n") if line.strip()] if lines else _parsed(content)
-    if not isinstance(rows, list):
-        raise ValueError(f"{file} holds no JSON list; for one JSON object a line, name it .jsonl")
     kept: dict[str, Prompt] = {}
     left_out: dict[str, list[str]] = {}
+    rows = read_rows(file)
     for number, row in enumerate(rows, 1):
         text: Any = row.get("instruction", row.get("prompt")) if isinstance(row, dict) else None
         if fault := _fault(row, text, kept):
-            left_out.setdefault(fault, []).append(f"{number}: {str(row)[:80]}")
+            left_out.setdefault(fault, []).append(f"{number}: {str(row).strip()[:80]}")
         else:
-            dataset = row["dataset"] if isinstance(row.get("dataset"), str) else file.stem
+            dataset = row["dataset"] if isinstance(row, dict) and isinstance(row.get("dataset"), str) else file.stem
             kept[text.strip()] = Prompt(row=number, instruction=text, dataset=dataset)
     prompts = Prompts(kept=tuple(kept.values()), left_out=left_out)
     if not kept:
         raise ValueError(f"{file}: not one usable row of {len(rows)}\n{prompts.summary()}")
     return prompts
-
-
-def _parsed(text: str) -> object:
-    """The JSON value; the text itself, which is neither a list nor an object, where it is none."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def _fault(row: object, text: object, seen: Mapping[str, Prompt]) -> str:
@@ -164,7 +142,7 @@ def _fault(row: object, text: object, seen: Mapping[str, Prompt]) -> str:
         (isinstance(row, dict) and not row.keys() & {"instruction", "prompt"}, "no column 'instruction' or 'prompt'"),
         (not isinstance(text, str), "its instruction is not a text"),
         (not str(text).strip(), "its instruction is empty"),
-        (str(text).encode("utf-8", "replace").decode() != str(text), "its instruction is broken Unicode"),
+        (unwritable(str(text)), "its instruction is broken Unicode"),
         (str(text).strip() in seen, "seen before"),
     )
     return next((reason for holds, reason in checks if holds), "")
@@ -214,13 +192,9 @@ def responses(sampling: Sampling, checkpoint: Checkpoint, prompts: Sequence[Prom
     if not file.is_file():
         drawn = sampled(sampling, checkpoint, prompts)
         write_json(counts_file, [{"tokens": one.tokens, "finished": one.finished} for one in drawn])
+        named = {"generator": checkpoint.name}
         rows = [
-            {
-                "instruction": prompt.instruction,
-                "output": one.output,
-                "generator": checkpoint.name,
-                "dataset": prompt.dataset,
-            }
+            {"instruction": prompt.instruction, "output": one.output, **named, "dataset": prompt.dataset}
             for prompt, one in zip(prompts, drawn, strict=True)
         ]
         write_json(file, rows)  # last: where it is, all is there

@@ -56,7 +56,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class JudgedPair:
     """What was decided about two responses to one prompt, and how long they are."""
 
     decisions: tuple[float, ...]
@@ -123,13 +123,13 @@ class WinRates:
         return self.wins + self.ties + self.losses
 
 
-def probability(preference: Preference) -> float:
-    """A preference as the probability that the response shown first is better; equal scores are 0.5.
+def probability(preference: object) -> float:
+    """What a judge said as the probability that the response shown first is better; equal scores are 0.5.
 
     Raises:
         ValueError: a number outside [0, 1], scores that are not finite, or an unknown word.
     """
-    value: object = preference
+    value = preference
     if isinstance(preference, Scores):
         difference = preference.first - preference.second
         value = 0.5 + 0.5 * float(np.sign(difference)) if math.isfinite(difference) else difference
@@ -145,7 +145,7 @@ def decision(probability: float) -> float:
     return (1.0 + float(np.sign(probability - 0.5))) / 2
 
 
-def win_rates(pairs: Sequence[Pair], *, resamples: int) -> WinRates:
+def win_rates(pairs: Sequence[JudgedPair], *, resamples: int) -> WinRates:
     """Reduce verdicts to rates; ``resamples`` are those of the length-controlled rate's bootstrap.
 
     Raises:
@@ -186,7 +186,7 @@ def wilson(outcomes: Array) -> Estimate:
     return Estimate(value=p, low=max(0.0, centre - half), high=min(1.0, centre + half))
 
 
-def position_bias(pairs: Sequence[Pair]) -> PositionBias:
+def position_bias(pairs: Sequence[JudgedPair]) -> PositionBias:
     """How far verdicts depend on which response was shown first, over the pairs judged in both orders."""
     both = np.array([pair.decisions for pair in pairs if len(pair.decisions) == 2]).reshape(-1, 2)
     return PositionBias(

@@ -53,7 +53,7 @@ QUANTITIES = (
     Quantity("kl", f"KL, nats a response (last {LAST})", "kl", LAST),
     Quantity("length", f"length, tokens (last {LAST})", "length", LAST),
 )
-Value = Summary | Difference | float
+Number = Summary | Difference | float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Row:
 
     key: str
     title: str
-    values: Mapping[str, Value]
+    values: Mapping[str, Number]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Report:
 def build(results: Results) -> Report:
     """Reduce the curves to the table, its notes and its verdict."""
 
-    def average(quantity: Quantity, arm: str) -> Value:
+    def average(quantity: Quantity, arm: str) -> Number:
         known = quantity.metric in results.curves[arm]
         return summarise(results.per_seed(arm, quantity.metric, quantity.last)) if known else math.nan
 
@@ -115,7 +115,7 @@ def _beside_the_average(results: Results) -> list[Row]:
     """The average score's IQM, and where sparse ran, the difference to it."""
     differences = differences_to_reference(results)
 
-    def row(key: str, title: str, value: Callable[[str], Value]) -> Row:
+    def row(key: str, title: str, value: Callable[[str], Number]) -> Row:
         return Row(key=key, title=title, values={arm: value(arm) for arm in results.arms})
 
     iqms = row("iqm", "average score, IQM of seeds", lambda arm: iqm(results.per_seed(arm, "score")))
@@ -213,7 +213,7 @@ def write(report: Report, folder: Path) -> None:
     write_json(folder / "results.json", as_json(report))
 
 
-def _numbers(value: Value) -> list[object]:
+def _numbers(value: Number) -> list[object]:
     if isinstance(value, float):
         return [_finite(value), None, None, ""]
     kind = value.kind if isinstance(value, Summary) else "nominal 95 % paired bootstrap"

@@ -5,7 +5,7 @@ A *curve* is an array (seed, step); everything here reduces steps first and trea
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -112,12 +112,9 @@ def variance_across_seeds(curve: Array) -> float:
 def differences_to(reference: Array, others: Mapping[str, Array]) -> dict[str, Difference]:
     """Each arm's per-seed values against the reference's, paired by seed, corrected for how many arms there are."""
     raw = {name: _paired(values - reference) for name, values in others.items()}
-    tested = [name for name in raw if raw[name].p is not None]
-    corrected = dict(zip(tested, holm([raw[name].p or 0.0 for name in tested]), strict=True))
-    return {
-        name: Difference(mean=one.mean, low=one.low, high=one.high, p=one.p, p_holm=corrected.get(name))
-        for name, one in raw.items()
-    }
+    tested = {name: one.p for name, one in raw.items() if one.p is not None}
+    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
+    return {name: replace(one, p_holm=corrected.get(name)) for name, one in raw.items()}
 
 
 def _paired(differences: Array) -> Difference:

@@ -36,10 +36,11 @@ def finished_curves(task: str, runs: Path) -> Results:
     shared = sorted(set.intersection(*seeds), key=lambda name: int(name.removeprefix("seed-"))) if seeds else []
     if not shared:
         raise ValueError(f"{runs} holds no seed that every arm has finished (arms: {', '.join(arms) or 'none'})")
-    folders = {arm: [runs / arm / seed for seed in shared] for arm in arms}
-    settings = {folder: read_record(folder, "settings")["settings"] for some in folders.values() for folder in some}
-    steps = {folder: int(given["steps"]) for folder, given in settings.items()}
-    curves = {arm: _curves([(folder, steps[folder]) for folder in some]) for arm, some in folders.items()}
+
+    def with_steps(folder: Path) -> tuple[Path, int]:
+        return folder, int(read_record(folder, "settings")["settings"]["steps"])
+
+    curves = {arm: _curves([with_steps(runs / arm / seed) for seed in shared]) for arm in arms}
     return Results(task=task, seeds=tuple(int(seed.removeprefix("seed-")) for seed in shared), curves=curves)
 
 

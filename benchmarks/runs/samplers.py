@@ -40,7 +40,8 @@ class DrawnOtherwise:
         self, prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Tensor, *, temperature: float = 1.0
     ) -> Sequences:
         """Draw a response per prompt."""
-        return self.draw(self.policy, prompts, limits, uniforms, temperature)
+        drawn: Sequences = self.draw(self.policy, prompts, limits, uniforms, temperature)
+        return drawn
 
 
 def unrestricted(

@@ -20,7 +20,7 @@ from benchmarks.tasks.toy_models import ToyRecipe, toy_models
 from models.policy.causal_policy import CausalPolicy
 from models.rewards.prompted_reward import PromptedReward
 from rlhf_core.config import PAPER, PaperTask
-from rlhf_core.scorers.callables import TextScorer
+from rlhf_core.scorers.calling import RewardFunction
 from rlhf_core.types import Policy, RewardModel, Sequences
 
 Prompts = tuple[tuple[int, ...], ...]
@@ -51,7 +51,7 @@ class Loaded:
     """
 
     policy: Policy
-    reward: RewardModel | TextScorer
+    reward: RewardModel | RewardFunction
     train_prompts: Sequence[Sequence[int]]
     held_out_prompts: Sequence[Sequence[int]]
     gold: Callable[[Sequences], Sequence[float]] | None

@@ -1,9 +1,10 @@
 """How often a reward model agrees with people, and how often the rule "the longer response wins" does."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Compared(Protocol):
     """A comparison as far as it matters here."""
 

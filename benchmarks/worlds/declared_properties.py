@@ -36,15 +36,6 @@ TokenScores = Float[Tensor, "batch response"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Declared:
-    """What a method says about itself."""
-
-    conserving: bool
-    causal: bool
-    shaping: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class Measured:
     """What enumeration finds in one world, or on average (errors: at worst) in many."""
 
@@ -93,10 +84,9 @@ def make_worlds(seed: int, *, words: int, longest: int) -> Worlds:
     )
 
 
-def declared(method: Redistributor) -> Declared:
-    """Its own words; who says nothing of ``shaping`` claims none."""
-    shaping = getattr(method, "shaping", False)
-    return Declared(conserving=method.conserving, causal=method.causal, shaping=shaping)
+def shaping(method: Redistributor) -> bool:
+    """Whether it says that it is shaping; who says nothing claims nothing."""
+    return bool(getattr(method, "shaping", False))
 
 
 def token_scores(world: World, method: Redistributor) -> TokenScores:
@@ -126,7 +116,7 @@ def drawn(world: World, rollout: Rollout, number: int) -> Rollout:
 WHOLE = ("sequences", "evidence", "score_scale")
 
 
-def measure(worlds: Worlds, make: Callable[[], Redistributor]) -> Measured:
+def measured_in(worlds: Worlds, make: Callable[[], Redistributor]) -> Measured:
     """Everything, in the worlds of one seed, each with an instance of its own, as some learn; raises as
     :func:`token_scores`."""
     world, method = worlds.open, make()
@@ -225,12 +215,11 @@ def together(found: Sequence[Measured]) -> Measured:
 
 def broken(method: Redistributor, found: Sequence[Measured]) -> list[str]:
     """What does not hold in some world of what the method declares, and of what follows from shaping at gamma 1."""
-    said, worst = declared(method), together(found)
-    follows = said.shaping and discount(method) == 1
+    worst, follows = together(found), shaping(method) and discount(method) == 1
     claims = {
-        "conserving": (said.conserving, worst.sum_error),
-        "causal": (said.causal, worst.lookahead),
-        "shaping": (said.shaping, worst.shaping_error),
+        "conserving": (method.conserving, worst.sum_error),
+        "causal": (method.causal, worst.lookahead),
+        "shaping": (shaping(method), worst.shaping_error),
         "gradient": (follows, max(1 - one.cosine for one in found)),
         "length": (follows, max(abs(push) for one in found for push in (one.push_up, one.push_down))),
     }

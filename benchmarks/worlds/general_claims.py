@@ -12,6 +12,7 @@ from benchmarks.worlds.declared_properties import (
     LAMS,
     TOLERANCE,
     TokenScores,
+    Worlds,
     blind_advantages,
     cosine,
     informed_advantages,
@@ -90,17 +91,14 @@ def fixed_point(beta: float, *, steps: int = 60) -> float:
     return float((probabilities(world, world.logits) * world.scores).sum())
 
 
-def identities(seed: int, *, words: int, longest: int) -> list[Identity]:
+def identities(worlds: Worlds) -> list[Identity]:
     """All of them, in worlds of one seed."""
-    open_world = random_world(words=words, shortest=0, longest=longest, seed=seed)
-    fixed = random_world(words=words, shortest=longest, longest=longest, seed=seed)
-    canary = random_world(words=words, shortest=1, longest=longest, seed=seed).rewarded(1.0)
     return [
-        *_return_equivalence(open_world),
+        *_return_equivalence(worlds.open),
         *_counterexample(),
-        *_shaping(open_world),
-        *_lengths(canary),
-        _kl_growth(fixed),
+        *_shaping(worlds.open),
+        *_lengths(worlds.canary.rewarded(1.0)),
+        _kl_growth(worlds.fixed),
     ]
 
 

@@ -190,7 +190,7 @@ MUTATIONS = (
         "tests/benchmarks/credit/test_credit_faithfulness.py::test_a_state_that_draws_the_token_itself_goes_on_as_the_next_state_does",
     ),
     Mutation(
-        "benchmarks/judging/judges.py",
+        "benchmarks/judging/chat_endpoint.py",
         "status, wait, said = within(self.timeout_seconds, ask)",
         "status, wait, said = ask()",
         "tests/benchmarks/judging/test_chat_endpoint.py::test_the_time_out_bounds_a_whole_answer_however_it_drips",

@@ -12,8 +12,8 @@ from urllib.parse import quote
 import pytest
 from stub_endpoint import serving
 
-from benchmarks.judging.chat_endpoint import within, without_key
-from benchmarks.judging.judges import EndpointError, EndpointJudge, Unreadable
+from benchmarks.judging.chat_endpoint import EndpointError, EndpointJudge, within, without_key
+from benchmarks.judging.judges import Unreadable
 
 KEY = "sk-secret/+0123456789&x"
 SPELT = {

@@ -7,16 +7,9 @@ import pytest
 import torch
 from stub_endpoint import Stub, longer_wins, serving, shown
 
-from benchmarks.judging.judges import (
-    CallableJudge,
-    EndpointError,
-    EndpointJudge,
-    Question,
-    RewardJudge,
-    Unreadable,
-    as_judge,
-    ask_all,
-)
+from benchmarks.judging.chat_endpoint import EndpointError, EndpointJudge
+from benchmarks.judging.judges import CallableJudge, RewardJudge, Unreadable, as_judge
+from benchmarks.judging.verdicts import Question, ask_all
 from models.rewards.loading import load_reward_model
 from models.tiny import save_tiny
 
@@ -105,7 +98,7 @@ def test_nobody_listening_is_said(serve):
 
 def test_waits_grow_and_obey_the_server_within_bounds(serve, monkeypatch):
     waits = []
-    monkeypatch.setattr("benchmarks.judging.judges.sleep", waits.append)
+    monkeypatch.setattr("benchmarks.judging.chat_endpoint.sleep", waits.append)
     stub = serve(lambda text, n: (429, {"Retry-After": "7" if n == 1 else "999999" if n == 2 else "soon"}, ""))
     with pytest.raises(EndpointError):
         endpoint(stub, attempts=5, backoff_seconds=1).prefer("Why?", "one", "two")

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 from stub_endpoint import longer_wins, serving
 
-from benchmarks.judging import responses
+from benchmarks.judging import sampled_responses as responses
 from benchmarks.judging.sampled_responses import Sampling, read_prompts
-from benchmarks.preference import Preference, compare, main
+from benchmarks.preference import PreferenceSettings, compare, main
 from models.policy.loading import load_policy
 from models.tiny import save_tiny
 from models.weights.adapters import LoraSettings
@@ -41,7 +41,7 @@ def folders(tmp_path_factory):
 def settings(folders, tmp_path):
     rows = [{"instruction": f"w{2 + i} w{3 + i}"} for i in range(12)]
     (tmp_path / "prompts.json").write_text(json.dumps(rows))
-    return Preference(
+    return PreferenceSettings(
         first=folders[0],
         second=folders[1],
         first_name="abc",
@@ -206,8 +206,8 @@ def test_rows_are_refused_aloud(tmp_path):
     ("name", "content", "said"),
     [
         ("p.txt", "hello", "unknown ending"),
-        ("p.json", "{broken", "holds no JSON list; for one JSON object a line, name it .jsonl"),
-        ("p.json", '{"instruction": "x"}', "holds no JSON list"),
+        ("p.json", "{broken", "p.json cannot be read: JSONDecodeError"),
+        ("p.json", '{"instruction": "x"}', "p.json must hold a JSON list of rows"),
         ("p.json", "[]", "not one usable row of 0"),
         ("p.jsonl", '{"text": 1}\n', "not one usable row of 1\n0 prompts\nleft out, no column 'instruction'"),
     ],
@@ -221,7 +221,7 @@ def test_files_that_hold_no_prompts_are_refused(tmp_path, name, content, said):
 
 def test_a_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "p.json").write_bytes(b"\xff[]")
-    with pytest.raises(ValueError, match=r"p.json is not UTF-8"):
+    with pytest.raises(ValueError, match=r"p.json cannot be read: UnicodeDecodeError"):
         read_prompts(tmp_path / "p.json")
     (tmp_path / "p.json").write_bytes(b'\xef\xbb\xbf[{"prompt": "x"}]')  # a byte order mark is no fault
     assert len(read_prompts(tmp_path / "p.json").kept) == 1

@@ -8,7 +8,7 @@ from scipy import optimize, special, stats
 
 from benchmarks.judging.win_rates import (
     Estimate,
-    Pair,
+    JudgedPair,
     Scores,
     decision,
     fitted,
@@ -40,7 +40,7 @@ def test_ties_are_half_wins():
     # 1 win, 2 ties, 1 loss: as 2 wins of 4
     assert wilson(array(1, 0.5, 0.5, 0)) == wilson(array(1, 1, 0, 0))
     rates = win_rates(
-        [Pair(decisions=d, first_length=9, second_length=9) for d in [(1.0,), (0.5,), (), (0.0,)]], resamples=9
+        [JudgedPair(decisions=d, first_length=9, second_length=9) for d in [(1.0,), (0.5,), (), (0.0,)]], resamples=9
     )
     assert (rates.wins, rates.ties, rates.losses, rates.pairs) == (1, 2, 1, 4)
     # deviations .5 0 0 .5, variance .5 / 3, divided by 4
@@ -65,7 +65,7 @@ def test_ties_are_half_wins():
     ],
 )
 def test_orders_that_disagree_are_a_tie(decisions, outcome):
-    assert Pair(decisions=decisions, first_length=1, second_length=2).outcome == outcome
+    assert JudgedPair(decisions=decisions, first_length=1, second_length=2).outcome == outcome
 
 
 def test_what_a_judge_may_say():
@@ -87,7 +87,7 @@ def test_what_a_judge_may_say():
 
 def test_position_bias_by_hand():
     decisions = [(1.0, 0.0), (1.0, 1.0), (1.0, 1.0), (0.0, 0.0), (0.5, 1.0), (), (1.0,)]
-    found = position_bias([Pair(decisions=d, first_length=1, second_length=1) for d in decisions])
+    found = position_bias([JudgedPair(decisions=d, first_length=1, second_length=1) for d in decisions])
     # verdicts for the one shown first: 1 + 2 + 2 + 0 + 1.5 of 10
     assert (found.pairs, found.first_share, found.disagreements) == (5, 0.65, 4)
     assert (found.always_first, found.always_second) == (2, 1)
@@ -180,7 +180,7 @@ def test_where_equal_length_cannot_be_spoken_of(differences, said):
 
 
 def rates(raw, controlled, undefined=""):
-    pairs = win_rates([Pair(decisions=(1.0,), first_length=1, second_length=1)], resamples=9)
+    pairs = win_rates([JudgedPair(decisions=(1.0,), first_length=1, second_length=1)], resamples=9)
     estimates = [Estimate(value=v, low=low, high=high) for v, low, high in (raw, controlled)]
     return replace(pairs, win_rate=estimates[0], length_controlled=estimates[1], undefined=undefined)
 
@@ -263,5 +263,5 @@ def test_intervals_of_few_pairs_at_extreme_rates_hold_the_truth_as_often_as_they
 
 
 def test_the_standard_error_of_outcomes_that_all_agree_is_unknown():
-    agree = [Pair(decisions=(1.0,), first_length=9, second_length=9)] * 20
+    agree = [JudgedPair(decisions=(1.0,), first_length=9, second_length=9)] * 20
     assert np.isnan(win_rates(agree, resamples=9).standard_error)

@@ -12,14 +12,17 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks import theory
-from benchmarks.theory import Settings, check, method_table, run
+from benchmarks.theory import Settings, checked, method_table, run
 from benchmarks.worlds.declared_properties import (
     EARLIER,
-    declared,
     length_push,
+    make_worlds,
     reward_to_go,
     score_shares,
     shaping_error,
+)
+from benchmarks.worlds.declared_properties import (
+    shaping as says_shaping,
 )
 from benchmarks.worlds.general_claims import exact_threshold, fixed_point, found_threshold, identities
 from benchmarks.worlds.tabular import (
@@ -139,7 +142,7 @@ def test_full_kl_averages_the_log_ratio_over_the_next_token():
     world = world_of(words=1, longest=1)
 
     @dataclass(frozen=True)
-    class AsksKL:
+    class AsksKL(Uniform):
         needs = frozenset({FullKL()})
 
     ours, theirs = (logits[0].softmax(0) for logits in (world.logits, world.ref_logits))
@@ -202,7 +205,7 @@ def test_the_counterexample_turns_at_ten_over_eighty_one():
 
 
 def test_every_claim_holds_and_its_counterpart_is_seen_not_to():
-    found = identities(0, words=2, longest=4)
+    found = identities(make_worlds(0, words=2, longest=4))
     assert all(one.holds for one in found), [one for one in found if not one.holds]
     assert sum(one.expected in ("not 0", "< 1", "> 0", "< 0") for one in found) >= 5
 
@@ -273,7 +276,7 @@ class Liar:
     ],
 )
 def test_a_declaration_that_does_not_hold_fails_and_what_is_not_declared_may(lies, said):
-    assert check("liar", lambda: Liar(**lies), SMALL).verdict == said
+    assert checked("liar", lambda: Liar(**lies), SMALL).verdict == said
 
 
 @pytest.mark.parametrize(
@@ -286,8 +289,8 @@ def test_a_declaration_that_does_not_hold_fails_and_what_is_not_declared_may(lie
     ],
 )
 def test_who_says_nothing_of_shaping_claims_none_and_what_is_claimed_holds(method, shaping):
-    assert declared(method).shaping == shaping
-    assert check("method", lambda: method, SMALL).verdict == "pass"
+    assert says_shaping(method) == shaping
+    assert checked("method", lambda: method, SMALL).verdict == "pass"
 
 
 def test_evidence_that_a_table_cannot_give_is_said_and_fails_nothing():
@@ -298,9 +301,9 @@ def test_evidence_that_a_table_cannot_give_is_said_and_fails_nothing():
     dreamer = replace(Liar(), needs=frozenset({Dreams()}))
     with pytest.raises(Unanswerable, match="Dreams"):
         evidence_for(world_of(), dreamer)
-    found = check("dreamer", lambda: dreamer, SMALL)
+    found = checked("dreamer", lambda: dreamer, SMALL)
     assert (found.verdict, found.broken) == ("not checked", [])
-    table = method_table([found, check("sparse", Sparse, SMALL)])
+    table = method_table([found, checked("sparse", Sparse, SMALL)])
     assert table.rows[0][:2] == ("dreamer", "not checked")
     assert "dreamer was not checked: a table has no answer to Dreams." in table.notes
 

@@ -331,7 +331,7 @@ socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
 
 from benchmarks.base.cli import claim_folder, run_record
 from benchmarks.runs.comparison import ComparisonSettings
-from benchmarks.judging.judges import EndpointJudge
+from benchmarks.judging.chat_endpoint import EndpointJudge
 from models import LoraSettings, load_policy, load_reward_model
 from redistributors import RewardAttention
 from rlhf_core import PPOConfig, PPOTrainer
