@@ -10,7 +10,9 @@ from dataclasses import replace
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from benchmarks.base.cli import RECORD, measurement_folder, parse, read_record, write_json
+from benchmarks.base.command_line import parse
+from benchmarks.base.json_files import write_json
+from benchmarks.base.run_folder import RECORD, measurement_folder, read_record
 from benchmarks.credit import faithfulness_report as report
 from benchmarks.credit.faithfulness_study import Settings, study
 from benchmarks.reporting import tables

@@ -19,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from benchmarks.base.cli import measurement_folder, parse
+from benchmarks.base.command_line import parse
+from benchmarks.base.run_folder import measurement_folder
 from benchmarks.compare_on import Credit, compare_on, reference_gradient
 from benchmarks.credit.frozen_credit import warm
 from benchmarks.credit.gradients import (

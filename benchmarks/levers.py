@@ -4,30 +4,32 @@ Sizes are GPT-2 124M's, a micro-batch of 1,024 response tokens and responses of 
 try. The allocator's lever is a case of ``benchmarks.throughput`` (default-allocator): it belongs to a whole process.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor, autograd, nn
 from tqdm import tqdm
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 from transformers.activations import GELUTanh, NewGELUActivation
 
-from benchmarks.base.cli import measurement_folder, parse
-from benchmarks.cost.pairing import CPU, Pass, median_ratio, paired_seconds, peak_bytes
+from benchmarks.base.command_line import parse
+from benchmarks.base.run_folder import measurement_folder
+from benchmarks.cost.paired_timing import CPU, Pass, median_ratio, paired_seconds, peak_bytes
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table, Value
 from models.passes.distribution import Distribution, Targets, entropy, token_distribution
 from models.passes.fused import VocabularyHead, share_tied_gradient
 from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_statistics
+from models.tiny import gpt2_config
 from rlhf_core.run.allocation import keep_freed_memory
 from rlhf_core.types import Limits
 
-Work = tuple[str, str, Pass, Pass]
+Lever = tuple[str, str, Pass, Pass]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class Sizes:
     """Sizes of the work."""
 
     hidden: int
@@ -57,110 +59,103 @@ class Shape:
     """Longest response."""
 
 
-SHAPES: Mapping[str, Shape] = {
-    "gpt2": Shape(hidden=768, layers=12, vocab=50_257, tokens=1024, longest=64),
-    "small": Shape(hidden=64, layers=2, vocab=512, tokens=64, longest=8),
+SIZES: Mapping[str, Sizes] = {
+    "gpt2": Sizes(hidden=768, layers=12, vocab=50_257, tokens=1024, longest=64),
+    "small": Sizes(hidden=64, layers=2, vocab=512, tokens=64, longest=8),
 }
 
 
-def model_of(shape: Shape) -> PreTrainedModel:
+def model_of(sizes: Sizes, layers: int) -> PreTrainedModel:
     """Random weights, no dropout."""
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=shape.vocab,
-            n_embd=shape.hidden,
-            n_layer=shape.layers,
-            n_head=shape.hidden // 64,
-            n_positions=1024,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        )
-    ).eval()
+    config = gpt2_config(
+        vocab_size=sizes.vocab, hidden_size=sizes.hidden, n_layers=layers, n_heads=sizes.hidden // 64, context=1024
+    )
+    model: PreTrainedModel = GPT2LMHeadModel(config).train(False)
+    return model
 
 
-def levers(shape: Shape) -> Iterator[Work]:
+def levers(sizes: Sizes) -> Iterator[Lever]:
     """Lever, alternative, ours, and the alternative."""
-    model = model_of(shape)
-    yield from statistics_levers(shape)
-    yield "keys and values written in place", "concatenated at every token", *sampling(shape, model)
-    yield "head on response positions", "on every position (half prompt)", *heads(shape)
-    for tokens in (16, shape.tokens):
-        yield f"head in parts of the vocabulary, {tokens} tokens", "in one product", *partial_heads(shape, tokens)
-    yield "fused activations", "operation by operation", *activations(shape)
-    yield "tied gradient written once", "as two dense matrices", *tied_gradients(shape)
+    model = model_of(sizes, sizes.layers)
+    yield from statistics_levers(sizes)
+    yield "keys and values written in place", "concatenated at every token", *sampling(sizes, model)
+    yield "head on response positions", "on every position (half prompt)", *heads(sizes)
+    for tokens in (16, sizes.tokens):
+        yield f"head in parts of the vocabulary, {tokens} tokens", "in one product", *partial_heads(sizes, tokens)
+    yield "fused activations", "operation by operation", *activations(sizes)
+    yield "tied gradient written once", "as two dense matrices", *tied_gradients(sizes)
     yield "fused Adam", "torch's default Adam", *optimizers(model)
     yield "gradient norm alone", "clip_grad_norm_ without a limit", *norms(model)
 
 
-def statistics_levers(shape: Shape) -> Iterator[Work]:
+def statistics_levers(sizes: Sizes) -> Iterator[Lever]:
     """Log-probability and entropy, forward and backward, of which only the log-probability is used."""
-    head = nn.Linear(shape.hidden, shape.vocab, bias=False)
-    hidden = torch.randn(shape.tokens, shape.hidden, requires_grad=True)
-    count = torch.arange(shape.tokens)
-    targets = Targets(tokens=count % shape.vocab, steps=count, min_lengths=torch.zeros_like(count))
+    head = nn.Linear(sizes.hidden, sizes.vocab, bias=False)
+    hidden = torch.randn(sizes.tokens, sizes.hidden, requires_grad=True)
+    count = torch.arange(sizes.tokens)
+    targets = Targets(tokens=count % sizes.vocab, steps=count, min_lengths=torch.zeros_like(count))
     distribution = Distribution(eos_ids=(0,), temperature=1.0)
 
-    def autograd() -> None:
+    def plain() -> None:
         every = token_distribution(head(hidden), (0,), targets.steps, targets.min_lengths, 1.0)
         entropy(every)
-        every.gather(1, targets.tokens[:, None]).sum().backward()
+        autograd.backward(every.gather(1, targets.tokens[:, None]).sum())
 
     def ours() -> None:
-        token_statistics(head(hidden), targets, distribution)[0].sum().backward()
+        autograd.backward(token_statistics(head(hidden), targets, distribution)[0].sum())
 
     def recomputed() -> None:
-        recomputed_statistics(hidden, head, shape.vocab, targets, distribution)[0].sum().backward()
+        autograd.backward(recomputed_statistics(hidden, head, sizes.vocab, targets, distribution)[0].sum())
 
-    yield "own backward pass of log-probabilities", "autograd", ours, autograd
-    yield "logits made again, in parts", "autograd", recomputed, autograd
+    yield "own backward pass of log-probabilities", "autograd", ours, plain
+    yield "logits made again, in parts", "autograd", recomputed, plain
 
 
-def sampling(shape: Shape, model: PreTrainedModel) -> tuple[Pass, Pass]:
+def sampling(sizes: Sizes, model: PreTrainedModel) -> tuple[Pass, Pass]:
     """16 responses of the same length."""
     prompts = [[5, 6, 7]] * 16
-    lengths = torch.full((16,), shape.longest)
-    uniforms = torch.rand(16, shape.longest, dtype=torch.float64)
+    lengths = torch.full((16,), sizes.longest)
+    uniforms = torch.rand(16, sizes.longest, dtype=torch.float64)
 
-    def with_room(room: int) -> Callable[[], Any]:
-        def work() -> Any:
+    limits = Limits(min_lengths=lengths, max_lengths=lengths)
+
+    def with_room(room: int) -> Pass:
+        def work() -> Tensor:
             decoder = CachedDecoder(model, room=torch.full((16,), room))
-            limits = Limits(min_lengths=lengths, max_lengths=lengths)
-            return sample_responses(
-                decoder, prompts, limits, uniforms, eos_ids=(0,), temperature=1.0, device=CPU
-            ).response_ids
+            drawn = sample_responses(decoder, prompts, limits, uniforms, eos_ids=(0,), temperature=1.0, device=CPU)
+            return drawn.response_ids
 
         return work
 
-    return with_room(shape.longest), with_room(0)
+    return with_room(sizes.longest), with_room(0)
 
 
-def heads(shape: Shape) -> tuple[Pass, Pass]:
+def heads(sizes: Sizes) -> tuple[Pass, Pass]:
     """Forward and backward of the head alone."""
-    head = nn.Linear(shape.hidden, shape.vocab, bias=False)
+    head = nn.Linear(sizes.hidden, sizes.vocab, bias=False)
     responses, everything = (
-        torch.randn(n, shape.hidden, requires_grad=True) for n in (shape.tokens // 2, shape.tokens)
+        torch.randn(n, sizes.hidden, requires_grad=True) for n in (sizes.tokens // 2, sizes.tokens)
     )
-    return lambda: head(responses).sum().backward(), lambda: head(everything).sum().backward()
+    return lambda: autograd.backward(head(responses).sum()), lambda: autograd.backward(head(everything).sum())
 
 
-def partial_heads(shape: Shape, tokens: int) -> tuple[Pass, Pass]:
+def partial_heads(sizes: Sizes, tokens: int) -> tuple[Pass, Pass]:
     """The head alone, forward, as in sampling and in a teacher-forced pass."""
-    plain = nn.Linear(shape.hidden, shape.vocab, bias=False).requires_grad_(False)
-    ours, hidden = VocabularyHead(plain.weight), torch.randn(tokens, shape.hidden)
+    plain = nn.Linear(sizes.hidden, sizes.vocab, bias=False).requires_grad_(False)
+    ours, hidden = VocabularyHead(cast(nn.Parameter, plain.weight)), torch.randn(tokens, sizes.hidden)
     return lambda: ours(hidden), lambda: plain(hidden)
 
 
-def activations(shape: Shape) -> tuple[Pass, Pass]:
+def activations(sizes: Sizes) -> tuple[Pass, Pass]:
     """GPT-2's activation, forward and backward."""
-    inner = torch.randn(shape.tokens, 4 * shape.hidden, requires_grad=True)
+    inner = torch.randn(sizes.tokens, 4 * sizes.hidden, requires_grad=True)
     fused, written_out = GELUTanh(), NewGELUActivation()
-    return lambda: fused(inner).sum().backward(), lambda: written_out(inner).sum().backward()
+    return lambda: autograd.backward(fused(inner).sum()), lambda: autograd.backward(written_out(inner).sum())
 
 
-def tied_gradients(shape: Shape) -> tuple[Pass, Pass]:
+def tied_gradients(sizes: Sizes) -> tuple[Pass, Pass]:
     """Forward and backward of both embeddings of a model without layers, over the 16 tokens of one response."""
-    plain = model_of(replace(shape, layers=0))
+    plain = model_of(sizes, layers=0)
     ours = deepcopy(plain)
     share_tied_gradient(ours)
     ids = torch.arange(16)[None]
@@ -168,7 +163,7 @@ def tied_gradients(shape: Shape) -> tuple[Pass, Pass]:
     def work(model: Any) -> Pass:
         def step() -> None:
             model.zero_grad(set_to_none=True)
-            model(input_ids=ids, use_cache=False).logits.sum().backward()
+            autograd.backward(model(input_ids=ids, use_cache=False).logits.sum())
 
         return step
 
@@ -197,9 +192,9 @@ def _give_gradients(model: PreTrainedModel) -> None:
         parameter.grad = torch.full_like(parameter, 1e-3)
 
 
-def line(work: Work, seconds: float) -> tuple[Value, ...]:
+def line(lever: Lever, seconds: float) -> tuple[Value, ...]:
     """A row of the table: the alternative over ours."""
-    name, alternative, ours, theirs = work
+    name, alternative, ours, theirs = lever
     ours()
     theirs()
     mine, other, again = paired_seconds((ours, theirs, ours), seconds)
@@ -220,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()
-    found = tqdm(levers(SHAPES[settings.size]), total=10, desc="levers", unit="lever", dynamic_ncols=True)
+    found = tqdm(levers(SIZES[settings.size]), total=10, desc="levers", unit="lever", dynamic_ncols=True)
     table = Table(
         title="what each lever is worth",
         columns=("lever", "against", "time ratio", "A/A", "MiB, ours", "MiB, theirs"),

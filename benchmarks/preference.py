@@ -21,15 +21,9 @@ from rich.table import Table
 from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.base.cli import (
-    claim_folder,
-    command_line,
-    fingerprint,
-    jsonable,
-    require_claimable,
-    run_record,
-    write_json,
-)
+from benchmarks.base.command_line import command_line
+from benchmarks.base.json_files import fingerprint, jsonable, write_json
+from benchmarks.base.run_folder import claim_folder, require_claimable, run_record
 from benchmarks.judging.judges import (
     JUDGE_PROMPT,
     Asked,

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks.base.cli import parse, read_record
+from benchmarks.base.command_line import parse
+from benchmarks.base.run_folder import read_record
 from benchmarks.reporting import figures
 from benchmarks.reporting.paper_curves import paper_curves
 from benchmarks.reporting.publishing import publish

@@ -5,10 +5,11 @@ own chat template and takes any conversation.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.data.formats import Prompt, Turn
+from benchmarks.data.preference_formats import Prompt, Turn
 from benchmarks.data.records import RowFault
 from models.texts.prompts import encode
 
@@ -45,8 +46,8 @@ def render(template: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) ->
         if tokenizer.chat_template is None:
             raise ValueError(f"template 'chat', but the tokenizer of {tokenizer.name_or_path!r} has no chat template")
         turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
-        chat: list[int] = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        return chat
+        ids: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        return list(ids)
     if len(prompt) != 1:
         raise RowFault("several turns, and the template takes one")
     before, after = TEMPLATES.get(template, template).split("{prompt}")
@@ -71,12 +72,12 @@ def fitted(template: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, ma
     return _cut(prompt, content[:low])
 
 
-def response_ids(template: str, text: str, tokenizer: PreTrainedTokenizerBase, *, eos_id: int) -> list[int]:
+def response_ids(template: str, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a response to a rendered prompt, EOS included: one space where the template ends without one."""
     text = text.strip()
     ends_open = template != CHAT and not TEMPLATES.get(template, template)[-1].isspace()
     ids: Sequence[int] = tokenizer((" " if ends_open else "") + text, add_special_tokens=False)["input_ids"]
-    return [*ids, eos_id]
+    return [*ids, tokenizer.eos_token_id]
 
 
 def _cut(prompt: Prompt, content: str) -> Prompt:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from benchmarks.base.cli import fingerprint
+from benchmarks.base.json_files import fingerprint
 from benchmarks.judging.replies import within, without_key
 from benchmarks.judging.win_rates import Choice, Preference, Scores, probability
 from benchmarks.reporting.heat_map import visible

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.base.cli import jsonable, write_json
+from benchmarks.base.json_files import jsonable, write_json
 from benchmarks.reporting.statistics import (
     FEWEST_SEEDS,
     Difference,

@@ -16,7 +16,9 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from benchmarks.base.cli import claim_folder, command_line, jsonable, require_claimable, run_record
+from benchmarks.base.command_line import command_line
+from benchmarks.base.json_files import jsonable
+from benchmarks.base.run_folder import claim_folder, require_claimable, run_record
 from benchmarks.reporting.statistics import Results
 from benchmarks.runs.arms import Arm, parse_arms, with_settings
 from benchmarks.runs.curves import load_results

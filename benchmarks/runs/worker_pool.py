@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 from transformers.utils.logging import set_verbosity_error
 
-from benchmarks.base.cli import RECORD, differences, read_record
+from benchmarks.base.run_folder import RECORD, differences, read_record
 from benchmarks.runs.experiment import Run, execute
 from rlhf_core.run.allocation import keep_freed_memory
 from rlhf_core.run.run_folder import SETTINGS

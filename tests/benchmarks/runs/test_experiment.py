@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from table_task import PPO, TableLoaded, TableTask, settings
 
-from benchmarks.base.cli import PRESETS
+from benchmarks.base.command_line import PRESETS
 from benchmarks.reporting.heat_map import terminal
 from benchmarks.reporting.report import build
 from benchmarks.runs.arms import parse_arms, with_settings

@@ -23,7 +23,8 @@ def flops(work: Pass) -> int:
 
 def peak_bytes(work: Pass) -> int:
     """Most bytes of tensors alive that the pass made."""
-    with TensorMeter() as meter:
+    meter = TensorMeter()
+    with meter:
         work()
     return meter.peak()
 
