@@ -77,15 +77,47 @@ def model_of(sizes: Sizes, layers: int) -> PreTrainedModel:
 def levers(sizes: Sizes) -> Iterator[Lever]:
     """Lever, alternative, ours, and the alternative."""
     model = model_of(sizes, sizes.layers)
+    hidden, vocab, tokens = sizes.hidden, sizes.vocab, sizes.tokens
     yield from statistics_levers(sizes)
     yield "keys and values written in place", "concatenated at every token", *sampling(sizes, model)
-    yield "head on response positions", "on every position (half prompt)", *heads(sizes)
-    for tokens in (16, sizes.tokens):
-        yield f"head in parts of the vocabulary, {tokens} tokens", "in one product", *partial_heads(sizes, tokens)
-    yield "fused activations", "operation by operation", *activations(sizes)
+
+    head = nn.Linear(hidden, vocab, bias=False)
+    half, whole = (torch.randn(n, hidden, requires_grad=True) for n in (tokens // 2, tokens))
+    yield "head on response positions", "on every position (half prompt)", summed(head, half), summed(head, whole)
+
+    plain = nn.Linear(hidden, vocab, bias=False).requires_grad_(False)
+    in_parts = VocabularyHead(cast(nn.Parameter, plain.weight))
+    for rows in (16, tokens):  # as in sampling and in a teacher-forced pass
+        given = torch.randn(rows, hidden)
+        yield f"head in parts of the vocabulary, {rows} tokens", "in one product", *applied(in_parts, plain, given)
+
+    inner = torch.randn(tokens, 4 * hidden, requires_grad=True)
+    ours, theirs = summed(GELUTanh(), inner), summed(NewGELUActivation(), inner)
+    yield "fused activations", "operation by operation", ours, theirs
     yield "tied gradient written once", "as two dense matrices", *tied_gradients(sizes)
-    yield "fused Adam", "torch's default Adam", *optimizers(model)
-    yield "gradient norm alone", "clip_grad_norm_ without a limit", *norms(model)
+
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    fused, default = (torch.optim.Adam(model.parameters(), lr=0.0, fused=wanted) for wanted in (True, None))
+    yield "fused Adam", "torch's default Adam", fused.step, default.step
+
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    yield (
+        "gradient norm alone",
+        "clip_grad_norm_ without a limit",
+        lambda: nn.utils.get_total_norm(gradients),
+        lambda: nn.utils.clip_grad_norm_(model.parameters(), float("inf")),
+    )
+
+
+def summed(layer: nn.Module, given: Tensor) -> Pass:
+    """Forward and backward of a layer alone."""
+    return lambda: autograd.backward(layer(given).sum())
+
+
+def applied(ours: nn.Module, theirs: nn.Module, given: Tensor) -> tuple[Pass, Pass]:
+    """Both layers, forward."""
+    return lambda: ours(given), lambda: theirs(given)
 
 
 def statistics_levers(sizes: Sizes) -> Iterator[Lever]:
@@ -119,38 +151,12 @@ def sampling(sizes: Sizes, model: PreTrainedModel) -> tuple[Pass, Pass]:
 
     limits = Limits(min_lengths=lengths, max_lengths=lengths)
 
-    def with_room(room: int) -> Pass:
-        def work() -> Tensor:
-            decoder = CachedDecoder(model, room=torch.full((16,), room))
-            drawn = sample_responses(decoder, prompts, limits, uniforms, eos_ids=(0,), temperature=1.0, device=CPU)
-            return drawn.response_ids
+    def with_room(room: int) -> Tensor:
+        decoder = CachedDecoder(model, room=torch.full((16,), room))
+        drawn = sample_responses(decoder, prompts, limits, uniforms, eos_ids=(0,), temperature=1.0, device=CPU)
+        return drawn.response_ids
 
-        return work
-
-    return with_room(sizes.longest), with_room(0)
-
-
-def heads(sizes: Sizes) -> tuple[Pass, Pass]:
-    """Forward and backward of the head alone."""
-    head = nn.Linear(sizes.hidden, sizes.vocab, bias=False)
-    responses, everything = (
-        torch.randn(n, sizes.hidden, requires_grad=True) for n in (sizes.tokens // 2, sizes.tokens)
-    )
-    return lambda: autograd.backward(head(responses).sum()), lambda: autograd.backward(head(everything).sum())
-
-
-def partial_heads(sizes: Sizes, tokens: int) -> tuple[Pass, Pass]:
-    """The head alone, forward, as in sampling and in a teacher-forced pass."""
-    plain = nn.Linear(sizes.hidden, sizes.vocab, bias=False).requires_grad_(False)
-    ours, hidden = VocabularyHead(cast(nn.Parameter, plain.weight)), torch.randn(tokens, sizes.hidden)
-    return lambda: ours(hidden), lambda: plain(hidden)
-
-
-def activations(sizes: Sizes) -> tuple[Pass, Pass]:
-    """GPT-2's activation, forward and backward."""
-    inner = torch.randn(sizes.tokens, 4 * sizes.hidden, requires_grad=True)
-    fused, written_out = GELUTanh(), NewGELUActivation()
-    return lambda: autograd.backward(fused(inner).sum()), lambda: autograd.backward(written_out(inner).sum())
+    return lambda: with_room(sizes.longest), lambda: with_room(0)
 
 
 def tied_gradients(sizes: Sizes) -> tuple[Pass, Pass]:
@@ -170,42 +176,14 @@ def tied_gradients(sizes: Sizes) -> tuple[Pass, Pass]:
     return work(ours), work(plain)
 
 
-def optimizers(model: PreTrainedModel) -> tuple[Pass, Pass]:
-    """One step on gradients that are there."""
-    _give_gradients(model)
-    fused, default = (torch.optim.Adam(model.parameters(), lr=0.0, fused=wanted) for wanted in (True, None))
-    return fused.step, default.step
-
-
-def norms(model: PreTrainedModel) -> tuple[Pass, Pass]:
-    """The 2-norm of all gradients."""
-    _give_gradients(model)
-    gradients: list[Tensor] = [p.grad for p in model.parameters() if p.grad is not None]
-    return (
-        lambda: torch.nn.utils.get_total_norm(gradients),
-        lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf")),
-    )
-
-
-def _give_gradients(model: PreTrainedModel) -> None:
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, 1e-3)
-
-
 def line(lever: Lever, seconds: float) -> tuple[Value, ...]:
     """A row of the table: the alternative over ours."""
     name, alternative, ours, theirs = lever
     ours()
     theirs()
     mine, other, again = paired_seconds((ours, theirs, ours), seconds)
-    return (
-        name,
-        alternative,
-        median_ratio(other, mine),
-        median_ratio(again, mine),
-        peak_bytes(ours) / 2**20,
-        peak_bytes(theirs) / 2**20,
-    )
+    memory = (peak_bytes(work) / 2**20 for work in (ours, theirs))
+    return name, alternative, median_ratio(other, mine), median_ratio(again, mine), *memory
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from jsonargparse import ArgumentParser
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -75,8 +74,6 @@ SHAPES: Mapping[str, Callable[[], PreTrainedConfig]] = {
     "openai-community/gpt2": GPT2Config,
 }
 """Architectures by hub name, so that none is downloaded."""
-NOTE = "Every phase at its fullest moment; the CUDA context is an assumption, fragments of the allocator are left out."
-PAGED = "{} GiB of optimizer states besides are paged: on the card only while it has room."
 
 
 def from_preset(preset: Preset, **overrides: Any) -> MemorySettings:
@@ -214,7 +211,12 @@ def run(settings: MemorySettings, console: Console) -> None:
     prediction = predict(settings, policy, reward)
     _say(console, _titled(settings, policy, reward))
     console.print(prediction_table(prediction))
-    _say(console, NOTE + (f" {PAGED.format(_gib(prediction.paged))}" if prediction.paged else ""))
+    note = "Every phase at its fullest moment; the CUDA context is assumed, the allocator's fragments are left out."
+    if prediction.paged:
+        note += (
+            f" {_gib(prediction.paged)} GiB of optimizer states besides are paged: on the card only while it has room."
+        )
+    _say(console, note)
     _say(console, verdict(settings, prediction, helpful_changes(settings, policy, reward)))
     if settings.measure == "never":
         return
@@ -243,20 +245,14 @@ def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False)
 
 
-def make_parser() -> ArgumentParser:
-    """Flags of the settings, and ``--preset``, on top of which they change things."""
-    parser = command_line(MemorySettings, "benchmarks.memory")
-    parser.add_argument(
-        "--preset", type=Preset, default="dialogue", help=f"settings to start from: {', '.join(get_args(Preset))}"
-    )
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line; flags may be written with hyphens as well, ``--card-gib 24``."""
     words = sys.argv[1:] if argv is None else argv
     words = [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in words]
-    parser = make_parser()
+    parser = command_line(MemorySettings, "benchmarks.memory")
+    parser.add_argument(
+        "--preset", type=Preset, default="dialogue", help=f"settings to start from: {', '.join(get_args(Preset))}"
+    )
     given = parser.parse_args(words, defaults=False).as_dict()
     preset = parser.parse_args(words).preset
     changed = {name: value for name, value in given.items() if name in MemorySettings.__dataclass_fields__}

@@ -135,7 +135,7 @@ def timed(name: str, settings: Settings, bar: "tqdm[Any]") -> Timed:
             for variant in settings.variants:
                 label = f"{settings.against}, {variant}"
                 with published(case, folders, variant, python=settings.published_python) as other:
-                    require_same_maths(before, other(**FIXED), label)
+                    require_same(before, other(**FIXED), before, label, by=TOLERANCE)
                     beside(step, other, label, bar)  # makes the optimizer's states
                     pairs = tuple(beside(step, other, label, bar) for _ in range(settings.repeats))
                 timings.append(Timing(engine=label, pairs=pairs))
@@ -147,22 +147,15 @@ def beside(step: Callable[[], Step], other: Ask, label: str, bar: "tqdm[Any]") -
     mine = step()
     theirs = other(do="step", prompts=mine["prompts"], lengths=mine["lengths"])
     bar.update()
-    require_same_work(mine, theirs, label)
+    require_same(mine, theirs, ("tokens", "optimizer_steps"), label)
     return theirs, mine
 
 
-def require_same_maths(mine: Mapping[str, float], theirs: Mapping[str, float], label: str) -> None:
-    """Log-probability and score of a fixed response must agree between the stacks."""
-    for what, value in mine.items():
-        if abs(value - theirs[what]) > TOLERANCE:
-            raise RuntimeError(f"{what} of one response is {value} here and {theirs[what]} in {label}: not the same")
-
-
-def require_same_work(mine: Mapping[str, Any], theirs: Mapping[str, Any], label: str) -> None:
-    """As many response tokens and as many optimizer steps."""
-    for what in ("tokens", "optimizer_steps"):
-        if mine[what] != theirs[what]:
-            raise RuntimeError(f"{label} took {theirs[what]} {what} where ours took {mine[what]}: not the same work")
+def require_same(mine: Step, theirs: Step, what: Iterable[str], label: str, *, by: float = 0) -> None:
+    """Raises RuntimeError unless both engines report the same numbers, but for rounding ``by`` so much."""
+    for name in what:
+        if abs(mine[name] - theirs[name]) > by:
+            raise RuntimeError(f"{name} is {mine[name]} in ours and {theirs[name]} in {label}: not the same work")
 
 
 def median(values: Iterable[float]) -> float:

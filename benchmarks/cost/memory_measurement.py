@@ -100,7 +100,10 @@ def measure_step(
     peaks: dict[str, int] = {}
     with _phase("load", meter, peaks):
         trainer = make_trainer(settings, policy, reward, device)
-    prompts = _prompts(settings, policy.vocab_size)
+    size = (settings.rollout_batch_size, settings.prompt_tokens)
+    prompts: list[list[int]] = torch.randint(
+        EOS_ID + 1, policy.vocab_size, size, generator=torch.Generator().manual_seed(0)
+    ).tolist()
     with _phase("first step", meter, {}):
         trainer.step(prompts)
     of_policy = frozenset(need for need in trainer.redistributor.needs if need.source != "reward")
@@ -176,10 +179,3 @@ def _loaded(
         device=str(device),
         micro_batch_tokens=settings.reward_micro_batch_tokens,
     )
-
-
-def _prompts(settings: MemorySettings, vocab_size: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(0)
-    size = (settings.rollout_batch_size, settings.prompt_tokens)
-    prompts: list[list[int]] = torch.randint(EOS_ID + 1, vocab_size, size, generator=generator).tolist()
-    return prompts

@@ -28,7 +28,6 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.run.allocation import keep_freed_memory
 from rlhf_core.streams import stream
 from rlhf_core.trainer import PPOTrainer
-from rlhf_core.types import Rollout
 
 PHASES = ("generate", "log-probabilities", "score", "redistribute", "returns", "update", "optimizer")
 PROMPT_LENGTHS = (2, 8)
@@ -56,14 +55,12 @@ class Case:
     @property
     def words(self) -> str:
         """As the tables name it."""
-        low, high = self.lengths
-        model = f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}"
-        allocator = "" if self.keep_freed_memory else ", freed memory given back"
-        weights = " on 4-bit weights" if self.four_bit == "both" else ""
-        batches = f"minibatch {self.minibatch_size}, passes of up to {self.micro_batch_tokens} tokens"
+        (low, high), weights = self.lengths, " on 4-bit weights" if self.four_bit == "both" else ""
         return (
-            f"{model}; {self.prompts} prompts, {low}-{high} tokens, {batches}; "
-            f"{self.training} fine-tuning in {self.dtype}{weights} on {self.device}{allocator}"
+            f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}; {self.prompts} prompts, "
+            f"{low}-{high} tokens, minibatch {self.minibatch_size}, passes of up to {self.micro_batch_tokens} tokens; "
+            f"{self.training} fine-tuning in {self.dtype}{weights} on {self.device}"
+            + ("" if self.keep_freed_memory else ", freed memory given back")
         )
 
 
@@ -125,7 +122,15 @@ class Engine:
         self.seconds.clear()
         self.optimizer_steps = 0
         start, wall = clock(self.device), time.perf_counter()
-        rollout = self._step(prompts)
+        rollout = self.trainer.collect(prompts)
+        with self._phase("redistribute"):
+            token_scores = self.trainer.redistribute(rollout)
+        with self._phase("returns"):
+            experience = self.trainer.estimate_returns(rollout, token_scores)
+        with self._phase("update"):
+            self.trainer.update(experience)
+        self.seconds["update"] -= self.seconds["optimizer"]
+        self.trainer.conclude(rollout)
         total, elapsed = clock(self.device) - start, time.perf_counter() - wall
         return {
             "cpu_seconds": total,
@@ -136,18 +141,6 @@ class Engine:
             "optimizer_steps": self.optimizer_steps,
             "peak_bytes": self._peak(),
         }
-
-    def _step(self, prompts: list[list[int]]) -> Rollout:
-        rollout = self.trainer.collect(prompts)
-        with self._phase("redistribute"):
-            token_scores = self.trainer.redistribute(rollout)
-        with self._phase("returns"):
-            experience = self.trainer.estimate_returns(rollout, token_scores)
-        with self._phase("update"):
-            self.trainer.update(experience)
-        self.seconds["update"] -= self.seconds["optimizer"]
-        self.trainer.conclude(rollout)
-        return rollout
 
     def noise(self) -> dict[str, float]:
         """Before anything is learned, nats a token: rows alone, as a minibatch of one, against the rollout they came
@@ -180,8 +173,7 @@ class Engine:
             "generate": weights * max(answer["lengths"]),
             "log-probabilities": 2 * weights,
             "score": weights,
-            "redistribute": 0.0,
-            "returns": 0.0,
+            **{"redistribute": 0.0, "returns": 0.0},
             "update": answer["optimizer_steps"] * (2 * weights + width * trained),
             "optimizer": answer["optimizer_steps"] * ADAM_BYTES * trained,
         }
@@ -257,12 +249,8 @@ def answer(engine: Engine, do: str, **given: Any) -> dict[str, Any]:
         flops = sum(one.flops for one in work.values())
         floor = {phase: one.least(rates) for phase, one in work.items()}
         return counted | {"flops": flops, "floor": floor, "rates": asdict(rates)}
-    others: Mapping[str, Callable[..., dict[str, Any]]] = {
-        "save": engine.save,
-        "fixed": engine.fixed,
-        "noise": engine.noise,
-    }
-    return others[do](**given)
+    ways: dict[str, Callable[..., dict[str, Any]]] = {"save": engine.save, "fixed": engine.fixed, "noise": engine.noise}
+    return ways[do](**given)
 
 
 def main() -> None:

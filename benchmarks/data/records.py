@@ -59,10 +59,8 @@ class Sieve(Generic[Kept]):
 
     def summary(self, what: str) -> str:
         """Counts, and the first rows left out for each reason."""
-        lines = [f"{len(self.kept)} {what}", *rejected_lines(self.rejected)]
-        if self.truncated:
-            lines += [f"cut to fit: {len(self.truncated)}", *(f"    {row}" for row in self.truncated[:SHOWN])]
-        return "\n".join(lines)
+        cut = {"cut to fit": self.truncated} if self.truncated else {}
+        return "\n".join([f"{len(self.kept)} {what}", *rejected_lines(self.rejected), *_counted(cut)])
 
     def require_none_left_out(self) -> None:
         """Raise ValueError, with the summary, where any row was left out."""
@@ -72,10 +70,12 @@ class Sieve(Generic[Kept]):
 
 def rejected_lines(rejected: Rejected) -> list[str]:
     """A line for each reason, and the first rows under it."""
+    return _counted({f"left out, {reason}": rows for reason, rows in rejected.items()})
+
+
+def _counted(rows: Rejected) -> list[str]:
     return [
-        line
-        for reason, rows in rejected.items()
-        for line in (f"left out, {reason}: {len(rows)}", *(f"    {row}" for row in rows[:SHOWN]))
+        line for why, some in rows.items() for line in (f"{why}: {len(some)}", *(f"    {row}" for row in some[:SHOWN]))
     ]
 
 

@@ -36,9 +36,8 @@ class Stack:
             remove_unused_columns=False,
         )
         trained = filter(lambda p: p.requires_grad, policy.parameters())
-        optimizer = torch.optim.Adam(
-            trained, lr=config.learning_rate, fused=request["fused"] or None
-        )  # TRL's, but fused
+        # TRL's, but fused
+        optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=request["fused"] or None)
         optimizer.register_step_post_hook(self._count)
         self.trainer = PPOTrainer(config, policy, reference, tokenizer, optimizer=optimizer)
         self.eos, self.seconds, self.optimizer_steps = eos, defaultdict(float), 0

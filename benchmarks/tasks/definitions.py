@@ -54,9 +54,9 @@ class LoadedTask:
     reward: ClassifierReward | PromptedReward
     train_prompts: PromptIds
     held_out_prompts: PromptIds
-    gold: Callable[[Sequences], list[float]] | None
-    contributions: Callable[[Sequences], list[list[float]]] | None
     fingerprint: str
+    gold: Callable[[Sequences], list[float]] | None = None
+    contributions: Callable[[Sequences], list[list[float]]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,18 +136,14 @@ class PositiveGeneration:
         """
         policy_name, reward_name = _names(self)
         policy = self.loading.policy(policy_name)
-        if self.models is not None:
-            splits = {split: [row["ids"] for row in rows] for split, rows in read_prompts(self.models).items()}
-        else:
-            splits = _review_prompts(self.data, policy)
-        train, test = frozen(splits["train"]), frozen(splits["held_out"])
+        splits = _review_prompts(self.data, policy) if self.models is None else read_prompts(self.models)
+        train, test = (frozen(row["ids"] for row in splits[split]) for split in ("train", "held_out"))
         return LoadedTask(
             policy=policy,
             reward=self.loading.reward(reward_name, "logit_difference"),
             train_prompts=train,
             held_out_prompts=test,
             gold=self._gold(),
-            contributions=None,
             fingerprint=task_fingerprint([policy_name, reward_name], self.loading, train + test),
         )
 
@@ -156,12 +152,7 @@ class PositiveGeneration:
         if self.models is None or not Path(self.models, "gold").is_dir():
             return None
         judge = self.loading.reward(str(Path(self.models, "gold")), "logit_difference")
-
-        def gold(sequences: Sequences) -> list[float]:
-            scores: list[float] = judge.score(sequences, frozenset()).scores.tolist()
-            return scores
-
-        return gold
+        return lambda sequences: judge.score(sequences, frozenset()).scores.tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,12 +185,7 @@ class PreferenceTask:
         return SMALL_PREFERENCE_PPO[self.paper] if made_small(self.models) else PAPER[self.paper]
 
     def load(self) -> LoadedTask:
-        """Read models and prompts; from the hub only where ``models`` is None.
-
-        Raises:
-            FileNotFoundError: ``models`` lacks one of its three parts.
-            ValueError: models that cannot be used, or no prompts.
-        """
+        """As :meth:`PositiveGeneration.load`."""
         policy_name, reward_name = _names(self)
         policy = self.loading.policy(policy_name)
         splits = self._rendered(policy) if self.models is None else read_prompts(self.models, ("ids", "reward_ids"))
@@ -210,8 +196,6 @@ class PreferenceTask:
             reward=PromptedReward(reward=self.loading.reward(reward_name, "single_logit"), renderings=renderings),
             train_prompts=train,
             held_out_prompts=test,
-            gold=None,
-            contributions=None,
             fingerprint=task_fingerprint(
                 [policy_name, reward_name], self.loading, (*train, *test, *renderings.values())
             ),
@@ -232,32 +216,30 @@ class PreferenceTask:
         return split_prompts(found.kept)
 
 
-SUMMARISATION = partial(
-    PreferenceTask,
-    paper="summarisation",
-    policy="XanderJC/gptj-sft-tldr-merged",
-    reward="Holarissun/trl_rm_tldr_gptj",
-    data="hub:openai/summarize_from_feedback@comparisons",
-    template="summary",
-    reward_template="summary",
-    max_prompt_tokens=450,
-)
-DIALOGUE = partial(
-    PreferenceTask,
-    paper="dialogue",
-    policy="VMware/open-llama-7b-open-instruct",
-    reward="weqweasdas/hh_rlhf_rm_open_llama_3b",
-    data="hub:Anthropic/hh-rlhf#helpful-base",
-    template="instruction",
-    reward_template="human_assistant",
-    max_prompt_tokens=256,
-)
 Task = Toy | PositiveGeneration | PreferenceTask
 TASKS: Mapping[str, Callable[..., Task]] = {
     "toy": Toy,
     "positive_generation": PositiveGeneration,
-    "summarisation": SUMMARISATION,
-    "dialogue": DIALOGUE,
+    "summarisation": partial(
+        PreferenceTask,
+        paper="summarisation",
+        policy="XanderJC/gptj-sft-tldr-merged",
+        reward="Holarissun/trl_rm_tldr_gptj",
+        data="hub:openai/summarize_from_feedback@comparisons",
+        template="summary",
+        reward_template="summary",
+        max_prompt_tokens=450,
+    ),
+    "dialogue": partial(
+        PreferenceTask,
+        paper="dialogue",
+        policy="VMware/open-llama-7b-open-instruct",
+        reward="weqweasdas/hh_rlhf_rm_open_llama_3b",
+        data="hub:Anthropic/hh-rlhf#helpful-base",
+        template="instruction",
+        reward_template="human_assistant",
+        max_prompt_tokens=256,
+    ),
 }
 
 
@@ -283,12 +265,12 @@ def _names(task: PositiveGeneration | PreferenceTask) -> tuple[str, str]:
     return str(part(task.models, "policy")), str(part(task.models, "reward"))
 
 
-def _review_prompts(data: str, policy: CausalPolicy) -> dict[str, list[list[int]]]:
+def _review_prompts(data: str, policy: CausalPolicy) -> PromptRows:
     reviews = read_reviews([data])
-    splits: dict[str, list[str]] = {"train": [], "held_out": []}
+    texts: dict[str, list[str]] = {"train": [], "held_out": []}
     for text in (*(review.text for review in reviews.labelled), *reviews.unlabelled):
-        splits["held_out" if held_out(text) else "train"].append(text)
-    return {split: review_prompts(some, policy.encode(some)) for split, some in splits.items()}
+        texts["held_out" if held_out(text) else "train"].append(text)
+    return {split: [{"ids": ids} for ids in review_prompts(some, policy.encode(some))] for split, some in texts.items()}
 
 
 def frozen(prompts: Iterable[Sequence[int]]) -> PromptIds:

@@ -164,8 +164,9 @@ def prepare_preferences(settings: PreferencePreparation) -> dict[str, Any]:
             print(sieve.summary(what), flush=True)
             if settings.faults == "error":
                 sieve.require_none_left_out()
-        data = _split(sieves["demonstrations"].kept, sieves["comparisons"].kept)
-        report = _build(settings, start, data, folder)
+        data = {what: _split(sieve.kept, what) for what, sieve in sieves.items()}
+        prompts = split_prompts([row for sieve in sieves.values() for row in sieve.kept])
+        report = _build(settings, start, data, prompts, folder)
         report["data"] |= {
             "left_out": {
                 what: {reason: len(rows) for reason, rows in sieve.rejected.items()} for what, sieve in sieves.items()
@@ -206,54 +207,41 @@ def _starting_point(settings: PreferencePreparation, texts: Sequence[str]) -> St
     return Start(model=model, tokenizer=tokenizer, source=None)
 
 
+SPLITS = {"train": False, "held_out": True}
 SIDES = ("chosen", "rejected")
 Split = Mapping[str, Sequence[TokenisedExample]]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Data:
-    """Rows and prompts by split, "train" and "held_out"."""
-
-    shown: Split
-    compared: Split
-    prompts: PromptRows
+def _split(rows: Sequence[TokenisedExample], what: str) -> Split:
+    """By the hash of each prompt; raises ValueError where a split is empty."""
+    splits = {name: [row for row in rows if held_out(row.key) == held] for name, held in SPLITS.items()}
+    require_prompts(splits, f"among the {what}; the hold-out is a tenth of the prompts, by their hash: give more rows")
+    return splits
 
 
-def _split(responses: Sequence[TokenisedExample], pairs: Sequence[TokenisedExample]) -> Data:
-    """By the hash of each prompt; raises ValueError where a split of anything is empty."""
-    shown, compared = (
-        {
-            part: [row for row in rows if held_out(row.key) == held]
-            for part, held in (("train", False), ("held_out", True))
-        }
-        for rows in (responses, pairs)
-    )
-    for what, some in (("demonstrations", shown), ("comparisons", compared)):
-        require_prompts(
-            some, f"among the {what}; the hold-out is a tenth of the prompts, by their hash: give more rows"
-        )
-    return Data(shown=shown, compared=compared, prompts=split_prompts([*responses, *pairs]))
-
-
-def _build(settings: PreferencePreparation, start: Start, data: Data, folder: Path) -> dict[str, Any]:
+def _build(
+    settings: PreferencePreparation, start: Start, data: Mapping[str, Split], prompts: PromptRows, folder: Path
+) -> dict[str, Any]:
     report: dict[str, Any] = {"score": "single_logit"}
     with reported(report, "language_model") as measured:
         language_model = _fine_tuned(settings, start, data, measured)
     start.save(language_model, folder / "policy")
-    write_prompts(folder, data.prompts)
-    held = [row["ids"] for row in data.prompts["held_out"]]
+    write_prompts(folder, prompts)
+    held = [row["ids"] for row in prompts["held_out"]]
     report["samples"] = continuations(language_model, start.tokenizer, held, seed=settings.seed)
     with reported(report, "reward_model") as measured:
-        reward_model = _reward_model(settings, start, language_model, data.compared, measured)
+        reward_model = _reward_model(settings, start, language_model, data["comparisons"], measured)
     start.save(reward_model, folder / "reward")
-    parts = {"demonstrations": data.shown, "comparisons": data.compared, "prompts": data.prompts}
-    report["data"] = {what: {part: len(rows) for part, rows in splits.items()} for what, splits in parts.items()} | {
-        "hold_out": "prompts whose text has a SHA-256 divisible by 10"
-    }
+    report["data"] = {
+        what: {part: len(rows) for part, rows in splits.items()}
+        for what, splits in (*data.items(), ("prompts", prompts))
+    } | {"hold_out": "prompts whose text has a SHA-256 divisible by 10"}
     return report
 
 
-def _fine_tuned(settings: PreferencePreparation, start: Start, data: Data, measured: dict[str, Any]) -> Any:
+def _fine_tuned(
+    settings: PreferencePreparation, start: Start, data: Mapping[str, Split], measured: dict[str, Any]
+) -> Any:
     """The language model after whole texts (from scratch only) and demonstrations."""
     assert settings.supervised is not None  # resolved
     model = start.model
@@ -262,13 +250,11 @@ def _fine_tuned(settings: PreferencePreparation, start: Start, data: Data, measu
         model = adapted_language_model(start.source, settings.lora, seed=settings.seed, checkpointing=True).adapters
         require_context(model.get_base_model(), str(settings.base), settings.longest)
     if settings.language is not None and settings.base is None:
-        train, test = (
-            [row.best for row in (*data.shown[part], *data.compared[part])] for part in ("train", "held_out")
-        )
+        train, test = ([row.best for rows in data.values() for row in rows[part]] for part in SPLITS)
         measured["whole_texts"] = train_language_model(model, train, test, settings.language)
     rows, tests = (
-        [Completion(ids=row.best, prompt_tokens=len(row.prompt)) for row in data.shown[part]]
-        for part in ("train", "held_out")
+        [Completion(ids=row.best, prompt_tokens=len(row.prompt)) for row in data["demonstrations"][part]]
+        for part in SPLITS
     )
     measured |= train_completions(model, rows, tests, settings.supervised)
     return model
@@ -286,7 +272,7 @@ def _reward_model(
         model = new_classifier(language_model, seed=settings.seed, num_labels=1)
     pairs, tests = (
         [Pair(**{side: reward_input(row, ids) for side, ids in zip(SIDES, row.responses, strict=True)}) for row in rows]
-        for rows in (data["train"], data["held_out"])
+        for rows in (data[part] for part in SPLITS)
     )
     measured |= train_preference_model(model, pairs, tests, settings.reward)
     chosen, rejected = (last_token_scores(model, [getattr(pair, side) for pair in tests]) for side in SIDES)

@@ -15,14 +15,7 @@ from benchmarks import evidence_cost, levers, sampling_speed, throughput
 from benchmarks.cost import engine_processes
 from benchmarks.cost.machine_floor import Rates, Work, flop_counter
 from benchmarks.cost.timed_step import PHASES, Case, Engine
-from benchmarks.throughput import (
-    Timed,
-    Timing,
-    engines_table,
-    phases_table,
-    require_same_maths,
-    require_same_work,
-)
+from benchmarks.throughput import Timed, Timing, engines_table, phases_table, require_same
 from rlhf_core.trainer import PPOTrainer
 
 TINY = Case(layers=2, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
@@ -65,13 +58,13 @@ def test_a_step_is_counted_and_timed_by_phase():
 
 def test_engines_that_do_other_work_are_refused():
     done = {"tokens": 40, "optimizer_steps": 8}
-    require_same_work(done, done, "other")
-    with pytest.raises(RuntimeError, match="other took 9 optimizer_steps where ours took 8: not the same work"):
-        require_same_work(done, {**done, "optimizer_steps": 9}, "other")
+    require_same(done, done, done, "other")
+    with pytest.raises(RuntimeError, match="optimizer_steps is 8 in ours and 9 in other: not the same work"):
+        require_same(done, {**done, "optimizer_steps": 9}, done, "other")
     same = {"logprob": -1.0, "score": 2.0}
-    require_same_maths(same, same, "other")
-    with pytest.raises(RuntimeError, match=r"score of one response is 2.0 here and 2.1 in other: not the same"):
-        require_same_maths(same, {**same, "score": 2.1}, "other")
+    require_same(same, {**same, "score": 2.0001}, same, "other", by=1e-3)
+    with pytest.raises(RuntimeError, match=r"score is 2.0 in ours and 2.1 in other: not the same work"):
+        require_same(same, {**same, "score": 2.1}, same, "other", by=1e-3)
 
 
 @pytest.mark.parametrize("name", throughput.CASES)
