@@ -5,7 +5,6 @@ fits, and which setting to change if not. With a CUDA device it then builds the 
 shape where the real ones are absent), caps torch at the card's size, and prints prediction beside measurement.
 """
 
-import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -77,13 +76,7 @@ SHAPES: Mapping[str, Callable[[], PreTrainedConfig]] = {
 
 
 def from_preset(preset: Preset, **overrides: Any) -> MemorySettings:
-    """A preset's settings with some of them changed.
-
-    Raises:
-        ValueError: an unknown preset, or settings that cannot be.
-    """
-    if preset not in TASK_PRESETS:
-        raise ValueError(f"no preset {preset!r}; one of {', '.join(TASK_PRESETS)}")
+    """A preset's settings with some of them changed; raises ValueError for settings that cannot be."""
     return MemorySettings(**{**TASK_PRESETS[preset], **overrides})
 
 
@@ -209,7 +202,10 @@ def run(settings: MemorySettings, console: Console) -> None:
     configs = config_of(settings.policy, "lm"), config_of(settings.reward, "classifier")
     policy, reward = shape_of(configs[0], "lm", settings.policy), shape_of(configs[1], "classifier", settings.reward)
     prediction = predict(settings, policy, reward)
-    _say(console, _titled(settings, policy, reward))
+    for role, shape in (("policy", policy), ("reward", reward)):
+        _say(console, f"{role} {shape.name} ({shape.parameters / 1e6:,.0f} M weights)")
+    others = {name: value for name, value in vars(settings).items() if name not in ("policy", "reward")}
+    _say(console, ", ".join(f"{name} {value}" for name, value in others.items()))
     console.print(prediction_table(prediction))
     note = "Every phase at its fullest moment; the CUDA context is assumed, the allocator's fragments are left out."
     if prediction.paged:
@@ -229,16 +225,6 @@ def run(settings: MemorySettings, console: Console) -> None:
     console.print(comparison_table(prediction, measurement))
     where = f"measured on {torch.cuda.get_device_name(device)} under a cap of {_gib(limit)} GiB"
     _say(console, f"{where}; torch's allocator held {_gib(measurement.held)} GiB at most")
-
-
-def _titled(settings: MemorySettings, policy: ModelShape, reward: ModelShape) -> str:
-    """The models with their sizes, then every setting but theirs."""
-    sizes = ", ".join(
-        f"{role} {shape.name} ({shape.parameters / 1e6:,.0f} M weights)"
-        for role, shape in (("policy", policy), ("reward", reward))
-    )
-    fields = (field.name for field in dataclasses.fields(settings) if field.name not in ("policy", "reward"))
-    return f"{sizes}\n" + ", ".join(f"{name} {getattr(settings, name)}" for name in fields)
 
 
 def _say(console: Console, text: str) -> None:

@@ -8,7 +8,7 @@ uniform numbers and must come to our tokens.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,8 +25,7 @@ from transformers import AutoModelForCausalLM, GPT2ForSequenceClassification, Lo
 from benchmarks.base.command_line import parse
 from benchmarks.base.run_folder import measurement_folder
 from benchmarks.cost.engine_processes import published, require_published_python
-from benchmarks.cost.machine_floor import clock
-from benchmarks.cost.paired_timing import CPU, median_ratio
+from benchmarks.cost.paired_timing import CPU, Timed, in_turn, median_ratio, seconds_of
 from benchmarks.cost.timed_step import Case, saved
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table, Value
@@ -44,7 +43,6 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     "small": {"n_layers": 2, "hidden_size": 64, "n_heads": 1, "vocab_size": 512},
 }
 SHAPE = partial(gpt2_config, context=1024, dropout=0.1)
-Timed = Callable[[], float]
 ALTERNATIVES = ("one by one, with attentions", "left-padded batch")
 
 
@@ -174,19 +172,8 @@ class Samplers:
                 raise RuntimeError(f"{name} draws other tokens than ours from the same uniforms: not the same work")
 
 
-def here(work: Callable[[], object]) -> Timed:
-    """CPU seconds of a pass in this process."""
-
-    def seconds() -> float:
-        start = clock(CPU)
-        work()
-        return clock(CPU) - start
-
-    return seconds
-
-
 @contextmanager
-def elsewhere(samplers: Samplers, settings: Settings) -> Iterator[dict[str, Timed]]:
+def elsewseconds_of(samplers: Samplers, settings: Settings) -> Iterator[dict[str, Timed]]:
     """The published stack on the same weights, in a process of its own; nothing where it is not asked for."""
     if settings.against == "nothing":
         yield {}
@@ -211,15 +198,14 @@ def lines(name: str, settings: Settings) -> Iterator[tuple[Value, ...]]:
     """Rows of the table, one an alternative."""
     samplers = Samplers(settings, LENGTHS[name])
     samplers.require_same_tokens()
-    alternatives = dict(zip(ALTERNATIVES, (here(samplers.one_by_one), here(samplers.left_padded)), strict=True))
-    with elsewhere(samplers, settings) as others:
-        kinds = {"ours": here(samplers.ours), **alternatives, **others, "ours again": here(samplers.ours)}
-        taken: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for turn in range(settings.repeats):
-            for kind in list(kinds)[:: 1 if turn % 2 else -1]:
-                taken[kind].append(kinds[kind]())
-    mine, tokens = taken.pop("ours"), int(samplers.lengths.sum())
-    for kind, seconds in taken.items():
+    alternatives = dict(
+        zip(ALTERNATIVES, (seconds_of(samplers.one_by_one), seconds_of(samplers.left_padded)), strict=True)
+    )
+    with elsewseconds_of(samplers, settings) as others:
+        kinds = {"ours": seconds_of(samplers.ours), **alternatives, **others, "ours again": seconds_of(samplers.ours)}
+        mine, *others_taken = in_turn(list(kinds.values()), lambda taken: len(taken[0]) < settings.repeats)
+    tokens = int(samplers.lengths.sum())
+    for kind, seconds in zip(list(kinds)[1:], others_taken, strict=True):
         yield name, kind, median_ratio(seconds, mine), tokens / float(np.median(seconds)), len(seconds)
 
 

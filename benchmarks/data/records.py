@@ -130,7 +130,7 @@ def _from_file(file: Path) -> Iterator[object]:
     if file.name.endswith((".jsonl", ".jsonl.gz")):
         yield from _json_lines(file)
     elif file.suffix == ".json":
-        whole = json.loads(file.read_text(encoding="utf-8"))
+        whole = json.loads(file.read_text(encoding="utf-8-sig"))
         if not isinstance(whole, list):
             raise ValueError(f"{file} must hold a JSON list of rows, got a {type(whole).__name__}")
         yield from whole

@@ -18,10 +18,10 @@ from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.prepared_folder import PromptRows, made_small, part, read_prompts
 from benchmarks.tasks.toy_models import ToyRecipe, toy_models
 from models.policy.causal_policy import CausalPolicy
-from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.prompted_reward import PromptedReward
 from rlhf_core.config import PAPER, PaperTask
-from rlhf_core.types import Sequences
+from rlhf_core.scorers.callables import TextScorer
+from rlhf_core.types import Policy, RewardModel, Sequences
 
 PromptIds = tuple[tuple[int, ...], ...]
 
@@ -43,20 +43,20 @@ SMALL_PREFERENCE_PPO: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedTask:
+class Loaded:
     """A task's models, fresh for one run, and its prompts as token ids.
 
     ``gold`` and ``contributions`` give the true score of every response (prompt included) and what each response token
     adds to it; None where nobody knows them. ``fingerprint`` hashes prompts and weights.
     """
 
-    policy: CausalPolicy
-    reward: ClassifierReward | PromptedReward
-    train_prompts: PromptIds
-    held_out_prompts: PromptIds
+    policy: Policy
+    reward: RewardModel | TextScorer
+    train_prompts: Sequence[Sequence[int]]
+    held_out_prompts: Sequence[Sequence[int]]
     fingerprint: str
-    gold: Callable[[Sequences], list[float]] | None = None
-    contributions: Callable[[Sequences], list[list[float]]] | None = None
+    gold: Callable[[Sequences], Sequence[float]] | None = None
+    contributions: Callable[[Sequences], Sequence[Sequence[float]]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Toy:
         """What it changes in ``PPOConfig``'s defaults."""
         return TOY_PPO
 
-    def load(self) -> LoadedTask:
+    def load(self) -> Loaded:
         """Train the models or read them from the cache."""
         folder = toy_models(self.cache, self.recipe)
         tokenizer = toy.toy_tokenizer()
@@ -95,7 +95,7 @@ class Toy:
             for prompt, response in zip(sequences.prompts(), sequences.responses(), strict=True):
                 yield len(prompt), list(tokenizer.convert_ids_to_tokens([*prompt, *response]))
 
-        return LoadedTask(
+        return Loaded(
             policy=self.loading.policy(str(folder / "policy")),
             reward=self.loading.reward(str(folder / "reward"), "logit_difference"),
             train_prompts=prompts[:TRAIN_PROMPTS],
@@ -127,7 +127,7 @@ class PositiveGeneration:
         """The paper's settings, unless ``models`` were made from scratch in a small size."""
         return SMALL_REVIEWS_PPO if made_small(self.models) else {}
 
-    def load(self) -> LoadedTask:
+    def load(self) -> Loaded:
         """Read models and prompts; from the hub only where ``models`` is None.
 
         Raises:
@@ -138,7 +138,7 @@ class PositiveGeneration:
         policy = self.loading.policy(policy_name)
         splits = _review_prompts(self.data, policy) if self.models is None else read_prompts(self.models)
         train, test = (frozen(row["ids"] for row in splits[split]) for split in ("train", "held_out"))
-        return LoadedTask(
+        return Loaded(
             policy=policy,
             reward=self.loading.reward(reward_name, "logit_difference"),
             train_prompts=train,
@@ -147,7 +147,7 @@ class PositiveGeneration:
             fingerprint=task_fingerprint([policy_name, reward_name], self.loading, train + test),
         )
 
-    def _gold(self) -> Callable[[Sequences], list[float]] | None:
+    def _gold(self) -> Callable[[Sequences], Sequence[float]] | None:
         """The second reward model, trained on other reviews, where ``prepare --gold true`` made one."""
         if self.models is None or not Path(self.models, "gold").is_dir():
             return None
@@ -184,14 +184,14 @@ class PreferenceTask:
         """The paper's settings, unless ``models`` were made from scratch in a small size."""
         return SMALL_PREFERENCE_PPO[self.paper] if made_small(self.models) else PAPER[self.paper]
 
-    def load(self) -> LoadedTask:
+    def load(self) -> Loaded:
         """As :meth:`PositiveGeneration.load`."""
         policy_name, reward_name = _names(self)
         policy = self.loading.policy(policy_name)
         splits = self._rendered(policy) if self.models is None else read_prompts(self.models, ("ids", "reward_ids"))
         train, test = (frozen(row["ids"] for row in splits[split]) for split in ("train", "held_out"))
         renderings = {tuple(row["ids"]): tuple(row["reward_ids"]) for rows in splits.values() for row in rows}
-        return LoadedTask(
+        return Loaded(
             policy=policy,
             reward=PromptedReward(reward=self.loading.reward(reward_name, "single_logit"), renderings=renderings),
             train_prompts=train,

@@ -51,7 +51,7 @@ from models.weights.language_model import DType, ModelSource
 class PreferencePreparation:
     """Fine-tune on demonstrations, and fit a reward model to comparisons.
 
-    Data come from files or the hub, in standard or conversational columns (see benchmarks.data.formats).
+    Data come from files or the hub, in standard or conversational columns (see benchmarks.data.preference_formats).
     """
 
     comparisons: str | list[str]
