@@ -9,8 +9,10 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from benchmarks.base.cli import RECORD, measurement_folder, parse, read_record, write_json
+from benchmarks.base.command_line import parse
+from benchmarks.base.json_files import write_json
 from benchmarks.base.quiet_libraries import quiet_libraries
+from benchmarks.base.run_folder import RECORD, measurement_folder, read_record
 from benchmarks.credit import faithfulness_report as report
 from benchmarks.credit.faithfulness_study import Settings, study
 from benchmarks.reporting import tables

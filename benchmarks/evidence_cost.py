@@ -13,28 +13,25 @@ from itertools import product
 import torch
 from rich.console import Console
 from tqdm import tqdm
-from transformers import LlamaConfig
 
-from benchmarks.base.cli import measurement_folder, parse
-from benchmarks.cost import memory_model
-from benchmarks.cost.memory_measure import random_models
-from benchmarks.cost.pairing import CPU, Pass, flops, median_ratio, paired_seconds, peak_bytes
+from benchmarks.base.command_line import parse
+from benchmarks.base.run_folder import measurement_folder
+from benchmarks.cost.architectures import random_models
+from benchmarks.cost.equal_rows import equal_rows
+from benchmarks.cost.memory_prediction import MemorySettings
+from benchmarks.cost.paired_timing import CPU, Pass, flops, median_ratio, paired_seconds, peak_bytes
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table, Value
 from models.policy.causal_policy import CausalPolicy
 from models.rewards.classifier_reward import ClassifierReward
-from models.tiny import EOS_ID
+from models.tiny import EOS_ID, llama_config
 from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
 from rlhf_core.trainer import PPOTrainer
 from rlhf_core.types import Sequences
 
-PASSES = {
-    "abc": "scoring",
-    "prefix-difference": "scoring",
-    "abc-d": "log-probabilities",
-    "abc-d2": "log-probabilities",
-}
+PASSES = {"abc": "scoring", "prefix-difference": "scoring", "abc-d": "log-probabilities", "abc-d2": "log-probabilities"}
+VOCABULARY = 2048
 Models = tuple[CausalPolicy, ClassifierReward]
 
 
@@ -75,32 +72,23 @@ class Settings:
 
 def models(settings: Settings) -> Models:
     """Policy and reward model of the same shape, random weights."""
-    shape = LlamaConfig(
-        vocab_size=2048,
+    shape = llama_config(
+        vocab_size=VOCABULARY,
         hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=8,
-        max_position_embeddings=settings.longest,
-        num_labels=1,
+        n_layers=settings.layers,
+        n_heads=8,
+        n_kv_heads=8,
+        context=settings.longest,
     )
-    memory = memory_model.Settings(dtype="float32", four_bit="none", training="full", gradient_checkpointing=False)
+    shape.intermediate_size = 688
+    memory = MemorySettings(dtype="float32", four_bit="none", training="full", gradient_checkpointing=False)
     return random_models(memory, shape, shape, CPU)
 
 
 def sequences(rows: int, tokens: int) -> Sequences:
     """Random rows without padding, half prompt and half response."""
-    ids = torch.randint(EOS_ID + 1, 2048, (rows, tokens), generator=torch.Generator().manual_seed(0))
-    half, every = tokens // 2, torch.ones(rows, tokens, dtype=torch.bool)
-    return Sequences(
-        prompt_ids=ids[:, :half],
-        prompt_mask=every[:, :half],
-        response_ids=ids[:, half:],
-        response_mask=every[:, half:],
-        min_lengths=torch.zeros(rows, dtype=torch.long),
-        max_lengths=torch.full((rows,), tokens - half),
-        finished=torch.ones(rows, dtype=torch.bool),
-    )
+    ids = torch.randint(EOS_ID + 1, VOCABULARY, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    return equal_rows(ids[:, : tokens // 2], ids[:, tokens // 2 :])
 
 
 def passes(name: str, plain: Models, tapped: Models, s: Sequences) -> tuple[Pass, Pass]:
@@ -114,18 +102,12 @@ def passes(name: str, plain: Models, tapped: Models, s: Sequences) -> tuple[Pass
     return lambda: plain[0].evaluate(s, frozenset()), lambda: tapped[0].evaluate(s, needs)
 
 
-def steps(name: str, models: Models, rows: int, tokens: int) -> tuple[Pass, Pass]:
-    """A PPO step without evidence, and with the redistributor's, each on models of its own."""
-    return step("sparse", deepcopy(models), rows, tokens), step(name, deepcopy(models), rows, tokens)
-
-
 def step(name: str, models: Models, rows: int, tokens: int) -> Pass:
     """One epoch on one minibatch of prompts that are always the same.
 
     The pass raises RuntimeError where it did other work than asked for: responses of another length, a minibatch that
     was skipped."""
-    half = tokens // 2
-    length = tokens - half
+    length = tokens - tokens // 2
     config = PPOConfig.from_paper(
         "positive_generation",
         rollout_batch_size=rows,
@@ -172,19 +154,20 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     plain = models(settings)
     tapped = deepcopy(plain)
-    for model in (*plain, *tapped):
-        if isinstance(model, ClassifierReward):
-            model.micro_batch_tokens = max(settings.rows) * settings.longest
-    asked = list(product(settings.redistributors, settings.rows, settings.tokens))
+    for _, reward in (plain, tapped):
+        reward.micro_batch_tokens = max(settings.rows) * settings.longest
+    asked = [
+        *product(settings.redistributors, settings.rows, settings.tokens, ("pass",)),
+        *product(settings.redistributors, settings.rows, settings.step_tokens, ("step",)),
+    ]
     lines: list[tuple[Value, ...]] = []
-    with torch.no_grad():
-        for name, rows, tokens in tqdm(asked, desc="passes", unit="line", dynamic_ncols=True):
-            pair = passes(name, plain, tapped, sequences(rows, tokens))
-            lines.append((name, PASSES[name], rows, tokens, *line(*pair, settings.seconds)))
-    asked = list(product(settings.redistributors, settings.rows, settings.step_tokens))
-    for name, rows, tokens in tqdm(asked, desc="steps", unit="line", dynamic_ncols=True):
-        pair = steps(name, plain, rows, tokens)
-        lines.append((name, "step", rows, tokens, *line(*pair, settings.seconds)))
+    for name, rows, tokens, kind in tqdm(asked, desc="evidence", unit="line", dynamic_ncols=True):
+        with torch.set_grad_enabled(kind == "step"):
+            if kind == "pass":
+                pair = passes(name, plain, tapped, sequences(rows, tokens))
+            else:  # each on models of its own
+                pair = step("sparse", deepcopy(plain), rows, tokens), step(name, deepcopy(plain), rows, tokens)
+            lines.append((name, PASSES[name] if kind == "pass" else kind, rows, tokens, *line(*pair, settings.seconds)))
     columns = ("evidence", "pass", "rows", "tokens", "FLOPs", "peak bytes", "time", "time, plain again", "passes")
     note = "Time: median of paired ratios to the plain pass [95 % bootstrap interval], CPU seconds, one thread."
     table = Table(title="what evidence costs", columns=columns, rows=tuple(lines), notes=(note,))

@@ -18,8 +18,9 @@ from rich.console import Console
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.base.cli import measurement_folder, parse
+from benchmarks.base.command_line import parse
 from benchmarks.base.quiet_libraries import quiet_libraries
+from benchmarks.base.run_folder import measurement_folder
 from benchmarks.credit.frozen_credit import warm
 from benchmarks.credit.gradients import (
     cosine,

@@ -5,27 +5,36 @@ fits, and which setting to change if not. With a CUDA device it then builds the 
 shape where the real ones are absent), caps torch at the card's size, and prints prediction beside measurement.
 """
 
-import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from jsonargparse import ArgumentParser
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedConfig
 
-from benchmarks.base.cli import command_line
-from benchmarks.cost.memory_measure import CudaMeter, Head, Measurement, capped, measure, shape_of
-from benchmarks.cost.memory_model import COMPONENTS, CONTEXT_BYTES, GIB, PHASES, Prediction, Settings, Shape, predict
+from benchmarks.base.command_line import command_line
+from benchmarks.cost.architectures import Head, shape_of
+from benchmarks.cost.memory_measurement import CudaMeter, Measurement, capped, measure_step
+from benchmarks.cost.memory_prediction import (
+    COMPONENTS,
+    CONTEXT_BYTES,
+    GIB,
+    PHASES,
+    MemorySettings,
+    ModelShape,
+    Prediction,
+    predict,
+)
 
 Preset = Literal["dialogue", "summarisation", "positive_generation"]
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+TASK_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "dialogue": {},
     "summarisation": {
         "policy": "EleutherAI/gpt-j-6b",
@@ -49,19 +58,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 are not quantised (``four_bit`` "policy"); its prompts of summarisation are under 450 tokens."""
 
 
-def _open_llama(hidden: int, inner: int, layers: int) -> Callable[[], PreTrainedConfig]:
-    return lambda: LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        max_position_embeddings=2048,
-        rms_norm_eps=1e-6,
-    )
-
-
-OPEN_LLAMA_7B, OPEN_LLAMA_3B = _open_llama(4096, 11_008, 32), _open_llama(3200, 8640, 26)
+OPEN_LLAMA = partial(
+    LlamaConfig, vocab_size=32_000, num_attention_heads=32, max_position_embeddings=2048, rms_norm_eps=1e-6
+)
+OPEN_LLAMA_7B = partial(OPEN_LLAMA, hidden_size=4096, intermediate_size=11_008, num_hidden_layers=32)
+OPEN_LLAMA_3B = partial(OPEN_LLAMA, hidden_size=3200, intermediate_size=8640, num_hidden_layers=26)
 SHAPES: Mapping[str, Callable[[], PreTrainedConfig]] = {
     "VMware/open-llama-7b-open-instruct": OPEN_LLAMA_7B,
     "openlm-research/open_llama_7b": OPEN_LLAMA_7B,
@@ -72,19 +73,11 @@ SHAPES: Mapping[str, Callable[[], PreTrainedConfig]] = {
     "openai-community/gpt2": GPT2Config,
 }
 """Architectures by hub name, so that none is downloaded."""
-NOTE = "Every phase at its fullest moment; the CUDA context is an assumption, fragments of the allocator are left out."
-PAGED = "{} GiB of optimizer states besides are paged: on the card only while it has room."
 
 
-def from_preset(preset: str, **overrides: Any) -> Settings:
-    """A preset's settings with some of them changed.
-
-    Raises:
-        ValueError: an unknown preset, or settings that cannot be.
-    """
-    if preset not in PRESETS:
-        raise ValueError(f"no preset {preset!r}; one of {', '.join(PRESETS)}")
-    return Settings(**{**PRESETS[preset], **overrides})
+def from_preset(preset: Preset, **overrides: Any) -> MemorySettings:
+    """A preset's settings with some of them changed; raises ValueError for settings that cannot be."""
+    return MemorySettings(**{**TASK_PRESETS[preset], **overrides})
 
 
 def config_of(name: str, head: Head) -> PreTrainedConfig:
@@ -122,7 +115,7 @@ class Change:
         return f"--{self.name} {shown} ({self.peak / GIB:.1f} GiB)"
 
 
-def helpful_changes(settings: Settings, policy: Shape, reward: Shape) -> list[Change]:
+def helpful_changes(settings: MemorySettings, policy: ModelShape, reward: ModelShape) -> list[Change]:
     """Single changes that lower the peak, each predicted anew, the most helpful first."""
     now = predict(settings, policy, reward).peak
     found = [
@@ -132,7 +125,7 @@ def helpful_changes(settings: Settings, policy: Shape, reward: Shape) -> list[Ch
     return sorted((change for change in found if change.peak < now), key=lambda change: change.peak)
 
 
-def _candidates(settings: Settings) -> Iterator[tuple[str, Any]]:
+def _candidates(settings: MemorySettings) -> Iterator[tuple[str, Any]]:
     """Single settings and the values that may take less memory."""
     budgets = ("micro_batch_tokens", "reward_micro_batch_tokens", "sampling_tokens")
     for name in (*budgets, "minibatch_size", "rollout_batch_size"):
@@ -151,29 +144,24 @@ def _candidates(settings: Settings) -> Iterator[tuple[str, Any]]:
             yield "four_bit", choice
 
 
-def verdict(settings: Settings, prediction: Prediction, changes: list[Change]) -> str:
+def verdict(settings: MemorySettings, prediction: Prediction, changes: list[Change]) -> str:
     """Whether the peak fits the card, and what to change where it does not."""
     card, peak = settings.card_gib, prediction.peak / GIB
     where = f"{peak:.1f} GiB at most, in the phase {prediction.peak_phase!r}"
     if peak <= card:
         return f"Fits {card:g} GiB: {where}, {card - peak:.1f} GiB to spare."
-    fitting = [change for change in changes if change.peak <= card * GIB]
+    fitting = [change.text for change in changes if change.peak <= card * GIB]
+    way_out = "No setting helps; use smaller models."
     if fitting:
-        each = "; ".join(change.text for change in fitting)
-        return f"Does not fit {card:g} GiB: {where}. Any one of these makes it fit: {each}."
-    if changes:
-        return f"Does not fit {card:g} GiB: {where}. No single change is enough; most helpful: {changes[0].text}."
-    return f"Does not fit {card:g} GiB: {where}. No setting helps; use smaller models."
+        way_out = f"Any one of these makes it fit: {'; '.join(fitting)}."
+    elif changes:
+        way_out = f"No single change is enough; most helpful: {changes[0].text}."
+    return f"Does not fit {card:g} GiB: {where}. {way_out}"
 
 
 def prediction_table(prediction: Prediction) -> Table:
     """Components x phases in GiB, every phase at its fullest moment."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("GiB, predicted", no_wrap=True)
-    for phase in PHASES:
-        table.add_column(
-            phase, justify="right", overflow="fold", style="bold" if phase == prediction.peak_phase else ""
-        )
+    table = _table("GiB, predicted", *PHASES, bold=prediction.peak_phase)
     for component in COMPONENTS:
         table.add_row(component, *(_gib(prediction.phases[phase][component]) for phase in PHASES))
     table.add_section()
@@ -183,12 +171,18 @@ def prediction_table(prediction: Prediction) -> Table:
 
 def comparison_table(prediction: Prediction, measurement: Measurement) -> Table:
     """Prediction beside measurement, both without the CUDA context, which torch does not count."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("GiB, without context", "predicted", "measured", "predicted / measured"):
-        table.add_column(title, justify="left" if title.startswith("GiB") else "right")
+    table = _table("GiB, without context", "predicted", "measured", "predicted / measured")
     for phase, measured in measurement.peaks.items():
         predicted = prediction.total(phase) - CONTEXT_BYTES
         table.add_row(phase, _gib(predicted), _gib(measured), f"{predicted / measured:.2f}")
+    return table
+
+
+def _table(first: str, *others: str, bold: str = "") -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for title in others:
+        table.add_column(title, justify="right", overflow="fold", style="bold" if title == bold else "")
     return table
 
 
@@ -196,7 +190,7 @@ def _gib(value: float) -> str:
     return f"{value / GIB:.2f}" if value else "–"
 
 
-def run(settings: Settings, console: Console) -> None:
+def run(settings: MemorySettings, console: Console) -> None:
     """Predict and print; measure and print where asked and possible.
 
     Raises:
@@ -208,9 +202,17 @@ def run(settings: Settings, console: Console) -> None:
     configs = config_of(settings.policy, "lm"), config_of(settings.reward, "classifier")
     policy, reward = shape_of(configs[0], "lm", settings.policy), shape_of(configs[1], "classifier", settings.reward)
     prediction = predict(settings, policy, reward)
-    _say(console, _titled(settings, policy, reward))
+    for role, shape in (("policy", policy), ("reward", reward)):
+        _say(console, f"{role} {shape.name} ({shape.parameters / 1e6:,.0f} M weights)")
+    others = {name: value for name, value in vars(settings).items() if name not in ("policy", "reward")}
+    _say(console, ", ".join(f"{name} {value}" for name, value in others.items()))
     console.print(prediction_table(prediction))
-    _say(console, NOTE + (f" {PAGED.format(_gib(prediction.paged))}" if prediction.paged else ""))
+    note = "Every phase at its fullest moment; the CUDA context is assumed, the allocator's fragments are left out."
+    if prediction.paged:
+        note += (
+            f" {_gib(prediction.paged)} GiB of optimizer states besides are paged: on the card only while it has room."
+        )
+    _say(console, note)
     _say(console, verdict(settings, prediction, helpful_changes(settings, policy, reward)))
     if settings.measure == "never":
         return
@@ -219,43 +221,27 @@ def run(settings: Settings, console: Console) -> None:
         return
     device = torch.device("cuda", torch.cuda.current_device())
     with capped(device, settings.card_gib * GIB - CONTEXT_BYTES) as limit:
-        measurement = measure(settings, *configs, CudaMeter(device), device)
+        measurement = measure_step(settings, *configs, CudaMeter(device), device)
     console.print(comparison_table(prediction, measurement))
     where = f"measured on {torch.cuda.get_device_name(device)} under a cap of {_gib(limit)} GiB"
     _say(console, f"{where}; torch's allocator held {_gib(measurement.held)} GiB at most")
-
-
-def _titled(settings: Settings, policy: Shape, reward: Shape) -> str:
-    """The models with their sizes, then every setting but theirs."""
-    sizes = ", ".join(
-        f"{role} {shape.name} ({shape.parameters / 1e6:,.0f} M weights)"
-        for role, shape in (("policy", policy), ("reward", reward))
-    )
-    fields = (field.name for field in dataclasses.fields(settings) if field.name not in ("policy", "reward"))
-    return f"{sizes}\n" + ", ".join(f"{name} {getattr(settings, name)}" for name in fields)
 
 
 def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False)
 
 
-def make_parser() -> ArgumentParser:
-    """Flags of the settings, and ``--preset``, on top of which they change things."""
-    parser = command_line(Settings, "benchmarks.memory")
-    parser.add_argument(
-        "--preset", type=Preset, default="dialogue", help=f"settings to start from: {', '.join(get_args(Preset))}"
-    )
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line; flags may be written with hyphens as well, ``--card-gib 24``."""
     words = sys.argv[1:] if argv is None else argv
     words = [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in words]
-    parser = make_parser()
+    parser = command_line(MemorySettings, "benchmarks.memory")
+    parser.add_argument(
+        "--preset", type=Preset, default="dialogue", help=f"settings to start from: {', '.join(get_args(Preset))}"
+    )
     given = parser.parse_args(words, defaults=False).as_dict()
     preset = parser.parse_args(words).preset
-    changed = {name: value for name, value in given.items() if name in Settings.__dataclass_fields__}
+    changed = {name: value for name, value in given.items() if name in MemorySettings.__dataclass_fields__}
     try:
         run(from_preset(preset, **changed), Console())
     except ValueError as error:

@@ -17,16 +17,10 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from benchmarks.base.cli import (
-    claim_folder,
-    fingerprint,
-    jsonable,
-    parse,
-    require_claimable,
-    run_record,
-    write_json,
-)
+from benchmarks.base.command_line import parse
+from benchmarks.base.json_files import fingerprint, jsonable, write_json
 from benchmarks.base.quiet_libraries import quiet_libraries
+from benchmarks.base.run_folder import claim_folder, require_claimable, run_record
 from benchmarks.judging.chat_endpoint import JUDGE_PROMPT, EndpointError, EndpointJudge
 from benchmarks.judging.judges import (
     Asked,

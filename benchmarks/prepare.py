@@ -8,46 +8,35 @@ held-out accuracy, samples) and DIR/run.json.
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.base.cli import parse
-from benchmarks.tasks.prepare_preferences import DIALOGUE, SUMMARISATION, Preferences, prepare_preferences
-from benchmarks.tasks.prepare_reviews import PositiveGeneration, prepare_positive_generation
+from benchmarks.base.command_line import parse
+from benchmarks.tasks.prepare_preferences import TASK_DEFAULTS, PreferencePreparation, prepare_preferences
+from benchmarks.tasks.prepare_reviews import ReviewPreparation, prepare_positive_generation
 
-
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """A task on the command line."""
-
-    settings: type[Any]
-    prepare: Callable[[Any], dict[str, Any]]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What the task changes in the defaults of ``settings``."""
-
-
-PREPARATIONS: Mapping[str, Preparation] = {
-    "positive_generation": Preparation(settings=PositiveGeneration, prepare=prepare_positive_generation),
-    "summarisation": Preparation(settings=Preferences, prepare=prepare_preferences, defaults=SUMMARISATION),
-    "dialogue": Preparation(settings=Preferences, prepare=prepare_preferences, defaults=DIALOGUE),
+PREPARATIONS: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
+    "positive_generation": (ReviewPreparation, prepare_positive_generation),
+    "summarisation": (PreferencePreparation, prepare_preferences),
+    "dialogue": (PreferencePreparation, prepare_preferences),
 }
 
 
 def main(argv: Sequence[str]) -> None:
     """Command line: the name of a task, then its settings as flags or a YAML file."""
     usage = f"usage: python -m benchmarks.prepare TASK ... (TASK --help); TASK one of {', '.join(PREPARATIONS)}"
-    if argv and argv[0] in ("-h", "--help"):
+    name, *flags = argv or ["nothing"]
+    if name in ("-h", "--help"):
         print(usage)
         return
-    if not argv or argv[0] not in PREPARATIONS:
-        raise SystemExit(f"{usage}; got {argv[0] if argv else 'nothing'}")
-    task = PREPARATIONS[argv[0]]
-    settings = parse(task.settings, f"benchmarks.prepare {argv[0]}", list(argv[1:]), defaults=task.defaults)
-    disable_progress_bar()  # of every model file that is written
+    if name not in PREPARATIONS:
+        raise SystemExit(f"{usage}; got {name}")
+    settings_of, prepare = PREPARATIONS[name]
+    settings = parse(settings_of, f"benchmarks.prepare {name}", flags, defaults=TASK_DEFAULTS.get(name))
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # of every model file that is written
     try:
-        report = task.prepare(settings)
+        report = prepare(settings)
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
     print("\n".join(report["samples"]))

@@ -8,9 +8,10 @@ uniform numbers and must come to our tokens.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,26 +20,29 @@ import torch
 from rich.console import Console
 from torch import Tensor
 from tqdm import tqdm
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, LogitsProcessor, StoppingCriteria
+from transformers import AutoModelForCausalLM, GPT2ForSequenceClassification, LogitsProcessor, StoppingCriteria
 
-from benchmarks.base.cli import measurement_folder, parse
-from benchmarks.cost.machine_floor import clock
-from benchmarks.cost.pairing import CPU, median_ratio
-from benchmarks.cost.throughput_case import Case
+from benchmarks.base.command_line import parse
+from benchmarks.base.run_folder import measurement_folder
+from benchmarks.cost.engine_processes import published, require_published_python
+from benchmarks.cost.paired_timing import CPU, Timed, in_turn, median_ratio, seconds_of
+from benchmarks.cost.timed_step import Case, saved
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table, Value
-from benchmarks.throughput import VARIANTS, published, require_published_python
 from models.passes.fused import make_lean
 from models.passes.sampling import CachedDecoder, inverse_cdf, left_padded, sample_responses
-from models.tiny import EOS_ID
+from models.tiny import EOS_ID, gpt2_config
 from rlhf_core.run.allocation import keep_freed_memory
 from rlhf_core.streams import stream
 from rlhf_core.types import Limits
 
 ANY_LENGTH: Mapping[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "suppress_tokens": [EOS_ID]}
 LENGTHS: Mapping[str, tuple[int, int]] = {"short": (8, 15), "long": (100, 200)}
-SIZES: Mapping[str, tuple[int, int, int]] = {"gpt2": (12, 768, 50_257), "small": (2, 64, 512)}
-Timed = Callable[[], float]
+SIZES: Mapping[str, Mapping[str, int]] = {
+    "gpt2": {"n_layers": 12, "hidden_size": 768, "n_heads": 12, "vocab_size": 50_257},
+    "small": {"n_layers": 2, "hidden_size": 64, "n_heads": 1, "vocab_size": 512},
+}
+SHAPE = partial(gpt2_config, context=1024, dropout=0.1)
 ALTERNATIVES = ("one by one, with attentions", "left-padded batch")
 
 
@@ -76,8 +80,8 @@ class Settings:
 class EndsAt(StoppingCriteria):
     """Ends every row of a batch at its own length."""
 
-    def __init__(self, prompt: int, lengths: Tensor) -> None:
-        self._ends = prompt + lengths
+    def __init__(self, prompts: list[list[int]], lengths: Tensor) -> None:
+        self._ends = max(map(len, prompts)) + lengths
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         """Which rows are done."""
@@ -101,8 +105,7 @@ class Samplers:
     """Three ways to draw the same work."""
 
     def __init__(self, settings: Settings, closed: tuple[int, int]) -> None:
-        layers, hidden, vocab = SIZES[settings.size]
-        shape = {"n_layer": layers, "n_embd": hidden, "n_head": hidden // 64, "vocab_size": vocab}
+        vocab = SIZES[settings.size]["vocab_size"]
         generator = stream(settings.prompts, "sampling")
         self.prompts = [
             generator.integers(EOS_ID + 1, vocab, size=n).tolist() for n in generator.integers(2, 9, settings.prompts)
@@ -110,11 +113,13 @@ class Samplers:
         self.lengths = torch.from_numpy(generator.integers(*closed, endpoint=True, size=settings.prompts))
         self.uniforms = torch.from_numpy(generator.random((settings.prompts, closed[1])))
         torch.manual_seed(0)
-        self._model = GPT2LMHeadModel(GPT2Config(**shape, attn_implementation="sdpa")).eval()
-        self._eager = GPT2LMHeadModel(GPT2Config(**shape, attn_implementation="eager")).eval()
-        self._lean = GPT2LMHeadModel(self._model.config).eval()
+        factory: Any = AutoModelForCausalLM
+        self.model, self._eager, self._lean = (
+            factory.from_config(SHAPE(**SIZES[settings.size]), attn_implementation=attention).eval()
+            for attention in ("sdpa", "eager", "sdpa")
+        )
         for copy in (self._eager, self._lean):
-            copy.load_state_dict(self._model.state_dict(), assign=True)
+            copy.load_state_dict(self.model.state_dict(), assign=True)
         make_lean(self._lean)
 
     def ours(self) -> list[list[int]]:
@@ -128,48 +133,36 @@ class Samplers:
             temperature=1.0,
             device=CPU,
         )
-        return self._cut(sequences.response_ids)
+        return sequences.responses()
 
     def one_by_one(self, *, same: bool = False) -> list[list[int]]:
         """The published loop."""
-        drawn: list[list[int]] = []
-        for row, (prompt, length) in enumerate(zip(self.prompts, self.lengths.tolist(), strict=True)):
-            n = len(prompt)
-            found: Any = self._eager.generate(
-                torch.tensor([prompt]),
-                attention_mask=torch.ones(1, n, dtype=torch.long),
-                max_new_tokens=length,
-                output_attentions=True,
-                return_dict_in_generate=True,
-                pad_token_id=EOS_ID,
-                logits_processor=[DrawsWith(n, self.uniforms[row : row + 1])] if same else [],
-                **ANY_LENGTH,
-            )
-            drawn.append(found.sequences[0, n:].tolist())
-        return drawn
+        keeping: dict[str, Any] = {"output_attentions": True, "return_dict_in_generate": True}
+        rows = (slice(row, row + 1) for row in range(len(self.prompts)))
+        return [drawn for row in rows for drawn in self._generated(self._eager, row, same, [], **keeping)]
 
     def left_padded(self, *, same: bool = False) -> list[list[int]]:
         """One call of ``generate``."""
-        ids, mask = left_padded(self.prompts, CPU)
-        n = ids.shape[1]
-        found: Any = self._model.generate(
+        return self._generated(self.model, slice(None), same, [EndsAt(self.prompts, self.lengths)])
+
+    def _generated(
+        self, model: Any, rows: slice, same: bool, criteria: list[StoppingCriteria], **more: Any
+    ) -> list[list[int]]:
+        """Responses to some of the prompts by ``generate``; by our uniform numbers where they are to be the same."""
+        ids, mask = left_padded(self.prompts[rows], CPU)
+        prompt, lengths = ids.shape[1], self.lengths[rows]
+        found: Any = model.generate(
             ids,
             attention_mask=mask.long(),
-            max_new_tokens=int(self.lengths.max()),
+            max_new_tokens=int(lengths.max()),
             pad_token_id=EOS_ID,
-            stopping_criteria=[EndsAt(n, self.lengths)],
-            logits_processor=[DrawsWith(n, self.uniforms)] if same else [],
+            stopping_criteria=criteria,
+            logits_processor=[DrawsWith(prompt, self.uniforms[rows])] if same else [],
             **ANY_LENGTH,
+            **more,
         )
-        return self._cut(found[:, n:])
-
-    def save(self, folder: Path) -> dict[str, str]:
-        """The model, and a reward model beside it, as folders that another stack can load."""
-        config = GPT2Config(**{**self._model.config.to_dict(), "num_labels": 2, "pad_token_id": EOS_ID})
-        parts = {"policy": self._model, "reward": GPT2ForSequenceClassification(config)}
-        for name, model in parts.items():
-            model.save_pretrained(folder / name)
-        return {name: str(folder / name) for name in parts}
+        drawn = (found.sequences if more else found)[:, prompt:].tolist()
+        return [row[:length] for row, length in zip(drawn, lengths.tolist(), strict=True)]
 
     def require_same_tokens(self) -> None:
         """Raises RuntimeError unless all three come to the same tokens by the same uniform numbers."""
@@ -178,23 +171,9 @@ class Samplers:
             if mine != theirs:
                 raise RuntimeError(f"{name} draws other tokens than ours from the same uniforms: not the same work")
 
-    def _cut(self, ids: Tensor) -> list[list[int]]:
-        return [row[:length] for row, length in zip(ids.tolist(), self.lengths.tolist(), strict=True)]
-
-
-def here(work: Callable[[], object]) -> Timed:
-    """CPU seconds of a pass in this process."""
-
-    def seconds() -> float:
-        start = clock(CPU)
-        work()
-        return clock(CPU) - start
-
-    return seconds
-
 
 @contextmanager
-def elsewhere(samplers: Samplers, settings: Settings) -> Iterator[dict[str, Timed]]:
+def elsewseconds_of(samplers: Samplers, settings: Settings) -> Iterator[dict[str, Timed]]:
     """The published stack on the same weights, in a process of its own; nothing where it is not asked for."""
     if settings.against == "nothing":
         yield {}
@@ -202,8 +181,9 @@ def elsewhere(samplers: Samplers, settings: Settings) -> Iterator[dict[str, Time
     case = Case(prompts=settings.prompts, minibatch_size=settings.prompts)
     lengths = samplers.lengths.tolist()
     with tempfile.TemporaryDirectory() as folder:
-        folders = samplers.save(Path(folder))
-        with published(case, folders, VARIANTS["as run"], python=settings.published_python) as ask:
+        reward = GPT2ForSequenceClassification(SHAPE(**SIZES[settings.size], num_labels=2, pad_id=EOS_ID))
+        folders = saved(Path(folder), samplers.model, reward)
+        with published(case, folders, "as run", python=settings.published_python) as ask:
 
             def seconds() -> float:
                 answer = ask(do="generate", prompts=samplers.prompts, lengths=lengths)
@@ -218,15 +198,14 @@ def lines(name: str, settings: Settings) -> Iterator[tuple[Value, ...]]:
     """Rows of the table, one an alternative."""
     samplers = Samplers(settings, LENGTHS[name])
     samplers.require_same_tokens()
-    alternatives = dict(zip(ALTERNATIVES, (here(samplers.one_by_one), here(samplers.left_padded)), strict=True))
-    with elsewhere(samplers, settings) as others:
-        kinds = {"ours": here(samplers.ours), **alternatives, **others, "ours again": here(samplers.ours)}
-        taken: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for turn in range(settings.repeats):
-            for kind in list(kinds)[:: 1 if turn % 2 else -1]:
-                taken[kind].append(kinds[kind]())
-    mine, tokens = taken.pop("ours"), int(samplers.lengths.sum())
-    for kind, seconds in taken.items():
+    alternatives = dict(
+        zip(ALTERNATIVES, (seconds_of(samplers.one_by_one), seconds_of(samplers.left_padded)), strict=True)
+    )
+    with elsewseconds_of(samplers, settings) as others:
+        kinds = {"ours": seconds_of(samplers.ours), **alternatives, **others, "ours again": seconds_of(samplers.ours)}
+        mine, *others_taken = in_turn(list(kinds.values()), lambda taken: len(taken[0]) < settings.repeats)
+    tokens = int(samplers.lengths.sum())
+    for kind, seconds in zip(list(kinds)[1:], others_taken, strict=True):
         yield name, kind, median_ratio(seconds, mine), tokens / float(np.median(seconds)), len(seconds)
 
 

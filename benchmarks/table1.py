@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks.base.cli import parse, read_record
+from benchmarks.base.command_line import parse
+from benchmarks.base.run_folder import read_record
 from benchmarks.reporting import arm_columns, figures
 from benchmarks.reporting.paper_curves import paper_curves
 from benchmarks.reporting.publishing import publish

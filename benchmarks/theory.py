@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from tqdm import tqdm
 
-from benchmarks.base.cli import measurement_folder, parse
+from benchmarks.base.command_line import parse
+from benchmarks.base.run_folder import measurement_folder
 from benchmarks.reporting import figures
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table, Value

@@ -1,5 +1,5 @@
-"""What every command stands on: its command line, the record of a run, folders that are complete or absent.
+"""What every command stands on: its command line, the record of a run, folders that are never overwritten unasked.
 
 It imports no other room.
-Start at :mod:`~benchmarks.base.cli`.
+Start at :mod:`~benchmarks.base.run_folder`.
 """

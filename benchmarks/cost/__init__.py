@@ -1,5 +1,5 @@
 """What things cost: memory predicted and measured, time against the machine's floor or a named alternative.
 
-Model shapes and settings come in; bytes, operations and ratios come out.
-Start at :mod:`~benchmarks.cost.memory_model`.
+Model shapes and settings come in; bytes, operations, seconds and ratios come out.
+Start at :mod:`~benchmarks.cost.memory_prediction` for memory, at :mod:`~benchmarks.cost.timed_step` for time.
 """

@@ -1,7 +1,7 @@
 """What a machine could do at best: its matrix and memory rates, and the least time a phase's work takes at them."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +38,7 @@ def measured_rates(dtype: torch.dtype, device: torch.device) -> Rates:
     """The best of several tries of a 2048² matrix product, and of a sum over 256 MiB."""
     square = torch.randn(2048, 2048, device=device).to(dtype)
     long = torch.randn(2**26, device=device)
-    return Rates(
-        flops=2 * 2048**3 / _best(lambda: square @ square, device),
-        bytes=4 * 2**26 / _best(long.sum, device),
-    )
+    return Rates(flops=2 * 2048**3 / _best(lambda: square @ square, device), bytes=4 * 2**26 / _best(long.sum, device))
 
 
 def flop_counter() -> FlopCounterMode:
@@ -50,15 +47,15 @@ def flop_counter() -> FlopCounterMode:
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(gradient, query, key, value)
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
 
 
 _aten = torch.ops.aten
-CPU_ATTENTION: Mapping[Any, Any] = {
+CPU_ATTENTION: dict[Any, Any] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

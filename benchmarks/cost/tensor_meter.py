@@ -10,14 +10,14 @@ from torch.utils._pytree import tree_map_only
 
 
 @final
-class TensorMeter(TorchDispatchMode):
+class TensorMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
     """Follows every storage made inside the context from the operation that makes it to its end.
 
     What an operation allocates and frees within itself is not seen, nor what was there before.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._sizes: dict[int, int] = {}
         self._now = self._most = self._highest = 0
 

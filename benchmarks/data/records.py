@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from benchmarks.base.cli import fingerprint
+from benchmarks.base.json_files import fingerprint
 from rlhf_core.files.file_errors import reading
 
 SHOWN = 3
@@ -22,6 +22,7 @@ HUB = re.compile(r"hub:(?P<name>[\w./-]+?)(@(?P<config>[\w.-]+))?(#(?P<folder>[\
 
 Faults = Literal["drop", "error", "truncate"]
 Rejected = Mapping[str, Sequence[str]]
+Row = TypeVar("Row")
 Kept = TypeVar("Kept")
 
 
@@ -37,7 +38,7 @@ class Sieve(Generic[Kept]):
     rejected: dict[str, list[str]] = field(default_factory=dict)
     truncated: list[str] = field(default_factory=list)
 
-    def sift(self, source: str, rows: Sequence[object], use: Callable[[object], Kept]) -> None:
+    def sift(self, source: str, rows: Sequence[Row], use: Callable[[Row], Kept]) -> None:
         """Add ``use(row)`` of every row; a row for which it raises ``RowFault`` is left out and counted.
 
         Raises:
@@ -58,10 +59,8 @@ class Sieve(Generic[Kept]):
 
     def summary(self, what: str) -> str:
         """Counts, and the first rows left out for each reason."""
-        lines = [f"{len(self.kept)} {what}", *rejected_lines(self.rejected)]
-        if self.truncated:
-            lines += [f"cut to fit: {len(self.truncated)}", *(f"    {row}" for row in self.truncated[:SHOWN])]
-        return "\n".join(lines)
+        cut = {"cut to fit": self.truncated} if self.truncated else {}
+        return "\n".join([f"{len(self.kept)} {what}", *rejected_lines(self.rejected), *_counted(cut)])
 
     def require_none_left_out(self) -> None:
         """Raise ValueError, with the summary, where any row was left out."""
@@ -71,10 +70,12 @@ class Sieve(Generic[Kept]):
 
 def rejected_lines(rejected: Rejected) -> list[str]:
     """A line for each reason, and the first rows under it."""
+    return _counted({f"left out, {reason}": rows for reason, rows in rejected.items()})
+
+
+def _counted(rows: Rejected) -> list[str]:
     return [
-        line
-        for reason, rows in rejected.items()
-        for line in (f"left out, {reason}: {len(rows)}", *(f"    {row}" for row in rows[:SHOWN]))
+        line for why, some in rows.items() for line in (f"{why}: {len(some)}", *(f"    {row}" for row in some[:SHOWN]))
     ]
 
 
@@ -87,12 +88,23 @@ def read_rows(source: str | Path) -> list[object]:
     """
     hub = HUB.fullmatch(str(source))
     with reading(str(source)):
-        return list(_from_hub(hub) if hub else _from_file(Path(source)))
+        if not hub:
+            return list(_from_file(Path(source)))
+        import datasets
+
+        return list(
+            datasets.load_dataset(hub["name"], hub["config"], data_dir=hub["folder"], split=hub["split"] or "train")
+        )
 
 
 def unwritable(text: str) -> bool:
     """Whether a text holds half a surrogate pair, which no file and no tokenizer takes."""
     return any(0xD800 <= ord(character) <= 0xDFFF for character in text)
+
+
+def as_list(sources: str | list[str]) -> list[str]:
+    """One source or several, as a list."""
+    return [sources] if isinstance(sources, str) else list(sources)
 
 
 def source_name(source: str | Path) -> str:
@@ -102,23 +114,14 @@ def source_name(source: str | Path) -> str:
 
 def fingerprints(sources: Sequence[str | Path]) -> dict[str, str]:
     """SHA-256 of every source by its name, numbered where two files share one; a hub data set enters by its rows."""
-    names = [source_name(source) for source in sources]
-    return {
-        name if names.count(name) == 1 else f"{name} ({number})": _fingerprint(source)
-        for number, (name, source) in enumerate(zip(names, sources, strict=True), 1)
-    }
-
-
-def _fingerprint(source: str | Path) -> str:
-    if HUB.fullmatch(str(source)):
-        return fingerprint(json.dumps(row, sort_keys=True, default=str) for row in read_rows(source))
-    return fingerprint([Path(source)])
-
-
-def _from_hub(hub: re.Match[str]) -> Iterator[object]:
-    import datasets
-
-    yield from datasets.load_dataset(hub["name"], hub["config"], data_dir=hub["folder"], split=hub["split"] or "train")
+    names, found = [source_name(source) for source in sources], {}
+    for number, (name, source) in enumerate(zip(names, sources, strict=True), 1):
+        of_hub = HUB.fullmatch(str(source))
+        parts = (
+            (json.dumps(row, sort_keys=True, default=str) for row in read_rows(source)) if of_hub else [Path(source)]
+        )
+        found[name if names.count(name) == 1 else f"{name} ({number})"] = fingerprint(parts)
+    return found
 
 
 def _from_file(file: Path) -> Iterator[object]:

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,12 +47,16 @@ def clean(text: str) -> str:
 
 def held_out(text: str) -> bool:
     """Whether a text belongs to the fixed 10 %: SHA-256 of its UTF-8 bytes, as a number, is a multiple of 10."""
-    return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10 == 0
+    return _hash(text) % 10 == 0
 
 
 def half(text: str) -> int:
     """0 or 1: which fixed half a text belongs to, independent of the hold-out."""
-    return int(hashlib.sha256(text.encode()).hexdigest(), 16) // 10 % 2
+    return _hash(text) // 10 % 2
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
 
 
 def read_reviews(files: Sequence[str | Path]) -> Reviews:
@@ -67,13 +72,7 @@ def read_reviews(files: Sequence[str | Path]) -> Reviews:
     tables = [(source_name(file), read_rows(file)) for file in files]
     tables.sort(key=lambda table: not _has_labels(table[1]))  # stable: labelled files first
     for name, rows in tables:
-        wants_label = _has_labels(rows)
-
-        def use(row: object, wants_label: bool = wants_label) -> Review | str:
-            text = _checked(row, wants_label, seen)
-            seen.add(text)
-            return Review(text=text, label=int(row["label"])) if wants_label else text  # type: ignore[index]
-
+        use = partial(_review, wants_label=_has_labels(rows), seen=seen)
         sieve.sift(name, rows, use)
     return Reviews(
         labelled=[row for row in sieve.kept if isinstance(row, Review)],
@@ -93,8 +92,8 @@ def review_prompts(
     prompts = []
     for text, tokens in zip(texts, ids, strict=True):
         if len(text) > min_characters:
-            key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-            prompts.append(list(tokens[: int(np.random.default_rng([seed, key]).integers(2, 8))]))
+            generator = np.random.default_rng([seed, _hash(text) >> 192])
+            prompts.append(list(tokens[: int(generator.integers(2, 8))]))
     return prompts
 
 
@@ -102,8 +101,9 @@ def _has_labels(rows: Sequence[object]) -> bool:
     return any(isinstance(row, dict) and "label" in row for row in rows)
 
 
-def _checked(row: object, wants_label: bool, seen: set[str]) -> str:
-    """The cleaned text of a row; raises RowFault where the row cannot be used."""
+def _review(row: object, wants_label: bool, seen: set[str]) -> Review | str:
+    """The cleaned text of a row, with its label where one is wanted, entered into ``seen``; raises RowFault where the
+    row cannot be used."""
     if not isinstance(row, dict):
         raise RowFault("not a JSON object")
     text, label = row.get("text"), row.get("label")
@@ -121,4 +121,5 @@ def _checked(row: object, wants_label: bool, seen: set[str]) -> str:
     for holds, reason in checks:
         if holds:
             raise RowFault(reason)
-    return cleaned
+    seen.add(cleaned)
+    return Review(text=cleaned, label=int(row["label"])) if wants_label else cleaned

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.data.formats import Prompt, Turn
+from benchmarks.data.preference_formats import Prompt, Turn
 from benchmarks.data.records import RowFault
 from models.texts.prompts import encode, encode_chats
 
@@ -67,12 +67,12 @@ def fitted(template: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, ma
     return _cut(prompt, content[:low])
 
 
-def response_ids(template: str, text: str, tokenizer: PreTrainedTokenizerBase, *, eos_id: int) -> list[int]:
+def response_ids(template: str, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a response to a rendered prompt, EOS included: one space where the template ends without one."""
     text = text.strip()
     ends_open = template != CHAT and not TEMPLATES.get(template, template)[-1].isspace()
     ids: Sequence[int] = tokenizer((" " if ends_open else "") + text, add_special_tokens=False)["input_ids"]
-    return [*ids, eos_id]
+    return [*ids, tokenizer.eos_token_id]
 
 
 def _cut(prompt: Prompt, content: str) -> Prompt:

@@ -19,7 +19,7 @@ from time import monotonic, sleep
 from typing import Any, Literal, TypeVar, final
 from urllib.parse import urlsplit
 
-from benchmarks.base.cli import fingerprint
+from benchmarks.base.json_files import fingerprint
 from benchmarks.judging.judges import EXCERPT, Unreadable, excerpt, require_fields
 from benchmarks.judging.win_rates import Choice
 

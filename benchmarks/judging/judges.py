@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
-from benchmarks.base.cli import fingerprint
+from benchmarks.base.json_files import fingerprint
 from benchmarks.judging.win_rates import Preference, Scores
 from benchmarks.reporting.heat_map import visible
 from models.rewards.classifier_reward import ClassifierReward
@@ -96,7 +96,7 @@ class RewardJudge:
             "kind": "reward model",
             "name": self.source,
             "weights": self.weights,
-            "score": self.model.kind,
+            "score": self.model.identity["score"],
             "template": self.template,
             "end": self.end,
         }

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from tqdm import trange
 
-from benchmarks.base.cli import fingerprint, write_json
+from benchmarks.base.json_files import fingerprint, write_json
 from benchmarks.data.records import SHOWN, Rejected, read_rows, rejected_lines, unwritable
 from benchmarks.judging.judges import excerpt, require_fields
 from models.policy.causal_policy import CausalPolicy

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from benchmarks.base.cli import fingerprint
+from benchmarks.base.json_files import fingerprint
 from benchmarks.judging.judges import Judge, Unreadable, excerpt
 from benchmarks.judging.win_rates import Scores, probability
 

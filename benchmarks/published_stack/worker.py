@@ -1,4 +1,4 @@
-"""One PPO step of the published stack (TRL 0.7.4), timed: run by ``benchmarks.throughput`` in that stack's environment.
+"""One PPO step of the published stack (TRL 0.7.4), timed: run by ``benchmarks.cost.engine_processes`` in that stack.
 
 As the paper's loop does it: one prompt at a time through ``generate`` with attention maps, the reward model's forward
 with attention maps of every layer, then ``PPOTrainer.step``. A line of JSON in is a request, a line out its answer.
@@ -36,9 +36,8 @@ class Stack:
             remove_unused_columns=False,
         )
         trained = filter(lambda p: p.requires_grad, policy.parameters())
-        optimizer = torch.optim.Adam(
-            trained, lr=config.learning_rate, fused=request["fused"] or None
-        )  # TRL's, but fused
+        # TRL's, but fused
+        optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=request["fused"] or None)
         optimizer.register_step_post_hook(self._count)
         self.trainer = PPOTrainer(config, policy, reference, tokenizer, optimizer=optimizer)
         self.eos, self.seconds, self.optimizer_steps = eos, defaultdict(float), 0
@@ -102,7 +101,7 @@ class Stack:
         }
 
     @torch.no_grad()
-    def measure(self, prompt, response):
+    def fixed(self, prompt, response):
         """Summed log-probability and score of one given response: the same numbers as ours, or not the same maths."""
         ids = torch.tensor([prompt + response])
         logits, *_ = self.trainer.model(ids)
@@ -123,12 +122,8 @@ def main():
     stack = Stack(case)
     for line in sys.stdin:
         request = json.loads(line)
-        if request["do"] == "measure":
-            answer = stack.measure(request["prompt"], request["response"])
-        elif request["do"] == "generate":
-            answer = stack.timed_generate(request["prompts"], request["lengths"])
-        else:
-            answer = stack.step(request["prompts"], request["lengths"])
+        ask = {"fixed": stack.fixed, "generate": stack.timed_generate, "step": stack.step}[request.pop("do")]
+        answer = ask(**request)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

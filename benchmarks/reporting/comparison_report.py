@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base.cli import jsonable, write_json
+from benchmarks.base.json_files import jsonable, write_json
 from benchmarks.reporting import tables
 from benchmarks.reporting.curve_readings import LAST, REFERENCE
 from benchmarks.reporting.statistics import (

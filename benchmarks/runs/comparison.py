@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.base.cli import claim_folder, jsonable, require_claimable, run_record
+from benchmarks.base.json_files import jsonable
+from benchmarks.base.run_folder import claim_folder, require_claimable, run_record
 from benchmarks.reporting.paper_curves import require_same_task
 from benchmarks.reporting.statistics import Results
 from benchmarks.runs.arms import PAPER_SETTINGS, Arm, parse_arms, with_settings

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.base.cli import RECORD, read_record
+from benchmarks.base.run_folder import RECORD, read_record
 from benchmarks.reporting.statistics import Array, Results
 from benchmarks.runs.single_run import FINAL, Run
 from rlhf_core.files.file_errors import reading

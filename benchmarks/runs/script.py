@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks.base.cli import command_line
+from benchmarks.base.command_line import command_line
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table

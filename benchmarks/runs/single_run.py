@@ -12,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from benchmarks.base.cli import RECORD, jsonable, run_record, write_json
+from benchmarks.base.json_files import jsonable, write_json
+from benchmarks.base.run_folder import RECORD, run_record
 from benchmarks.reporting.heat_map import Example
 from benchmarks.reporting.statistics import nan_mean, rank_correlation
 from benchmarks.runs.arms import Arm

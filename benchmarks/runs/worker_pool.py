@@ -17,8 +17,8 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from benchmarks.base.cli import RECORD, differences, read_record
 from benchmarks.base.quiet_libraries import quiet_libraries
+from benchmarks.base.run_folder import RECORD, differences, read_record
 from benchmarks.runs.single_run import Run, execute
 from rlhf_core.run.allocation import keep_freed_memory
 from rlhf_core.run.run_folder import SETTINGS

@@ -1,5 +1,5 @@
 """The tasks: their settings, models and prompts, embedded or prepared from data.
 
-A command line comes in; a policy, a reward model and prompts come out.
-Start at :mod:`~benchmarks.tasks.definitions`.
+Data, a base model or a folder of prepared models come in; a policy, a reward model and prompts come out.
+Start at :mod:`~benchmarks.tasks.definitions`; what ``benchmarks.prepare`` does stands in the modules named prepare.
 """

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base.cli import RECORD, fingerprint, read_record
-from benchmarks.data.preference_records import Tokens, read_demonstrations, split_prompts
+from benchmarks.base.json_files import fingerprint
+from benchmarks.data.preference_tokens import Tokenisation, read_demonstrations, split_prompts
 from benchmarks.data.reviews import held_out, read_reviews, review_prompts
-from benchmarks.tasks import toy
+from benchmarks.tasks import toy_reviews as toy
 from benchmarks.tasks.model_settings import Loading
-from benchmarks.tasks.preparation import MADE_BY
+from benchmarks.tasks.prepared_folder import PromptRows, made_small, part, read_prompts
 from benchmarks.tasks.toy_models import ToyRecipe, toy_models
 from models.policy.causal_policy import CausalPolicy
 from models.rewards.prompted_reward import PromptedReward
@@ -23,7 +23,7 @@ from rlhf_core.config import PAPER, PaperTask
 from rlhf_core.scorers.calling import RewardFunction
 from rlhf_core.types import Policy, RewardModel, Sequences
 
-Prompts = tuple[tuple[int, ...], ...]
+PromptIds = tuple[tuple[int, ...], ...]
 
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2048, 256
 # Models trained from scratch in minutes: the paper's learning rate would not move them in a few dozen steps.
@@ -54,9 +54,9 @@ class Loaded:
     reward: RewardModel | RewardFunction
     train_prompts: Sequence[Sequence[int]]
     held_out_prompts: Sequence[Sequence[int]]
-    gold: Callable[[Sequences], Sequence[float]] | None
-    contributions: Callable[[Sequences], Sequence[Sequence[float]]] | None
     fingerprint: str
+    gold: Callable[[Sequences], Sequence[float]] | None = None
+    contributions: Callable[[Sequences], Sequence[Sequence[float]]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,22 +80,20 @@ class Toy:
         tokenizer = toy.toy_tokenizer()
         # reviews that no model was trained on: a stream of their own
         reviews = toy.sample_reviews(TRAIN_PROMPTS + HELD_OUT_PROMPTS, seed=self.recipe.seed + 1_000_003)
-        ids = [tokenizer.convert_tokens_to_ids(review) for review in reviews]
+        ids = [toy.encode(tokenizer, review) for review in reviews]
         texts = [f"{i} {' '.join(review)}" for i, review in enumerate(reviews)]  # short reviews may repeat
         prompts = frozen(review_prompts(texts, ids, seed=self.recipe.seed, min_characters=0))
-        words = tokenizer.convert_ids_to_tokens
 
         def contributions(sequences: Sequences) -> list[list[float]]:
-            return [
-                toy.true_contributions(words([*prompt, *response]))[len(prompt) :]
-                for prompt, response in zip(sequences.prompts(), sequences.responses(), strict=True)
-            ]
+            return [toy.true_contributions(words)[prompt:] for prompt, words in read(sequences)]
 
         def gold(sequences: Sequences) -> list[float]:
-            return [
-                toy.true_score(" ".join(words([*prompt, *response])))
-                for prompt, response in zip(sequences.prompts(), sequences.responses(), strict=True)
-            ]
+            return [toy.true_score(" ".join(words)) for _, words in read(sequences)]
+
+        def read(sequences: Sequences) -> Iterable[tuple[int, list[str]]]:
+            """Length of each prompt, and the words of prompt and response."""
+            for prompt, response in zip(sequences.prompts(), sequences.responses(), strict=True):
+                yield len(prompt), list(tokenizer.convert_ids_to_tokens([*prompt, *response]))
 
         return Loaded(
             policy=self.loading.policy(str(folder / "policy")),
@@ -136,35 +134,25 @@ class PositiveGeneration:
             FileNotFoundError: ``models`` lacks one of its three parts.
             ValueError: models that cannot be used, or no prompts.
         """
-        if self.models is not None:
-            policy_name, reward_name = str(part(self.models, "policy")), str(part(self.models, "reward"))
-            policy = self.loading.policy(policy_name)
-            splits = {split: [row["ids"] for row in rows] for split, rows in read_prompts(self.models).items()}
-        else:
-            policy_name, reward_name, policy = self.policy, self.reward, self.loading.policy(self.policy)
-            splits = _review_prompts(self.data, policy)
-        train, test = frozen(splits["train"]), frozen(splits["held_out"])
+        policy_name, reward_name = _names(self)
+        policy = self.loading.policy(policy_name)
+        splits = _review_prompts(self.data, policy) if self.models is None else read_prompts(self.models)
+        train, test = (frozen(row["ids"] for row in splits[split]) for split in ("train", "held_out"))
         return Loaded(
             policy=policy,
             reward=self.loading.reward(reward_name, "logit_difference"),
             train_prompts=train,
             held_out_prompts=test,
             gold=self._gold(),
-            contributions=None,
             fingerprint=task_fingerprint([policy_name, reward_name], self.loading, train + test),
         )
 
-    def _gold(self) -> Callable[[Sequences], list[float]] | None:
+    def _gold(self) -> Callable[[Sequences], Sequence[float]] | None:
         """The second reward model, trained on other reviews, where ``prepare --gold true`` made one."""
         if self.models is None or not Path(self.models, "gold").is_dir():
             return None
         judge = self.loading.reward(str(Path(self.models, "gold")), "logit_difference")
-
-        def gold(sequences: Sequences) -> list[float]:
-            scores: list[float] = judge.score(sequences, frozenset()).scores.tolist()
-            return scores
-
-        return gold
+        return lambda sequences: judge.score(sequences, frozenset()).scores.tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,36 +185,25 @@ class PreferenceTask:
         return SMALL_PREFERENCE_PPO[self.paper] if made_small(self.models) else PAPER[self.paper]
 
     def load(self) -> Loaded:
-        """Read models and prompts; from the hub only where ``models`` is None.
-
-        Raises:
-            FileNotFoundError: ``models`` lacks one of its three parts.
-            ValueError: models that cannot be used, or no prompts.
-        """
-        if self.models is not None:
-            policy_name, reward_name = str(part(self.models, "policy")), str(part(self.models, "reward"))
-            policy, splits = self.loading.policy(policy_name), read_prompts(self.models, ("ids", "reward_ids"))
-        else:
-            policy_name, reward_name, policy = self.policy, self.reward, self.loading.policy(self.policy)
-            splits = self._rendered(policy)
-        rows = [row for some in splits.values() for row in some]
+        """As :meth:`PositiveGeneration.load`."""
+        policy_name, reward_name = _names(self)
+        policy = self.loading.policy(policy_name)
+        splits = self._rendered(policy) if self.models is None else read_prompts(self.models, ("ids", "reward_ids"))
         train, test = (frozen(row["ids"] for row in splits[split]) for split in ("train", "held_out"))
-        renderings = {tuple(row["ids"]): tuple(row["reward_ids"]) for row in rows}
+        renderings = {tuple(row["ids"]): tuple(row["reward_ids"]) for rows in splits.values() for row in rows}
         return Loaded(
             policy=policy,
             reward=PromptedReward(reward=self.loading.reward(reward_name, "single_logit"), renderings=renderings),
             train_prompts=train,
             held_out_prompts=test,
-            gold=None,
-            contributions=None,
             fingerprint=task_fingerprint(
                 [policy_name, reward_name], self.loading, (*train, *test, *renderings.values())
             ),
         )
 
-    def _rendered(self, policy: CausalPolicy) -> dict[str, list[dict[str, Any]]]:
+    def _rendered(self, policy: CausalPolicy) -> PromptRows:
         """Every prompt of the data that fits, in both templates, split by its hash."""
-        tokens = Tokens(
+        tokens = Tokenisation(
             tokenizer=policy.tokenizer,
             template=self.template,
             reads=self.reward_template,
@@ -234,37 +211,35 @@ class PreferenceTask:
             max_response_tokens=sys.maxsize,
             faults="drop",
         )
-        found = tokens.demonstrations(read_demonstrations([self.data]))
+        found = tokens.examples(read_demonstrations([self.data]), "demonstrations")
         print(found.summary("prompts"), flush=True)
         return split_prompts(found.kept)
 
 
-SUMMARISATION = partial(
-    PreferenceTask,
-    paper="summarisation",
-    policy="XanderJC/gptj-sft-tldr-merged",
-    reward="Holarissun/trl_rm_tldr_gptj",
-    data="hub:openai/summarize_from_feedback@comparisons",
-    template="summary",
-    reward_template="summary",
-    max_prompt_tokens=450,
-)
-DIALOGUE = partial(
-    PreferenceTask,
-    paper="dialogue",
-    policy="VMware/open-llama-7b-open-instruct",
-    reward="weqweasdas/hh_rlhf_rm_open_llama_3b",
-    data="hub:Anthropic/hh-rlhf#helpful-base",
-    template="instruction",
-    reward_template="human_assistant",
-    max_prompt_tokens=256,
-)
 Task = Toy | PositiveGeneration | PreferenceTask
 TASKS: Mapping[str, Callable[..., Task]] = {
     "toy": Toy,
     "positive_generation": PositiveGeneration,
-    "summarisation": SUMMARISATION,
-    "dialogue": DIALOGUE,
+    "summarisation": partial(
+        PreferenceTask,
+        paper="summarisation",
+        policy="XanderJC/gptj-sft-tldr-merged",
+        reward="Holarissun/trl_rm_tldr_gptj",
+        data="hub:openai/summarize_from_feedback@comparisons",
+        template="summary",
+        reward_template="summary",
+        max_prompt_tokens=450,
+    ),
+    "dialogue": partial(
+        PreferenceTask,
+        paper="dialogue",
+        policy="VMware/open-llama-7b-open-instruct",
+        reward="weqweasdas/hh_rlhf_rm_open_llama_3b",
+        data="hub:Anthropic/hh-rlhf#helpful-base",
+        template="instruction",
+        reward_template="human_assistant",
+        max_prompt_tokens=256,
+    ),
 }
 
 
@@ -283,75 +258,27 @@ def make_task(name: str, **settings: Any) -> Task:
     return TASKS[name](**given)
 
 
-def made_small(models: str | None) -> bool:
-    """Whether ``benchmarks.prepare`` made these models from scratch in a size that the paper's settings hardly move."""
-    if models is None or not Path(models, RECORD).is_file():
-        return False
-    record = read_record(Path(models))
-    if record.get("made_by", MADE_BY) != MADE_BY:
-        raise ValueError(f"--models {models} was made by {record['made_by']}; give a folder made by {MADE_BY}")
-    settings = record.get("settings")
-    if not isinstance(settings, dict):
-        raise ValueError(f"{Path(models, RECORD)} is damaged: it holds no settings; prepare the folder again")
-    return settings.get("size") in ("micro", "tiny")
+def _names(task: PositiveGeneration | PreferenceTask) -> tuple[str, str]:
+    """Where policy and reward model come from."""
+    if task.models is None:
+        return task.policy, task.reward
+    return str(part(task.models, "policy")), str(part(task.models, "reward"))
 
 
-def read_prompts(models: str, columns: Sequence[str] = ("ids",)) -> dict[str, list[dict[str, Any]]]:
-    """Rows by split ("train", "held_out") of the prompts.jsonl that ``benchmarks.prepare`` wrote, with token ids in
-    each of ``columns``.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: a line that is no such row, or a split without prompts.
-    """
-    file = part(models, "prompts.jsonl")
-    splits: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
-    with file.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                for column in columns:
-                    _require_ids(column, row[column])
-                splits[row["split"]].append(row)
-            except (KeyError, TypeError, ValueError, RecursionError) as error:
-                raise ValueError(f"{file}:{number} is no prompt ({error!r}): {line[:80]!r}") from error
-    empty = [split for split, prompts in splits.items() if not prompts]
-    if empty:
-        raise ValueError(f"{file} has no prompts for {', '.join(empty)}")
-    return splits
-
-
-def _require_ids(column: str, ids: object) -> None:
-    if not isinstance(ids, list) or not ids or not all(type(token) is int and token >= 0 for token in ids):
-        raise ValueError(f"{column!r} must be a list of token ids")
-
-
-def _review_prompts(data: str, policy: CausalPolicy) -> dict[str, list[list[int]]]:
+def _review_prompts(data: str, policy: CausalPolicy) -> PromptRows:
     reviews = read_reviews([data])
-    texts = [review.text for review in reviews.labelled] + list(reviews.unlabelled)
-    parts = {
-        "train": [text for text in texts if not held_out(text)],
-        "held_out": [text for text in texts if held_out(text)],
-    }
-    return {split: review_prompts(some, policy.encode(some)) for split, some in parts.items()}
+    texts: dict[str, list[str]] = {"train": [], "held_out": []}
+    for text in (*(review.text for review in reviews.labelled), *reviews.unlabelled):
+        texts["held_out" if held_out(text) else "train"].append(text)
+    return {split: [{"ids": ids} for ids in review_prompts(some, policy.encode(some))] for split, some in texts.items()}
 
 
-def part(folder: str, name: str) -> Path:
-    """A part of a prepared folder; raises FileNotFoundError, with the way to make it, where it is missing."""
-    path = Path(folder, name)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing; make the folder with: python -m benchmarks.prepare TASK --out {folder}"
-        )
-    return path
-
-
-def frozen(prompts: Iterable[Sequence[int]]) -> Prompts:
+def frozen(prompts: Iterable[Sequence[int]]) -> PromptIds:
     """Prompts as tuples."""
     return tuple(tuple(prompt) for prompt in prompts)
 
 
-def task_fingerprint(models: Sequence[str], loading: Loading, prompts: Prompts) -> str:
+def task_fingerprint(models: Sequence[str], loading: Loading, prompts: PromptIds) -> str:
     """SHA-256 of the prompts and of local weights, those of the auxiliaries in the order of their names; hub models
     enter by name."""
     parts: list[str | Path] = [hashlib.sha256(json.dumps(prompts).encode()).hexdigest()]

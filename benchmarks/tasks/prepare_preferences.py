@@ -5,37 +5,33 @@ only; a Bradley-Terry reward model is fitted to comparisons, in its own prompt t
 their text, so no post or question is both learned from and tested on.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.data.preference_records import (
-    Tokenised,
-    TokenisedPair,
-    Tokens,
+from benchmarks.data.preference_tokens import (
+    Tokenisation,
+    TokenisedExample,
     read_comparisons,
     read_demonstrations,
-    reading,
+    reward_input,
     split_prompts,
 )
-from benchmarks.data.records import Faults, fingerprints
+from benchmarks.data.records import Faults, as_list, fingerprints
 from benchmarks.data.reviews import held_out
 from benchmarks.data.templates import check_template
-from benchmarks.tasks.preparation import (
-    base_tokenizer,
-    continuations,
-    from_base,
-    from_scratch,
+from benchmarks.tasks.prepared_folder import (
+    PromptRows,
     prepared_folder,
-    require_context,
+    reported,
     require_prompts,
     write_prompts,
     write_report,
 )
 from benchmarks.tasks.reward_accuracy import by_confidence
+from benchmarks.tasks.starting_models import base_tokenizer, continuations, from_base, from_scratch, require_context
+from benchmarks.tasks.training_recipes import PREFERENCES
 from models.training.finetuning import Adapted, adapted_language_model, adapted_reward_model
 from models.training.objectives import Completion, Pair
 from models.training.supervised import (
@@ -50,57 +46,12 @@ from models.training.supervised import (
 from models.weights.adapters import LoraSettings
 from models.weights.source import DType, ModelSource
 
-shown = partial(TrainingSettings, progress=True)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Stages:
-    """How the models of one size are trained; ``language`` comes before the demonstrations, from scratch only."""
-
-    language: TrainingSettings | None
-    demonstrations: TrainingSettings
-    reward: TrainingSettings
-
-
-STAGES: Mapping[str, Stages] = {
-    "micro": Stages(
-        language=TrainingSettings(steps=20, batch_size=4, learning_rate=4e-3),
-        demonstrations=TrainingSettings(steps=10, batch_size=4, learning_rate=2e-3),
-        reward=TrainingSettings(steps=10, batch_size=4, learning_rate=2e-3),
-    ),
-    "tiny": Stages(
-        language=shown(steps=600, batch_size=8, learning_rate=2e-3),
-        demonstrations=shown(steps=150, batch_size=8, learning_rate=1e-3),
-        reward=shown(steps=200, batch_size=8, learning_rate=5e-4),
-    ),
-    "small": Stages(
-        language=shown(epochs=3, batch_size=32, learning_rate=6e-4),
-        demonstrations=shown(epochs=2, batch_size=32, learning_rate=3e-4),
-        reward=shown(epochs=1, batch_size=32, learning_rate=1e-4),
-    ),
-    "gpt2": Stages(
-        language=shown(epochs=3, batch_size=32, learning_rate=6e-4),
-        demonstrations=shown(epochs=2, batch_size=32, learning_rate=1e-4),
-        reward=shown(epochs=1, batch_size=32, learning_rate=5e-5),
-    ),
-    "base": Stages(
-        language=None,
-        demonstrations=shown(epochs=1, batch_size=32, micro_batch_size=4, learning_rate=5e-5),
-        reward=shown(epochs=1, batch_size=32, micro_batch_size=4, learning_rate=2e-5),
-    ),
-    "lora": Stages(
-        language=None,
-        demonstrations=shown(epochs=1, batch_size=32, micro_batch_size=2, learning_rate=2e-4),
-        reward=shown(epochs=1, batch_size=32, micro_batch_size=2, learning_rate=1e-4),
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preferences:
+class PreferencePreparation:
     """Fine-tune on demonstrations, and fit a reward model to comparisons.
 
-    Data come from files or the hub, in standard or conversational columns (see benchmarks.data.formats).
+    Data come from files or the hub, in standard or conversational columns (see benchmarks.data.preference_formats).
     """
 
     comparisons: str | list[str]
@@ -171,38 +122,21 @@ class Preferences:
         """The reward model's template."""
         return self.template if self.reward_template is None else self.reward_template
 
-    def sources(self) -> tuple[list[str], list[str]]:
-        """Demonstrations and comparisons, as lists."""
-        compared = [self.comparisons] if isinstance(self.comparisons, str) else list(self.comparisons)
-        if self.demonstrations is None:
-            return compared, compared
-        shown = self.demonstrations
-        return ([shown] if isinstance(shown, str) else list(shown)), compared
-
-    def resolved(self) -> "Preferences":
+    def resolved(self) -> "PreferencePreparation":
         """The same with every default that depends on the size or base written out."""
         size = None if self.base is not None else self.size or "tiny"
-        stages = STAGES[size or ("base" if self.lora is None else "lora")]
-        return replace(
-            self,
-            size=size,
-            language=self.language or stages.language,
-            supervised=self.supervised or stages.demonstrations,
-            reward=self.reward or stages.reward,
-        )
+        recipe: Mapping[str, Any] = PREFERENCES[size or ("base" if self.lora is None else "lora")]
+        return replace(self, size=size, **{name: getattr(self, name) or value for name, value in recipe.items()})
 
 
-SUMMARISATION: Mapping[str, Any] = {"template": "reddit", "max_prompt_tokens": 512, "max_response_tokens": 64}
-DIALOGUE: Mapping[str, Any] = {
-    "template": "instruction",
-    "reward_template": "human_assistant",
-    "max_prompt_tokens": 256,
-    "max_response_tokens": 256,
+TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "summarisation": {"template": "reddit", "max_prompt_tokens": 512, "max_response_tokens": 64},
+    "dialogue": {"template": "instruction", "reward_template": "human_assistant"},
 }
 """What each task changes in the defaults above."""
 
 
-def prepare_preferences(settings: Preferences) -> dict[str, Any]:
+def prepare_preferences(settings: PreferencePreparation) -> dict[str, Any]:
     """Make everything ``--task summarisation`` or ``dialogue`` with ``--models OUT`` needs, and return the report.
 
     Raises:
@@ -210,14 +144,14 @@ def prepare_preferences(settings: Preferences) -> dict[str, Any]:
         ValueError: unusable data or models that cannot be combined.
     """
     settings = settings.resolved()
-    shown, compared = settings.sources()
+    compared = as_list(settings.comparisons)
+    shown = compared if settings.demonstrations is None else as_list(settings.demonstrations)
     with prepared_folder(Path(settings.out), overwrite=settings.overwrite) as folder:
-        demonstrations = read_demonstrations(shown)
-        comparisons = read_comparisons(compared)
-        texts = [turn.content for row in demonstrations.kept for turn in row.prompt]
-        texts += [row.completion for row in demonstrations.kept]
+        found = {"demonstrations": read_demonstrations(shown), "comparisons": read_comparisons(compared)}
+        examples = found["demonstrations"].kept
+        texts = [turn.content for row in examples for turn in row.prompt] + [row.responses[0] for row in examples]
         start = _starting_point(settings, texts)
-        tokens = Tokens(
+        tokens = Tokenisation(
             tokenizer=start.tokenizer,
             template=settings.template,
             reads=settings.reads,
@@ -225,18 +159,19 @@ def prepare_preferences(settings: Preferences) -> dict[str, Any]:
             max_response_tokens=settings.max_response_tokens,
             faults=settings.faults,
         )
-        responses, pairs = tokens.demonstrations(demonstrations), tokens.pairs(comparisons)
-        for sieve, what in ((responses, "demonstrations"), (pairs, "comparisons")):
+        sieves = {what: tokens.examples(some, what) for what, some in found.items()}
+        for what, sieve in sieves.items():
             print(sieve.summary(what), flush=True)
             if settings.faults == "error":
                 sieve.require_none_left_out()
-        report = _build(settings, start, _split(responses.kept, pairs.kept), folder)
+        data = {what: _split(sieve.kept, what) for what, sieve in sieves.items()}
+        prompts = split_prompts([row for sieve in sieves.values() for row in sieve.kept])
+        report = _build(settings, start, data, prompts, folder)
         report["data"] |= {
             "left_out": {
-                what: {reason: len(rows) for reason, rows in sieve.rejected.items()}
-                for sieve, what in ((responses, "demonstrations"), (pairs, "comparisons"))
+                what: {reason: len(rows) for reason, rows in sieve.rejected.items()} for what, sieve in sieves.items()
             },
-            "cut_to_fit": {"demonstrations": len(responses.truncated), "comparisons": len(pairs.truncated)},
+            "cut_to_fit": {what: len(sieve.truncated) for what, sieve in sieves.items()},
         }
         write_report(folder, report, settings, fingerprints(list(dict.fromkeys([*shown, *compared]))))
     return report
@@ -250,110 +185,96 @@ class Start:
     model: Any
     source: ModelSource | None
 
+    def save(self, model: Any, folder: Path) -> None:
+        """Write what was made of it, whole or an adapter."""
+        if self.source is not None:
+            Adapted(adapters=model, tokenizer=self.tokenizer).save(str(folder))
+        else:
+            save(model, self.tokenizer, folder)
 
-def _starting_point(settings: Preferences, texts: Sequence[str]) -> Start:
+
+def _starting_point(settings: PreferencePreparation, texts: Sequence[str]) -> Start:
+    if settings.lora is not None:
+        base = str(settings.base)  # which adapters need
+        source = ModelSource(
+            name_or_path=base, dtype=settings.dtype, four_bit=settings.four_bit, device=settings.device
+        )
+        return Start(model=None, tokenizer=base_tokenizer(base), source=source)
     if settings.base is None:
         model, tokenizer = from_scratch(str(settings.size), texts, context=settings.context, seed=settings.seed)
-        return Start(model=model, tokenizer=tokenizer, source=None)
-    if settings.lora is None:
+    else:
         model, tokenizer = from_base(settings.base, context=settings.longest)
-        return Start(model=model, tokenizer=tokenizer, source=None)
-    source = ModelSource(
-        name_or_path=settings.base, dtype=settings.dtype, four_bit=settings.four_bit, device=settings.device
-    )
-    return Start(model=None, tokenizer=base_tokenizer(settings.base), source=source)
+    return Start(model=model, tokenizer=tokenizer, source=None)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Data:
-    """Rows and prompts by split, "train" and "held_out"."""
-
-    shown: Mapping[str, Sequence[Tokenised]]
-    compared: Mapping[str, Sequence[TokenisedPair]]
-    prompts: Mapping[str, Sequence[Mapping[str, Any]]]
+SPLITS = {"train": False, "held_out": True}
+SIDES = ("chosen", "rejected")
+Split = Mapping[str, Sequence[TokenisedExample]]
 
 
-def _split(responses: Sequence[Tokenised], pairs: Sequence[TokenisedPair]) -> Data:
-    """By the hash of each prompt; raises ValueError where a split of anything is empty."""
-    parts = {"train": False, "held_out": True}
-    shown = {part: [row for row in responses if held_out(row.key) == held] for part, held in parts.items()}
-    compared = {part: [row for row in pairs if held_out(row.key) == held] for part, held in parts.items()}
-    for what, some in (("demonstrations", shown), ("comparisons", compared)):
-        require_prompts(
-            some, f"among the {what}; the hold-out is a tenth of the prompts, by their hash: give more rows"
-        )
-    return Data(shown=shown, compared=compared, prompts=split_prompts([*responses, *pairs]))
+def _split(rows: Sequence[TokenisedExample], what: str) -> Split:
+    """By the hash of each prompt; raises ValueError where a split is empty."""
+    splits = {name: [row for row in rows if held_out(row.key) == held] for name, held in SPLITS.items()}
+    require_prompts(splits, f"among the {what}; the hold-out is a tenth of the prompts, by their hash: give more rows")
+    return splits
 
 
-def _build(settings: Preferences, start: Start, data: Data, folder: Path) -> dict[str, Any]:
-    started = time.perf_counter()
-    language_model, measured = _fine_tuned(settings, start, data)
+def _build(
+    settings: PreferencePreparation, start: Start, data: Mapping[str, Split], prompts: PromptRows, folder: Path
+) -> dict[str, Any]:
     report: dict[str, Any] = {"score": "single_logit"}
-    report["language_model"] = {**measured, "seconds": time.perf_counter() - started}
-    print(f"language model: {report['language_model']}", flush=True)
-    _save(language_model, start, folder / "policy")
-    write_prompts(folder / "prompts.jsonl", data.prompts)
-    held = [row["ids"] for row in data.prompts["held_out"]]
+    with reported(report, "language_model") as measured:
+        language_model = _fine_tuned(settings, start, data, measured)
+    start.save(language_model, folder / "policy")
+    write_prompts(folder, prompts)
+    held = [row["ids"] for row in prompts["held_out"]]
     report["samples"] = continuations(language_model, start.tokenizer, held, seed=settings.seed)
-
-    started = time.perf_counter()
-    reward_model, measured = _reward_model(settings, start, language_model, data)
-    report["reward_model"] = {**measured, "seconds": time.perf_counter() - started}
-    print(f"reward model: {report['reward_model']}", flush=True)
-    _save(reward_model, start, folder / "reward")
+    with reported(report, "reward_model") as measured:
+        reward_model = _reward_model(settings, start, language_model, data["comparisons"], measured)
+    start.save(reward_model, folder / "reward")
     report["data"] = {
-        "demonstrations": {part: len(rows) for part, rows in data.shown.items()},
-        "comparisons": {part: len(rows) for part, rows in data.compared.items()},
-        "prompts": {part: len(rows) for part, rows in data.prompts.items()},
-        "hold_out": "prompts whose text has a SHA-256 divisible by 10",
-    }
+        what: {part: len(rows) for part, rows in splits.items()}
+        for what, splits in (*data.items(), ("prompts", prompts))
+    } | {"hold_out": "prompts whose text has a SHA-256 divisible by 10"}
     return report
 
 
-def _fine_tuned(settings: Preferences, start: Start, data: Data) -> tuple[Any, dict[str, Any]]:
-    """The language model after whole texts (from scratch only) and demonstrations, and what was measured."""
+def _fine_tuned(
+    settings: PreferencePreparation, start: Start, data: Mapping[str, Split], measured: dict[str, Any]
+) -> Any:
+    """The language model after whole texts (from scratch only) and demonstrations."""
     assert settings.supervised is not None  # resolved
-    measured: dict[str, Any] = {}
+    model = start.model
     if start.source is not None:
         assert settings.lora is not None
         model = adapted_language_model(start.source, settings.lora, seed=settings.seed, checkpointing=True).adapters
         require_context(model.get_base_model(), str(settings.base), settings.longest)
-    else:
-        model = start.model
     if settings.language is not None and settings.base is None:
-        whole = {
-            part: [row.whole for row in data.shown[part]] + [row.best for row in data.compared[part]]
-            for part in data.shown
-        }
-        measured["whole_texts"] = train_language_model(model, whole["train"], whole["held_out"], settings.language)
-    rows = {
-        part: [Completion(ids=row.whole, prompt_tokens=len(row.prompt)) for row in some]
-        for part, some in data.shown.items()
-    }
-    return model, measured | train_completions(model, rows["train"], rows["held_out"], settings.supervised)
+        train, test = ([row.best for rows in data.values() for row in rows[part]] for part in SPLITS)
+        measured["whole_texts"] = train_language_model(model, train, test, settings.language)
+    rows, tests = (
+        [Completion(ids=row.best, prompt_tokens=len(row.prompt)) for row in data["demonstrations"][part]]
+        for part in SPLITS
+    )
+    measured |= train_completions(model, rows, tests, settings.supervised)
+    return model
 
 
-def _reward_model(settings: Preferences, start: Start, language_model: Any, data: Data) -> tuple[Any, dict[str, Any]]:
-    """The Bradley-Terry model, and its accuracy beside that of the rule "longer wins"."""
+def _reward_model(
+    settings: PreferencePreparation, start: Start, language_model: Any, data: Split, measured: dict[str, Any]
+) -> Any:
+    """The Bradley-Terry model; its accuracy is measured beside that of the rule "longer wins"."""
     assert settings.reward is not None  # resolved
     if start.source is not None:
         assert settings.lora is not None
         model = adapted_reward_model(start.source, settings.lora, seed=settings.seed, checkpointing=True).adapters
     else:
         model = new_classifier(language_model, seed=settings.seed, num_labels=1)
-    rows = {
-        part: [Pair(chosen=reading(row, row.chosen), rejected=reading(row, row.rejected)) for row in some]
-        for part, some in data.compared.items()
-    }
-    measured = train_preference_model(model, rows["train"], rows["held_out"], settings.reward)
-    chosen, rejected = (
-        last_token_scores(model, [getattr(row, side) for row in rows["held_out"]]) for side in ("chosen", "rejected")
+    pairs, tests = (
+        [Pair(**{side: reward_input(row, ids) for side, ids in zip(SIDES, row.responses, strict=True)}) for row in rows]
+        for rows in (data[part] for part in SPLITS)
     )
-    return model, {**measured, **by_confidence(data.compared["held_out"], (chosen - rejected).tolist())}
-
-
-def _save(model: Any, start: Start, folder: Path) -> None:
-    if start.source is not None:
-        Adapted(adapters=model, tokenizer=start.tokenizer).save(str(folder))
-    else:
-        save(model, start.tokenizer, folder)
+    measured |= train_preference_model(model, pairs, tests, settings.reward)
+    chosen, rejected = (last_token_scores(model, [getattr(pair, side) for pair in tests]) for side in SIDES)
+    measured |= by_confidence(data["held_out"], (chosen - rejected).tolist())
+    return model

@@ -1,39 +1,26 @@
 """How often a reward model agrees with people, and how often the rule "the longer response wins" does."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
+
+from benchmarks.data.preference_tokens import TokenisedExample
 
 
-@runtime_checkable
-class Compared(Protocol):
-    """A comparison as far as it matters here."""
-
-    @property
-    def confidence(self) -> int | None:
-        """How sure the annotator was, from 0, undecided; None where nobody asked."""
-        ...
-
-    @property
-    def longer_wins(self) -> bool | None:
-        """Whether the chosen response is the longer one; None where both are equally long."""
-        ...
-
-
-def by_confidence(rows: Sequence[Compared], margins: Sequence[float]) -> dict[str, Any]:
+def by_confidence(rows: Sequence[TokenisedExample], margins: Sequence[float]) -> dict[str, Any]:
     """Accuracy (share of pairs ranked right, ties half) of the margins score(chosen) − score(rejected) and of "longer
     wins": over all pairs, where the two rules disagree, and by confidence where that is known."""
     right = [_half_right(margin) for margin in margins]
     longer = [0.5 if row.longer_wins is None else float(row.longer_wins) for row in rows]
     shorter = [score for score, length in zip(right, longer, strict=True) if length == 0]
-    levels = sorted({row.confidence for row in rows if row.confidence is not None})
     report: dict[str, Any] = {
         "pairs": len(rows),
         "longer_wins": _mean(longer),
         "accuracy_where_the_shorter_won": _mean(shorter),
         "pairs_where_the_shorter_won": len(shorter),
     }
+    levels = sorted({row.confidence for row in rows if row.confidence is not None})
+    chosen = {level: [i for i, row in enumerate(rows) if row.confidence == level] for level in levels}
     if levels:
-        chosen = {level: [i for i, row in enumerate(rows) if row.confidence == level] for level in levels}
         report["by_confidence"] = {
             str(level): {
                 "pairs": len(some),

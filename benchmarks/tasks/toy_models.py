@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.base.atomic_folder import temporary_sibling
-from benchmarks.base.cli import fingerprint, jsonable, write_json
-from benchmarks.tasks import toy
+from benchmarks.base.json_files import fingerprint, jsonable, write_json
+from benchmarks.base.run_folder import temporary_sibling
+from benchmarks.tasks import toy_reviews as toy
 from models.training.objectives import Labelled
 from models.training.supervised import (
     TrainingSettings,
@@ -80,8 +80,7 @@ def _build(folder: Path, recipe: ToyRecipe) -> dict[str, Any]:
     tokenizer, started = toy.toy_tokenizer(), time.perf_counter()
     reviews = toy.sample_reviews(recipe.held_out + recipe.reviews, seed=recipe.seed)
     held_out, reviews = reviews[: recipe.held_out], reviews[recipe.held_out :]
-    ids: list[list[int]] = [tokenizer.convert_tokens_to_ids(review) for review in reviews]
-    held_out_ids: list[list[int]] = [tokenizer.convert_tokens_to_ids(review) for review in held_out]
+    ids, held_out_ids = ([toy.encode(tokenizer, review) for review in some] for some in (reviews, held_out))
     language_model = new_language_model(
         tokenizer,
         layers=recipe.layers,
@@ -95,7 +94,7 @@ def _build(folder: Path, recipe: ToyRecipe) -> dict[str, Any]:
     save(language_model, tokenizer, folder / "policy")
     reward_model = new_classifier(language_model, seed=recipe.seed)
     read = with_gaps(reviews, share=recipe.gaps, seed=recipe.seed)
-    rows = [Labelled(ids=tokenizer.convert_tokens_to_ids(some), labels=_readers(some, recipe)) for some in read]
+    rows = [Labelled(ids=toy.encode(tokenizer, some), labels=_readers(some, recipe)) for some in read]
     tested = [
         Labelled(ids=row, labels=[float(toy.prefix_scores(review)[-1] > 0)])
         for row, review in zip(held_out_ids, held_out, strict=True)

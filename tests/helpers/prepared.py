@@ -2,7 +2,7 @@
 
 import json
 
-from benchmarks.tasks.preparation import MADE_BY
+from benchmarks.tasks.prepared_folder import MADE_BY
 from models.tiny import save_tiny
 
 

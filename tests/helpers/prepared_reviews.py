@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.tasks.prepare_reviews import PositiveGeneration, prepare_positive_generation
+from benchmarks.tasks.prepare_reviews import ReviewPreparation, prepare_positive_generation
 from models.training.supervised import TrainingSettings
 
 QUICK = TrainingSettings(steps=3, batch_size=4)
@@ -28,8 +28,6 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepare")
     data = [write_reviews(folder / "labelled.jsonl"), write_reviews(folder / "more.jsonl", 30, labels=False)]
     prepare_positive_generation(
-        PositiveGeneration(
-            data=data, out=str(folder / "out"), size="micro", language=QUICK, reward=QUICK, max_tokens=32
-        )
+        ReviewPreparation(data=data, out=str(folder / "out"), size="micro", language=QUICK, reward=QUICK, max_tokens=32)
     )
     return folder / "out"

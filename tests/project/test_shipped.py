@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
-from benchmarks.base.cli import PRESETS, command_line
-from benchmarks.throughput import INSTALL, WORKER, Settings
+from benchmarks.base.command_line import PRESETS, command_line
+from benchmarks.cost.engine_processes import INSTALL, WORKER
+from benchmarks.throughput import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = configparser.ConfigParser()

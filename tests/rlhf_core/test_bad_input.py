@@ -15,11 +15,11 @@ from generated import outcome, refused, tries
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from benchmarks.data.formats import comparison, demonstration
-from benchmarks.data.preference_records import read_comparisons, read_demonstrations
+from benchmarks.data.preference_formats import comparison, demonstration
+from benchmarks.data.preference_tokens import read_comparisons, read_demonstrations
 from benchmarks.data.records import unwritable
 from benchmarks.data.reviews import read_reviews
-from benchmarks.tasks.definitions import made_small, read_prompts
+from benchmarks.tasks.prepared_folder import made_small, read_prompts
 from models import load_policy
 from models.tiny import save_tiny
 from rlhf_core import KLConfig, PPOConfig, ScoreConfig, Sequences, TokenReward
@@ -252,7 +252,7 @@ def test_a_damaged_row_is_understood_whole_or_has_a_fault_with_a_name(row):
         found, refusal = outcome(lambda read=read: read(row), "'", "responses", "JSON")
         if refusal:
             continue
-        replies = [found.completion] if hasattr(found, "completion") else [found.chosen, found.rejected]
+        replies = found.responses
         for text in (*replies, *(turn.content for turn in found.prompt)):
             assert text.strip()
             assert not unwritable(text)

@@ -13,7 +13,7 @@ from fakes import small_run, unheard
 from tokenizers import processors
 from transformers import BatchEncoding
 
-from benchmarks.data.formats import Turn
+from benchmarks.data.preference_formats import Turn
 from benchmarks.data.templates import render
 from models.policy.loading import load_policy
 from models.texts.prompts import Frame, encode, padding_problems

@@ -12,9 +12,10 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks import evidence_cost, levers, sampling_speed, throughput
+from benchmarks.cost import engine_processes
 from benchmarks.cost.machine_floor import Rates, Work, flop_counter
-from benchmarks.cost.throughput_case import PHASES, Case, Engine
-from benchmarks.throughput import comparison, phases, require_same_maths, require_same_work, timing
+from benchmarks.cost.timed_step import PHASES, Case, Engine
+from benchmarks.throughput import Timed, Timing, engines_table, phases_table, require_same
 from rlhf_core.trainer import PPOTrainer
 
 TINY = Case(layers=2, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
@@ -57,13 +58,13 @@ def test_a_step_is_counted_and_timed_by_phase():
 
 def test_engines_that_do_other_work_are_refused():
     done = {"tokens": 40, "optimizer_steps": 8}
-    require_same_work(done, done, "other")
-    with pytest.raises(RuntimeError, match="other took 9 optimizer_steps where ours took 8: not the same work"):
-        require_same_work(done, {**done, "optimizer_steps": 9}, "other")
+    require_same(done, done, done, "other")
+    with pytest.raises(RuntimeError, match="optimizer_steps is 8 in ours and 9 in other: not the same work"):
+        require_same(done, {**done, "optimizer_steps": 9}, done, "other")
     same = {"logprob": -1.0, "score": 2.0}
-    require_same_maths(same, same, "other")
-    with pytest.raises(RuntimeError, match=r"score of one response is 2.0 here and 2.1 in other: not the same"):
-        require_same_maths(same, {**same, "score": 2.1}, "other")
+    require_same(same, {**same, "score": 2.0001}, same, "other", by=1e-3)
+    with pytest.raises(RuntimeError, match=r"score is 2.0 in ours and 2.1 in other: not the same work"):
+        require_same(same, {**same, "score": 2.1}, same, "other", by=1e-3)
 
 
 @pytest.mark.parametrize("name", throughput.CASES)
@@ -87,18 +88,19 @@ def step(seconds: float, tokens: int = 10) -> dict:
 
 
 def test_ratios_are_to_the_step_beside():
-    mine = timing("ours", TINY, [(step(1.0), step(2.0)), (step(4.0), step(4.0))])
-    theirs = timing("theirs", TINY, [(step(2.0), step(1.0)), (step(12.0, tokens=20), step(4.0))])
+    mine = Timing(engine="ours", pairs=((step(1.0), step(2.0)), (step(4.0), step(4.0))))
+    theirs = Timing(engine="theirs", pairs=((step(2.0), step(1.0)), (step(12.0, tokens=20), step(4.0))))
     assert theirs.ratios() == [2.0, 3.0]
     counted = {
         "tokens": 10,
         "floor": dict.fromkeys(PHASES, 0.0) | {"update": 0.5},
         "rates": {"flops": 1e9, "bytes": 1e9},
     }
-    table = comparison({"a": [mine, theirs]}, {"a": counted})
+    found = {"a": Timed(case=TINY, timings=(mine, theirs), counted=counted, noise={})}
+    table = engines_table(found)
     assert table.rows[0][:4] == ("a", "ours", "1.00–2.50–4.00", "0.500–0.750–1.00")
     assert table.rows[1][3:] == ("2.00–2.50–3.00", (2 / 0.5 + 12 / 1.0) / 2, 1.0, (10 / 2 + 20 / 12) / 2)
-    of = {row[1]: row[2:] for row in phases({"a": [mine]}, {"a": counted}).rows}
+    of = {row[1]: row[2:] for row in phases_table(found).rows}
     assert of["score"][2] is None
     assert of["update"] == pytest.approx((2.5 / 7, (70 / 1 + 70 / 4) / 2, (1 / 7 / 0.5 + 4 / 7 / 0.5) / 2))
 
@@ -106,7 +108,7 @@ def test_ratios_are_to_the_step_beside():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--cases", "[nothing]"], "cases must be of paper, minibatch-16, long"),
+        (["--cases", "[nothing]"], "cases must be of paper; minibatch-16; long"),
         (["--repeats", "0"], "repeats must be 1 or more"),
         (["--against", "trl-0.7.4", "--published_python", sys.executable, "--cases", "[bf16]"], "float32 and full"),
         (["--against", "trl-0.7.4", "--published_python", sys.executable, "--sweep", "true"], "leave out --against"),
@@ -135,7 +137,7 @@ def test_the_command_writes_both_tables(tmp_path, monkeypatch):
 @pytest.mark.parametrize("seconds", [0.0, 0.5])  # it may have ended before it is asked, or after
 def test_a_worker_that_dies_says_why(seconds):
     command = [sys.executable, "-c", "raise SystemExit('prompts_ cannot be')"]
-    with throughput.process(command, {}) as ask:
+    with engine_processes.process(command, {}) as ask:
         time.sleep(seconds)
         with pytest.raises(RuntimeError, match=r"ended with 1:[\s\S]*prompts_ cannot be"):
             ask(do="step")
@@ -187,7 +189,7 @@ def test_samplers_draw_the_same_tokens_or_are_not_compared(tmp_path, monkeypatch
 
 
 def test_levers_are_compared_with_what_does_the_same(tmp_path):
-    for name, _, ours, theirs in levers.levers(levers.SHAPES["small"]):
+    for name, _, ours, theirs in levers.levers(levers.SIZES["small"]):
         mine, other = ours(), theirs()
         if isinstance(mine, torch.Tensor):
             torch.testing.assert_close(mine, other, msg=name)

@@ -17,7 +17,7 @@ from rich.console import Console
 from table_task import TableTask, settings
 
 from benchmarks import table1
-from benchmarks.base.cli import claim_folder, run_record
+from benchmarks.base.run_folder import claim_folder, run_record
 from benchmarks.runs.comparison import ComparisonSettings, run_comparison
 from benchmarks.runs.worker_pool import locked
 from benchmarks.sampling_mismatch import Options as Mismatch

@@ -8,9 +8,9 @@ from transformers import GenerationConfig
 
 from benchmarks.data.reviews import clean, held_out, read_reviews, review_prompts
 from benchmarks.prepare import main
-from benchmarks.tasks.definitions import read_prompts
-from benchmarks.tasks.preparation import continuations
-from benchmarks.tasks.prepare_reviews import PositiveGeneration, prepare_positive_generation
+from benchmarks.tasks.prepare_reviews import ReviewPreparation, prepare_positive_generation
+from benchmarks.tasks.prepared_folder import read_prompts
+from benchmarks.tasks.starting_models import continuations
 from models.rewards.loading import load_reward_model
 from models.tiny import tiny_gpt2, tiny_tokenizer
 
@@ -49,7 +49,7 @@ def test_prepared_prompts_are_split_as_the_reviews_are(prepared):
 
 
 def test_a_base_model_is_fine_tuned_with_its_own_tokenizer(prepared, tmp_path):
-    settings = PositiveGeneration(
+    settings = ReviewPreparation(
         data=[str(prepared.parent / "labelled.jsonl")],
         out=str(tmp_path / "out"),
         base=str(prepared / "policy"),
@@ -78,17 +78,17 @@ def test_an_occupied_folder_is_kept(prepared, tmp_path):
     data = [str(prepared.parent / "labelled.jsonl")]
     stamp = (prepared / "report.json").read_bytes()
     with pytest.raises(FileExistsError, match="--overwrite true"):
-        prepare_positive_generation(PositiveGeneration(data=data, out=str(prepared)))
+        prepare_positive_generation(ReviewPreparation(data=data, out=str(prepared)))
     assert (prepared / "report.json").read_bytes() == stamp
     (tmp_path / "letters.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not ours"):
-        prepare_positive_generation(PositiveGeneration(data=data, out=str(tmp_path), overwrite=True))
+        prepare_positive_generation(ReviewPreparation(data=data, out=str(tmp_path), overwrite=True))
     assert (tmp_path / "letters.txt").exists()
 
 
 def test_overwriting_replaces_only_once_the_new_one_is_complete(prepared, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    settings = PositiveGeneration(
+    settings = ReviewPreparation(
         data=[str(prepared.parent / "labelled.jsonl")],
         out=str(out),
         size="micro",
@@ -111,15 +111,15 @@ def test_overwriting_replaces_only_once_the_new_one_is_complete(prepared, tmp_pa
 
 def test_defaults_that_depend_on_size_or_base_are_written_out():
     data = {"data": ["x"], "out": "y"}
-    assert PositiveGeneration(**data).resolved().size == "tiny"
-    based = PositiveGeneration(**data, base="gpt2").resolved()
+    assert ReviewPreparation(**data).resolved().size == "tiny"
+    based = ReviewPreparation(**data, base="gpt2").resolved()
     assert based.size is None
     assert based.language.learning_rate == 5e-5
-    assert PositiveGeneration(**data, language=QUICK).resolved().language == QUICK
+    assert ReviewPreparation(**data, language=QUICK).resolved().language == QUICK
     with pytest.raises(ValueError, match=r"--size \(tiny\) or --base \(gpt2\), not both"):
-        PositiveGeneration(**data, size="tiny", base="gpt2")
+        ReviewPreparation(**data, size="tiny", base="gpt2")
     with pytest.raises(ValueError, match="min_tokens 97"):
-        PositiveGeneration(**data, min_tokens=97)
+        ReviewPreparation(**data, min_tokens=97)
 
 
 def test_command_line_names_its_tasks():
@@ -196,7 +196,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
     file = tmp_path / "one_sided.jsonl"
     file.write_text("".join(json.dumps({"text": f"fine {i}", "label": 1}) + "\n" for i in range(50)))
     with pytest.raises(ValueError, match="0 to train on with label 0"):
-        prepare_positive_generation(PositiveGeneration(data=[str(file)], out=str(tmp_path / "out")))
+        prepare_positive_generation(ReviewPreparation(data=[str(file)], out=str(tmp_path / "out")))
 
 
 def test_prompt_lengths_are_two_to_seven_and_each_review_has_its_own():

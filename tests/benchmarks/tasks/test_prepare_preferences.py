@@ -10,9 +10,10 @@ from benchmarks.prepare import PREPARATIONS, main
 from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
 from benchmarks.runs.comparison import ComparisonSettings, Panel, plan
 from benchmarks.runs.single_run import execute, gold_instruments, require_runnable
-from benchmarks.tasks.definitions import PreferenceTask, make_task, read_prompts
+from benchmarks.tasks.definitions import PreferenceTask, make_task
 from benchmarks.tasks.model_settings import Loading
-from benchmarks.tasks.prepare_preferences import DIALOGUE, SUMMARISATION, Preferences, prepare_preferences
+from benchmarks.tasks.prepare_preferences import TASK_DEFAULTS, PreferencePreparation, prepare_preferences
+from benchmarks.tasks.prepared_folder import read_prompts
 from models import LoraSettings
 from models.tiny import save_tiny
 from models.training.supervised import TrainingSettings
@@ -42,8 +43,9 @@ def rows(tmp_path_factory):
 
 
 def prepared(task, out, rows, **changes):
-    defaults = {"summarisation": SUMMARISATION, "dialogue": DIALOGUE}[task]
-    settings = Preferences(**{**defaults, "comparisons": rows, "out": str(out), **STAGES, **changes})
+    settings = PreferencePreparation(
+        **{**TASK_DEFAULTS[task], "comparisons": rows, "out": str(out), **STAGES, **changes}
+    )
     return prepare_preferences(settings)
 
 
@@ -142,7 +144,7 @@ def test_a_base_that_reads_too_little_is_refused_before_training(rows, tmp_path)
 )
 def test_impossible_settings_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
-        Preferences(comparisons="x", out="y", **changes)
+        PreferencePreparation(comparisons="x", out="y", **changes)
 
 
 def test_the_command_line_ends_with_a_reason(tmp_path, capsys):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_toy import TINY
 
-from benchmarks.tasks import toy
+from benchmarks.tasks import toy_reviews as toy
 from benchmarks.tasks.definitions import PositiveGeneration, Toy, make_task, task_fingerprint
 from benchmarks.tasks.model_settings import Loading
 from rlhf_core.types import Sequences

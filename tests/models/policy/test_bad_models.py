@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from benchmarks.tasks.preparation import from_base
+from benchmarks.tasks.starting_models import from_base
 from models import LoraSettings, TrainingSettings, load_policy, load_reward_model
 from models.tiny import save_tiny
 from rlhf_core.types import Limits

@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from benchmarks.tasks.preparation import from_base
+from benchmarks.tasks.starting_models import from_base
 from models import LoraSettings, load_policy, load_reward_model
 from models.tiny import llama_config, save_tiny, tiny_tokenizer
 from models.training.finetuning import adapted_reward_model

@@ -18,7 +18,7 @@ from evil import Evil
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from benchmarks.tasks.preparation import from_base
+from benchmarks.tasks.starting_models import from_base
 from models import LoraSettings, load_policy, load_reward_model
 from models.rewards.trunk import load_trunk
 from models.tiny import save_tiny
@@ -329,7 +329,7 @@ for name in ("connect", "connect_ex", "sendto"):
     setattr(socket.socket, name, refuse)
 socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
 
-from benchmarks.base.cli import claim_folder, run_record
+from benchmarks.base.run_folder import claim_folder, run_record
 from benchmarks.runs.comparison import ComparisonSettings
 from benchmarks.judging.chat_endpoint import EndpointJudge
 from models import LoraSettings, load_policy, load_reward_model
@@ -398,7 +398,7 @@ except ImportError:
     ("statement", "fetched", "found"),
     [
         ("import bitsandbytes", True, "None False"),
-        ("import benchmarks.cost.memory_measure", False, "1 True"),  # which imports models, and uses PEFT itself
+        ("import benchmarks.cost.memory_measurement", False, "1 True"),  # which imports models, and uses PEFT itself
     ],
 )
 def test_bitsandbytes_cannot_fetch_code_while_it_is_imported(tmp_path, statement, fetched, found):

@@ -1,51 +1,27 @@
-"""What the preparations of all tasks have in common: starting points, tokenizers, prompt files, complete folders."""
+"""What a preparation starts from: a GPT-2 from scratch with its own tokenizer, or a base model; and their samples."""
 
-import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from benchmarks.base.atomic_folder import temporary_sibling
-from benchmarks.base.cli import RECORD, is_free, require_made_by, run_record, write_json
 from models.passes.context_length import context_length
 from models.training.supervised import new_language_model
 from models.weights.language_model import read_language_model
 from models.weights.source import ModelSource
 from models.weights.tokenizer import load_tokenizer
 
-MADE_BY = "benchmarks.prepare"
 VOCABULARY = 2048
 END, PAD = "<|endoftext|>", "<|pad|>"
 SAMPLES, SAMPLE_TOKENS, SHOWN = 8, 32, 120
 """Samples written to the report, their longest response, and the characters of a prompt's end shown with them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A GPT-2 from scratch."""
-
-    layers: int
-    width: int
-    heads: int
-
-
-SHAPES: Mapping[str, Shape] = {
-    "micro": Shape(layers=2, width=32, heads=2),
-    "tiny": Shape(layers=4, width=128, heads=4),
-    "small": Shape(layers=8, width=512, heads=8),
-    "gpt2": Shape(layers=12, width=768, heads=12),
+GPT2_SIZES: Mapping[str, Mapping[str, int]] = {
+    "micro": {"layers": 2, "width": 32, "heads": 2},
+    "tiny": {"layers": 4, "width": 128, "heads": 4},
+    "small": {"layers": 8, "width": 512, "heads": 8},
+    "gpt2": {"layers": 12, "width": 768, "heads": 12},
 }
 
 
@@ -53,17 +29,10 @@ def from_scratch(
     size: str, texts: Sequence[str], *, context: int, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A language model with random weights and the tokenizer made for it from ``texts``."""
-    shape, tokenizer = SHAPES[size], byte_level_tokenizer(texts, VOCABULARY)
-    model = new_language_model(
-        tokenizer,
-        layers=shape.layers,
-        width=shape.width,
-        heads=shape.heads,
-        context=context,
-        init_std=shape.width**-0.5,
-        seed=seed,
-    )
-    return model, tokenizer
+    shape, tokenizer = GPT2_SIZES[size], byte_level_tokenizer(texts, VOCABULARY)
+    return new_language_model(
+        tokenizer, **shape, context=context, init_std=shape["width"] ** -0.5, seed=seed
+    ), tokenizer
 
 
 def from_base(name: str, *, context: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -109,22 +78,9 @@ def byte_level_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTok
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD)
-
-
-def require_prompts(splits: Mapping[str, Sequence[object]], why: str) -> None:
-    """Raise ValueError, before anything is trained, where a split would have no prompts."""
-    empty = [split for split, prompts in splits.items() if not prompts]
-    if empty:
-        raise ValueError(f"prepare: no prompts for {' and '.join(empty)}: {why}")
-
-
-def write_prompts(file: Path, splits: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """One JSON object a line: ``split`` ("train" or "held_out"), ``ids`` and what else the task needs to know."""
-    with file.open("w", encoding="utf-8") as lines:
-        for split, rows in splits.items():
-            for row in rows:
-                lines.write(json.dumps({"split": split, **row}, ensure_ascii=False) + "\n")
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=bpe, eos_token=END, pad_token=PAD
+    )
 
 
 @torch.no_grad()
@@ -142,35 +98,11 @@ def continuations(
             for ids in prompts[:SAMPLES]:
                 given, room = torch.tensor([ids], device=model.device), min(SAMPLE_TOKENS, limit - len(ids))
                 # the model's own as well: settings left unset here would come from its folder
-                model.generation_config = GenerationConfig(
+                model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
                     do_sample=True, top_k=0, max_new_tokens=room, eos_token_id=eos, pad_token_id=eos
                 )
                 drawn = model.generate(given, attention_mask=torch.ones_like(given))
-                texts.append(f"{tokenizer.decode(ids)[-SHOWN:]} | {tokenizer.decode(drawn[0, len(ids) :])}")
+                texts.append(f"{tokenizer.decode(given[0])[-SHOWN:]} | {tokenizer.decode(drawn[0, len(ids) :])}")
         finally:
             model.generation_config = own
     return texts
-
-
-@contextmanager
-def prepared_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A folder to fill that appears as ``out`` only when the block ends well.
-
-    Raises:
-        FileExistsError: ``out`` is not empty and may not be replaced.
-    """
-    if not is_free(out):
-        require_made_by(out, MADE_BY)
-        if not overwrite:
-            raise FileExistsError(f"{out} holds an earlier preparation; choose another --out, or pass --overwrite true")
-    with temporary_sibling(out) as folder:
-        yield folder
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
-
-
-def write_report(folder: Path, report: Mapping[str, Any], settings: object, sources: Mapping[str, str]) -> None:
-    """``report.json`` and ``run.json``; ``sources`` are fingerprints by the name of the data."""
-    write_json(folder / "report.json", report)
-    write_json(folder / RECORD, run_record(settings, sources, made_by=MADE_BY))

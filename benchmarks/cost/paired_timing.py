@@ -12,6 +12,7 @@ from benchmarks.reporting.statistics import Summary
 
 CPU = torch.device("cpu")
 Pass = Callable[[], object]
+Timed = Callable[[], float]
 
 
 def flops(work: Pass) -> int:
@@ -23,20 +24,39 @@ def flops(work: Pass) -> int:
 
 def peak_bytes(work: Pass) -> int:
     """Most bytes of tensors alive that the pass made."""
-    with TensorMeter() as meter:
+    meter = TensorMeter()
+    with meter:
         work()
     return meter.peak()
 
 
+def seconds_of(work: Pass) -> Timed:
+    """CPU seconds of a pass in this process."""
+
+    def seconds() -> float:
+        start = clock(CPU)
+        work()
+        return clock(CPU) - start
+
+    return seconds
+
+
 def paired_seconds(kinds: Sequence[Pass], budget: float) -> list[list[float]]:
-    """CPU seconds of each kind, one pass of each in turn, first to last and last to first alternately."""
+    """CPU seconds of each kind, passes in turn, until the budget of CPU seconds is spent; 5 to 60 of each."""
+
+    def go_on(taken: list[list[float]]) -> bool:
+        return len(taken[0]) < 5 or (sum(map(sum, taken)) < budget and len(taken[0]) < 60)
+
+    return in_turn([seconds_of(kind) for kind in kinds], go_on)
+
+
+def in_turn(kinds: Sequence[Timed], go_on: Callable[[list[list[float]]], bool]) -> list[list[float]]:
+    """Seconds of each kind, one pass of each in turn, first to last and last to first alternately."""
     taken: list[list[float]] = [[] for _ in kinds]
-    while len(taken[0]) < 5 or (sum(map(sum, taken)) < budget and len(taken[0]) < 60):
+    while go_on(taken):
         order = range(len(kinds)) if len(taken[0]) % 2 else range(len(kinds) - 1, -1, -1)
         for kind in order:
-            start = clock(CPU)
-            kinds[kind]()
-            taken[kind].append(clock(CPU) - start)
+            taken[kind].append(kinds[kind]())
     return taken
 
 

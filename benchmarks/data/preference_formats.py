@@ -17,9 +17,9 @@ from typing import Any
 
 from benchmarks.data.records import RowFault, unwritable
 
-Row = Mapping[str, Any]
+Columns = Mapping[str, Any]
 TURN = re.compile(r"\n\n(Human|Assistant):")
-ROLES = ("system", "user", "assistant")
+ROLES = {"Human": "user", "Assistant": "assistant"}
 SUMMARISE = re.compile(r"\s*TL;DR:\s*$")
 UNDECIDED = 5
 
@@ -37,25 +37,18 @@ Prompt = tuple[Turn, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demonstration:
-    """A prompt and a response to imitate."""
+class Example:
+    """A prompt and one response to imitate, or two of which a person preferred the first.
+
+    ``confidence`` is how sure that person was, from 0 (undecided) to 4.
+    """
 
     prompt: Prompt
-    completion: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A prompt and two responses of which a person preferred one; ``confidence`` is how sure the annotator was, from 0
-    (undecided) to 4, whichever was preferred."""
-
-    prompt: Prompt
-    chosen: str
-    rejected: str
+    responses: tuple[str, ...]
     confidence: int | None = None
 
 
-def demonstration(row: object) -> Demonstration:
+def demonstration(row: object) -> Example:
     """A row as something to imitate; of a comparison, the chosen response.
 
     Raises:
@@ -63,15 +56,15 @@ def demonstration(row: object) -> Demonstration:
     """
     columns = _columns(row)
     if "summary" in columns:
-        return Demonstration(prompt=_post(_text(columns, "prompt")), completion=_text(columns, "summary"))
+        return Example(prompt=_prompt(columns), responses=(_text(columns, "summary"),))
     if "completion" in columns:
-        return Demonstration(prompt=_prompt(columns), completion=_reply(columns, "completion"))
+        return Example(prompt=_prompt(columns), responses=(_reply(columns, "completion"),))
     compared = comparison(row)
-    return Demonstration(prompt=compared.prompt, completion=compared.chosen)
+    return Example(prompt=compared.prompt, responses=compared.responses[:1])
 
 
-def comparison(row: object) -> Comparison:
-    """A row as a comparison.
+def comparison(row: object) -> Example:
+    """A row as two responses, the chosen one first.
 
     Raises:
         RowFault: a column is missing, of another type, or empty; both responses are the same; or a score or confidence
@@ -81,13 +74,13 @@ def comparison(row: object) -> Comparison:
     if "summaries" in columns:
         found = _compared_summaries(columns)
     elif "prompt" in columns:
-        found = Comparison(
-            prompt=_prompt(columns), chosen=_reply(columns, "chosen"), rejected=_reply(columns, "rejected")
-        )
+        found = Example(prompt=_prompt(columns), responses=(_reply(columns, "chosen"), _reply(columns, "rejected")))
     else:
         found = _compared_transcripts(columns)
-    _require_not_against(columns)
-    if found.chosen.strip() == found.rejected.strip():
+    chosen, rejected = columns.get("score_chosen"), columns.get("score_rejected")
+    if isinstance(chosen, int | float) and isinstance(rejected, int | float) and chosen < rejected:
+        raise RowFault("'score_chosen' is below 'score_rejected'")
+    if len({response.strip() for response in found.responses}) == 1:
         raise RowFault("both responses are the same")
     return found
 
@@ -97,13 +90,13 @@ def key(prompt: Prompt) -> str:
     return "\n".join(f"{turn.role}: {' '.join(turn.content.split())}" for turn in prompt)
 
 
-def _columns(row: object) -> Row:
+def _columns(row: object) -> Columns:
     if not isinstance(row, Mapping):
         raise RowFault("not a JSON object")
     return row
 
 
-def _text(columns: Row, name: str) -> str:
+def _text(columns: Columns, name: str) -> str:
     if name not in columns:
         raise RowFault(f"no column {name!r}")
     value = columns[name]
@@ -116,14 +109,19 @@ def _text(columns: Row, name: str) -> str:
     return value
 
 
-def _turns(columns: Row, name: str) -> Prompt:
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _turns(columns: Columns, name: str) -> Prompt:
     """A conversational column."""
     turns = columns[name]
     if not turns:
         raise RowFault(f"{name!r} is empty")
+    roles = ("system", *ROLES.values())
     for turn in turns:
-        if not (isinstance(turn, Mapping) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)):
-            raise RowFault(f"{name!r} holds a turn that is not {{'role': {' | '.join(ROLES)}, 'content': text}}")
+        if not (isinstance(turn, Mapping) and turn.get("role") in roles and isinstance(turn.get("content"), str)):
+            raise RowFault(f"{name!r} holds a turn that is not {{'role': {' | '.join(roles)}, 'content': text}}")
         if not turn["content"].strip():
             raise RowFault(f"{name!r} holds an empty turn")
         if unwritable(turn["content"]):
@@ -131,49 +129,42 @@ def _turns(columns: Row, name: str) -> Prompt:
     return tuple(Turn(role=turn["role"], content=turn["content"]) for turn in turns)
 
 
-def _prompt(columns: Row) -> Prompt:
-    value = columns.get("prompt")
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        turns = _turns(columns, "prompt")
+def _prompt(columns: Columns, name: str = "prompt") -> Prompt:
+    """A text without its closing ``TL;DR:``, or a list of turns."""
+    if name == "prompt" and _is_list(columns.get(name)):
+        turns = _turns(columns, name)
         if turns[-1].role != "user":
             raise RowFault("'prompt' does not end with the user's turn")
         return turns
-    text = _text(columns, "prompt")
-    return _post(text) if SUMMARISE.search(text) else (Turn(role="user", content=text),)
-
-
-def _post(text: str) -> Prompt:
-    content = SUMMARISE.sub("", text)
+    content = SUMMARISE.sub("", _text(columns, name))
     if not content.strip():
         raise RowFault("'prompt' is empty")
     return (Turn(role="user", content=content),)
 
 
-def _reply(columns: Row, name: str) -> str:
+def _reply(columns: Columns, name: str) -> str:
     """A response: a text, or a list with one turn of the assistant's."""
-    value = columns.get(name)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        turns = _turns(columns, name)
-        if len(turns) != 1 or turns[0].role != "assistant":
-            raise RowFault(f"{name!r} is not one turn of the assistant's")
-        return turns[0].content
-    return _text(columns, name)
+    if not _is_list(columns.get(name)):
+        return _text(columns, name)
+    turns = _turns(columns, name)
+    if len(turns) != 1 or turns[0].role != "assistant":
+        raise RowFault(f"{name!r} is not one turn of the assistant's")
+    return turns[0].content
 
 
-def _compared_summaries(columns: Row) -> Comparison:
+def _compared_summaries(columns: Columns) -> Example:
     summaries, choice = columns["summaries"], columns.get("choice")
-    two = isinstance(summaries, Sequence) and not isinstance(summaries, str) and len(summaries) == 2
-    if not two or type(choice) is not int or choice not in (0, 1):
+    if not _is_list(summaries) or len(summaries) != 2 or type(choice) is not int or choice not in (0, 1):
         raise RowFault("'summaries' are not two, or 'choice' is neither 0 nor 1")
-    texts = [one.get("text") if isinstance(one, Mapping) else one for one in summaries]
-    for text in texts:
-        _text({"summaries": text}, "summaries")
-    info = columns.get("info")
-    post = _text(info, "post") if isinstance(info, Mapping) else _text(columns, "prompt")
-    extra = columns.get("extra")
+    found = [one.get("text") if isinstance(one, Mapping) else one for one in summaries]
+    texts = [_text({"summaries": text}, "summaries") for text in found]
+    info, extra = columns.get("info"), columns.get("extra")
     confidence = extra.get("confidence") if isinstance(extra, Mapping) else columns.get("confidence")
-    sure = None if confidence is None else _sureness(confidence, choice)
-    return Comparison(prompt=_post(post), chosen=texts[choice], rejected=texts[1 - choice], confidence=sure)
+    return Example(
+        prompt=_prompt(info, "post") if isinstance(info, Mapping) else _prompt(columns),
+        responses=(texts[choice], texts[1 - choice]),
+        confidence=None if confidence is None else _sureness(confidence, choice),
+    )
 
 
 def _sureness(confidence: object, choice: int) -> int:
@@ -186,30 +177,21 @@ def _sureness(confidence: object, choice: int) -> int:
     return abs(confidence - UNDECIDED)
 
 
-def _require_not_against(columns: Row) -> None:
-    """Where both responses were given a score, the chosen one's is not the lower."""
-    chosen, rejected = (columns.get(f"score_{name}") for name in ("chosen", "rejected"))
-    if all(isinstance(score, int | float) for score in (chosen, rejected)) and chosen < rejected:
-        raise RowFault("'score_chosen' is below 'score_rejected'")
-
-
-def _compared_transcripts(columns: Row) -> Comparison:
+def _compared_transcripts(columns: Columns) -> Example:
     (prompt, chosen), (other, rejected) = (_transcript(columns, name) for name in ("chosen", "rejected"))
     if prompt != other:
         raise RowFault("'chosen' and 'rejected' answer different prompts")
-    return Comparison(prompt=prompt, chosen=chosen, rejected=rejected)
+    return Example(prompt=prompt, responses=(chosen, rejected))
 
 
-def _transcript(columns: Row, name: str) -> tuple[Prompt, str]:
+def _transcript(columns: Columns, name: str) -> tuple[Prompt, str]:
     """Everything but the last turn, and the last turn, which must be the assistant's."""
     before, *parts = TURN.split(_text(columns, name))
-    turns = [(parts[i], parts[i + 1].strip()) for i in range(0, len(parts), 2)]
-    if before.strip() or len(turns) < 2 or turns[0][0] != "Human" or turns[-1][0] != "Assistant":
+    turns = [Turn(role=ROLES[parts[i]], content=parts[i + 1].strip()) for i in range(0, len(parts), 2)]
+    if before.strip() or len(turns) < 2 or turns[0].role != "user" or turns[-1].role != "assistant":
         raise RowFault(f"{name!r} is no transcript of the form '\\n\\nHuman: ..\\n\\nAssistant: ..'")
-    if not all(content for _, content in turns):
+    if not all(turn.content for turn in turns):
         raise RowFault(f"{name!r} holds an empty turn")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    *prompt, (_, reply) = turns
-    if prompt[-1][0] != "Human":
+    if turns[-2].role != "user":
         raise RowFault(f"{name!r} answers no turn of the human's")
-    return tuple(Turn(role=roles[speaker], content=content) for speaker, content in prompt), reply
+    return tuple(turns[:-1]), turns[-1].content

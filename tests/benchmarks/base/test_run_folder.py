@@ -7,17 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.base.cli import (
-    claim_folder,
-    command_line,
-    differences,
-    fingerprint,
-    git_state,
-    jsonable,
-    parse,
-    run_record,
-    write_json,
-)
+from benchmarks.base.command_line import command_line, parse
+from benchmarks.base.json_files import fingerprint, jsonable, write_json
+from benchmarks.base.run_folder import claim_folder, differences, git_state, run_record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from tiny_toy import TINY
 
-from benchmarks.tasks import toy
+from benchmarks.tasks import toy_reviews as toy
 from benchmarks.tasks.definitions import Toy
 from benchmarks.tasks.toy_models import REPORT, ToyRecipe, toy_models, with_gaps
 from models.rewards.loading import load_reward_model

@@ -9,7 +9,7 @@ optimizer's states exist. Not in the figures: fragments of torch's allocator.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Literal
 
 from models.attention.reader import CHUNK_CELLS as ATTENTION_CELLS
 from models.passes.distribution import CHUNK_CELLS as LOGITS_CELLS
@@ -27,10 +27,10 @@ Model = Literal["policy", "reference", "reward"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class MemorySettings:
     """Predict, and on a GPU measure, the memory of a PPO step; defaults are the dialogue preset's.
 
-    Settings that cannot be are a ValueError that lists them all.
+    MemorySettings that cannot be are a ValueError that lists them all.
     """
 
     policy: str = "VMware/open-llama-7b-open-instruct"
@@ -89,14 +89,11 @@ class Settings:
         return max(1, min(most, budget // self.tokens))
 
 
-def _problems(settings: Settings) -> Iterator[str]:
+def _problems(settings: MemorySettings) -> Iterator[str]:
     """Every setting that cannot be, in words."""
     for field in fields(settings):
-        value, allowed = getattr(settings, field.name), get_args(field.type)
-        if allowed and value not in allowed:
-            yield f"{field.name} must be one of {', '.join(allowed)}, got {value!r}"
-        if field.type is int and value < 1:
-            yield f"{field.name} must be 1 or more, got {value}"
+        if field.type is int and getattr(settings, field.name) < 1:
+            yield f"{field.name} must be 1 or more, got {getattr(settings, field.name)}"
     if not CONTEXT_BYTES / GIB < settings.card_gib < math.inf:
         yield f"card_gib must be finite and above {CONTEXT_BYTES / GIB:g} (the CUDA context), got {settings.card_gib}"
     if settings.minibatch_size > settings.rollout_batch_size:
@@ -108,7 +105,7 @@ def _problems(settings: Settings) -> Iterator[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class ModelShape:
     """What memory depends on in an architecture. Sizes of weights are in numbers, not bytes."""
 
     name: str
@@ -136,7 +133,7 @@ class Shape:
         return sum(self.linear) + sum(self.other)
 
 
-def weight_bytes(settings: Settings, shape: Shape, model: Model) -> int:
+def weight_bytes(settings: MemorySettings, shape: ModelShape, model: Model) -> int:
     """Weights in ``dtype``, the linear layers of the trunk in NF4 where that is asked for, and buffers."""
     width = settings.width
     linear = sum(map(four_bit_bytes, shape.linear)) if packed(settings, model) else width * sum(shape.linear)
@@ -153,14 +150,14 @@ def four_bit_bytes(numbers: int) -> int:
     return math.ceil(numbers / 2) + blocks + 4 * math.ceil(blocks / 256) + 4 * (16 + 256 + 1)
 
 
-def trained_sizes(settings: Settings, policy: Shape) -> tuple[int, ...]:
+def trained_sizes(settings: MemorySettings, policy: ModelShape) -> tuple[int, ...]:
     """Size of each trained tensor: adapters (rank x in, out x rank) or all weights, then the value head's two."""
     rank = settings.lora_rank
     lora = (size for into, out in policy.adapted for size in (rank * into, out * rank))
     return (*(lora if settings.training == "lora" else (*policy.linear, *policy.other)), policy.hidden, 1)
 
 
-def optimizer_bytes(settings: Settings, policy: Shape) -> tuple[int, int]:
+def optimizer_bytes(settings: MemorySettings, policy: ModelShape) -> tuple[int, int]:
     """States that must be on the card, and those that may be paged out to the host, which torch does not count.
 
     Adam: two float32 a number. Paged 8-bit: the same for tensors below 4,096 numbers; for others two bytes, paged from
@@ -174,12 +171,12 @@ def optimizer_bytes(settings: Settings, policy: Shape) -> tuple[int, int]:
     return scales + fixed, sum(2 * size for size in sizes if size >= 100_000)
 
 
-def cache_bytes(shape: Shape, width: int, tokens: int) -> int:
+def cache_bytes(shape: ModelShape, width: int, tokens: int) -> int:
     """Keys and values of ``tokens`` tokens in all layers; grouped queries share them."""
     return 2 * shape.layers * shape.key_heads * shape.head_size * width * tokens
 
 
-def kept_by_layer(settings: Settings, shape: Shape) -> float:
+def kept_by_layer(settings: MemorySettings, shape: ModelShape) -> float:
     """Bytes a token that one layer keeps for its backward pass, without checkpointing.
 
     With b bytes a number, h hidden, a = heads x head size, k the same of the keys, i the MLP's width, S tokens a row:
@@ -205,7 +202,7 @@ def kept_by_layer(settings: Settings, shape: Shape) -> float:
     return own + copies + 4 * settings.lora_rank * len(shape.adapted) / shape.layers
 
 
-def kept_by_pass(settings: Settings, shape: Shape, tokens: int) -> float:
+def kept_by_pass(settings: MemorySettings, shape: ModelShape, tokens: int) -> float:
     """Bytes that the trunk keeps for its backward pass over ``tokens`` tokens: every layer's, or its input alone where
     layers are checkpointed, and the final norm's."""
     b, h = settings.width, shape.hidden
@@ -214,7 +211,7 @@ def kept_by_pass(settings: Settings, shape: Shape, tokens: int) -> float:
     return tokens * (shape.layers * layer + norm + 8)
 
 
-def backward_bytes(settings: Settings, shape: Shape, tokens: int) -> float:
+def backward_bytes(settings: MemorySettings, shape: ModelShape, tokens: int) -> float:
     """Working memory of the backward pass on top of :func:`kept_by_pass`.
 
     The larger of three gradients in the MLP, b (3 i + h) a token, and a float32 norm's in Llama, (20 + b) h, or those
@@ -230,7 +227,7 @@ def backward_bytes(settings: Settings, shape: Shape, tokens: int) -> float:
     return working + max(whole, dequantised_bytes(settings, shape, "policy"))
 
 
-def forward_bytes(settings: Settings, shape: Shape, rows: int, row: int, model: Model) -> float:
+def forward_bytes(settings: MemorySettings, shape: ModelShape, rows: int, row: int, model: Model) -> float:
     """Working memory of a pass without gradient over ``rows`` rows of ``row`` tokens: one layer's widest moment.
 
     Bytes a token, letters as in :func:`kept_by_layer`, in MLP or attention: Llama b (4 h + 3 i), or under the policy's
@@ -247,17 +244,17 @@ def forward_bytes(settings: Settings, shape: Shape, rows: int, row: int, model: 
     return rows * row * max(moments) + dequantised_bytes(settings, shape, model)
 
 
-def dequantised_bytes(settings: Settings, shape: Shape, model: Model) -> int:
+def dequantised_bytes(settings: MemorySettings, shape: ModelShape, model: Model) -> int:
     """The largest linear layer in full size, which a product with 4-bit weights makes for a moment."""
     return settings.width * max(shape.linear) if packed(settings, model) else 0
 
 
-def packed(settings: Settings, model: Model) -> bool:
+def packed(settings: MemorySettings, model: Model) -> bool:
     """Whether the model's linear layers are held in 4 bits; the reference shares the policy's."""
     return settings.four_bit in ("both", "reward" if model == "reward" else "policy")
 
 
-def evidence_bytes(settings: Settings, shape: Shape, rows: int, queries: int) -> float:
+def evidence_bytes(settings: MemorySettings, shape: ModelShape, rows: int, queries: int) -> float:
     """Attention rows of one layer: float32 keys, and two blocks of weights."""
     keys = 4 * rows * settings.tokens * shape.key_heads * shape.head_size
     row_cells = rows * shape.heads * settings.tokens
@@ -265,7 +262,7 @@ def evidence_bytes(settings: Settings, shape: Shape, rows: int, queries: int) ->
     return keys + 8 * cells
 
 
-def chunk_cells(shape: Shape, tokens: int) -> int:
+def chunk_cells(shape: ModelShape, tokens: int) -> int:
     """(token, vocab) block of float32 log-probabilities that ``models.passes.token_statistics`` works on at a time."""
     return min(tokens, max(1, LOGITS_CELLS["cuda"] // shape.vocab)) * shape.vocab
 
@@ -293,7 +290,7 @@ class Prediction:
         return self.total(self.peak_phase)
 
 
-def predict(settings: Settings, policy: Shape, reward: Shape) -> Prediction:
+def predict(settings: MemorySettings, policy: ModelShape, reward: ModelShape) -> Prediction:
     """Peak memory of each phase.
 
     Raises:
@@ -319,7 +316,7 @@ def predict(settings: Settings, policy: Shape, reward: Shape) -> Prediction:
     return Prediction(phases=phases, paged=optimizer_bytes(settings, policy)[1])
 
 
-def _held(settings: Settings, policy: Shape, reward: Shape) -> Bytes:
+def _held(settings: MemorySettings, policy: ModelShape, reward: ModelShape) -> Bytes:
     """What stays from one step to the next. Gradients do not: they are freed after the update."""
     full, weights = settings.training == "full", weight_bytes(settings, policy, "policy")
     own = (policy.hidden, 1) if full else trained_sizes(settings, policy)
@@ -333,13 +330,13 @@ def _held(settings: Settings, policy: Shape, reward: Shape) -> Bytes:
     }
 
 
-def _loading(settings: Settings, policy: Shape, reward: Shape) -> list[Bytes]:
+def _loading(settings: MemorySettings, policy: ModelShape, reward: ModelShape) -> list[Bytes]:
     """Layers are quantised one at a time; the optimizer has no states before its first step."""
     largest = dequantised_bytes(settings, policy, "policy"), dequantised_bytes(settings, reward, "reward")
     return [{"optimizer": 0, "activations": max(largest)}]
 
 
-def _sampling(settings: Settings, policy: Shape) -> list[Bytes]:
+def _sampling(settings: MemorySettings, policy: ModelShape) -> list[Bytes]:
     """The prompts' pass, all rows side by side, and the last token: the whole cache, one tensor of it twice (rows that
     leave are copied), and the distribution in float32 and float64, 20 bytes a (row, vocab) cell beside the logits."""
     b, rows = settings.width, settings.rows(settings.sampling_tokens, settings.rollout_batch_size)
@@ -355,7 +352,7 @@ def _sampling(settings: Settings, policy: Shape) -> list[Bytes]:
     ]
 
 
-def _scoring(settings: Settings, policy: Shape, model: Model) -> list[Bytes]:
+def _scoring(settings: MemorySettings, policy: ModelShape, model: Model) -> list[Bytes]:
     """A pass over whole rows without gradient: its widest layer; then logits in ``dtype`` and one float32 chunk, 16
     bytes a cell with the policy's entropy, 9 without."""
     rows = settings.rows(settings.micro_batch_tokens, settings.rollout_batch_size)
@@ -369,7 +366,7 @@ def _scoring(settings: Settings, policy: Shape, model: Model) -> list[Bytes]:
     return [{"activations": trunk, "evidence": evidence}, {"activations": hidden, "logits": logits}]
 
 
-def _reward(settings: Settings, reward: Shape) -> list[Bytes]:
+def _reward(settings: MemorySettings, reward: ModelShape) -> list[Bytes]:
     """The reward model's pass; its head reads one position a row."""
     rows = settings.rows(settings.reward_micro_batch_tokens, settings.rollout_batch_size)
     trunk = forward_bytes(settings, reward, rows, settings.tokens, "reward")
@@ -377,7 +374,7 @@ def _reward(settings: Settings, reward: Shape) -> list[Bytes]:
     return [{"activations": trunk, "evidence": read}]
 
 
-def _updating(settings: Settings, policy: Shape) -> list[Bytes]:
+def _updating(settings: MemorySettings, policy: ModelShape) -> list[Bytes]:
     """Backward through the head, the last and the first layer. Before the last layer only gradients of an earlier
     micro-batch exist; at the first, everybody's do, and activations are freed but for one layer's.
 

@@ -1,7 +1,6 @@
 """One PPO step of ours, timed by phase: the work, the models, and a process that answers requests for steps.
 
-``benchmarks.throughput`` runs this module as a process of its own, beside the published stack's, so that neither
-measures the other's memory. A line of JSON in is a request, a line out its answer.
+:mod:`~benchmarks.cost.engine_processes` runs this module; a line of JSON in is a request, a line out its answer.
 """
 
 import json
@@ -9,25 +8,27 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from transformers import GPT2Config, PreTrainedConfig
+from transformers import PreTrainedModel
 
-from benchmarks.cost import memory_model
+from benchmarks.cost.architectures import random_models
+from benchmarks.cost.equal_rows import equal_rows
 from benchmarks.cost.machine_floor import ADAM_BYTES, Work, clock, flop_counter, measured_rates
-from benchmarks.cost.memory_measure import random_models
-from models.tiny import EOS_ID
+from benchmarks.cost.memory_prediction import MemorySettings
+from models.policy.causal_policy import CausalPolicy
+from models.tiny import EOS_ID, gpt2_config
 from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
 from rlhf_core.run.allocation import keep_freed_memory
 from rlhf_core.streams import stream
 from rlhf_core.trainer import PPOTrainer
-from rlhf_core.types import Evaluation, Rollout, Sequences
+from rlhf_core.types import Evaluation, Sequences
 
 PHASES = ("generate", "log-probabilities", "score", "redistribute", "returns", "update", "optimizer")
 PROMPT_LENGTHS = (2, 8)
@@ -55,14 +56,12 @@ class Case:
     @property
     def words(self) -> str:
         """As the tables name it."""
-        low, high = self.lengths
-        model = f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}"
-        allocator = "" if self.keep_freed_memory else ", freed memory given back"
-        weights = " on 4-bit weights" if self.four_bit == "both" else ""
-        batches = f"minibatch {self.minibatch_size}, passes of up to {self.micro_batch_tokens} tokens"
+        (low, high), weights = self.lengths, " on 4-bit weights" if self.four_bit == "both" else ""
         return (
-            f"{model}; {self.prompts} prompts, {low}-{high} tokens, {batches}; "
-            f"{self.training} fine-tuning in {self.dtype}{weights} on {self.device}{allocator}"
+            f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}; {self.prompts} prompts, "
+            f"{low}-{high} tokens, minibatch {self.minibatch_size}, passes of up to {self.micro_batch_tokens} tokens; "
+            f"{self.training} fine-tuning in {self.dtype}{weights} on {self.device}"
+            + ("" if self.keep_freed_memory else ", freed memory given back")
         )
 
 
@@ -72,20 +71,20 @@ class Engine:
     def __init__(self, case: Case) -> None:
         self.case, self.device = case, torch.device(case.device)
         torch.manual_seed(0)
-        shape: PreTrainedConfig = GPT2Config(
+        shape = gpt2_config(
             vocab_size=case.vocab,
-            n_embd=case.hidden,
-            n_layer=case.layers,
-            n_head=case.hidden // 64,
-            n_positions=max(1024, PROMPT_LENGTHS[1] + case.lengths[1]),
+            hidden_size=case.hidden,
+            n_layers=case.layers,
+            n_heads=case.hidden // 64,
+            context=max(1024, PROMPT_LENGTHS[1] + case.lengths[1]),
             num_labels=2,
-            pad_token_id=EOS_ID,
+            pad_id=EOS_ID,
         )
-        settings = memory_model.Settings(
+        settings = MemorySettings(
             dtype=case.dtype, four_bit=case.four_bit, training=case.training, gradient_checkpointing=False
         )
-        policy, reward = random_models(settings, shape, shape, self.device)
-        reward.micro_batch_tokens = case.micro_batch_tokens
+        policy, self.reward = random_models(settings, shape, shape, self.device)
+        self.reward.micro_batch_tokens = case.micro_batch_tokens
         config = PPOConfig.from_paper(
             "positive_generation",
             rollout_batch_size=case.prompts,
@@ -95,23 +94,23 @@ class Engine:
             max_length=case.lengths,
             first_step_checks="warn",
         )
-        self.trainer = PPOTrainer(policy, reward, REDISTRIBUTORS[case.redistributor](), config)
+        self.trainer = PPOTrainer(policy, self.reward, REDISTRIBUTORS[case.redistributor](), config)
+        self.policy = cast(CausalPolicy, self.trainer.policy)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.optimizer_steps = 0
-        for owner, method, phase in (
-            (self.trainer.policy, "sample", "generate"),
-            (self.trainer.policy, "evaluate", "log-probabilities"),
-            (self.trainer.policy, "reference_logprobs", "log-probabilities"),
-            (reward, "score", "score"),
-        ):
-            self._watch(owner, method, phase)
+        self._count: Callable[[], int] | None = None
+        self._flops: defaultdict[str, int] = defaultdict(int)
+        self._watch(self.policy, "sample", "generate")
+        self._watch(self.policy, "evaluate", "log-probabilities")
+        self._watch(self.policy, "reference_logprobs", "log-probabilities")
+        self._watch(self.reward, "score", "score")
         self.trainer.optimizer.register_step_pre_hook(self._before_optimizer)
         self.trainer.optimizer.register_step_post_hook(self._after_optimizer)
 
     @property
     def weights(self) -> int:
         """Parameters of the policy's language model."""
-        return sum(parameter.numel() for parameter in self.trainer.policy.language_model.parameters())  # type: ignore[attr-defined]
+        return sum(parameter.numel() for parameter in self.policy.language_model.parameters())
 
     def prompts(self, step: int) -> list[list[int]]:
         """The step's prompts, 2 to 8 tokens, as in the paper."""
@@ -125,7 +124,15 @@ class Engine:
         self.seconds.clear()
         self.optimizer_steps = 0
         start, wall = clock(self.device), time.perf_counter()
-        rollout = self._step(prompts)
+        rollout = self.trainer.collect(prompts)
+        with self._phase("redistribute"):
+            token_scores = self.trainer.redistribute(rollout)
+        with self._phase("returns"):
+            experience = self.trainer.estimate_returns(rollout, token_scores)
+        with self._phase("update"):
+            self.trainer.update(experience)
+        self.seconds["update"] -= self.seconds["optimizer"]
+        self.trainer.conclude(rollout)
         total, elapsed = clock(self.device) - start, time.perf_counter() - wall
         return {
             "cpu_seconds": total,
@@ -136,18 +143,6 @@ class Engine:
             "optimizer_steps": self.optimizer_steps,
             "peak_bytes": self._peak(),
         }
-
-    def _step(self, prompts: list[list[int]]) -> Rollout:
-        rollout = self.trainer.collect(prompts)
-        with self._phase("redistribute"):
-            token_scores = self.trainer.redistribute(rollout)
-        with self._phase("returns"):
-            experience = self.trainer.estimate_returns(rollout, token_scores)
-        with self._phase("update"):
-            self.trainer.update(experience)
-        self.seconds["update"] -= self.seconds["optimizer"]
-        self.trainer.conclude(rollout)
-        return rollout
 
     def noise(self) -> dict[str, float]:
         """Before anything is learned, nats a token: rows alone, as a minibatch of one, against the rollout they came
@@ -168,28 +163,25 @@ class Engine:
         """A step, not timed, and what it asks of the machine at least, by phase."""
         with flop_counter() as counter:
             self._count = lambda: int(counter.get_total_flops())
-            self._flops: defaultdict[str, int] = defaultdict(int)
+            self._flops.clear()
             answer = self.step()
-        flops, self._count = dict(self._flops), None
-        flops["update"] -= flops.get("optimizer", 0)
-        return answer, {phase: Work(flops=flops.get(phase, 0), bytes=b) for phase, b in self._bytes(answer).items()}
+        self._count = None
+        self._flops["update"] -= self._flops["optimizer"]
+        return answer, {phase: Work(flops=self._flops[phase], bytes=b) for phase, b in self._bytes(answer).items()}
 
     def _bytes(self, answer: dict[str, Any]) -> dict[str, float]:
         """Bytes no implementation can avoid: weights once a pass (forward, and backward beside the gradients it
         writes), one pass a token while sampling, and Adam's states."""
         width = torch.finfo(getattr(torch, self.case.dtype)).bits // 8
-        weights, trained = width * self.weights, sum(p.numel() for p in self.trainer.policy.parameters())
+        weights, trained = width * self.weights, sum(p.numel() for p in self.policy.parameters())
         return {  # at best one pass holds every row
             "generate": weights * max(answer["lengths"]),
             "log-probabilities": 2 * weights,
             "score": weights,
-            "redistribute": 0.0,
-            "returns": 0.0,
+            **{"redistribute": 0.0, "returns": 0.0},
             "update": answer["optimizer_steps"] * (2 * weights + width * trained),
             "optimizer": answer["optimizer_steps"] * ADAM_BYTES * trained,
         }
-
-    _count: Callable[[], int] | None = None
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -222,58 +214,48 @@ class Engine:
             return torch.cuda.max_memory_allocated(self.device)
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    def save(self, folder: Path) -> dict[str, str]:
+    def save(self, folder: str) -> dict[str, str]:
         """Policy and reward model as folders that another stack can load."""
-        parts = {"policy": self.trainer.policy.language_model, "reward": self.trainer.reward.model}  # type: ignore[attr-defined]
-        for name, model in parts.items():
-            model.save_pretrained(folder / name)
-        return {name: str(folder / name) for name in parts}
+        return saved(Path(folder), self.policy.language_model, self.reward.model)
 
     @torch.no_grad()
-    def measure(self, prompt: list[int], response: list[int]) -> dict[str, float]:
+    def fixed(self, prompt: list[int], response: list[int]) -> dict[str, float]:
         """Summed log-probability and score of one given response, EOS not banned."""
-        ones = torch.tensor([1])
-        sequences = Sequences(
-            prompt_ids=torch.tensor([prompt]),
-            prompt_mask=torch.ones(1, len(prompt), dtype=torch.bool),
-            response_ids=torch.tensor([response]),
-            response_mask=torch.ones(1, len(response), dtype=torch.bool),
-            min_lengths=0 * ones,
-            max_lengths=len(response) * ones,
-            finished=ones == 1,
-        )
+        sequences = equal_rows(torch.tensor([prompt]), torch.tensor([response]))
         logprobs = self._evaluated(sequences).logprobs
-        score = self.trainer.reward.score(sequences, frozenset()).scores
+        score = self.reward.score(sequences, frozenset()).scores
         return {"logprob": float(logprobs.sum()), "score": float(score)}
 
 
-def built(case: dict[str, Any]) -> Engine:
+def saved(folder: Path, policy: PreTrainedModel, reward: PreTrainedModel) -> dict[str, str]:
+    """Where each model was saved, under ``folder``."""
+    for name, model in (("policy", policy), ("reward", reward)):
+        model.save_pretrained(folder / name)
+    return {name: str(folder / name) for name in ("policy", "reward")}
+
+
+def built(case: Mapping[str, Any]) -> Engine:
     """The engine of a case as JSON gives it."""
-    of = Case(**{name: tuple(value) if isinstance(value, list) else value for name, value in case.items()})
+    fields: dict[str, Any] = {**case, "lengths": tuple(case["lengths"])}
+    of = Case(**fields)
     if of.keep_freed_memory:
         keep_freed_memory()
     return Engine(of)
 
 
-def answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
+def answer(engine: Engine, do: str, **given: Any) -> dict[str, Any]:
     """What a request asks for."""
-    if request["do"] == "save":
-        return engine.save(Path(request["folder"]))
-    if request["do"] == "measure":
-        return engine.measure(request["prompt"], request["response"])
-    if request["do"] == "noise":
-        return engine.noise()
-    if request["do"] == "count":
+    if do == "step":
+        prompts = engine.prompts(engine.trainer.steps_done)
+        return engine.step() | {"prompts": prompts}
+    if do == "count":
         counted, work = engine.counted_step()
         rates = measured_rates(getattr(torch, engine.case.dtype), engine.device)
         flops = sum(one.flops for one in work.values())
-        return counted | {
-            "flops": flops,
-            "floor": {phase: one.least(rates) for phase, one in work.items()},
-            "rates": asdict(rates),
-        }
-    prompts = engine.prompts(engine.trainer.steps_done)
-    return engine.step() | {"prompts": prompts}
+        floor = {phase: one.least(rates) for phase, one in work.items()}
+        return counted | {"flops": flops, "floor": floor, "rates": asdict(rates)}
+    ways: dict[str, Callable[..., dict[str, Any]]] = {"save": engine.save, "fixed": engine.fixed, "noise": engine.noise}
+    return ways[do](**given)
 
 
 def main() -> None:
@@ -282,7 +264,7 @@ def main() -> None:
     torch.set_num_threads(1)
     engine = built(json.loads(sys.stdin.readline())["case"])
     for line in sys.stdin:
-        answers.write(json.dumps(answer(engine, json.loads(line))) + "\n")
+        answers.write(json.dumps(answer(engine, **json.loads(line))) + "\n")
         answers.flush()
 
 

@@ -13,6 +13,7 @@ Everything is defined on any sequence of words, grammatical or not: a trained po
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def prefix_scores(tokens: Sequence[str]) -> list[float]:
     steps = [0] * len(tokens)
     for positions, value in _phrases(tokens):
         steps[positions[-1]] = value
-    return np.cumsum(steps).astype(float).tolist()
+    return [float(score) for score in accumulate(steps)]
 
 
 def _phrases(tokens: Sequence[str]) -> Iterator[tuple[list[int], int]]:
@@ -178,4 +179,12 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word; EOS is 0, padding 1, unknown 2."""
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token=UNKNOWN))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=END, pad_token=PAD, unk_token=UNKNOWN)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=words, eos_token=END, pad_token=PAD, unk_token=UNKNOWN
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, words: list[str]) -> list[int]:
+    """Token ids of words, one each."""
+    ids = tokenizer.convert_tokens_to_ids(words)
+    return [ids] if isinstance(ids, int) else ids

@@ -5,32 +5,39 @@ import json
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from benchmarks.data.formats import Comparison, Demonstration, Turn, comparison, demonstration, key
-from benchmarks.data.preference_records import Tokens, read_comparisons, read_demonstrations, reading, split_prompts
+from benchmarks.data.preference_formats import Example, Turn, comparison, demonstration, key
+from benchmarks.data.preference_tokens import (
+    Tokenisation,
+    TokenisedExample,
+    read_comparisons,
+    read_demonstrations,
+    reward_input,
+    split_prompts,
+)
 from benchmarks.data.records import HUB, RowFault, fingerprints, read_rows
 from benchmarks.data.templates import CHAT, TEMPLATES, check_template, fitted, render, response_ids
-from benchmarks.tasks.preparation import byte_level_tokenizer
 from benchmarks.tasks.reward_accuracy import by_confidence
+from benchmarks.tasks.starting_models import byte_level_tokenizer
 
 QUESTION = (Turn(role="user", content="Why?"),)
-COMPARED = Comparison(prompt=QUESTION, chosen="Because.", rejected="No.")
+COMPARED = Example(prompt=QUESTION, responses=("Because.", "No."))
 
 
 @pytest.mark.parametrize(
     ("row", "wanted"),
     [
-        ({"prompt": "Why?", "completion": " Because."}, Demonstration(prompt=QUESTION, completion=" Because.")),
+        ({"prompt": "Why?", "completion": " Because."}, Example(prompt=QUESTION, responses=(" Because.",))),
         (
             {
                 "prompt": [{"role": "user", "content": "Why?"}],
                 "completion": [{"role": "assistant", "content": "Because."}],
             },
-            Demonstration(prompt=QUESTION, completion="Because."),
+            Example(prompt=QUESTION, responses=("Because.",)),
         ),
-        ({"prompt": "A post\n\nTL;DR:", "summary": " Short."}, Demonstration(
-            prompt=(Turn(role="user", content="A post"),), completion=" Short.")),
-        ({"prompt": "Why?", "chosen": "Because.", "rejected": "No."}, Demonstration(
-            prompt=QUESTION, completion="Because.")),
+        ({"prompt": "A post\n\nTL;DR:", "summary": " Short."}, Example(
+            prompt=(Turn(role="user", content="A post"),), responses=(" Short.",))),
+        ({"prompt": "Why?", "chosen": "Because.", "rejected": "No."}, Example(
+            prompt=QUESTION, responses=("Because.",))),
     ],
 )  # fmt: skip
 def test_demonstrations(row, wanted):
@@ -76,7 +83,7 @@ def test_the_ends_of_the_two_sided_scale_are_equally_sure(mark, choice, sure):
 def test_a_score_may_stand_beside_a_comparison_but_not_against_it():
     scored = {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 2, "score_rejected": 1.5}
     for row in (scored, {**scored, "score_chosen": 1.5}, {**scored, "score_chosen": None}):
-        assert comparison(row).chosen == "a"
+        assert comparison(row).responses[0] == "a"
     with pytest.raises(RowFault, match="'score_chosen' is below 'score_rejected'"):
         comparison({**scored, "score_chosen": -2})
 
@@ -151,7 +158,7 @@ def test_the_chat_template_is_the_tokenizers_own(tokenizer):
 def test_a_response_is_separated_from_its_prompt_exactly_once(tokenizer):
     for template in TEMPLATES:
         prompt = tokenizer.decode(render(template, QUESTION, tokenizer))
-        response = tokenizer.decode(response_ids(template, " Because.", tokenizer, eos_id=0)[:-1])
+        response = tokenizer.decode(response_ids(template, " Because.", tokenizer)[:-1])
         assert (prompt + response).endswith(" Because.")
         assert not (prompt + response).endswith("  Because.")
 
@@ -174,8 +181,8 @@ def test_unknown_templates_are_refused():
 
 
 def tokens(tokenizer, **changes):
-    settings = {"max_prompt_tokens": 40, "max_response_tokens": 12, "faults": "drop"} | changes
-    return Tokens(tokenizer=tokenizer, template="plain", reads="human_assistant", **settings)
+    settings = {"max_prompt_tokens": 40, "max_response_tokens": 12, "faults": "drop"}
+    return Tokenisation(tokenizer=tokenizer, **{"template": "plain", "reads": "human_assistant", **settings, **changes})
 
 
 def write(file, rows):
@@ -192,7 +199,7 @@ def test_long_rows_are_dropped_or_cut_and_counted(tokenizer, tmp_path):
         {"prompt": "And?", "chosen": "x " * 30 + "a", "rejected": "x " * 30 + "b"},
     ]
     source = write(tmp_path / "rows.jsonl", rows)
-    dropped = tokens(tokenizer).pairs(read_comparisons([source]))
+    dropped = tokens(tokenizer).examples(read_comparisons([source]), "comparisons")
     assert len(dropped.kept) == 1
     assert {reason: len(some) for reason, some in dropped.rejected.items()} == {
         "seen before": 1,
@@ -201,10 +208,11 @@ def test_long_rows_are_dropped_or_cut_and_counted(tokenizer, tmp_path):
     }
     with pytest.raises(ValueError, match=r"faults='error':\nleft out, seen before: 1"):
         dropped.require_none_left_out()
-    cut = tokens(tokenizer, faults="truncate").pairs(read_comparisons([source]))
-    assert [len(row.chosen) for row in cut.kept] == [len(dropped.kept[0].chosen), len(dropped.kept[0].chosen), 12]
-    assert cut.kept[2].chosen[-1] != tokenizer.eos_token_id  # cut, not ended
-    assert cut.kept[0].chosen[-1] == tokenizer.eos_token_id
+    cut = tokens(tokenizer, faults="truncate").examples(read_comparisons([source]), "comparisons")
+    uncut = len(dropped.kept[0].responses[0])
+    assert [len(row.responses[0]) for row in cut.kept] == [uncut, uncut, 12]
+    assert cut.kept[2].responses[0][-1] != tokenizer.eos_token_id  # cut, not ended
+    assert cut.kept[0].responses[0][-1] == tokenizer.eos_token_id
     assert all(len(row.prompt) <= 40 and len(row.reward_prompt) <= 40 for row in cut.kept)
     assert cut.rejected["both responses are the same once cut"][0].startswith("comparisons:4: ")
     assert "cut to fit: 4" in cut.summary("comparisons")
@@ -212,9 +220,9 @@ def test_long_rows_are_dropped_or_cut_and_counted(tokenizer, tmp_path):
 
 def test_the_reward_model_reads_its_own_prompt_and_the_same_response(tokenizer, tmp_path):
     source = write(tmp_path / "rows.jsonl", [{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}])
-    (row,) = tokens(tokenizer).pairs(read_comparisons([source])).kept
-    assert tokenizer.decode(reading(row, row.chosen)[:-1]) == "###Human: Why? ###Assistant:  Because."
-    assert row.best[len(row.prompt) :] == list(row.chosen)
+    (row,) = tokens(tokenizer).examples(read_comparisons([source]), "comparisons").kept
+    assert tokenizer.decode(reward_input(row, row.responses[0])[:-1]) == "###Human: Why? ###Assistant:  Because."
+    assert row.best[len(row.prompt) :] == list(row.responses[0])
     splits = split_prompts([row, row])
     assert sum(map(len, splits.values())) == 1
     (prompt,) = splits["train"] or splits["held_out"]
@@ -231,25 +239,27 @@ def test_every_text_begins_once(template, tmp_path):
     tokenizer._tokenizer.post_processor = TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, first)])
     tokenizer.chat_template = begin + "{% for m in messages %}<{{ m.content }}>{% endfor %}"
     source = write(tmp_path / "rows.jsonl", [{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}])
-    settings = {"max_prompt_tokens": 200, "max_response_tokens": 40, "template": template, "reads": template}
-    (row,) = Tokens(tokenizer=tokenizer, faults="error", **settings).pairs(read_comparisons([source])).kept
-    for whole in (row.best, reading(row, row.rejected)):
+    whole_rows = tokens(tokenizer, max_prompt_tokens=200, max_response_tokens=40, template=template, reads=template)
+    (row,) = whole_rows.examples(read_comparisons([source]), "comparisons").kept
+    for whole in (row.best, reward_input(row, row.responses[1])):
         assert whole[0] == first
         assert first not in whole[1:-1]
 
 
 def test_accuracy_beside_the_longer_response():
-    class Row:
-        def __init__(self, confidence, longer_wins):
-            self.confidence, self.longer_wins = confidence, longer_wins
+    def row(confidence, chosen, rejected):
+        responses = ((2,) * chosen, (2,) * rejected)
+        return TokenisedExample(
+            key="", text="", prompt=(1,), reward_prompt=(1,), responses=responses, confidence=confidence
+        )
 
-    rows = [Row(9, True), Row(9, False), Row(1, None), Row(1, False)]
+    rows = [row(9, 2, 1), row(9, 1, 2), row(1, 1, 1), row(1, 1, 2)]
     found = by_confidence(rows, [1.0, 2.0, 0.0, -1.0])
     assert found["longer_wins"] == (1 + 0 + 0.5 + 0) / 4
     assert found["accuracy_where_the_shorter_won"] == 0.5
     assert found["by_confidence"]["9"] == {"pairs": 2, "accuracy": 1.0, "longer_wins": 0.5}
     assert found["by_confidence"]["1"] == {"pairs": 2, "accuracy": 0.25, "longer_wins": 0.25}
-    assert "by_confidence" not in by_confidence([Row(None, True)], [1.0])
+    assert "by_confidence" not in by_confidence([row(None, 2, 1)], [1.0])
 
 
 def test_sources(tmp_path):

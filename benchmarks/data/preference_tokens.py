@@ -1,0 +1,136 @@
+"""Demonstrations and comparisons as token ids, every row checked, and every fault counted."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks.data.preference_formats import Example, Prompt, comparison, demonstration, key
+from benchmarks.data.records import Faults, RowFault, Sieve, read_rows, source_name
+from benchmarks.data.reviews import held_out
+from benchmarks.data.templates import fitted, render, response_ids
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenisedExample:
+    """An example whose prompt is as the policy and as the reward model read it; responses end with EOS unless cut."""
+
+    key: str
+    text: str
+    prompt: Ids
+    reward_prompt: Ids
+    responses: tuple[Ids, ...]
+    confidence: int | None
+
+    @property
+    def best(self) -> list[int]:
+        """The only response or the preferred one after its prompt, as the language model reads it."""
+        return [*self.prompt, *self.responses[0]]
+
+    @property
+    def longer_wins(self) -> bool | None:
+        """Whether the preferred of two responses is the longer one; None where both have the same number of tokens."""
+        chosen, rejected = map(len, self.responses)
+        return None if chosen == rejected else chosen > rejected
+
+
+def reward_input(row: TokenisedExample, response: Ids) -> list[int]:
+    """A response after the reward model's own prompt: what it reads in training, and in PPO."""
+    return [*row.reward_prompt, *response]
+
+
+def split_prompts(rows: Sequence[TokenisedExample]) -> dict[str, list[dict[str, Any]]]:
+    """Every prompt once, as both models read it, by split: held out where the hash of its text says so."""
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
+    for row in {row.key: row for row in rows}.values():
+        entry = {"ids": list(row.prompt), "reward_ids": list(row.reward_prompt), "text": row.text}
+        splits["held_out" if held_out(row.key) else "train"].append(entry)
+    return splits
+
+
+def read_demonstrations(sources: Sequence[str]) -> Sieve[Example]:
+    """Every demonstration once; raises as :func:`benchmarks.data.records.read_rows`, or where a source has none."""
+    return _read(sources, demonstration)
+
+
+def read_comparisons(sources: Sequence[str]) -> Sieve[Example]:
+    """Every comparison once; raises as :func:`benchmarks.data.records.read_rows`, or where a source has none."""
+    return _read(sources, comparison)
+
+
+def _read(sources: Sequence[str], parse: Callable[[object], Example]) -> Sieve[Example]:
+    sieve: Sieve[Example] = Sieve()
+    seen: set[tuple[str, ...]] = set()
+
+    def use(row: object) -> Example:
+        found = parse(row)
+        identity = key(found.prompt), *(response.strip() for response in found.responses)
+        if identity in seen:
+            raise RowFault("seen before")
+        seen.add(identity)
+        return found
+
+    for source in sources:
+        sieve.sift(source_name(source), read_rows(source), use)
+    return sieve
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tokenisation:
+    """How texts become token ids, and which are too long."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+    reads: str
+    """The reward model's template."""
+    max_prompt_tokens: int
+    max_response_tokens: int
+    faults: Faults
+
+    def examples(self, found: Sieve[Example], what: str) -> Sieve[TokenisedExample]:
+        """The rows that fit, with the faults found before; ``what`` they are is how messages name them."""
+        sieve: Sieve[TokenisedExample] = Sieve(rejected=found.rejected)
+
+        def use(row: Example) -> TokenisedExample:
+            prompt = self._fitted(row.prompt, sieve)
+            ours, theirs = (tuple(render(template, prompt, self.tokenizer)) for template in (self.template, self.reads))
+            responses = tuple(self._response(response, sieve) for response in row.responses)
+            if len(set(responses)) < len(responses):
+                raise RowFault("both responses are the same once cut")
+            return TokenisedExample(
+                key=key(row.prompt),
+                text=prompt[-1].content.strip(),
+                prompt=ours,
+                reward_prompt=theirs,
+                responses=responses,
+                confidence=row.confidence,
+            )
+
+        sieve.sift(what, found.kept, use)
+        return sieve
+
+    def _fitted(self, whole: Prompt, sieve: Sieve[TokenisedExample]) -> Prompt:
+        """Short enough in both templates."""
+        prompt = whole
+        for template in dict.fromkeys((self.template, self.reads)):
+            if len(render(template, prompt, self.tokenizer)) > self.max_prompt_tokens:
+                self._require_cutting(f"prompt longer than {self.max_prompt_tokens} tokens")
+                prompt = fitted(template, prompt, self.tokenizer, self.max_prompt_tokens)
+        if prompt != whole:
+            sieve.truncated.append(f"prompt: {whole[-1].content[:60]!r}")
+        return prompt
+
+    def _response(self, text: str, sieve: Sieve[TokenisedExample]) -> Ids:
+        """Cut without EOS where it is too long, as a response in PPO is."""
+        ids = response_ids(self.template, text, self.tokenizer)
+        if len(ids) > self.max_response_tokens:
+            self._require_cutting(f"response longer than {self.max_response_tokens} tokens")
+            sieve.truncated.append(f"response: {text[:60]!r}")
+        return tuple(ids[: self.max_response_tokens])
+
+    def _require_cutting(self, fault: str) -> None:
+        if self.faults != "truncate":
+            raise RowFault(fault)
