@@ -131,8 +131,8 @@ def in_this_process(case):
 
 def test_the_command_writes_both_tables(tmp_path, monkeypatch):
     """Counted in this process, timed in one of its own."""
-    counting_and_timing = iter([in_this_process, throughput.ours])
-    monkeypatch.setattr(throughput, "ours", lambda case: next(counting_and_timing)(case))
+    counting_and_timing = iter([in_this_process(TINY), throughput.ours(TINY)])
+    monkeypatch.setattr(throughput, "ours", lambda case: next(counting_and_timing))
     monkeypatch.setitem(throughput.CASES, "tiny", TINY)
     throughput.main(["--cases", "[tiny]", "--repeats", "2", "--out", str(tmp_path)])
     rows = rows_of(tmp_path / "table.csv")
