@@ -99,6 +99,7 @@ def test_end_to_end_resume_and_refusals(tmp_path, request):
     final = json.loads(records[0].read_text())["final"]
     assert {"held_out_score", "held_out_gold", "credit_truth"} == final.keys()
 
+    request.getfixturevalue("undrawn")
     request.getfixturevalue("in_threads")  # once through a real process is enough, and results may not depend on it
 
     # Methods meet the same first batch: before any update their responses are the same.
