@@ -1,5 +1,6 @@
 """Shape checks are on in every test: jaxtyping annotations are enforced by beartype."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,6 +14,12 @@ install_import_hook(["rlhf_core", "redistributors", "models", "benchmarks"], "ty
 torch.set_num_threads(1)
 
 DATA = Path(os.environ.get("DENSE_RLHF_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries leave in memory never becomes garbage: a collection, half a second long with it, skips it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

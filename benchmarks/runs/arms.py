@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
 from typing import Any, get_args
 
@@ -282,8 +282,7 @@ def with_settings(base: PPOConfig, changes: Mapping[str, Any]) -> PPOConfig:
     Raises:
         ValueError: an unknown name, a value of another type, or one out of range.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(PPOConfig, "ppo")
+    parser = _ppo_parser()
     merged = {**_flat(dataclasses.asdict(base)), **_flat(changes)}
     try:
         config: PPOConfig = parser.instantiate(parser.parse_object({"ppo": merged})).ppo
@@ -292,6 +291,14 @@ def with_settings(base: PPOConfig, changes: Mapping[str, Any]) -> PPOConfig:
     except Exception as error:  # argparse's own error type says what is wrong, but is not a ValueError
         raise ValueError(f"PPO settings {dict(changes)}: {error}") from error
     return config
+
+
+@cache
+def _ppo_parser() -> ArgumentParser:
+    """Made once: a plan asks for the settings of every arm under every seed."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PPOConfig, "ppo")
+    return parser
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from fakes import TablePolicy
+from matplotlib.figure import Figure
 
 from benchmarks.runs import worker_pool as runner
 from benchmarks.runs.comparison import ComparisonSettings
@@ -63,3 +65,9 @@ def in_threads(monkeypatch):
         return ThreadPoolExecutor(1)  # runs redirect their output, which threads would share
 
     monkeypatch.setattr(runner, "ProcessPoolExecutor", pool)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made and not drawn: drawing takes most of a script's time."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: Path(path).touch())

@@ -54,7 +54,16 @@ def prompts_for(policy, n=8):
 
 
 @pytest.mark.parametrize("name", sorted(REDISTRIBUTORS))
-@pytest.mark.parametrize("kind", ["k1", "full"])
+@pytest.mark.parametrize(
+    ("folders", "kind"),
+    [
+        ("gpt2", "k1"),
+        ("llama", "full"),
+        pytest.param("gpt2", "full", marks=pytest.mark.slow),
+        pytest.param("llama", "k1", marks=pytest.mark.slow),
+    ],
+    indirect=["folders"],
+)
 def test_a_step_of_every_method_on_real_architectures(folders, name, kind):
     policy = loaded(folders)
     reward = load_reward_model(str(folders / "reward"), score="logit_difference")
@@ -84,8 +93,15 @@ def test_steps_on_a_gpu(folders, name):
     assert np.isfinite(list(figures[1].values())).all()
 
 
-@pytest.mark.parametrize("redistributor", [Sparse(), Uniform()])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("family", "redistributor"),
+    [
+        ("gpt2", Sparse()),
+        ("llama", Uniform()),
+        pytest.param("gpt2", Uniform(), marks=pytest.mark.slow),
+        pytest.param("llama", Sparse(), marks=pytest.mark.slow),
+    ],
+)
 def test_it_learns_to_write_one_token(family, redistributor, tmp_path):
     policy = load_policy(save_tiny(str(tmp_path / "policy"), family=family, std=0.1, dropout=0.1, seed=1))
     config = replace(CONFIG, rollout_batch_size=16, minibatch_size=16, learning_rate=1e-2, micro_batch_tokens=4096)

@@ -9,6 +9,8 @@ from collections import defaultdict
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 from redistributors import REDISTRIBUTORS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,25 +24,30 @@ def test_import_contracts_are_kept():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_packages_import_from_elsewhere(tmp_path):
-    code = (
-        "import rlhf_core, redistributors, models, benchmarks, importlib.metadata as m;"
-        "print(m.version('dense-rlhf'), rlhf_core.__version__, *sorted(redistributors.REDISTRIBUTORS))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    installed, own, *methods = result.stdout.split()
-    assert installed == own
-    assert methods == sorted(REDISTRIBUTORS)
-
-
-def test_the_engine_alone_needs_no_model_library(tmp_path):
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """What a process that starts in another folder prints: model libraries after importing the engine, then versions
+    and methods after importing the rest."""
     code = (
         "import sys, rlhf_core, redistributors;"
-        "print([m for m in ('transformers', 'peft', 'bitsandbytes', 'datasets', 'trl') if m in sys.modules])"
+        "print([m for m in ('transformers', 'peft', 'bitsandbytes', 'datasets', 'trl') if m in sys.modules]);"
+        "import models, benchmarks, importlib.metadata as m;"
+        "print(m.version('dense-rlhf'), rlhf_core.__version__, *sorted(redistributors.REDISTRIBUTORS))"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    folder = tmp_path_factory.mktemp("elsewhere")
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_the_engine_alone_needs_no_model_library(elsewhere):
+    assert elsewhere[0] == "[]"
+
+
+def test_packages_import_from_elsewhere(elsewhere):
+    installed, own, *methods = elsewhere[1].split()
+    assert installed == own
+    assert methods == sorted(REDISTRIBUTORS)
 
 
 def imported() -> set[str]:

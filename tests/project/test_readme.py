@@ -1,5 +1,6 @@
 """What the README says works: its Python runs, its metrics are the logged ones, its files exist."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -15,15 +16,16 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.fixture
-def example_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def example_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
     names: dict[str, object] = {}
-    exec(compile(EXAMPLES[0], "README.md", "exec"), names)
-    return names, tmp_path / "run"
+    with contextlib.chdir(folder):
+        exec(compile(EXAMPLES[0], "README.md", "exec"), names)
+    return names, folder / "run"
 
 
-def test_the_example_runs_and_logs_only_metrics_of_the_glossary(example_run, capsys):
+def test_the_example_runs_and_logs_only_metrics_of_the_glossary(example_run):
     names, folder = example_run
     assert (folder / "checkpoint-2/policy").is_dir()
     logged = set().union(*(json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()))

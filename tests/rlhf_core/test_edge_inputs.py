@@ -45,8 +45,17 @@ def models(folders, **settings):
 QUICK = {"integrated-gradients": {"max_steps": 16}}
 
 
-@pytest.mark.parametrize("ends", [True, False], ids=["only EOS", "one token, cut"])
 @pytest.mark.parametrize("name", sorted(REDISTRIBUTORS))
+@pytest.mark.parametrize(
+    ("folders", "ends"),
+    [
+        pytest.param("gpt2", True, id="gpt2, only EOS"),
+        pytest.param("llama", False, id="llama, one token, cut"),
+        pytest.param("gpt2", False, id="gpt2, one token, cut", marks=pytest.mark.slow),
+        pytest.param("llama", True, id="llama, only EOS", marks=pytest.mark.slow),
+    ],
+    indirect=["folders"],
+)
 def test_a_step_of_one_token_responses(folders, name, ends):
     """The token is an EOS (here every token is one), or it is any other and the response was cut behind it."""
     policy, reward = models(folders, eos_ids=range(32) if ends else None)

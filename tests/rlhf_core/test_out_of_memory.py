@@ -166,7 +166,7 @@ def test_each_budget_is_halved_where_it_did_not_suffice(folders):
 @pytest.mark.parametrize("absent", ["delete", "replace"])
 def test_altered_responses_are_made_in_the_parts_they_are_scored_in(absent, folders, monkeypatch):
     reward, sequences = load_reward_model(folders[1], score="logit_difference"), ragged_sequences()
-    keep = torch.rand(4, 40, 6, generator=torch.Generator().manual_seed(0)) < 0.6
+    keep = torch.rand(4, 10, 6, generator=torch.Generator().manual_seed(0)) < 0.6
     variants = Variants(keep=keep, absent=absent)
     plain, device, alter = reward.probe(sequences).scores(variants), Device(ROOM), ALTER[absent]
 

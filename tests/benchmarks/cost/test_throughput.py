@@ -1,10 +1,12 @@
 """The throughput and evidence benchmarks: what they count, that they compare equals, and that they run."""
 
 import csv
+import json
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks import evidence_cost, levers, sampling_speed, throughput
 from benchmarks.cost import engine_processes
 from benchmarks.cost.machine_floor import Rates, Work, flop_counter
-from benchmarks.cost.timed_step import PHASES, Case, Engine
+from benchmarks.cost.timed_step import PHASES, Case, Engine, answer, built
 from benchmarks.throughput import Timed, Timing, engines_table, phases_table, require_same
 from rlhf_core.trainer import PPOTrainer
 
@@ -122,7 +124,17 @@ def test_settings_that_cannot_be_say_what_to_do(flags, words, capsys):
     assert words in " ".join(capsys.readouterr().err.split())
 
 
+@contextmanager
+def in_this_process(case):
+    """What a worker answers, without starting one, which takes seconds."""
+    engine = built(json.loads(json.dumps(asdict(replace(case, keep_freed_memory=False)))))
+    yield lambda **request: json.loads(json.dumps(answer(engine, **request)))
+
+
 def test_the_command_writes_both_tables(tmp_path, monkeypatch):
+    """Counted in this process, timed in one of its own."""
+    counting_and_timing = iter([in_this_process(TINY), throughput.ours(TINY)])
+    monkeypatch.setattr(throughput, "ours", lambda case: next(counting_and_timing))
     monkeypatch.setitem(throughput.CASES, "tiny", TINY)
     throughput.main(["--cases", "[tiny]", "--repeats", "2", "--out", str(tmp_path)])
     rows = rows_of(tmp_path / "table.csv")
@@ -199,25 +211,21 @@ def test_levers_are_compared_with_what_does_the_same(tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
 def test_freed_memory_is_kept():
-    """In a process of its own: pages fetched from the system for 64 MiB that were had before, with and without."""
+    """In a process of its own: pages fetched from the system for 64 MiB that were had before, without and with."""
     code = """
-import resource, sys, torch
+import resource, torch
 from rlhf_core.run.allocation import keep_freed_memory
-if sys.argv[1] == "keep":
-    assert keep_freed_memory()
-torch.ones(2**24).sum()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
+def faults():
     torch.ones(2**24).sum()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(2**24).sum()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+left = faults()
+assert keep_freed_memory()
+print(left, faults())
 """
     root = Path(__file__).parents[3]
-    faults = {
-        kind: int(
-            subprocess.run(
-                [sys.executable, "-c", code, kind], cwd=root, capture_output=True, text=True, check=True
-            ).stdout
-        )
-        for kind in ("keep", "leave")
-    }
-    assert 3 * faults["keep"] < faults["leave"]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    left, kept = map(int, done.stdout.split())
+    assert 3 * kept < left

@@ -1,3 +1,3 @@
 """Fixtures of every test of runs."""
 
-from table_task import in_threads  # noqa: F401
+from table_task import in_threads, undrawn  # noqa: F401

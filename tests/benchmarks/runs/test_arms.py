@@ -119,7 +119,7 @@ def test_commas_part_arms_and_settings_only_outside_brackets():
         (f"{HERE}.NoMethod", "NoMethod is no redistributor's class and was not called: it declares no __call__"),
         (f"{HERE}.Wrapper(inner={HERE}.NoMethod)", "NoMethod is no redistributor's class and was not called"),
         ("a" * 9 + "(b=" * 3000 + ")" * 3000, "no redistributor 'aaaaaaaaa'"),
-        ("segment(inner=" * 3000 + "sparse" + ")" * 3000, "is nested too deep"),
+        ("segment(inner=" * 400 + "sparse" + ")" * 400, "is nested too deep"),
         ("redistributors.uniform.Uniform(beta=2)", "beta is the share"),
         ("redistributors..Uniform", "cannot read the arm"),
         (".uniform.Uniform", "cannot read the arm"),

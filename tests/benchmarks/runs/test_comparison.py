@@ -90,7 +90,7 @@ def test_ppo_settings_are_converted_and_checked():
 
 
 def test_end_to_end_resume_and_refusals(tmp_path, request):
-    chosen = settings(tmp_path)
+    chosen = settings(tmp_path, processes=1)
     report, printed = run_compare(chosen)
     out = tmp_path / "out"
     assert report.verdict in printed.replace("\n", " ") or "no method is called better" in printed
@@ -102,7 +102,8 @@ def test_end_to_end_resume_and_refusals(tmp_path, request):
     final = json.loads(records[0].read_text())["final"]
     assert {"held_out_score", "held_out_gold", "credit_truth"} == final.keys()
 
-    request.getfixturevalue("in_threads")  # once through real processes is enough, and results may not depend on it
+    request.getfixturevalue("undrawn")
+    request.getfixturevalue("in_threads")  # once through a real process is enough, and results may not depend on it
 
     # Methods meet the same first batch: before any update their responses are the same.
     curves = report.results.curves

@@ -69,7 +69,7 @@ def test_a_script_writes_its_table_and_a_figure_one_can_look_at(name, tmp_path):
     assert len(runs) == len(panels) * 2 * 2
 
 
-@pytest.mark.usefixtures("in_threads")
+@pytest.mark.usefixtures("in_threads", "undrawn")
 def test_scripts_share_the_runs_of_one_folder(tmp_path):
     chosen = settings(tmp_path, steps=3)
     run("value_loss_variance", chosen)
@@ -82,13 +82,13 @@ def test_scripts_share_the_runs_of_one_folder(tmp_path):
     assert table.rows[0][2] == 2
 
 
-@pytest.mark.usefixtures("in_threads")
+@pytest.mark.usefixtures("in_threads", "undrawn")
 def test_a_gold_score_is_logged_on_every_step(tmp_path):
     done, _ = run("over_optimisation", settings(tmp_path, steps=3))
     assert done.only.curves["sparse"]["gold_score"].shape == (2, 3)
 
 
-@pytest.mark.usefixtures("in_threads")
+@pytest.mark.usefixtures("in_threads", "undrawn")
 def test_the_papers_curves_stand_behind_ours_on_its_own_tasks_only(tmp_path):
     file = tmp_path / "curves.json.gz"
     with gzip.open(file, "wt") as lines:

@@ -186,26 +186,23 @@ def padded_with_garbage(s: Sequences, left: int, right: int, pad: int) -> Sequen
     )
 
 
-@pytest.mark.parametrize("pad", [0, 1, 17])
-def test_padding_changes_nothing(policy, pad):
+def test_padding_changes_nothing(policy):
     """A row alone, and inside a batch padded further on both sides with any id, EOS included."""
     step(policy, sample(policy))
     s, needs = sample(policy), frozenset({FullKL(), LastRow(source="policy"), LastRow(source="reference", layer=0)})
-    wide = padded_with_garbage(s, 3, 4, pad)
-    together, reference = rolled_out(policy, wide, needs), policy.reference_logprobs(wide)
-    for i in range(len(s)):
-        row = s.select(torch.tensor([i]))
-        alone, n = rolled_out(policy, row, needs), row.response_ids.shape[1]
-        pairs = [
-            (together.logprobs, alone.logprobs),
-            (together.values, alone.values),
-            (together.entropy, alone.entropy),
-            (reference, policy.reference_logprobs(row)),
-            *((together.evidence[r], alone.evidence[r]) for r in needs),
-        ]
-        for batched, single in pairs:
-            assert torch.allclose(batched[i, :n], single[0], atol=1e-5)
-            assert batched[i, n:].eq(0).all()
+
+    def measured(sequences):
+        found, reference = rolled_out(policy, sequences, needs), policy.reference_logprobs(sequences)
+        return [found.logprobs, found.values, found.entropy, reference, *(found.evidence[r] for r in needs)]
+
+    alone = [measured(s.select(torch.tensor([i]))) for i in range(len(s))]
+    for pad in (0, 1, 17):
+        together = measured(padded_with_garbage(s, 3, 4, pad))
+        for i, row in enumerate(alone):
+            for batched, single in zip(together, row, strict=True):
+                n = single.shape[1]
+                assert torch.allclose(batched[i, :n], single[0], atol=1e-5)
+                assert batched[i, n:].eq(0).all()
 
 
 def test_gradients_do_not_depend_on_padding_or_batching(policy):

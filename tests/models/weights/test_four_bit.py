@@ -43,8 +43,15 @@ def test_the_configuration_is_nf4_with_double_quantisation():
     assert config.bnb_4bit_compute_dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "checkpointing"),
+    [
+        ("float32", True),
+        ("bfloat16", False),
+        pytest.param("float32", False, marks=pytest.mark.slow),
+        pytest.param("bfloat16", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_4_bit_llama_learns_through_its_adapter(folder, dtype, checkpointing):
     policy = load_policy(
         folder, lora=LoraSettings(rank=8), four_bit=True, dtype=dtype, gradient_checkpointing=checkpointing

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -96,15 +97,27 @@ def require_six_are_k_and_the_rest(kind: str, method: str, k: int, tmp_path: Pat
     assert not all(torch.equal(tensor, tensors[name]) for name, tensor in earlier.items())
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run on a table that was never cut short, by method and steps; made once, and only read."""
+    root = tmp_path_factory.mktemp("whole")
+
+    @cache
+    def made(method: str, steps: int) -> Path:
+        fit(root / f"{method}-{steps}", "table", method, steps, 2, resume=False)
+        return root / f"{method}-{steps}"
+
+    return made
+
+
 @pytest.mark.parametrize("k", [1, 4, 8])
 @pytest.mark.parametrize("method", ["sparse", "uniform"])
-def test_nine_steps_are_k_and_the_rest(method, k, tmp_path):
-    fit(tmp_path / "whole", "table", method, 9, 2, resume=False)
+def test_nine_steps_are_k_and_the_rest(method, k, whole, tmp_path):
     fit(tmp_path / "parts", "table", method, k, 2, resume=False)
     fit(tmp_path / "parts", "table", method, 9, 2, resume=True)
-    assert_same(tmp_path / "whole", tmp_path / "parts", 9)
+    assert_same(whole(method, 9), tmp_path / "parts", 9)
     fit(tmp_path / "parts", "table", method, 9, 2, resume=True)  # nothing is left to do
-    assert_same(tmp_path / "whole", tmp_path / "parts", 9)
+    assert_same(whole(method, 9), tmp_path / "parts", 9)
 
 
 def test_what_a_redistributor_has_learned_is_restored(tmp_path):
@@ -201,21 +214,19 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_checkpoint_is_passed_over_set_aside_and_the_run_ends_alike(fault, tmp_path):
+def test_a_broken_checkpoint_is_passed_over_set_aside_and_the_run_ends_alike(fault, whole, tmp_path):
     breaks, words = BROKEN[fault]
-    fit(tmp_path / "whole", "table", "uniform", 6, 2, resume=False)
-    fit(tmp_path / "run", "table", "uniform", 4, 2, resume=False)
+    shutil.copytree(whole("uniform", 4), tmp_path / "run")
     breaks(tmp_path / "run/checkpoint-4/trainer.safetensors")
     with pytest.raises(ValueError, match=rf"checkpoint-4 cannot be used: .*{words}"):
         trainer("table", "uniform", tmp_path).restore(tmp_path / "run/checkpoint-4")
     with pytest.warns(RuntimeWarning, match=rf"going on from checkpoint-2; .*checkpoint-4: .*{words}"):
         fit(tmp_path / "run", "table", "uniform", 6, 2, resume=True)
-    assert_same(tmp_path / "whole", tmp_path / "run", 6)
+    assert_same(whole("uniform", 6), tmp_path / "run", 6)
     assert (tmp_path / "run/checkpoint-4.broken").is_dir()
 
 
-def test_leftovers_of_a_killed_save_and_broken_lines_are_no_hindrance(tmp_path):
-    fit(tmp_path / "whole", "table", "uniform", 4, 2, resume=False)
+def test_leftovers_of_a_killed_save_and_broken_lines_are_no_hindrance(whole, tmp_path):
     fit(tmp_path / "run", "table", "uniform", 2, 2, resume=False)
     (tmp_path / "run/.checkpoint-4.unfinished/policy").mkdir(parents=True)
     (tmp_path / "run/.checkpoint-4.unfinished/policy/half.safetensors").write_bytes(b"half")
@@ -223,7 +234,7 @@ def test_leftovers_of_a_killed_save_and_broken_lines_are_no_hindrance(tmp_path):
     with (tmp_path / "run/metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "score": 1.0}\n{"step": 4, "sco')
     fit(tmp_path / "run", "table", "uniform", 4, 2, resume=True)
-    assert_same(tmp_path / "whole", tmp_path / "run", 4)
+    assert_same(whole("uniform", 4), tmp_path / "run", 4)
     assert not list((tmp_path / "run").glob(".checkpoint-*"))
     (tmp_path / "run/metrics.jsonl").write_text("no record\n")
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 1 is no record of a run: b'no record'"):
@@ -436,8 +447,8 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(number, status, 
     assert not passed_over
     done = int(folder.name.removeprefix("checkpoint-"))
     assert (tmp_path / "run/metrics.jsonl").read_text().count("\n") == done
-    in_a_new_process(tmp_path / "run", "table", "uniform", done + 2, 0, "resume")
-    in_a_new_process(tmp_path / "whole", "table", "uniform", done + 2, 0, "new")
+    fit(tmp_path / "run", "table", "uniform", done + 2, 0, resume=True)
+    fit(tmp_path / "whole", "table", "uniform", done + 2, 0, resume=False)
     assert_same(tmp_path / "whole", tmp_path / "run", done + 2)
 
 
