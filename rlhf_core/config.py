@@ -302,7 +302,10 @@ def _contradictions(config: PPOConfig) -> Iterator[str]:
             f"the coefficient negative; give more than {MAX_RELATIVE_ERROR * config.rollout_batch_size}"
         )
     if config.minibatch_size > config.rollout_batch_size:
-        yield f"minibatch_size {config.minibatch_size} exceeds rollout_batch_size {config.rollout_batch_size}"
+        yield (
+            f"minibatch_size {config.minibatch_size} exceeds rollout_batch_size {config.rollout_batch_size}; "
+            "set both, minibatch_size to as many or fewer"
+        )
     yield from _prompt_contradictions(config)
     if not (1 <= low <= high < 2**31 and config.min_length <= low):
         yield (

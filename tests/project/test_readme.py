@@ -39,7 +39,8 @@ def test_the_example_runs_and_logs_only_metrics_of_the_glossary(example_run):
 
 def test_the_reward_on_a_column_scores(example_run):
     names = dict(example_run[0])
-    exec(compile(EXAMPLES[1], "README.md", "exec"), names)
+    with contextlib.chdir(example_run[1].parent):
+        exec(compile(EXAMPLES[1], "README.md", "exec"), names)
     scores, responses = names["rollout"].raw_scores, names["rollout"].sequences.responses()
     assert scores.tolist() == [float(5 in row) for row in responses]
 

@@ -146,7 +146,7 @@ def test_all_orders_that_keep_spans_together_average_to_the_owen_values():
     generator = torch.Generator().manual_seed(0)
     drawn = sorted({tuple(RANKS["owen"](spans, generator).tolist()) for _ in range(500)})
     assert len(drawn) == 2 * factorial(2) * factorial(3)
-    probe = CallableProbe(scores_of=game_reward(play)._scores, sequences=sequences_of([[9]], [response]))
+    probe = CallableProbe(scores_of=game_reward(play).scores, sequences=sequences_of([[9]], [response]))
     wanted = owen(play, ((1, 2, 3), (4, 5)))
     found = averaged(probe, torch.tensor([drawn]), "delete")[0]
     assert found.tolist() == pytest.approx([wanted[token] for token in response], abs=1e-5)

@@ -114,7 +114,10 @@ def test_dialogue_in_4_bit_with_adapters_and_a_reward_model_of_its_own_template(
     assert (out / "reward" / "adapter_model.safetensors").exists()
     loading = Loading(four_bit=True, dtype="bfloat16", gradient_checkpointing=True)
     task = make_task("dialogue", models=str(out), loading=loading)
-    assert task.ppo == {"epochs": 10, "max_length": (256, 256)}
+    assert task.ppo == {
+        **{"rollout_batch_size": 16, "minibatch_size": 1, "max_grad_norm": None, "epochs": 10},
+        **{"min_length": 8, "max_length": (256, 256)},
+    }
     run, loaded = one_run(task, tmp_path)
     prompt = loaded.train_prompts[0]
     assert loaded.reward.renderings[prompt] != prompt

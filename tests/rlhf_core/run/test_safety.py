@@ -341,7 +341,7 @@ judge = EndpointJudge(url="https://example.org/v1", model="judge", api_key_env="
 claim_folder(out, run_record(ComparisonSettings(), {"judge": str(judge.identity)}, made_by="test"), overwrite=False)
 reward = load_reward_model(str(folder / "reward"), score="single_logit")
 load_reward_model(str(folder / "reward-adapter"), score="single_logit")
-config = PPOConfig(rollout_batch_size=2, min_length=2, max_length=(3, 4))
+config = PPOConfig(rollout_batch_size=2, minibatch_size=1, min_length=2, max_length=(3, 4))
 for name, options in {"policy": {}, "lora": {"lora": LoraSettings(rank=2)}, "adapter": {}}.items():
     policy = load_policy(str(folder / ("policy" if name == "lora" else name)), **options)
     PPOTrainer(policy, reward, RewardAttention(), config).fit(["w2 w3", "w4"], 1, out=str(out / name))
