@@ -26,7 +26,7 @@ from models.passes.fused import VocabularyHead, share_tied_gradient
 from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_statistics
 from models.tiny import gpt2_config
-from rlhf_core.run.allocation import keep_freed_memory
+from rlhf_core.run.freed_memory import keep_freed_memory
 from rlhf_core.types import Limits
 
 Lever = tuple[str, str, Pass, Pass]

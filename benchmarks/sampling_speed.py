@@ -32,8 +32,8 @@ from benchmarks.reporting.tables import Table, Value
 from models.passes.fused import make_lean
 from models.passes.sampling import CachedDecoder, inverse_cdf, left_padded, sample_responses
 from models.tiny import EOS_ID, gpt2_config
-from rlhf_core.run.allocation import keep_freed_memory
-from rlhf_core.streams import stream
+from rlhf_core.random_streams import stream
+from rlhf_core.run.freed_memory import keep_freed_memory
 from rlhf_core.types import Limits
 
 ANY_LENGTH: Mapping[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "suppress_tokens": [EOS_ID]}

@@ -10,7 +10,7 @@ from models.rewards.ensemble import RewardEnsemble, load_reward_ensemble
 from models.rewards.loading import load_reward_model
 from models.rewards.prompted_reward import PromptedReward
 from models.rewards.retokenised import RetokenisedReward
-from models.texts.retelling import Telling
+from models.texts.retokenising import Telling
 from models.tiny import save_tiny
 from models.training.supervised import TrainingSettings
 from models.weights.adapters import LoraSettings

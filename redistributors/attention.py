@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from redistributors.attention_readings import READINGS
-from redistributors.attention_requests import Heads, MaxHeads, MeanHeads, OneHead
-from redistributors.credit import (
+from redistributors.parts.attention_readings import READINGS
+from redistributors.parts.attention_requests import Heads, MaxHeads, MeanHeads, OneHead
+from redistributors.parts.credit import (
     as_weights,
     check_beta,
     check_layer,

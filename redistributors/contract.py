@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from redistributors.credit import restricted
+from redistributors.parts.credit import restricted
 from redistributors.trial_rollouts import TOKENS, known_ahead, made_up_rollout, part_of, with_other_ends
 from rlhf_core.checks import usable
 from rlhf_core.evidence import EvidenceRequest

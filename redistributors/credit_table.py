@@ -10,7 +10,7 @@ from functools import partial
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import restricted
+from redistributors.parts.credit import restricted
 from redistributors.registry import REDISTRIBUTORS
 from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.checks import check_gamma, check_placement, require_token_scores

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.attention_requests import AttentionRow, AttentionRowMean
-from redistributors.credit import check_beta, check_layer, evidence_of, fallback_fraction, normalised, spread
+from redistributors.parts.attention_requests import AttentionRow, AttentionRowMean
+from redistributors.parts.credit import check_beta, check_layer, evidence_of, fallback_fraction, normalised, spread
 from rlhf_core.evidence import AttentionTap, EvidenceRequest
 from rlhf_core.types import Rollout
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import Residual, check_residual, evidence_of, signed
+from redistributors.parts.credit import Residual, check_residual, evidence_of, signed
 from redistributors.reward_attention import RewardAttention
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.masking import masked_mean

@@ -6,7 +6,7 @@ from typing import ClassVar, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import Residual, check_residual, evidence_of, signed, unattributed
+from redistributors.parts.credit import Residual, check_residual, evidence_of, signed, unattributed
 from rlhf_core.evidence import EvidenceRequest, Source
 from rlhf_core.probe import Ability, Baseline, Experiment, Probe
 from rlhf_core.types import Rollout

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redistributors.credit import Residual, check_residual, evidence_of, signed, unattributed
 from redistributors.gradient import baseline_uses, check_baseline
+from redistributors.parts.credit import Residual, check_residual, evidence_of, signed, unattributed
 from rlhf_core.evidence import EvidenceRequest, Source
 from rlhf_core.probe import Ability, Baseline, Experiment, Probe, Variants
 from rlhf_core.types import Rollout

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import Residual, check_residual, evidence_of, signed, unattributed
+from redistributors.parts.credit import Residual, check_residual, evidence_of, signed, unattributed
 from rlhf_core.evidence import EvidenceRequest, Source
 from rlhf_core.probe import Ability, Absence, Experiment, Probe, Variants
 from rlhf_core.types import Rollout

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from redistributors.credit import evidence_of, fallback_fraction, normalised
+from redistributors.parts.credit import evidence_of, fallback_fraction, normalised
 from rlhf_core.evidence import AuxiliaryLogprobs, EvidenceRequest
 from rlhf_core.masking import last_token
 from rlhf_core.types import Rollout

@@ -6,7 +6,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import Residual, check_residual, evidence_of, signed, unattributed
+from redistributors.parts.credit import Residual, check_residual, evidence_of, signed, unattributed
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.scorers.token_scorer import OwnTokenRewards
 from rlhf_core.types import Rollout

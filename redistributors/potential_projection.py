@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import check_discount, check_inner, evidence_of, shaped
+from redistributors.parts.credit import check_discount, check_inner, evidence_of, shaped
+from redistributors.parts.ridge import RecursiveRidge
+from redistributors.parts.state_features import HiddenState, Position, StateFeature
 from redistributors.reward_attention import RewardAttention
-from redistributors.ridge import RecursiveRidge
-from redistributors.state_features import HiddenState, Position, StateFeature
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.masking import last_token
 from rlhf_core.types import Learns, Redistributor, Rollout
@@ -36,7 +36,7 @@ class PotentialProjection:
     with the default decay 0.66, and no more with the policy's figures added (critic's values, log-probabilities so
     far). Position and those figures alone reach 0.48, as they move with policy and critic; position alone 0.11.
 
-    ``ridge`` is relative to the features' own size (:class:`redistributors.ridge.RecursiveRidge`); ``decay`` is what an
+    ``ridge`` is relative to the features' own size (``RecursiveRidge``); ``decay`` is what an
     older step counts for each newer one. Sums are kept in raw score units, so that a running scale of the scores leaves
     them valid. A copy by ``dataclasses.replace`` has the same settings and has learned nothing.
 

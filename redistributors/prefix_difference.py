@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import check_discount, evidence_of, shaped
+from redistributors.parts.credit import check_discount, evidence_of, shaped
 from rlhf_core.evidence import EvidenceRequest, PrefixScores
 from rlhf_core.masking import last_token
 from rlhf_core.types import Rollout

@@ -6,8 +6,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.attention_requests import AttentionRow
-from redistributors.credit import check_beta, check_layer, evidence_of, fallback_fraction, normalised, spread
+from redistributors.parts.attention_requests import AttentionRow
+from redistributors.parts.credit import check_beta, check_layer, evidence_of, fallback_fraction, normalised, spread
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.types import Rollout
 

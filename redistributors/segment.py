@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from redistributors.credit import check_inner, evidence_of
+from redistributors.parts.credit import check_inner, evidence_of
 from redistributors.reward_attention import RewardAttention
 from rlhf_core.evidence import EvidenceRequest, SentenceEnds, TokenEntropy
 from rlhf_core.masking import last_token

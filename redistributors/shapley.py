@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from redistributors.credit import Residual, check_residual, evidence_of, signed, unattributed
+from redistributors.parts.credit import Residual, check_residual, evidence_of, signed, unattributed
 from rlhf_core.evidence import EvidenceRequest, Source
 from rlhf_core.probe import Ability, Absence, Experiment, Probe, Variants, generators
 from rlhf_core.types import Rollout

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import spread
+from redistributors.parts.credit import spread
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.types import Rollout
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import check_beta, normalised, spread
+from redistributors.parts.credit import check_beta, normalised, spread
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.types import Rollout
 

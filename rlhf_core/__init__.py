@@ -4,17 +4,17 @@ from rlhf_core.advantages import leave_one_out_advantages
 from rlhf_core.buffer import RolloutBuffer
 from rlhf_core.checks import HealthError
 from rlhf_core.config import KLConfig, PPOConfig, ScoreConfig
-from rlhf_core.divergence import Diverged, UnusableRollout
 from rlhf_core.evidence import AttentionTap, ColumnTap, EvidenceRequest, FullKL, HiddenTap, Layout, PrefixScores
 from rlhf_core.kl import AdaptiveKL, FixedKL, kl_estimate
 from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean, masked_var, masked_whiten
 from rlhf_core.probe import Experiment, Probe, Variants
 from rlhf_core.returns import discounted_returns, generalized_advantages, lambda_returns
-from rlhf_core.run.allocation import keep_freed_memory
+from rlhf_core.run.freed_memory import keep_freed_memory
 from rlhf_core.run.loggers import JSONLines, Logger, TensorBoard, WeightsAndBiases
 from rlhf_core.scorers.callables import TextReward, TokenReward
 from rlhf_core.scorers.token_scorer import PerTokenReward, SpanReward
+from rlhf_core.step_guard import Diverged, UnusableRollout
 from rlhf_core.trainer import PPOTrainer
 from rlhf_core.types import (
     Evaluation,

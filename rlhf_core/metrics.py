@@ -47,7 +47,7 @@ def response_count(rollout: Rollout) -> int:
 
 def credit_metrics(token_scores: Float[Tensor, "batch response"], rollout: Rollout) -> dict[str, float]:
     """``credit_concentration``: 1 / Σ w² with w = |token score| / Σ |token score|, the effective number of credited
-    tokens, mean over responses with any credit; ``conservation_error``: see ``health.conservation_error``."""
+    tokens, mean over responses with any credit; ``conservation_error``: see ``checks.conservation_error``."""
     size = token_scores.abs()
     totals = size.sum(1)
     some = totals > 0

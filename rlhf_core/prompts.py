@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rlhf_core.config import PPOConfig
-from rlhf_core.streams import stream
+from rlhf_core.random_streams import stream
 from rlhf_core.types import (
     EncodesChats,
     Message,

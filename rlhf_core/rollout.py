@@ -14,8 +14,8 @@ from rlhf_core.checks import require_usable
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import EvidenceRequest, FullKL
 from rlhf_core.kl import kl_estimate
+from rlhf_core.random_streams import Stream, stream, uniforms
 from rlhf_core.rewards import ScoreMoments, normalise_scores
-from rlhf_core.streams import Stream, stream, uniforms
 from rlhf_core.types import Evaluation, Limits, Policy, RewardModel, Rollout, Sequences
 
 Ids = Sequence[Sequence[int]]

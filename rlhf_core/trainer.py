@@ -30,12 +30,11 @@ from rlhf_core.checks import (
 )
 from rlhf_core.config import PPOConfig
 from rlhf_core.distributed import require_one_process
-from rlhf_core.divergence import UnusableRollout, step_guard
 from rlhf_core.evidence import EvidenceRequest
-from rlhf_core.figures import further_figures
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
 from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
 from rlhf_core.optimizer import make_optimizer, make_schedule
+from rlhf_core.plain_numbers import further_figures
 from rlhf_core.prompts import Prompts, encoded, own_rows, repeated
 from rlhf_core.rewards import ScoreMoments, penalised
 from rlhf_core.rollout import Draw, measure, sample
@@ -45,7 +44,8 @@ from rlhf_core.run.fit import Fit, Plan, evaluation_figures
 from rlhf_core.run.identity import trainer_settings
 from rlhf_core.run.loggers import Logger
 from rlhf_core.scorers.callables import as_reward_model
-from rlhf_core.scorers.calling import RewardFunction
+from rlhf_core.scorers.signatures import RewardFunction
+from rlhf_core.step_guard import UnusableRollout, step_guard
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
 from rlhf_core.update import ppo_update
 
@@ -118,7 +118,7 @@ class PPOTrainer:
         Raises:
             HealthError: numbers that no honest run produces (first step, unless the config asks for warnings).
             UnusableRollout: a number of the rollout, of its credit or of its returns is not finite or exceeds
-                ``health.LARGEST_NUMBER``, or credit misses the score; nothing has changed.
+                ``checks.LARGEST_NUMBER``, or credit misses the score; nothing has changed.
             ValueError: the redistributor or an instrument gave a figure that is no number, or the name of another.
             Diverged: too many minibatches in a row had a loss or gradient that is not finite (``guard.skipped``).
         """

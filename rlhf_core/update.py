@@ -13,12 +13,12 @@ from rlhf_core.batching import Budgets, TokenBudget, micro_batches, run_in_parts
 from rlhf_core.buffer import Minibatch, RolloutBuffer
 from rlhf_core.config import PPOConfig
 from rlhf_core.distributed import global_max, global_sum
-from rlhf_core.divergence import StepGuard, step_guard
-from rlhf_core.figures import shown
 from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean
 from rlhf_core.optimizer import optimizer_step
-from rlhf_core.streams import stream
+from rlhf_core.plain_numbers import shown
+from rlhf_core.random_streams import stream
+from rlhf_core.step_guard import StepGuard, step_guard
 from rlhf_core.types import Policy
 
 EARLY_STOP_FACTOR = 1.5

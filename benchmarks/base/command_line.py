@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from rlhf_core.run.lasting_output import make_lasting
+from rlhf_core.run.closed_stdout import make_lasting
 
 PRESETS = Path(__file__).parents[1] / "presets"
 

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks.cost.memory_prediction import MemorySettings, ModelShape, packed
-from models.passes.checkpointing import checkpointed_modules
 from models.passes.fused import make_lean, share_tied_gradient
-from models.passes.value_head import ValueHead
+from models.passes.gradient_checkpointing import checkpointed_modules
 from models.policy.causal_policy import CausalPolicy
 from models.policy.network import Network
 from models.policy.restoring import read_model_back
+from models.policy.value_head import ValueHead
 from models.rewards.classifier_head import HEAD_NAMES
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.score_kinds import ScoreKind

@@ -25,8 +25,8 @@ from models.policy.causal_policy import CausalPolicy
 from models.tiny import EOS_ID, gpt2_config
 from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
-from rlhf_core.run.allocation import keep_freed_memory
-from rlhf_core.streams import stream
+from rlhf_core.random_streams import stream
+from rlhf_core.run.freed_memory import keep_freed_memory
 from rlhf_core.trainer import PPOTrainer
 from rlhf_core.types import Evaluation, Sequences
 

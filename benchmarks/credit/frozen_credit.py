@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.runs.arms import Arm
 from benchmarks.tasks.definitions import Loaded
 from models.rewards.retokenised import RetokenisedReward
-from redistributors.credit import restricted
+from redistributors.parts.credit import restricted
 from rlhf_core.checks import check_gamma, check_needs, require_token_scores
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import (

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.data.preference_formats import Prompt, Turn
 from benchmarks.data.records import RowFault
-from models.texts.prompts import encode, encode_chats
+from models.texts.prompt_encoding import encode, encode_chats
 
 CHAT = "chat"
 TEMPLATES: Mapping[str, str] = {

@@ -12,7 +12,7 @@ from benchmarks.base.json_files import fingerprint
 from benchmarks.judging.win_rates import Preference, Scores
 from benchmarks.reporting.heat_map import visible
 from models.rewards.classifier_reward import ClassifierReward
-from models.texts.prompts import encode
+from models.texts.prompt_encoding import encode
 
 Asked = Callable[[str, str, str], Preference]
 EXCERPT = 200

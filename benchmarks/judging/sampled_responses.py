@@ -16,7 +16,7 @@ from models.policy.causal_policy import CausalPolicy
 from models.policy.loading import load_policy
 from models.weights.adapters import LoraSettings, adapter_folder
 from models.weights.source import DType, ModelSource
-from rlhf_core.streams import uniforms
+from rlhf_core.random_streams import uniforms
 from rlhf_core.types import Limits
 
 

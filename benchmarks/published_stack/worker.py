@@ -115,7 +115,7 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     case = json.loads(sys.stdin.readline())["case"]
-    if case["keep_freed_memory"]:  # as rlhf_core.run.allocation does
+    if case["keep_freed_memory"]:  # as rlhf_core.run.freed_memory does
         libc = ctypes.CDLL(None)
         libc.mallopt(-1, 2**31 - 1)
         libc.mallopt(-3, 2**30)

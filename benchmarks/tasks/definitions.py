@@ -20,7 +20,7 @@ from benchmarks.tasks.toy_models import ToyRecipe, toy_models
 from models.policy.causal_policy import CausalPolicy
 from models.rewards.prompted_reward import PromptedReward
 from rlhf_core.config import PAPER, PaperTask
-from rlhf_core.scorers.calling import RewardFunction
+from rlhf_core.scorers.signatures import RewardFunction
 from rlhf_core.types import Policy, RewardModel, Sequences
 
 PromptIds = tuple[tuple[int, ...], ...]

@@ -13,7 +13,7 @@ from benchmarks.data.reviews import Reviews, half, held_out, read_reviews, revie
 from benchmarks.tasks.prepared_folder import prepared_folder, reported, require_prompts, write_prompts, write_report
 from benchmarks.tasks.starting_models import continuations, from_base, from_scratch
 from benchmarks.tasks.training_recipes import REVIEWS
-from models.texts.prompts import encode
+from models.texts.prompt_encoding import encode
 from models.training.objectives import Labelled
 from models.training.supervised import (
     TrainingSettings,

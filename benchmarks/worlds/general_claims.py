@@ -23,7 +23,7 @@ from benchmarks.worlds.declared_properties import (
 )
 from benchmarks.worlds.tabular import World, policy_gradient, probabilities, random_world, true_gradient
 from redistributors import Sparse, Uniform
-from redistributors.credit import normalised, spread
+from redistributors.parts.credit import normalised, spread
 from rlhf_core.returns import discounted_returns
 
 GAMMA = 0.9

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from models.attention.check import compare_with_untapped, quiet, run_backbone
 from models.attention.layer_attention import EVERY_KEY, LayerAttention, Map, Projections
+from models.attention.load_check import compare_with_untapped, quiet, run_backbone
 from models.attention.taps import TAPS, Tap, UnsupportedAttention, attached
 from rlhf_core.evidence import AttentionTap, ColumnTap, EvidenceRequest, Layout, ValueTap, on_response
 

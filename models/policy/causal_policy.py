@@ -11,16 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.passes.checkpointing import pass_mode
 from models.passes.context_length import context_length
 from models.passes.distribution import Distribution, Targets, gaps
 from models.passes.forward import Predictions, head_ends_it, response_hidden, response_predictions
+from models.passes.gradient_checkpointing import pass_mode
 from models.passes.layout import PaddedRows, on_device, policy_layout, right_padded, spread
 from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
-from models.passes.value_head import ValueHead
 from models.policy.network import Network
-from models.texts.prompts import Frame, encode, encode_chats, padding_problems, prompt_problems
+from models.policy.value_head import ValueHead
+from models.texts.prompt_encoding import Frame, encode, encode_chats, padding_problems, prompt_problems
 from models.texts.sentence_ends import sentence_ends
 from models.weights.adapter_weights import require_wide
 from models.weights.language_model import vocabulary
@@ -146,7 +146,7 @@ class CausalPolicy:
         return encode(self._network.tokenizer, texts)
 
     def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """Token ids of chats, up to where the assistant answers; see :func:`models.texts.prompts.encode_chats`."""
+        """Token ids of chats, up to where the assistant answers; see ``models.texts.prompt_encoding``."""
         return encode_chats(self._network.tokenizer, chats)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:

@@ -7,13 +7,13 @@ from types import MappingProxyType
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.passes.checkpointing import checkpointed_modules
 from models.passes.fused import share_tied_gradient
-from models.passes.value_head import FILE, ValueHead
+from models.passes.gradient_checkpointing import checkpointed_modules
 from models.policy.auxiliaries import auxiliary_sources, load_auxiliaries
 from models.policy.causal_policy import CausalPolicy
 from models.policy.network import Network
 from models.policy.restoring import read_adapter_back, read_model_back
+from models.policy.value_head import FILE, ValueHead
 from models.weights.adapter_weights import fit_vocabulary, save_adapter
 from models.weights.adapters import (
     LoraSettings,
@@ -65,8 +65,8 @@ def load_policy(
     generation config name; no other generation setting of the folder is ever read. A model whose sampling pass,
     teacher-forced pass and plain forward pass disagree is refused.
 
-    ``seed`` decides what is drawn, which is a fresh adapter's A alone; ``rlhf_core.streams.seed_of(seed, "init")`` is
-    the one that belongs to a run's seed.
+    ``seed`` decides what is drawn, which is a fresh adapter's A alone; ``random_streams.seed_of(seed, "init")`` of
+    ``rlhf_core`` is the one that belongs to a run's seed.
 
     ``auxiliaries`` names further frozen models, folders or hub names, whose log-probabilities a redistributor may ask
     for (``LogRatio``): whole models, or LoRA adapters, which share the policy's frozen weights where they are made for

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.attention.reader import AttentionReader, Unreadable, checked_reader
-from models.passes.value_head import ValueHead
+from models.policy.value_head import ValueHead
 from models.weights.language_model import vocabulary
 from models.weights.reference import Reference
 from rlhf_core.evidence import Source

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from models.passes.cache import without_cache
 from models.passes.context_length import context_length
-from models.passes.switches import beside_switches, past_switches, within_reach
+from models.passes.length_switches import beside_switches, past_switches, within_reach
 
 HEAD_NAMES = ("score", "classifier", "pooler", "pre_classifier", "head", "sequence_summary")
 
@@ -179,7 +179,7 @@ def require_own_logits(model: PreTrainedModel, head: Head, tolerance: float) -> 
 
 def _require_same_alone(model: PreTrainedModel, head: Head, tokens: Sequence[int], tolerance: float) -> None:
     """A row's logits must be the same alone and beside a row of another length, on both sides of every switch that the
-    config names (see :mod:`models.passes.switches`).
+    config names (see :mod:`models.passes.length_switches`).
 
     Raises:
         ValueError: they are not; by how much (relative to the largest logit).

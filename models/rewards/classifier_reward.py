@@ -19,7 +19,7 @@ from models.rewards.classifier_head import find_head, last_hidden, require_own_l
 from models.rewards.classifier_probe import ClassifierProbe
 from models.rewards.pass_budgets import PassBudgets
 from models.rewards.score_kinds import Label, ScoreKind, find_score
-from models.texts.prompts import prompt_problems
+from models.texts.prompt_encoding import prompt_problems
 from rlhf_core.batching import micro_batches, run_in_parts
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, HiddenTap, Layout
 from rlhf_core.probe import Ability, Experiment, measured

@@ -17,8 +17,7 @@ from models.rewards.classifier import null_token, require_null
 from models.rewards.classifier_probe import ClassifierProbe
 from models.rewards.classifier_reward import ClassifierReward
 from models.texts.alignment import Crossing
-from models.texts.retelling import Said, Telling, Told, encode, normalised, say, tell
-from rlhf_core.divergence import UnusableRollout
+from models.texts.retokenising import Said, Telling, Told, encode, normalised, say, tell
 from rlhf_core.evidence import EvidenceRequest, HiddenTap, PrefixScores
 from rlhf_core.names import nearest
 from rlhf_core.probe import (
@@ -32,6 +31,7 @@ from rlhf_core.probe import (
     measured,
 )
 from rlhf_core.prompts import listed
+from rlhf_core.step_guard import UnusableRollout
 from rlhf_core.types import Scored, Sequences
 
 Prefixes = Literal["boundary", "retold"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from models.passes.checkpointing import recompute_activations
+from models.passes.gradient_checkpointing import recompute_activations
 from models.rewards.trunk import load_trunk
 from models.weights.adapter_weights import save_adapter
 from models.weights.adapters import LoraSettings, add_fresh_adapter, fresh_adapter_config, put_fresh

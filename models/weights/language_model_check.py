@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from models.passes.context_length import context_length
 from models.passes.forward import response_predictions
 from models.passes.layout import PaddedRows
+from models.passes.length_switches import NEAR, SWITCHES, beside_switches, past_switches, within_reach
 from models.passes.sampling import CachedDecoder, left_padded
-from models.passes.switches import NEAR, SWITCHES, beside_switches, past_switches, within_reach
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def check_language_model(lm: PreTrainedModel, vocab_size: int) -> int:
 
     Catches architectures that see the future, ignore position ids under left padding, keep their cache elsewhere,
     compute logits from something else than their output embedding, still drop out in train mode, or read a row by its
-    company: rows lie on both sides of the switches that the config names (see :mod:`models.passes.switches`).
+    company: rows lie on both sides of the switches that the config names (see :mod:`models.passes.length_switches`).
 
     Raises:
         ValueError: naming the architecture, the pass, and the mean difference of log-probabilities in nats.

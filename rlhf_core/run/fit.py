@@ -10,17 +10,17 @@ import torch
 from tqdm import tqdm
 
 from rlhf_core.config import PPOConfig
-from rlhf_core.divergence import StepGuard, UnusableRollout
-from rlhf_core.figures import make_plain
 from rlhf_core.metrics import rollout_metrics
+from rlhf_core.plain_numbers import make_plain
 from rlhf_core.prompts import Prompts, shuffled_batch
 from rlhf_core.run.checkpoint import TrainerState, checkpoints, prune, save_checkpoint, sweep
+from rlhf_core.run.closed_stdout import lasting_output
 from rlhf_core.run.identity import changed_models, differences, model_measurement, prompt_settings
-from rlhf_core.run.lasting_output import lasting_output
 from rlhf_core.run.loggers import Logger, Rewinds
 from rlhf_core.run.run_folder import METRICS, SAMPLES, SKIPPED, RunFolder
 from rlhf_core.run.stopping import StopRequest, stop_requests
 from rlhf_core.scorers.callables import in_own_words, texts
+from rlhf_core.step_guard import StepGuard, UnusableRollout
 from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout
 
 SAMPLE_TEXTS = 4

@@ -13,12 +13,12 @@ import torch
 
 from rlhf_core.checks import log_ratio_bounds
 from rlhf_core.config import PPOConfig
-from rlhf_core.divergence import UnusableRollout
 from rlhf_core.evidence import AuxiliaryLogprobs
 from rlhf_core.files.file_errors import reading
 from rlhf_core.prompts import Prompts, own_row
 from rlhf_core.run.description import HasIdentity, code_of, described
 from rlhf_core.run.model_card import versions
+from rlhf_core.step_guard import UnusableRollout
 from rlhf_core.types import Policy, ReadsRows, Redistributor, RewardModel, Sequences
 
 MAY_CHANGE = frozenset(

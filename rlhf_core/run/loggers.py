@@ -9,9 +9,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-from rlhf_core.figures import shown
 from rlhf_core.files.disk_errors import told_where_unwritable
 from rlhf_core.files.plain_files import open_plain, replace
+from rlhf_core.plain_numbers import shown
 
 
 @runtime_checkable

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from rlhf_core.batching import Budgets
 from rlhf_core.config import PPOConfig
-from rlhf_core.divergence import StepGuard
 from rlhf_core.files.file_errors import reading
 from rlhf_core.kl import KLController
 from rlhf_core.optimizer import restore_state, state_numbers, state_tensors
 from rlhf_core.rewards import ScoreMoments
 from rlhf_core.run.checkpoint import POLICY, STATE, TrainerState, load_state, why_not_usable
 from rlhf_core.run.identity import as_json, made_with, require_same_run
-from rlhf_core.run.state_form import misfits
+from rlhf_core.run.state_schema import misfits
+from rlhf_core.step_guard import StepGuard
 from rlhf_core.types import Learns, Policy, Redistributor, RewardModel
 
 OPTIMIZER, REDISTRIBUTOR = "optimizer.", "redistributor."

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.probe import AttentionMaps, Baseline, Cost, Experiment, MapGradients, PathPoint, Variants, measured
-from rlhf_core.scorers.calling import RewardFunction, require_signature, scores_of, validate_columns
+from rlhf_core.scorers.signatures import RewardFunction, require_signature, scores_of, validate_columns
 from rlhf_core.types import Policy, RewardModel, Row, Scored, Sequences
 
 Scores = Callable[[Sequences, list[int], list[list[int]]], Float[Tensor, " row"]]

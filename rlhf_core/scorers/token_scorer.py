@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest, Source
 from rlhf_core.scorers.callables import UNDEMANDING, Decode, in_own_words, texts
-from rlhf_core.scorers.calling import RewardFunction, lists_of, require_signature, validate_columns
+from rlhf_core.scorers.signatures import RewardFunction, lists_of, require_signature, validate_columns
 from rlhf_core.scorers.spans import as_spans, byte_offsets, ends_of_prefixes, row_shares, shared_bytes
 from rlhf_core.types import Scored, Sequences
 

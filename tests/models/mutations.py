@@ -52,7 +52,7 @@ MUTATIONS = (
         "tests/models/attention/test_attention.py::test_unused_rows_have_no_weight",
     ),
     Mutation(
-        "models/attention/check.py",
+        "models/attention/load_check.py",
         "if not size <= tolerance:",
         "if size > 1e9:",
         "tests/models/attention/test_attention.py::test_check_refuses_a_tap_that_is_off[llama-gqa-scaling]",
@@ -130,7 +130,7 @@ MUTATIONS = (
         "tests/models/policy/test_policy.py::test_a_merged_adapter_is_refused",
     ),
     Mutation(
-        "models/texts/prompts.py",
+        "models/texts/prompt_encoding.py",
         "if context is not None and len(prompt) + most > context:",
         "if context is not None and len(prompt) > context:",
         "tests/models/rewards/test_reward.py::test_prompts_that_could_not_be_scored_are_all_listed_in_advance",
@@ -142,7 +142,7 @@ MUTATIONS = (
         "tests/models/passes/test_sampling.py::test_sampled_frequencies_match_the_trained_probabilities",
     ),
     Mutation(
-        "models/passes/checkpointing.py",
+        "models/passes/gradient_checkpointing.py",
         "_switch(checkpointed, torch.is_grad_enabled())",
         "_switch(checkpointed, False)",
         "tests/models/policy/test_policy.py::test_checkpointing_runs_only_where_gradients_flow_and_modes_are_put_back",
@@ -412,7 +412,7 @@ MUTATIONS = (
         "tests/rlhf_core/test_pitfalls.py::test_attention_is_held_against_the_models_own_before_any_of_it_is_used",
     ),
     Mutation(
-        "models/attention/check.py",
+        "models/attention/load_check.py",
         "(hidden[real], untapped[real])",
         "(hidden[real], hidden[real])",
         "tests/models/attention/test_asking.py::test_falcon_with_alibi_is_refused_where_eager_attention_is_another_function",
@@ -454,7 +454,7 @@ MUTATIONS = (
         "tests/models/policy/test_unnamed_ids.py::test_prompts_and_eos_ids_without_a_token_are_refused_by_name",
     ),
     Mutation(
-        "models/texts/prompts.py",
+        "models/texts/prompt_encoding.py",
         "if token in unnamed and token < vocab_size]",
         "if token is unnamed]",
         "tests/models/policy/test_unnamed_ids.py::test_prompts_and_eos_ids_without_a_token_are_refused_by_name",
@@ -544,25 +544,25 @@ MUTATIONS = (
         "tests/models/weights/test_adapter_kinds.py::test_an_adapter_that_cannot_go_on_is_refused_with_the_way_out",
     ),
     Mutation(
-        "models/texts/prompts.py",
+        "models/texts/prompt_encoding.py",
         "head if core[:head] == self.before else 0,",
         "0,",
         "tests/rlhf_core/test_own_prompts.py::test_a_template_that_writes_bos_itself_is_read_as_the_chat_template_reads_it",
     ),
     Mutation(
-        "models/texts/prompts.py",
+        "models/texts/prompt_encoding.py",
         "len(ids) - (tail if core[-tail:] == self.after else 0) if tail else len(ids),",
         "len(ids),",
         "tests/rlhf_core/test_own_prompts.py::test_no_special_token_is_put_around_a_text_that_brings_it",
     ),
     Mutation(
-        "models/texts/prompts.py",
+        "models/texts/prompt_encoding.py",
         "ids.append(written if written[: len(before)] == before else [*before, *written])",
         "ids.append([*before, *written])",
         "tests/rlhf_core/test_prompt_rows.py::test_a_chat_is_what_the_tokenizers_template_writes_with_one_bos",
     ),
     Mutation(
-        "models/texts/prompts.py",
+        "models/texts/prompt_encoding.py",
         "if run and (pad not in meaningful or run > 1 or evened):",
         "if run and (pad not in meaningful or run > 1):",
         "tests/rlhf_core/test_own_prompts.py::test_padding_is_told_from_an_eos_that_is_meant",
@@ -574,13 +574,13 @@ MUTATIONS = (
         "tests/rlhf_core/test_own_prompts.py::test_ids_without_the_bos_of_the_tokenizer_are_taken_as_they_are_and_it_is_said",
     ),
     Mutation(
-        "models/texts/retelling.py",
+        "models/texts/retokenising.py",
         "stand = encoded.spans if why_not_exact and encoded.spans is not None else as_spans(spelling.ends)",
         "stand = as_spans(spelling.ends)",
         "tests/rlhf_core/run/test_file_errors.py::test_a_lossy_reading_scores_what_comes_back_and_places_it_by_the_letters_it_was_made_of",
     ),
     Mutation(
-        "models/texts/retelling.py",
+        "models/texts/retokenising.py",
         "brought = ids[-1:] == [eos] and not silent[-1]",
         "brought = ids[-1:] == [eos]",
         "tests/rlhf_core/test_own_prompts.py::test_no_special_token_is_put_around_a_text_that_brings_it",
@@ -616,13 +616,13 @@ MUTATIONS = (
         "tests/models/rewards/test_alignment.py::test_the_bytes_of_tokens_follow_each_other_and_lie_in_the_characters_they_belong_to",
     ),
     Mutation(
-        "models/texts/retelling.py",
+        "models/texts/retokenising.py",
         "first = int((spans[:, 1] <= 0).sum())",
         "first = int((spans[:, 0] <= 0).sum())",
         "tests/models/rewards/test_retokenised.py::test_attention_comes_back_byte_by_byte_and_its_sum_is_kept",
     ),
     Mutation(
-        "models/texts/retelling.py",
+        "models/texts/retokenising.py",
         '{"finished": said.finished, "always": True, "never": False}[how.eos]',
         '{"finished": True, "always": True, "never": False}[how.eos]',
         "tests/models/rewards/test_retokenised.py::test_eos_is_put_as_stated",
@@ -688,13 +688,13 @@ MUTATIONS = (
         "tests/models/passes/test_rotary.py::test_sampling_is_the_teacher_forced_pass_across_the_switch",
     ),
     Mutation(
-        "models/passes/switches.py",
+        "models/passes/length_switches.py",
         "setattr(owner, name, NEAR)",
         "setattr(owner, name, getattr(owner, name))",
         "tests/models/passes/test_rotary.py::test_a_switch_far_from_any_probe_is_brought_to_it",
     ),
     Mutation(
-        "models/passes/switches.py",
+        "models/passes/length_switches.py",
         "(at + 2, at - 1) for at in named",
         "(6, 4) for at in named",
         "tests/models/passes/test_rotary.py::test_without_a_table_a_row_such_models_are_refused",

@@ -22,8 +22,8 @@ from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.loading import load_reward_model
 from models.tiny import save_tiny, tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
 from redistributors import Attention, RewardAttention
-from redistributors.attention_readings import GradientRow, RolloutRow
-from redistributors.attention_requests import AttentionRow, MaxHeads, MeanHeads, OneHead, ValueRow
+from redistributors.parts.attention_readings import GradientRow, RolloutRow
+from redistributors.parts.attention_requests import AttentionRow, MaxHeads, MeanHeads, OneHead, ValueRow
 from rlhf_core import PPOConfig, PPOTrainer, TokenReward
 from rlhf_core.checks import check_needs
 from rlhf_core.evidence import ValueTap

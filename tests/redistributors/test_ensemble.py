@@ -21,9 +21,9 @@ from models.training.finetuning import adapted_reward_model
 from models.weights.adapters import LoraSettings
 from models.weights.source import ModelSource
 from redistributors import DecoderAttention, PotentialProjection, PrefixDifference, RewardAttention, Sparse
-from redistributors.attention_requests import AttentionRow
 from redistributors.ensemble import EnsembleCredit
-from redistributors.state_features import Position
+from redistributors.parts.attention_requests import AttentionRow
+from redistributors.parts.state_features import Position
 from rlhf_core import PPOTrainer, ScoreConfig, TokenReward
 from rlhf_core.checks import check_gamma, check_needs
 from rlhf_core.evidence import PrefixScores

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 import torch
 
-from redistributors.credit import evidence_of, signed
+from redistributors.parts.credit import evidence_of, signed
 from rlhf_core.evidence import AttentionTap, HiddenTap
 from rlhf_core.probe import Experiment, Variants
 

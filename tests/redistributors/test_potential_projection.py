@@ -15,8 +15,8 @@ from safetensors.torch import load, save
 from models import load_policy, load_reward_model
 from models.tiny import save_tiny
 from redistributors import PotentialProjection, PrefixDifference, RewardAttention, Sparse, Uniform
-from redistributors.ridge import RecursiveRidge
-from redistributors.state_features import HiddenState, Position, PriorLogprobs, StateFeatures, StateValue
+from redistributors.parts.ridge import RecursiveRidge
+from redistributors.parts.state_features import HiddenState, Position, PriorLogprobs, StateFeatures, StateValue
 from rlhf_core import PPOConfig, PPOTrainer, TokenReward
 from rlhf_core.checks import check_gamma
 from rlhf_core.returns import generalized_advantages

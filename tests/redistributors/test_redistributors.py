@@ -24,9 +24,9 @@ from redistributors import (
     Uniform,
     check,
 )
-from redistributors.attention_requests import AttentionRow, AttentionRowMean
-from redistributors.credit import check_residual, normalised, signed
-from redistributors.state_features import PriorLogprobs, StateValue
+from redistributors.parts.attention_requests import AttentionRow, AttentionRowMean
+from redistributors.parts.credit import check_residual, normalised, signed
+from redistributors.parts.state_features import PriorLogprobs, StateValue
 from rlhf_core.evidence import Layout
 from rlhf_core.scorers.aggregation import Entropic
 from rlhf_core.types import Sequences

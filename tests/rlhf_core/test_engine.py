@@ -18,11 +18,11 @@ from rlhf_core import KLConfig, PPOConfig, RolloutBuffer, ScoreConfig, Sequences
 from rlhf_core.batching import micro_batches, row_batches
 from rlhf_core.optimizer import make_optimizer, make_schedule
 from rlhf_core.prompts import encoded, shuffled_batch
+from rlhf_core.random_streams import seed_of, stream, uniforms
 from rlhf_core.rewards import ScoreMoments, normalise_scores, penalised
 from rlhf_core.rollout import LENGTHS, Draw, sample
 from rlhf_core.run.loggers import JSONLines, TensorBoard, WeightsAndBiases
 from rlhf_core.scorers.callables import as_reward_model
-from rlhf_core.streams import seed_of, stream, uniforms
 from rlhf_core.types import TENSORS, Experience
 
 

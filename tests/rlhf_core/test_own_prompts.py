@@ -16,9 +16,9 @@ from transformers import BatchEncoding
 from benchmarks.data.preference_formats import Turn
 from benchmarks.data.templates import render
 from models.policy.loading import load_policy
-from models.texts.prompts import Frame, encode, padding_problems
-from models.texts.retelling import Said, Telling
-from models.texts.retelling import encode as told
+from models.texts.prompt_encoding import Frame, encode, padding_problems
+from models.texts.retokenising import Said, Telling
+from models.texts.retokenising import encode as told
 from models.tiny import save_tiny, tiny_llama, tiny_tokenizer
 from redistributors import REDISTRIBUTORS, LeaveOneOut, OwnRewards, Sparse
 from rlhf_core import PerTokenReward, PPOTrainer, SpanReward, TokenReward

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from redistributors import REDISTRIBUTORS
-from redistributors.credit import normalised
+from redistributors.parts.credit import normalised
 from rlhf_core import AdaptiveKL, Experience, RolloutBuffer, ScoreConfig, policy_loss, value_loss
 from rlhf_core.batching import micro_batches, row_batches
 from rlhf_core.evidence import AttentionTap

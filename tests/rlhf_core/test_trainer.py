@@ -22,9 +22,9 @@ from rlhf_core import (
     RolloutBuffer,
     TokenReward,
 )
-from rlhf_core.divergence import Diverged, StepGuard
 from rlhf_core.metrics import credit_metrics, critic_metrics, rollout_metrics, within_position_variance
 from rlhf_core.run.checkpoint import newest_complete
+from rlhf_core.step_guard import Diverged, StepGuard
 from rlhf_core.types import Scored
 from rlhf_core.update import ppo_update
 

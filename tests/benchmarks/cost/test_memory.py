@@ -37,7 +37,7 @@ from benchmarks.memory import from_preset, helpful_changes, verdict
 from models.attention import reader as attention
 from models.attention import taps as attention_taps
 from models.passes.cache import cache_name
-from models.passes.checkpointing import checkpointed_modules, pass_mode
+from models.passes.gradient_checkpointing import checkpointed_modules, pass_mode
 from models.passes.layout import policy_layout, right_padded
 from models.policy.loading import load_policy
 from models.tiny import gpt2_config, llama_config, save_tiny

@@ -214,7 +214,7 @@ def test_freed_memory_is_kept():
     """In a process of its own: pages fetched from the system for 64 MiB that were had before, without and with."""
     code = """
 import resource, torch
-from rlhf_core.run.allocation import keep_freed_memory
+from rlhf_core.run.freed_memory import keep_freed_memory
 def faults():
     torch.ones(2**24).sum()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

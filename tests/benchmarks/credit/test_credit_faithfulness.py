@@ -33,7 +33,7 @@ from benchmarks.runs.arms import PAPER_SETTINGS, with_settings
 from models import load_policy
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.retokenised import RetokenisedReward
-from models.texts.retelling import Telling
+from models.texts.retokenising import Telling
 from models.tiny import save_tiny, tiny_gpt2_classifier, tiny_tokenizer
 from redistributors import LeaveOneOut, LogRatio, PrefixDifference, RewardAttention
 from redistributors.leave_one_out import Occlusion

@@ -46,7 +46,7 @@ from redistributors import (
     Sparse,
     Uniform,
 )
-from redistributors.attention_requests import AttentionRow, AttentionRowMean
+from redistributors.parts.attention_requests import AttentionRow, AttentionRowMean
 from rlhf_core.evidence import EvidenceRequest, FullKL, PrefixScores
 from rlhf_core.probe import Variants
 

@@ -31,7 +31,7 @@ from models.attention.layer_attention import Map, Projections
 from models.attention.reader import AttentionReader, UnsupportedAttention
 from models.passes.cache import cache_name
 from redistributors import DecoderAttention
-from redistributors.attention_requests import AttentionRowMean
+from redistributors.parts.attention_requests import AttentionRowMean
 from rlhf_core.evidence import AttentionTap, ColumnTap, Layout, ValueTap
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import load_policy
-from models.passes.value_head import ValueHead
+from models.policy.value_head import ValueHead
 from models.tiny import save_tiny
 from rlhf_core.types import Limits
 

@@ -37,7 +37,7 @@ from models.weights.language_model import remove_randomness
 from models.weights.language_model_check import check_language_model
 from rlhf_core.batching import micro_batches
 from rlhf_core.evidence import EvidenceRequest, FullKL
-from rlhf_core.streams import seed_of
+from rlhf_core.random_streams import seed_of
 from rlhf_core.types import Sequences
 
 

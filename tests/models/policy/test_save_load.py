@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import LoraSettings, load_policy
-from models.passes.value_head import FILE
+from models.policy.value_head import FILE
 from models.tiny import save_tiny
 from rlhf_core.types import Limits, Sequences
 

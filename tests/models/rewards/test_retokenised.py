@@ -15,14 +15,14 @@ from texts import TEXTS, WORDS, byte_fallback, byte_level
 from models.policy.loading import load_policy
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.retokenised import RetokenisedReward
-from models.texts.retelling import Telling
+from models.texts.retokenising import Telling
 from models.tiny import save_tiny, tiny_gpt2, tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
 from redistributors import Attention, IntegratedGradients, PrefixDifference, RewardAttention, Sparse
-from redistributors.attention_requests import AttentionRow
+from redistributors.parts.attention_requests import AttentionRow
 from rlhf_core import PPOTrainer
-from rlhf_core.divergence import UnusableRollout
 from rlhf_core.evidence import HiddenTap, PrefixScores
 from rlhf_core.probe import Experiment, Variants
+from rlhf_core.step_guard import UnusableRollout
 
 POLICY = byte_level()
 EOS = POLICY.eos_token_id

@@ -16,13 +16,13 @@ from transformers import PreTrainedTokenizerFast
 from models.policy.loading import load_policy
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.retokenised import RetokenisedReward
-from models.texts.retelling import Telling, normalised
+from models.texts.retokenising import Telling, normalised
 from models.tiny import tiny_gpt2_classifier, tiny_llama
 from redistributors import PrefixDifference, RewardAttention, Sparse
-from redistributors.attention_requests import AttentionRow
+from redistributors.parts.attention_requests import AttentionRow
 from rlhf_core import PPOTrainer
-from rlhf_core.divergence import UnusableRollout
 from rlhf_core.probe import Variants
+from rlhf_core.step_guard import UnusableRollout
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz ", "B", "\n", "é", "e", "\ufb01"]
 ROW = AttentionRow(source="reward")

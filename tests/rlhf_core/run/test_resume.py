@@ -21,12 +21,12 @@ from table_trainer import Learner
 
 from redistributors import Sparse, Uniform
 from rlhf_core import PPOTrainer, TokenReward
-from rlhf_core.divergence import Diverged
 from rlhf_core.optimizer import restore_state, state_numbers, state_tensors
 from rlhf_core.run import manifest
 from rlhf_core.run.checkpoint import TrainerState, checkpoints, load_state, newest_complete, prune, save_checkpoint
 from rlhf_core.run.run_folder import RunFolder
 from rlhf_core.run.stopping import stop_requests
+from rlhf_core.step_guard import Diverged
 
 ROOT = Path(__file__).parents[3]
 HELPERS = ROOT / "tests" / "helpers"

@@ -28,7 +28,7 @@ class StepGuard:
 
     A step is not admitted whose loss or gradient norm is not finite, nor, with ``spike_factor``, one whose gradient
     norm exceeds that many times the mean of those admitted before. Rollouts with numbers that are not finite, or
-    larger than ``health.LARGEST_NUMBER``, are counted with them. ``skipped`` holds a record of each, for whoever writes
+    larger than ``checks.LARGEST_NUMBER``, are counted with them. ``skipped`` holds a record of each, for whoever writes
     them down to take away.
     """
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from redistributors.credit import evidence_of
+from redistributors.parts.credit import evidence_of
 from rlhf_core.evidence import EvidenceRequest, HiddenTap
 from rlhf_core.types import Rollout
 

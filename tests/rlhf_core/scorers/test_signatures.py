@@ -10,7 +10,7 @@ from fakes import TablePolicy, sequences_of, small_run
 
 from redistributors import LeaveOneOut, OwnRewards, Sparse, Uniform
 from rlhf_core import PerTokenReward, PPOTrainer, SpanReward, TextReward, TokenReward
-from rlhf_core.scorers.calling import lists_of, scores_of
+from rlhf_core.scorers.signatures import lists_of, scores_of
 from rlhf_core.types import ReadsRows
 
 ROWS = [{"prompt": text, "answer": int(text[-1]), "level": f"L{text}"} for text in ("1 2", "3", "4 5", "5 4")]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from redistributors.attention_requests import AttentionRow, Heads, ValueRow
+from redistributors.parts.attention_requests import AttentionRow, Heads, ValueRow
 from rlhf_core.evidence import EvidenceRequest, on_response
 from rlhf_core.probe import AttentionMaps, Experiment, MapGradients, Probe
 from rlhf_core.types import Rollout

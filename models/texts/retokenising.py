@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from models.texts.alignment import SPACE, Segments, spell
-from models.texts.prompts import Frame
+from models.texts.prompt_encoding import Frame
 from rlhf_core.names import nearest
 from rlhf_core.scorers.spans import agreement, as_spans, byte_offsets
 

@@ -17,8 +17,8 @@ from fakes import TablePolicy, small_run, unchecked
 from redistributors import Sparse
 from rlhf_core import JSONLines, PPOConfig, PPOTrainer, TokenReward
 from rlhf_core.config import KLConfig, ScoreConfig
-from rlhf_core.divergence import UnusableRollout
-from rlhf_core.figures import OF_THE_ENGINE
+from rlhf_core.plain_numbers import OF_THE_ENGINE
+from rlhf_core.step_guard import UnusableRollout
 
 PROMPTS = [[1], [2], [3], [1, 2]]
 
