@@ -58,7 +58,7 @@ def table(done: ComparisonResults, options: Options) -> Table:
         columns = {
             **arm_columns.AVERAGE_SCORE,
             **arm_columns.LAST_SCORE,
-            f"std over seeds, last {LAST}": arm_columns.spread(LAST),
+            f"std over seeds, last {LAST}": arm_columns.deviation_over_seeds(LAST),
             **arm_columns.failures(limit),
             **arm_columns.LAST_KL_AND_LENGTH,
         }

@@ -30,8 +30,8 @@ from benchmarks.judging.judges import (
 )
 from benchmarks.judging.sampled_responses import (
     Checkpoint,
-    Prompt,
-    Prompts,
+    KeptPrompt,
+    KeptPrompts,
     Response,
     Sampling,
     fitting,
@@ -202,7 +202,7 @@ def compare(
     return report
 
 
-def usable_prompts(settings: PreferenceSettings, file: Path) -> Prompts:
+def usable_prompts(settings: PreferenceSettings, file: Path) -> KeptPrompts:
     """Rows of the prompt file that both checkpoints can be given; ``file``, where an earlier call left it, says which
     those are."""
     prompts = read_prompts(Path(settings.prompts))
@@ -210,11 +210,11 @@ def usable_prompts(settings: PreferenceSettings, file: Path) -> Prompts:
         return fitting(settings.sampling, prompts, settings.checkpoints())
     earlier = json.loads(file.read_text(encoding="utf-8"))
     kept = tuple(prompt for prompt in prompts.kept if prompt.row in set(earlier["kept"]))
-    return Prompts(kept=kept, left_out=earlier["left_out"])
+    return KeptPrompts(kept=kept, left_out=earlier["left_out"])
 
 
 def questions(
-    prompts: Sequence[Prompt], first: Sequence[Response], second: Sequence[Response], judge: Judge
+    prompts: Sequence[KeptPrompt], first: Sequence[Response], second: Sequence[Response], judge: Judge
 ) -> list[Question]:
     """What the judge is to be asked: every pair, in both orders where order may matter; nothing about equal texts."""
     asked: list[Question] = []

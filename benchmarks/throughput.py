@@ -101,7 +101,7 @@ class Timing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timed:
+class TimedCase:
     """What was found on a case: timings, ours first; what one step of ours asks of the machine; and its rounding."""
 
     case: Case
@@ -110,7 +110,7 @@ class Timed:
     noise: Mapping[str, float]
 
 
-def timed(name: str, settings: Settings, bar: "tqdm[Any]") -> Timed:
+def timed(name: str, settings: Settings, bar: "tqdm[Any]") -> TimedCase:
     """Steps of every engine on a case, each beside one of ours; one step of ours is counted in a process of its own, as
     counting takes memory. One other engine exists at a time, so that memory is never short.
 
@@ -138,7 +138,7 @@ def timed(name: str, settings: Settings, bar: "tqdm[Any]") -> Timed:
                     beside(step, other, label, bar)  # makes the optimizer's states
                     pairs = tuple(beside(step, other, label, bar) for _ in range(settings.repeats))
                 timings.append(Timing(engine=label, pairs=pairs))
-    return Timed(case=case, timings=tuple(timings), counted=counted, noise=noise)
+    return TimedCase(case=case, timings=tuple(timings), counted=counted, noise=noise)
 
 
 def beside(step: Callable[[], Step], other: Ask, label: str, bar: "tqdm[Any]") -> tuple[Step, Step]:
@@ -162,7 +162,7 @@ def median(values: Iterable[float]) -> float:
     return float(np.median(list(values)))
 
 
-def spread(values: Iterable[float]) -> str:
+def min_median_max(values: Iterable[float]) -> str:
     """min–median–max, three digits each."""
     found = list(values)
     return "–".join(number(float(f(found))) for f in (min, np.median, max))
@@ -179,14 +179,14 @@ def over_floor(timing: Timing, counted: Mapping[str, Any], phase: str | None = N
     return median(one / floor for one, floor in zip(seconds, floors, strict=True))
 
 
-def engines_table(found: Mapping[str, Timed]) -> Table:
+def engines_table(found: Mapping[str, TimedCase]) -> Table:
     """A row for every case and engine: seconds, ratio to ours, distance from the floor, peak memory, speed."""
     rows: list[tuple[Value, ...]] = [
         (
             name,
             timing.engine,
-            spread(step["cpu_seconds"] for step in timing.steps),
-            spread(timing.ratios()),
+            min_median_max(step["cpu_seconds"] for step in timing.steps),
+            min_median_max(timing.ratios()),
             over_floor(timing, of.counted),
             timing.steps[-1]["peak_bytes"] / 2**30,
             median(step["tokens"] / step["cpu_seconds"] for step in timing.steps),
@@ -205,7 +205,7 @@ def engines_table(found: Mapping[str, Timed]) -> Table:
     return Table(title="a PPO step", columns=columns, rows=tuple(rows), notes=tuple(notes))
 
 
-def phases_table(found: Mapping[str, Timed]) -> Table:
+def phases_table(found: Mapping[str, TimedCase]) -> Table:
     """Ours by phase: seconds, tokens a second, distance from the floor."""
     rows: list[tuple[Value, ...]] = []
     for name, of in found.items():
@@ -218,7 +218,7 @@ def phases_table(found: Mapping[str, Timed]) -> Table:
     return Table(title="phases", columns=columns, rows=tuple(rows))
 
 
-def noise_table(found: Mapping[str, Timed]) -> Table:
+def noise_table(found: Mapping[str, TimedCase]) -> Table:
     """What rounding does before anything is learned."""
     rows: list[tuple[Value, ...]] = []
     for name, of in found.items():

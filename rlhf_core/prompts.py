@@ -30,7 +30,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 
 @runtime_checkable
-class Table(Protocol):
+class RowTable(Protocol):
     """Rows that are read when they are needed, as those of a ``datasets.Dataset``."""
 
     @property
@@ -43,7 +43,7 @@ class Table(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
-Prompts = Sequence[Prompt | Row] | Table
+Prompts = Sequence[Prompt | Row] | RowTable
 """What a caller gives: prompts of one kind, or rows that hold one each as ``prompt``, beside any further columns."""
 Kind = Literal["texts", "chats", "lists of token ids"]
 Item = TypeVar("Item")

@@ -69,11 +69,11 @@ def value_differences(
 
     tokens = run_in_parts(go_on, partial(row_batches, lengths), lengths, budget, phase="continuations")
     values = rearrange(drawn, "batch token (half draw) -> half batch token draw", half=2).mean(3)
-    halves = torch.stack([differences(half, scores, sequences) for half in values])
+    halves = torch.stack([neighbour_differences(half, scores, sequences) for half in values])
     return ValueDifferences(credit=halves.mean(0), halves=halves, tokens=sum(tokens))
 
 
-def differences(
+def neighbour_differences(
     values: Float[Tensor, "batch response"], scores: Float[Tensor, " batch"], sequences: Sequences
 ) -> Float[Tensor, "batch response"]:
     """V(s_{t+1}) − V(s_t), with the score itself after the last token; 0 on padding."""

@@ -32,7 +32,7 @@ class Turn:
     content: str
 
 
-Prompt = tuple[Turn, ...]
+Conversation = tuple[Turn, ...]
 """A conversation that ends with the user's message; a plain text is one such message."""
 
 
@@ -43,7 +43,7 @@ class Example:
     ``confidence`` is how sure that person was, from 0 (undecided) to 4.
     """
 
-    prompt: Prompt
+    prompt: Conversation
     responses: tuple[str, ...]
     confidence: int | None = None
 
@@ -85,7 +85,7 @@ def comparison(row: object) -> Example:
     return found
 
 
-def key(prompt: Prompt) -> str:
+def key(prompt: Conversation) -> str:
     """One text for a prompt, by which rows are split and duplicates found."""
     return "\n".join(f"{turn.role}: {' '.join(turn.content.split())}" for turn in prompt)
 
@@ -113,7 +113,7 @@ def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _turns(columns: Columns, name: str) -> Prompt:
+def _turns(columns: Columns, name: str) -> Conversation:
     """A conversational column."""
     turns = columns[name]
     if not turns:
@@ -129,7 +129,7 @@ def _turns(columns: Columns, name: str) -> Prompt:
     return tuple(Turn(role=turn["role"], content=turn["content"]) for turn in turns)
 
 
-def _prompt(columns: Columns, name: str = "prompt") -> Prompt:
+def _prompt(columns: Columns, name: str = "prompt") -> Conversation:
     """A text without its closing ``TL;DR:``, or a list of turns."""
     if name == "prompt" and _is_list(columns.get(name)):
         turns = _turns(columns, name)
@@ -184,7 +184,7 @@ def _compared_transcripts(columns: Columns) -> Example:
     return Example(prompt=prompt, responses=(chosen, rejected))
 
 
-def _transcript(columns: Columns, name: str) -> tuple[Prompt, str]:
+def _transcript(columns: Columns, name: str) -> tuple[Conversation, str]:
     """Everything but the last turn, and the last turn, which must be the assistant's."""
     before, *parts = TURN.split(_text(columns, name))
     turns = [Turn(role=ROLES[parts[i]], content=parts[i + 1].strip()) for i in range(0, len(parts), 2)]

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.data.preference_formats import Example, Prompt, comparison, demonstration, key
+from benchmarks.data.preference_formats import Conversation, Example, comparison, demonstration, key
 from benchmarks.data.records import Faults, RowFault, Sieve, read_rows, source_name
 from benchmarks.data.reviews import held_out
 from benchmarks.data.templates import fitted, render, response_ids
@@ -112,7 +112,7 @@ class Tokenisation:
         sieve.sift(what, found.kept, use)
         return sieve
 
-    def _fitted(self, whole: Prompt, sieve: Sieve[TokenisedExample]) -> Prompt:
+    def _fitted(self, whole: Conversation, sieve: Sieve[TokenisedExample]) -> Conversation:
         """Short enough in both templates."""
         prompt = whole
         for template in dict.fromkeys((self.template, self.reads)):

@@ -22,7 +22,7 @@ HUB = re.compile(r"hub:(?P<name>[\w./-]+?)(@(?P<config>[\w.-]+))?(#(?P<folder>[\
 
 Faults = Literal["drop", "error", "truncate"]
 Rejected = Mapping[str, Sequence[str]]
-Row = TypeVar("Row")
+Record = TypeVar("Record")
 Kept = TypeVar("Kept")
 
 
@@ -38,7 +38,7 @@ class Sieve(Generic[Kept]):
     rejected: dict[str, list[str]] = field(default_factory=dict)
     truncated: list[str] = field(default_factory=list)
 
-    def sift(self, source: str, rows: Sequence[Row], use: Callable[[Row], Kept]) -> None:
+    def sift(self, source: str, rows: Sequence[Record], use: Callable[[Record], Kept]) -> None:
         """Add ``use(row)`` of every row; a row for which it raises ``RowFault`` is left out and counted.
 
         Raises:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.data.preference_formats import Prompt, Turn
+from benchmarks.data.preference_formats import Conversation, Turn
 from benchmarks.data.records import RowFault
 from models.texts.prompt_encoding import encode, encode_chats
 
@@ -34,7 +34,7 @@ def check_template(template: str) -> None:
         raise ValueError(f"template {template!r} is none of {names}, and does not hold {{prompt}} exactly once")
 
 
-def render(template: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def render(template: str, prompt: Conversation, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of the prompt, up to where the response begins.
 
     Raises:
@@ -49,7 +49,7 @@ def render(template: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) ->
     return encode(tokenizer, [before + prompt[0].content.strip() + after])[0]
 
 
-def fitted(template: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Prompt:
+def fitted(template: str, prompt: Conversation, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Conversation:
     """The prompt, with the end of its last message cut off so that it renders to at most ``max_tokens`` tokens.
 
     Raises:
@@ -75,5 +75,5 @@ def response_ids(template: str, text: str, tokenizer: PreTrainedTokenizerBase) -
     return [*ids, tokenizer.eos_token_id]
 
 
-def _cut(prompt: Prompt, content: str) -> Prompt:
+def _cut(prompt: Conversation, content: str) -> Conversation:
     return (*prompt[:-1], Turn(role=prompt[-1].role, content=content))

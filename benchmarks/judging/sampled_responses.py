@@ -61,7 +61,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompt:
+class KeptPrompt:
     """One usable row of the prompt file; ``row`` counts from 1."""
 
     row: int
@@ -70,10 +70,10 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompts:
+class KeptPrompts:
     """Rows that are used, and by reason those left out, as "row: what stands there"."""
 
-    kept: tuple[Prompt, ...]
+    kept: tuple[KeptPrompt, ...]
     left_out: Rejected
 
     def summary(self) -> str:
@@ -112,14 +112,14 @@ class Response:
     finished: bool
 
 
-def read_prompts(file: Path) -> Prompts:
+def read_prompts(file: Path) -> KeptPrompts:
     """Every usable row of a file that :func:`benchmarks.data.records.read_rows` reads, in order: objects with a text
     ``instruction`` or ``prompt``, no two the same.
 
     Raises:
         FileNotFoundError, ValueError: no such file, one that holds no rows, or not one usable row.
     """
-    kept: dict[str, Prompt] = {}
+    kept: dict[str, KeptPrompt] = {}
     left_out: dict[str, list[str]] = {}
     rows = read_rows(file)
     for number, row in enumerate(rows, 1):
@@ -128,14 +128,14 @@ def read_prompts(file: Path) -> Prompts:
             left_out.setdefault(fault, []).append(f"{number}: {str(row).strip()[:80]}")
         else:
             dataset = row["dataset"] if isinstance(row, dict) and isinstance(row.get("dataset"), str) else file.stem
-            kept[text.strip()] = Prompt(row=number, instruction=text, dataset=dataset)
-    prompts = Prompts(kept=tuple(kept.values()), left_out=left_out)
+            kept[text.strip()] = KeptPrompt(row=number, instruction=text, dataset=dataset)
+    prompts = KeptPrompts(kept=tuple(kept.values()), left_out=left_out)
     if not kept:
         raise ValueError(f"{file}: not one usable row of {len(rows)}\n{prompts.summary()}")
     return prompts
 
 
-def _fault(row: object, text: object, seen: Mapping[str, Prompt]) -> str:
+def _fault(row: object, text: object, seen: Mapping[str, KeptPrompt]) -> str:
     """Why a row cannot be used, or nothing."""
     checks = (
         (not isinstance(row, dict), "not a JSON object"),
@@ -148,7 +148,7 @@ def _fault(row: object, text: object, seen: Mapping[str, Prompt]) -> str:
     return next((reason for holds, reason in checks if holds), "")
 
 
-def fitting(sampling: Sampling, prompts: Prompts, checkpoints: Sequence[Checkpoint]) -> Prompts:
+def fitting(sampling: Sampling, prompts: KeptPrompts, checkpoints: Sequence[Checkpoint]) -> KeptPrompts:
     """The prompts that leave every checkpoint room for ``max_tokens``.
 
     Raises:
@@ -170,17 +170,17 @@ def fitting(sampling: Sampling, prompts: Prompts, checkpoints: Sequence[Checkpoi
             )
         kept = tuple(prompt for prompt in prompts.kept if prompt.row not in refused)
         left_out = {**prompts.left_out, **({reason: list(refused.values())} if refused else {})}
-        prompts = Prompts(kept=kept, left_out=left_out)
+        prompts = KeptPrompts(kept=kept, left_out=left_out)
         if not kept:
             raise ValueError(f"not one prompt fits\n{prompts.summary()}")
     return prompts
 
 
-def _encoded(sampling: Sampling, policy: CausalPolicy, prompts: Sequence[Prompt]) -> list[list[int]]:
+def _encoded(sampling: Sampling, policy: CausalPolicy, prompts: Sequence[KeptPrompt]) -> list[list[int]]:
     return policy.encode([sampling.template.format(instruction=prompt.instruction) for prompt in prompts])
 
 
-def responses(sampling: Sampling, checkpoint: Checkpoint, prompts: Sequence[Prompt], file: Path) -> list[Response]:
+def responses(sampling: Sampling, checkpoint: Checkpoint, prompts: Sequence[KeptPrompt], file: Path) -> list[Response]:
     """A response to each prompt: read from ``file``, or drawn and written there, in AlpacaEval's format.
 
     What that format has no place for, tokens and ends, stands in ``NAME.tokens.json`` beside it.
@@ -206,7 +206,7 @@ def responses(sampling: Sampling, checkpoint: Checkpoint, prompts: Sequence[Prom
     return [Response(output=row["output"], **count) for row, count in zip(rows, counts, strict=True)]
 
 
-def sampled(sampling: Sampling, checkpoint: Checkpoint, prompts: Sequence[Prompt]) -> list[Response]:
+def sampled(sampling: Sampling, checkpoint: Checkpoint, prompts: Sequence[KeptPrompt]) -> list[Response]:
     """Draw a response to each prompt by inverse CDF, the uniforms keyed by the prompt's row in its file."""
     policy, drawn = checkpoint.load(sampling), list[Response]()
     ids = _encoded(sampling, policy, prompts)

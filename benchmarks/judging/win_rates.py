@@ -43,7 +43,7 @@ Preference = float | Choice | Scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class RateEstimate:
     """A share with its 95 % interval."""
 
     value: float
@@ -98,12 +98,12 @@ class WinRates:
     wins: int
     ties: int
     losses: int
-    win_rate: Estimate
+    win_rate: RateEstimate
     """Wilson score interval."""
     standard_error: float
     """Of the win rate: standard deviation of outcomes / √n, what AlpacaEval prints after ±; NaN where all
     outcomes agree, which says nothing of their spread."""
-    length_controlled: Estimate
+    length_controlled: RateEstimate
     """Win rate at equal length, with a bootstrap interval; NaN where ``undefined`` says why."""
     undefined: str
     """Why there is no length-controlled win rate; empty where there is one."""
@@ -156,7 +156,7 @@ def win_rates(pairs: Sequence[JudgedPair], *, resamples: int) -> WinRates:
     outcomes = np.array([pair.outcome for pair in pairs])
     differences = np.array([float(pair.first_length - pair.second_length) for pair in pairs])
     undefined = why_not_controlled(differences)
-    nothing = Estimate(value=math.nan, low=math.nan, high=math.nan)
+    nothing = RateEstimate(value=math.nan, low=math.nan, high=math.nan)
     return WinRates(
         wins=int((outcomes == 1).sum()),
         ties=int((outcomes == 0.5).sum()),
@@ -173,7 +173,7 @@ def win_rates(pairs: Sequence[JudgedPair], *, resamples: int) -> WinRates:
     )
 
 
-def wilson(outcomes: Array) -> Estimate:
+def wilson(outcomes: Array) -> RateEstimate:
     """Mean of outcomes in [0, 1] with Wilson's score interval (1927, J. Am. Stat. Assoc. 22:209).
 
     It never has width 0, as a bootstrap of outcomes that all agree would. With ties it is wider than it need be: half
@@ -183,7 +183,7 @@ def wilson(outcomes: Array) -> Estimate:
     z = float(stats.norm.ppf((1 + LEVEL) / 2))
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return Estimate(value=p, low=max(0.0, centre - half), high=min(1.0, centre + half))
+    return RateEstimate(value=p, low=max(0.0, centre - half), high=min(1.0, centre + half))
 
 
 def position_bias(pairs: Sequence[JudgedPair]) -> PositionBias:
@@ -209,7 +209,7 @@ def why_not_controlled(differences: Array) -> str:
     return ""
 
 
-def length_controlled(outcomes: Array, differences: Array, *, resamples: int, seed: int = 0) -> Estimate:
+def length_controlled(outcomes: Array, differences: Array, *, resamples: int, seed: int = 0) -> RateEstimate:
     """The win rate at equal length: logit P(win) = a + b · tanh(d / s), evaluated at d = 0, which is σ(a).
 
     d is the length of the first response minus the second's, s the standard deviation of d over all pairs: the length
@@ -235,7 +235,7 @@ def length_controlled(outcomes: Array, differences: Array, *, resamples: int, se
     resampled = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     likely = special.expit(profiled(outcomes, standardised))
     value = float(special.expit(fitted(outcomes, standardised)[0]))
-    return Estimate(value=value, low=float(min(resampled[0], likely[0])), high=float(max(resampled[1], likely[1])))
+    return RateEstimate(value=value, low=float(min(resampled[0], likely[0])), high=float(max(resampled[1], likely[1])))
 
 
 def fitted(outcomes: Array, x: Array) -> tuple[float, float]:
@@ -303,7 +303,7 @@ def percent(share: float) -> str:
     return "–" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
-def shown(estimate: Estimate) -> str:
+def shown_share(estimate: RateEstimate) -> str:
     """ "58.3 % [45.7, 69.9]"; "–" where undefined."""
     if math.isnan(estimate.value):
         return "–"
@@ -315,9 +315,9 @@ def rows(rates: WinRates, first: str, second: str) -> list[tuple[str, str]]:
     position = rates.position
     lines = [
         (f"{first} better / ties / {second} better", f"{rates.wins} / {rates.ties} / {rates.losses}"),
-        (f"win rate of {first}, ties half", shown(rates.win_rate)),
+        (f"win rate of {first}, ties half", shown_share(rates.win_rate)),
         ("its standard error, as AlpacaEval's", percent(rates.standard_error)),
-        (f"win rate of {first} at equal length", shown(rates.length_controlled)),
+        (f"win rate of {first} at equal length", shown_share(rates.length_controlled)),
         (f"mean characters, {first} / {second}", f"{rates.first_length:.1f} / {rates.second_length:.1f}"),
         (f"{first} longer / {second} longer", f"{rates.longer} / {rates.shorter}"),
     ]
@@ -336,7 +336,7 @@ def verdict(rates: WinRates, first: str, second: str, judge: str) -> str:
     ahead = rates.win_rate.value >= 0.5
     winner, loser = (first, second) if ahead else (second, first)
     raw, controlled = (one if ahead else _swapped(one) for one in (rates.win_rate, rates.length_controlled))
-    asked = f"{shown(raw)} of {rates.pairs} prompts by {judge}, ties half"
+    asked = f"{shown_share(raw)} of {rates.pairs} prompts by {judge}, ties half"
     said = f"{winner} is preferred over {loser} in {asked}"
     if rates.win_rate.includes(0.5):
         said = f"No winner: {said}, and the interval includes 50 %"
@@ -348,8 +348,8 @@ def verdict(rates: WinRates, first: str, second: str, judge: str) -> str:
         remains = f", which is for {loser}"
     else:
         remains = ""
-    return f"{said}; at equal length in {shown(controlled)}{remains}."
+    return f"{said}; at equal length in {shown_share(controlled)}{remains}."
 
 
-def _swapped(estimate: Estimate) -> Estimate:
-    return Estimate(value=1 - estimate.value, low=1 - estimate.high, high=1 - estimate.low)
+def _swapped(estimate: RateEstimate) -> RateEstimate:
+    return RateEstimate(value=1 - estimate.value, low=1 - estimate.high, high=1 - estimate.low)

@@ -25,7 +25,7 @@ def failures(limit: Threshold) -> Columns:
     return {"failed runs": runs_of_all(lambda results, arm: failed(results, arm, limit))}
 
 
-def spread(last: int | None = None) -> Callable[[Results, str], Value]:
+def deviation_over_seeds(last: int | None = None) -> Callable[[Results, str], Value]:
     """Standard deviation of the score over seeds at a step, from the variance averaged over all steps or the last."""
     return lambda results, arm: variance_across_seeds(results.curves[arm]["score"][:, -(last or 0) :]) ** 0.5
 

@@ -57,7 +57,7 @@ Number = Summary | Difference | float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ArmsRow:
     """One quantity: its value for every arm."""
 
     key: str
@@ -70,7 +70,7 @@ class Report:
     """Everything printed and written: values by row and arm, notes under the table, and the verdict."""
 
     results: Results
-    rows: tuple[Row, ...]
+    rows: tuple[ArmsRow, ...]
     notes: tuple[str, ...]
     verdict: str
 
@@ -89,7 +89,7 @@ def build(results: Results) -> Report:
         return summarise(results.per_seed(arm, quantity.metric, quantity.last)) if known else math.nan
 
     measured = [
-        Row(key=one.key, title=one.title, values={arm: average(one, arm) for arm in results.arms})
+        ArmsRow(key=one.key, title=one.title, values={arm: average(one, arm) for arm in results.arms})
         for one in QUANTITIES
         if any(one.metric in results.curves[arm] for arm in results.arms)
     ]
@@ -97,11 +97,11 @@ def build(results: Results) -> Report:
     return Report(results=results, rows=rows, notes=notes(results), verdict=verdict(results))
 
 
-def _across_seeds(results: Results) -> list[Row]:
+def _across_seeds(results: Results) -> list[ArmsRow]:
     """Variance over seeds at each step, averaged over steps: of the mean return, where logged, and of the score."""
     titles = {"return_mean": "variance of a step's mean return across seeds", "score": "… of its score"}
     return [
-        Row(
+        ArmsRow(
             key=f"{metric}_variance_across_seeds",
             title=title,
             values={arm: variance_across_seeds(curves[metric]) for arm, curves in results.curves.items()},
@@ -111,12 +111,12 @@ def _across_seeds(results: Results) -> list[Row]:
     ]
 
 
-def _beside_the_average(results: Results) -> list[Row]:
+def _beside_the_average(results: Results) -> list[ArmsRow]:
     """The average score's IQM, and where sparse ran, the difference to it."""
     differences = differences_to_reference(results)
 
-    def row(key: str, title: str, value: Callable[[str], Number]) -> Row:
-        return Row(key=key, title=title, values={arm: value(arm) for arm in results.arms})
+    def row(key: str, title: str, value: Callable[[str], Number]) -> ArmsRow:
+        return ArmsRow(key=key, title=title, values={arm: value(arm) for arm in results.arms})
 
     iqms = row("iqm", "average score, IQM of seeds", lambda arm: iqm(results.per_seed(arm, "score")))
     if not differences:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Example:
+class ColouredResponse:
     """One response and what each method makes of its score.
 
     ``rows``: token scores by arm, in score units, one scale for all. ``reference_rows``: other numbers a token, such
@@ -31,7 +31,7 @@ class Example:
     def __post_init__(self) -> None:
         for label, values in {**self.rows, **self.reference_rows}.items():
             if len(values) != len(self.tokens):
-                raise ValueError(f"Example: {label} has {len(values)} values for {len(self.tokens)} tokens")
+                raise ValueError(f"ColouredResponse: {label} has {len(values)} values for {len(self.tokens)} tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def shade(value: float, largest: float) -> Shade:
     return Shade(background="#{:02x}{:02x}{:02x}".format(*mixed), text="#ffffff" if depth > 0.78 else "#1a1a1a")
 
 
-def shades(example: Example) -> dict[str, list[Shade]]:
+def shades(example: ColouredResponse) -> dict[str, list[Shade]]:
     """A colour per row and token: all methods on one scale, every reference row on its own."""
     largest = max((abs(value) for row in example.rows.values() for value in row), default=0.0)
     coloured = {label: [shade(value, largest) for value in row] for label, row in example.rows.items()}
@@ -88,7 +88,7 @@ section { border-top: 1px solid #ddd; padding: .8rem 0 1rem } .prompt { margin: 
 """
 
 
-def page(title: str, examples: Sequence[Example]) -> str:
+def page(title: str, examples: Sequence[ColouredResponse]) -> str:
     """The whole HTML document; hover shows a token's value, each row ends in its sum."""
     ends = [
         f'<span style="background:{tone.background};color:{tone.text}">{name}</span>'
@@ -110,7 +110,7 @@ def page(title: str, examples: Sequence[Example]) -> str:
     )
 
 
-def _section(number: int, example: Example) -> str:
+def _section(number: int, example: ColouredResponse) -> str:
     coloured = shades(example)
     rows = [_row(label, values, coloured[label], example) for label, values in example.rows.items()]
     rows += [
@@ -121,7 +121,9 @@ def _section(number: int, example: Example) -> str:
     return f"<section>{prompt}\n" + "\n".join(rows) + "</section>"
 
 
-def _row(label: str, values: Sequence[float], tones: Sequence[Shade], example: Example, kind: str = "row") -> str:
+def _row(
+    label: str, values: Sequence[float], tones: Sequence[Shade], example: ColouredResponse, kind: str = "row"
+) -> str:
     tokens = "".join(
         f'<span style="background:{tone.background};color:{tone.text}" title="{_hover(i, value, label, example)}">'
         f"{_escaped(token)}</span>"
@@ -141,7 +143,7 @@ def conserves(total: float, score: float) -> bool:
     return math.isclose(total, score, rel_tol=1e-4, abs_tol=1e-4)
 
 
-def _hover(index: int, value: float, label: str, example: Example) -> str:
+def _hover(index: int, value: float, label: str, example: ColouredResponse) -> str:
     share = f", {100 * value / example.score:.1f} % of the score" if label in example.rows and example.score else ""
     return _escaped(f"token {index + 1} of {len(example.tokens)}: {value:+.4f}{share}")
 
@@ -150,7 +152,7 @@ def _escaped(text: str) -> str:
     return html.escape(visible(text), quote=True)
 
 
-def terminal(examples: Sequence[Example]) -> Group:
+def terminal(examples: Sequence[ColouredResponse]) -> Group:
     """The same heat map for rich; text is never read as markup."""
     lines: list[Text] = []
     for example in examples:
@@ -169,6 +171,6 @@ def terminal(examples: Sequence[Example]) -> Group:
     return Group(*lines)
 
 
-def write(title: str, examples: Sequence[Example], path: Path) -> None:
+def write(title: str, examples: Sequence[ColouredResponse], path: Path) -> None:
     """Write the page."""
     path.write_text(page(title, examples), encoding="utf-8")

@@ -55,7 +55,7 @@ def table(done: ComparisonResults, options: Options) -> Table:
         **arm_columns.AVERAGE_SCORE,
         f"paired difference to {REFERENCE}": lambda _, arm: differences[arm].mean if arm in differences else None,
         "p (Holm)": lambda _, arm: differences[arm].p_holm if arm in differences else None,
-        "std over seeds": arm_columns.spread(),
+        "std over seeds": arm_columns.deviation_over_seeds(),
         f"step past {REFERENCE}'s best": first_past,
         **arm_columns.LAST_SCORE,
         **arm_columns.failures(limit),

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.base.json_files import jsonable, write_json
 from benchmarks.base.run_folder import RECORD, run_record
-from benchmarks.reporting.heat_map import Example
+from benchmarks.reporting.heat_map import ColouredResponse
 from benchmarks.reporting.statistics import nan_mean, rank_correlation
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.samplers import SAMPLERS
@@ -206,7 +206,9 @@ def credit_figures(loaded: Loaded, rollout: Rollout, redistributor: Redistributo
     return {} if np.isnan(mean) else {"credit_truth": mean}
 
 
-def examples(loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: Sequence[Sequence[int]]) -> list[Example]:
+def examples(
+    loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: Sequence[Sequence[int]]
+) -> list[ColouredResponse]:
     """The same responses of the initial policy under every arm, a row per different redistributor; none for those that
     learn, which have seen nothing yet."""
     methods: dict[str, Redistributor] = {}
@@ -222,7 +224,7 @@ def examples(loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: Se
         zip(rollout.sequences.prompts(), rollout.sequences.responses(), strict=True)
     ):
         shown.append(
-            Example(
+            ColouredResponse(
                 prompt=loaded.policy.decode([prompt])[0],
                 tokens=_token_texts(loaded.policy, response, bool(rollout.sequences.finished[row])),
                 score=float(rollout.scores[row]),

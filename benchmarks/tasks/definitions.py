@@ -216,8 +216,8 @@ class PreferenceTask:
         return split_prompts(found.kept)
 
 
-Task = Toy | PositiveGeneration | PreferenceTask
-TASKS: Mapping[str, Callable[..., Task]] = {
+AnyTask = Toy | PositiveGeneration | PreferenceTask
+TASKS: Mapping[str, Callable[..., AnyTask]] = {
     "toy": Toy,
     "positive_generation": PositiveGeneration,
     "summarisation": partial(
@@ -243,7 +243,7 @@ TASKS: Mapping[str, Callable[..., Task]] = {
 }
 
 
-def make_task(name: str, **settings: Any) -> Task:
+def make_task(name: str, **settings: Any) -> AnyTask:
     """The task of that name; settings that are None are left at their defaults.
 
     Raises:

@@ -18,7 +18,7 @@ from rlhf_core.types import Rollout, Sequences
 
 EOS, PROMPT = 0, 1
 Tokens = tuple[int, ...]
-Score = Callable[[Tokens], float]
+ScoreTable = Callable[[Tokens], float]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -37,7 +37,7 @@ class World:
     seed: int
     logits: Float[Tensor, "state token"]
     ref_logits: Float[Tensor, "state token"]
-    table: Score
+    table: ScoreTable
     raw_scores: Float[Tensor, " batch"]
     centre: float = 0.0
     scale: float = 1.0
@@ -117,7 +117,7 @@ def random_world(*, words: int, shortest: int, longest: int, seed: int) -> World
     )
 
 
-def score_table(seed: int) -> Score:
+def score_table(seed: int) -> ScoreTable:
     """A standard normal score for every string of tokens, each drawn for itself: nothing about it is additive."""
 
     @cache

@@ -120,7 +120,7 @@ class AttentionReader:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Unreadable:
+class UnreadableAttention:
     """Stands for the reader of a model whose attention cannot be read."""
 
     reason: str
@@ -136,13 +136,13 @@ class Unreadable:
         raise UnsupportedAttention(self.reason)
 
 
-def checked_reader(model: nn.Module, vocab_size: int) -> AttentionReader | Unreadable:
+def checked_reader(model: nn.Module, vocab_size: int) -> AttentionReader | UnreadableAttention:
     """The reader of ``model``, checked with ids below ``vocab_size``, or what stands for it."""
     try:
         reader = AttentionReader(model)
         reader.check(vocab_size)
     except UnsupportedAttention as error:
-        return Unreadable(reason=str(error))
+        return UnreadableAttention(reason=str(error))
     return reader
 
 

@@ -15,7 +15,7 @@ from models.passes.context_length import context_length
 from models.passes.distribution import Distribution, Targets, gaps
 from models.passes.forward import Predictions, head_ends_it, response_hidden, response_predictions
 from models.passes.gradient_checkpointing import pass_mode
-from models.passes.layout import PaddedRows, on_device, policy_layout, right_padded, spread
+from models.passes.layout import PaddedRows, on_device, onto_responses, policy_layout, right_padded
 from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
 from models.policy.network import Network
@@ -245,7 +245,7 @@ class CausalPolicy:
         logprobs, entropies = token_statistics(predictions.logits, targets, of)
         mask = sequences.response_mask
         full = {
-            request: spread(of.full_kl(predictions.logits, ref_logits, targets), mask)
+            request: onto_responses(of.full_kl(predictions.logits, ref_logits, targets), mask)
             for request in needs
             if isinstance(request, FullKL) and ref_logits is not None
         }
@@ -292,7 +292,7 @@ class CausalPolicy:
         found: dict[EvidenceRequest, Tensor] = {}
         for request in needs:
             if isinstance(request, TokenEntropy):
-                found[request] = spread(entropies, mask)
+                found[request] = onto_responses(entropies, mask)
             elif isinstance(request, SentenceEnds):
                 found[request] = sentence_ends(self.tokenizer, ids, mask, request.marks)
         return found
@@ -336,7 +336,7 @@ class CausalPolicy:
             else:
                 logits = response_predictions(frozen.lm, rows, mask).logits
                 logprobs = token_logprobs(logits, targets, of)
-        return spread(logprobs, mask)
+        return onto_responses(logprobs, mask)
 
     @torch.no_grad()
     def _reference_pass(
@@ -381,7 +381,7 @@ def _evaluation(
 ) -> Evaluation:
     """Numbers of response tokens, put where the tokens stand."""
     numbers = {"logprobs": logprobs, "values": values, "entropy": entropies}
-    return Evaluation(**{name: spread(flat, mask) for name, flat in numbers.items()}, evidence=evidence)
+    return Evaluation(**{name: onto_responses(flat, mask) for name, flat in numbers.items()}, evidence=evidence)
 
 
 def _beyond(needs: frozenset[EvidenceRequest]) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.attention.reader import AttentionReader, Unreadable, checked_reader
+from models.attention.reader import AttentionReader, UnreadableAttention, checked_reader
 from models.policy.value_head import ValueHead
 from models.weights.language_model import vocabulary
 from models.weights.reference import Reference
@@ -35,7 +35,7 @@ class Network:
     """Further frozen models over the same tokens, by name; never trained, never saved."""
 
     @cached_property
-    def readers(self) -> Mapping[Source, AttentionReader | Unreadable]:
+    def readers(self) -> Mapping[Source, AttentionReader | UnreadableAttention]:
         """Checked readers of the attention of policy and reference, one for both where they are one model."""
         models: dict[Source, PreTrainedModel] = {"policy": self.lm, "reference": self.reference.lm}
         built = {id(lm): checked_reader(lm, vocabulary(self.lm)) for lm in models.values()}

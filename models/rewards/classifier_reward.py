@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.attention.maps import why_not_gradients
-from models.attention.reader import AttentionReader, Unreadable, checked_reader
+from models.attention.reader import AttentionReader, UnreadableAttention, checked_reader
 from models.passes.context_length import context_length
 from models.passes.layout import PaddedRows, right_padded
 from models.passes.rotary import read_rows_alone
@@ -161,7 +161,7 @@ class ClassifierReward:
         return why_not_gradients(self.model, lambda hidden: self._classifier.scores(hidden, every))
 
     @cached_property
-    def _attention(self) -> AttentionReader | Unreadable:
+    def _attention(self) -> AttentionReader | UnreadableAttention:
         """Built on first use: who asks for no evidence pays nothing."""
         return checked_reader(self.model, self.vocab_size)
 

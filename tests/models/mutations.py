@@ -647,7 +647,7 @@ MUTATIONS = (
     ),
     Mutation(
         "models/policy/causal_policy.py",
-        "found[request] = spread(entropies, mask)",
+        "found[request] = onto_responses(entropies, mask)",
         "found[request] = spread(entropies.flip(0), mask)",
         "tests/redistributors/test_segment.py::test_token_entropy_is_the_entropy_of_the_evaluation",
     ),

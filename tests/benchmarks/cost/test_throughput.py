@@ -17,7 +17,7 @@ from benchmarks import evidence_cost, levers, sampling_speed, throughput
 from benchmarks.cost import engine_processes
 from benchmarks.cost.machine_floor import Rates, Work, flop_counter
 from benchmarks.cost.timed_step import PHASES, Case, Engine, answer, built
-from benchmarks.throughput import Timed, Timing, engines_table, phases_table, require_same
+from benchmarks.throughput import TimedCase, Timing, engines_table, phases_table, require_same
 from rlhf_core.trainer import PPOTrainer
 
 TINY = Case(layers=2, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
@@ -98,7 +98,7 @@ def test_ratios_are_to_the_step_beside():
         "floor": dict.fromkeys(PHASES, 0.0) | {"update": 0.5},
         "rates": {"flops": 1e9, "bytes": 1e9},
     }
-    found = {"a": Timed(case=TINY, timings=(mine, theirs), counted=counted, noise={})}
+    found = {"a": TimedCase(case=TINY, timings=(mine, theirs), counted=counted, noise={})}
     table = engines_table(found)
     assert table.rows[0][:4] == ("a", "ours", "1.00–2.50–4.00", "0.500–0.750–1.00")
     assert table.rows[1][3:] == ("2.00–2.50–3.00", (2 / 0.5 + 12 / 1.0) / 2, 1.0, (10 / 2 + 20 / 12) / 2)

@@ -7,8 +7,8 @@ import pytest
 from scipy import optimize, special, stats
 
 from benchmarks.judging.win_rates import (
-    Estimate,
     JudgedPair,
+    RateEstimate,
     Scores,
     decision,
     fitted,
@@ -181,7 +181,7 @@ def test_where_equal_length_cannot_be_spoken_of(differences, said):
 
 def rates(raw, controlled, undefined=""):
     pairs = win_rates([JudgedPair(decisions=(1.0,), first_length=1, second_length=1)], resamples=9)
-    estimates = [Estimate(value=v, low=low, high=high) for v, low, high in (raw, controlled)]
+    estimates = [RateEstimate(value=v, low=low, high=high) for v, low, high in (raw, controlled)]
     return replace(pairs, win_rate=estimates[0], length_controlled=estimates[1], undefined=undefined)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from benchmarks.reporting.heat_map import Example, page, shade, shades, terminal, visible, write
+from benchmarks.reporting.heat_map import ColouredResponse, page, shade, shades, terminal, visible, write
 
 HOSTILE = ("<script>alert(1)</script>", "\x1b[31m", "\x00", '" onmouseover="x', "[bold red]", "\u202e", "&amp;", "\n")
 
@@ -15,7 +15,7 @@ HOSTILE = ("<script>alert(1)</script>", "\x1b[31m", "\x00", '" onmouseover="x', 
 def example(tokens=HOSTILE, prompt="<img src=x onerror=alert(1)> \x07 [link]", score=1.6):
     even = score / len(tokens)
     rows = {"sparse": (0.0,) * (len(tokens) - 1) + (score,), "uniform": (even,) * len(tokens)}
-    return Example(prompt=prompt, tokens=tuple(tokens), score=score, rows=rows)
+    return ColouredResponse(prompt=prompt, tokens=tuple(tokens), score=score, rows=rows)
 
 
 class Reader(HTMLParser):
@@ -75,12 +75,12 @@ def test_hover_and_sums():
 
 
 def test_a_row_that_loses_score_is_marked():
-    broken = Example(prompt="p", tokens=("a", "b"), score=1.0, rows={"x": (0.4, 0.4)})
+    broken = ColouredResponse(prompt="p", tokens=("a", "b"), score=1.0, rows={"x": (0.4, 0.4)})
     assert "≠ score" in page("t", [broken])
 
 
 def test_reference_rows_have_their_own_scale_and_owe_no_sum():
-    both = Example(
+    both = ColouredResponse(
         prompt="p", tokens=("a", "b"), score=1.0, rows={"x": (0.5, 0.5)}, reference_rows={"truth": (0.0, -8.0)}
     )
     assert shades(both)["x"][0] == shade(1, 1)
@@ -134,7 +134,7 @@ def test_terminal_uses_colour_where_it_may():
 
 def test_lengths_that_disagree_are_refused():
     with pytest.raises(ValueError, match="x has 1 values for 2 tokens"):
-        Example(prompt="p", tokens=("a", "b"), score=1.0, rows={"x": (1.0,)})
+        ColouredResponse(prompt="p", tokens=("a", "b"), score=1.0, rows={"x": (1.0,)})
 
 
 def test_write(tmp_path):
