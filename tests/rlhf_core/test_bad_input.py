@@ -65,6 +65,7 @@ def policy(tmp_path_factory):
     return load_policy(save_tiny(tmp_path_factory.mktemp("good"), "llama"))
 
 
+SHORT = PPOConfig(max_length=(8, 15))  # what the tiny policy has room for
 ids = st.lists(st.integers(-1, 40), max_size=4)
 
 
@@ -75,7 +76,7 @@ ids = st.lists(st.integers(-1, 40), max_size=4)
     )
 )
 def test_prompts_are_refused_or_read_as_they_stand(policy, prompts):
-    call = lambda: encoded(policy, TokenReward(lambda *_: []), prompts, PPOConfig())  # noqa: E731
+    call = lambda: encoded(policy, TokenReward(lambda *_: []), prompts, SHORT)  # noqa: E731
     found, refusal = outcome(call, "prompt")
     if not refusal:
         assert len(found) == len(prompts)
@@ -94,7 +95,7 @@ def test_prompts_are_refused_or_read_as_they_stand(policy, prompts):
     ids=lambda prompts: type(prompts).__name__,
 )
 def test_what_only_looks_like_prompts_is_refused(policy, prompts):
-    refused(lambda: encoded(policy, TokenReward(lambda *_: []), prompts, PPOConfig()), "prompt")
+    refused(lambda: encoded(policy, TokenReward(lambda *_: []), prompts, SHORT), "prompt")
 
 
 # -- settings
