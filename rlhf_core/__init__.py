@@ -1,9 +1,9 @@
 """A PPO engine for language models in which credit assignment is a plug-in."""
 
-from rlhf_core.advantages import leave_one_out_advantages
 from rlhf_core.buffer import RolloutBuffer
 from rlhf_core.checks import HealthError
 from rlhf_core.config import KLConfig, PPOConfig, ScoreConfig
+from rlhf_core.estimators.leave_one_out import leave_one_out_advantages
 from rlhf_core.evidence import AttentionTap, ColumnTap, EvidenceRequest, FullKL, HiddenTap, Layout, PrefixScores
 from rlhf_core.kl import AdaptiveKL, FixedKL, kl_estimate
 from rlhf_core.losses import policy_loss, value_loss

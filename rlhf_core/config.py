@@ -10,6 +10,21 @@ from rlhf_core.names import naming_nearest, nearest
 from rlhf_core.plain_numbers import make_plain
 
 KLKind = Literal["k1", "abs", "k2", "k3", "full"]
+Advantages = Literal[
+    "gae",
+    "rloo",
+    "rloo_to_go",
+    "grpo",
+    "dr_grpo",
+    "opo",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "prime",
+]
+OF_TOTALS = frozenset({"rloo", "grpo", "dr_grpo", "opo", "reinforce_plus_plus_baseline"})
+"""Estimators that add up a response's rewards first: where credit stands changes nothing."""
+OF_GROUPS = OF_TOTALS | {"rloo_to_go", "prime"}
+"""Estimators that compare the responses to one prompt."""
 PaperTask = Literal["positive_generation", "summarisation", "dialogue"]
 
 
@@ -95,9 +110,15 @@ class PPOConfig:
     """Discount per token."""
     lam: float = 0.95
     """λ of GAE and of the λ-returns."""
-    advantages: Literal["gae", "rloo"] = "gae"
-    """GAE with a critic; or "rloo", each response's total against the mean of the others' to the same prompt, without
-    a critic, whose value loss then weighs nothing, and without gamma and lam (``advantages.ESTIMATORS``)."""
+    value_lam: float | None = None
+    """λ of the returns that the critic learns; None: that of the advantages (VC-PPO: 1)."""
+    lam_length_share: float | None = None
+    """λ of the advantages from each response's length l, 1 - 1 / (share x l), in place of ``lam``; None is off
+    (VAPO: 0.05)."""
+    advantages: Advantages = "gae"
+    """Estimator. "gae" has a critic. The others have none, and no λ; all but "reinforce_plus_plus" compare the
+    responses to one prompt. Dense credit reaches the tokens with "gae", "rloo_to_go", "reinforce_plus_plus" and
+    "prime" only (``advantages.ESTIMATORS``)."""
     clip_range: float = 0.2
     """Clipping of the probability ratio, 1 ± clip_range."""
     value_clip_range: float = 0.2
@@ -267,7 +288,8 @@ PLAIN: Mapping[type, tuple[Any, str]] = {
 LARGEST_FLOAT32 = 3.4028234663852886e38
 """The largest number in float32, in which a larger setting would be infinite."""
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-    (("gamma", "lam"), lambda x: 0 <= x <= 1, "in [0, 1]"),
+    (("gamma", "lam", "value_lam"), lambda x: 0 <= x <= 1, "in [0, 1]"),
+    (("lam_length_share",), lambda x: 0 < x <= 1, "above 0 and at most 1"),
     (
         (
             *("clip_range", "value_clip_range", "learning_rate", "ratio_threshold", "temperature", "max_grad_norm"),
@@ -307,6 +329,7 @@ def _contradictions(config: PPOConfig) -> Iterator[str]:
             "set both, minibatch_size to as many or fewer"
         )
     yield from _prompt_contradictions(config)
+    yield from _lambda_contradictions(config)
     if not (1 <= low <= high < 2**31 and config.min_length <= low):
         yield (
             f"max_length must be (low, high) with 1 <= low <= high < 2**31 and min_length {config.min_length} <= low, "
@@ -328,10 +351,20 @@ def _prompt_contradictions(config: PPOConfig) -> Iterator[str]:
     rows, times = config.rollout_batch_size, config.responses_per_prompt
     if times >= 1 and rows % times:
         yield f"rollout_batch_size {rows} is no multiple of responses_per_prompt {times}"
-    if config.advantages == "rloo" and times < 2:
+    if config.advantages in OF_GROUPS and times < 2:
         yield (
-            f"advantages 'rloo' compares responses to one prompt, and responses_per_prompt is {times}; give 2 or more, "
-            "or advantages 'gae'"
+            f"advantages {config.advantages!r} compares responses to one prompt, and responses_per_prompt is {times}; "
+            "give 2 or more, or advantages 'gae'"
         )
-    if config.advantages == "rloo" and config.gamma != 1:
-        yield f"advantages 'rloo' adds up whole responses and discounts nothing, so gamma must be 1, got {config.gamma}"
+    if config.advantages in OF_TOTALS and config.gamma != 1:
+        yield (
+            f"advantages {config.advantages!r} adds up whole responses and discounts nothing, so gamma must be 1, got "
+            f"{config.gamma}"
+        )
+
+
+def _lambda_contradictions(config: PPOConfig) -> Iterator[str]:
+    """Settings of λ that would change nothing."""
+    given = {"value_lam": config.value_lam, "lam_length_share": config.lam_length_share}
+    for name in (name for name, value in given.items() if value is not None and config.advantages != "gae"):
+        yield f"{name} {given[name]} belongs to advantages 'gae', and they are {config.advantages!r}; leave it out"

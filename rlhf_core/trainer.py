@@ -198,7 +198,7 @@ class PPOTrainer:
 
     def update(self, experience: Experience) -> dict[str, float]:
         """Epochs of clipped PPO on the experience, then one step of the learning-rate schedule; then ``conclude``."""
-        buffer = RolloutBuffer()
+        buffer = RolloutBuffer(self.estimator.scaled)
         buffer.add(experience)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         figures = ppo_update(
