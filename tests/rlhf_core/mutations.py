@@ -642,7 +642,7 @@ MUTATIONS = (
     Mutation(
         "rlhf_core/estimators/group_relative.py",
         "less_mean_of(response_totals(rewards, mask), same_group(groups)), mask)\n",
-        "less_mean_of(response_totals(rewards, mask), other_rows(groups, "x")), mask)\n",
+        "less_mean_of(response_totals(rewards, mask), other_rows(groups, 'x')), mask)\n",
         "tests/rlhf_core/estimators/test_estimators.py::test_group_centred_by_hand",
     ),
     Mutation(
