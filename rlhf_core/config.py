@@ -121,6 +121,16 @@ class PPOConfig:
     "prime" only (``advantages.ESTIMATORS``)."""
     clip_range: float = 0.2
     """Clipping of the probability ratio, 1 ± clip_range."""
+    clip_range_high: float | None = None
+    """Upper end of the clipping, 1 + clip_range_high; None: the same as the lower (DAPO's clip-higher: 0.28)."""
+    dual_clip: float | None = None
+    """Bound of the loss of tokens with a negative advantage, -A x dual_clip, above 1; None is off (verl: 3)."""
+    surrogate: Literal["ppo", "gspo", "cispo"] = "ppo"
+    """The objective: PPO's; with one ratio per response; or log-probabilities weighted by clipped ratios
+    (``rlhf_core.surrogates``)."""
+    loss_mean: Literal["token", "response", "fixed"] = "token"
+    """Mean of the policy loss: over all tokens; within responses, then over them; or sums per response over the longest
+    ``max_length``."""
     value_clip_range: float = 0.2
     """Largest move of a value from its rollout value that the value loss rewards, in score units."""
     value_coef: float = 0.1
@@ -292,7 +302,15 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("lam_length_share",), lambda x: 0 < x <= 1, "above 0 and at most 1"),
     (
         (
-            *("clip_range", "value_clip_range", "learning_rate", "ratio_threshold", "temperature", "max_grad_norm"),
+            *(
+                "clip_range",
+                "clip_range_high",
+                "value_clip_range",
+                "learning_rate",
+                "ratio_threshold",
+                "temperature",
+                "max_grad_norm",
+            ),
             *("target_kl", "spike_factor", "kl.target", "kl.horizon", "score.clip"),
         ),
         lambda x: 0 < x <= LARGEST_FLOAT32,
@@ -311,6 +329,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
         lambda x: x >= 1,
         "at least 1",
     ),
+    (("dual_clip",), lambda x: 1 < x <= LARGEST_FLOAT32, "a finite number above 1"),
     (("warmup_steps", "seed", "min_length", "max_skipped"), lambda x: x >= 0, "0 or more"),
 )
 
@@ -330,6 +349,7 @@ def _contradictions(config: PPOConfig) -> Iterator[str]:
         )
     yield from _prompt_contradictions(config)
     yield from _lambda_contradictions(config)
+    yield from _surrogate_contradictions(config)
     if not (1 <= low <= high < 2**31 and config.min_length <= low):
         yield (
             f"max_length must be (low, high) with 1 <= low <= high < 2**31 and min_length {config.min_length} <= low, "
@@ -361,6 +381,12 @@ def _prompt_contradictions(config: PPOConfig) -> Iterator[str]:
             f"advantages {config.advantages!r} adds up whole responses and discounts nothing, so gamma must be 1, got "
             f"{config.gamma}"
         )
+
+
+def _surrogate_contradictions(config: PPOConfig) -> Iterator[str]:
+    """Clipping that a surrogate does not have."""
+    if config.surrogate == "cispo" and config.dual_clip is not None:
+        yield f"dual_clip {config.dual_clip} bounds the loss of 'ppo' and 'gspo'; surrogate 'cispo' has no such bound"
 
 
 def _lambda_contradictions(config: PPOConfig) -> Iterator[str]:

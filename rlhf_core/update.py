@@ -134,10 +134,11 @@ def _accumulate(
     def backward(rows: Int[Tensor, " row"]) -> dict[str, float]:
         """What the micro-batch adds to each of the minibatch's figures; of ``MAXIMA``, its own."""
         part = minibatch.select(rows)
-        loss, means = _loss(policy, part, config)
-        token_share = int(part.sequences.response_mask.sum()) / tokens
+        token_share, row_share = int(part.sequences.response_mask.sum()) / tokens, len(part.sequences) / rows_in_all
+        policy_share = token_share if config.loss_mean == "token" else row_share
+        loss, means = _loss(policy, part, config, policy_weight=policy_share / token_share)
         (loss * token_share).backward()  # type: ignore[no-untyped-call]
-        shares = {"response_loss": len(part.sequences) / rows_in_all, **dict.fromkeys(MAXIMA, 1.0)}
+        shares = {"response_loss": row_share, "policy_loss": policy_share, **dict.fromkeys(MAXIMA, 1.0)}
         return {name: float(mean) * shares.get(name, token_share) for name, mean in means.items()}
 
     parts = run_in_parts(
@@ -155,18 +156,33 @@ def _accumulate(
     return {**totals, **largest, "tokens": float(tokens)}
 
 
-def _loss(policy: Policy, part: Minibatch, config: PPOConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """policy loss + value_coef · value loss − entropy_coef · entropy, each a mean over the micro-batch's tokens."""
+def _loss(
+    policy: Policy, part: Minibatch, config: PPOConfig, *, policy_weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """policy loss + value_coef · value loss − entropy_coef · entropy, means over the micro-batch's tokens.
+
+    The policy loss may be another mean (``loss_mean``); ``policy_weight`` is then its share of the minibatch over the
+    share of tokens, which the sum is multiplied by.
+    """
     mask = part.sequences.response_mask
     evaluation = policy.evaluate(part.sequences, frozenset(), temperature=config.temperature)
     surrogate, policy_stats = policy_loss(
-        evaluation.logprobs, part.logprobs, part.advantages, mask, clip_range=config.clip_range
+        evaluation.logprobs,
+        part.logprobs,
+        part.advantages,
+        mask,
+        clip_range=config.clip_range,
+        clip_range_high=config.clip_range_high,
+        dual_clip=config.dual_clip,
+        surrogate=config.surrogate,
+        loss_mean=config.loss_mean,
+        longest=config.max_length[1],
     )
     squared, value_stats = value_loss(
         evaluation.values, part.values, part.returns, mask, clip_range=config.value_clip_range
     )
     entropy = masked_mean(evaluation.entropy, mask)
-    loss = surrogate + config.value_coef * squared
+    loss = surrogate * policy_weight + config.value_coef * squared
     if config.entropy_coef > 0:  # a gradient of zeros costs as much as any other
         loss = loss - config.entropy_coef * entropy
     own = {"loss": loss, "policy_loss": surrogate, "value_loss": squared, "entropy": entropy}

@@ -70,15 +70,15 @@ MUTATIONS = (
         "tests/rlhf_core/test_masking.py::test_hand_computed_moments_ignore_what_is_masked",
     ),
     Mutation(
-        "rlhf_core/losses.py",
+        "rlhf_core/surrogates.py",
         "unclipped = -advantages * ratio",
         "unclipped = advantages * ratio",
         "tests/rlhf_core/test_losses.py::test_policy_loss_by_hand",
     ),
     Mutation(
-        "rlhf_core/losses.py",
-        "loss = masked_mean(torch.maximum(unclipped, clipped), mask)",
-        "loss = masked_mean(torch.minimum(unclipped, clipped), mask)",
+        "rlhf_core/surrogates.py",
+        "losses = torch.maximum(unclipped, clipped)",
+        "losses = torch.minimum(unclipped, clipped)",
         "tests/rlhf_core/test_losses.py::test_policy_loss_takes_the_pessimistic_side",
     ),
     Mutation(
@@ -131,7 +131,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/buffer.py",
-        "advantages=masked_whiten(held.advantages, held.sequences.response_mask),",
+        "advantages=self._scaled(held.advantages, held.sequences.response_mask),",
         "advantages=held.advantages,",
         "tests/rlhf_core/test_engine.py::test_buffer_whitens_once_over_everything_and_keeps_rows_together",
     ),
@@ -214,7 +214,7 @@ MUTATIONS = (
         "tests/rlhf_core/run/test_model_card.py::test_hostile_text_stays_text",
     ),
     Mutation(
-        "rlhf_core/losses.py",
+        "rlhf_core/surrogates.py",
         "log_ratio.clamp(max=LOG_RATIO_LIMIT).exp()",
         "log_ratio.exp()",
         "tests/rlhf_core/test_properties.py::test_the_policy_loss_and_its_gradient_are_finite_whatever_the_ratio",

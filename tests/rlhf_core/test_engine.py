@@ -369,7 +369,7 @@ def test_the_papers_other_names_are_refused_with_ours(name, words):
         (lambda: KLConfig(coef=0.1), "KLConfig: no setting 'coef'; did you mean 'init_coef'?"),
         (lambda: KLConfig(kl_coef=0.1), "did you mean 'init_coef'?"),
         (lambda: ScoreConfig(scale="running_std"), "ScoreConfig: no setting 'scale'; did you mean 'scaling'?"),
-        (lambda: unchecked(PPOConfig, advantages="roo"), "one of gae, rloo, got 'roo'; did you mean 'rloo'?"),
+        (lambda: unchecked(PPOConfig, advantages="roo"), "prime, got 'roo'; did you mean 'rloo'?"),
         (lambda: unchecked(PPOConfig, kl=unchecked(KLConfig, kind="K3")), "got 'K3'; did you mean 'k3'?"),
     ],
 )
