@@ -242,6 +242,18 @@ def check_placement(token_scores: Tensor, rollout: Rollout, redistributor: Redis
         raise ValueError(_lands_early(redistributor, gamma))
 
 
+def why_not_kept(token_scores: Tensor, rollout: Rollout, redistributor: Redistributor, advantages: str) -> str:
+    """Why an estimator that adds up a response's rewards would lose this credit; empty where there is none to lose."""
+    early = token_scores[~last_token(rollout.sequences.response_mask)]
+    if not bool(early.any()):
+        return ""
+    return (
+        f"{redistributor!r} places credit before the last token, and advantages {advantages!r} add up a response's "
+        "rewards before they compare them: the credit is lost, and training is the same as with Sparse(). Use "
+        "advantages 'rloo_to_go', which compare token by token, or 'gae'; or Sparse()"
+    )
+
+
 def _discount_matters(redistributor: Redistributor, gamma: float) -> bool:
     return gamma != 1 and redistributor.conserving and not hasattr(redistributor, "gamma")
 

@@ -25,6 +25,7 @@ from rlhf_core.checks import (
     require_token_scores,
     require_usable,
     why_not_conserved,
+    why_not_kept,
     why_not_reference,
     why_not_repeated,
 )
@@ -188,8 +189,13 @@ class PPOTrainer:
         """Subtract the KL penalty; then advantages and returns as ``config.advantages`` says.
 
         Raises:
+            HealthError: dense credit that the estimator would lose (before the first update, unless the config asks for
+                warnings).
             FloatingPointError: one that is not finite, or too large.
         """
+        if not (self.trained or self.estimator.reaches_tokens):
+            lost = why_not_kept(token_scores, rollout, self.redistributor, self.config.advantages)
+            report(lost, self.config.first_step_checks)
         rewards = penalised(token_scores, rollout.kl, self.kl_controller.coef)
         experience = self.estimator.estimate(rewards, rollout, self.config)
         for name in ("advantages", "returns"):

@@ -122,8 +122,8 @@ def test_padding_of_any_kind_changes_nothing(name):
     clean = [torch.where(mask, torch.randn(2, 3, generator=generator), 0) for _ in range(3)]
     dirty = [torch.where(mask, x, math.nan) for x in clean]
     losses, grads = [], []
-    for new, *others in (clean, dirty):
-        new = new.clone().requires_grad_()
+    for leaf, *others in (clean, dirty):
+        new = leaf.clone().requires_grad_()
         loss, _ = policy_loss(new, *others, mask, clip_range=0.2, surrogate=name, loss_mean="response")
         loss.backward()
         losses.append(loss.item())
