@@ -76,6 +76,12 @@ MUTATIONS = (
         "tests/benchmarks/data/test_preference_formats.py::test_accuracy_beside_the_longer_response",
     ),
     Mutation(
+        "benchmarks/base/settings_checks.py",
+        "default=least) < least:",
+        "default=least) <= least:",
+        "tests/benchmarks/base/test_settings_checks.py::test_settings_that_can_be",
+    ),
+    Mutation(
         "benchmarks/cost/memory_prediction.py",
         "blocks = math.ceil(numbers / 64)",
         "blocks = math.ceil(numbers / 32)",
