@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.data.records import Rejected, RowFault, Sieve, read_rows, rejected_lines, source_name, unwritable
 
-LONGEST = 50_000
+LONGEST_REVIEW = 50_000
 """Characters beyond which a row is taken for a mistake."""
 
 
@@ -113,7 +113,7 @@ def _review(row: object, wants_label: bool, seen: set[str]) -> Review | str:
         (not isinstance(text, str), "'text' is not a string"),
         (not cleaned, "'text' is empty"),
         (not cleaned.isprintable() and unwritable(cleaned), "'text' is not valid Unicode"),
-        (len(cleaned) > LONGEST, f"'text' has more than {LONGEST} characters"),
+        (len(cleaned) > LONGEST_REVIEW, f"'text' has more than {LONGEST_REVIEW} characters"),
         (wants_label and "label" not in row, "no column 'label'"),
         (wants_label and (isinstance(label, bool) or label not in (0, 1)), "'label' is neither 0 nor 1"),
         (cleaned in seen, "text seen before"),

@@ -125,9 +125,9 @@ def test_end_to_end_resume_and_refusals(tmp_path, request):
     assert again.verdict == report.verdict
 
     # Other settings are refused by name, and nothing is touched.
-    with pytest.raises(FileExistsError, match=r"ppo\.lam: 0\.95 -> 0\.5"):
+    with pytest.raises(FileExistsError, match=r"ppo\.lam was 0\.95 and is 0\.5"):
         run_compare(chosen, ppo={"lam": 0.5})
-    with pytest.raises(FileExistsError, match="steps: 2 -> 3"):
+    with pytest.raises(FileExistsError, match="steps was 2 and is 3"):
         run_compare(replace(chosen, steps=3))
     assert len(list(out.glob("runs/*/seed-*/run.json"))) == 4
 
@@ -142,7 +142,7 @@ def test_a_run_by_itself(tmp_path):
     assert record["settings"]["ppo"]["seed"] == 3
     assert record["settings"]["redistributor"] == "Sparse()"
     assert run.folder == tmp_path / "out" / "runs" / "sparse-lam1" / "seed-3"
-    with pytest.raises(FileExistsError, match=r"seed-3 holds a finished run.*steps: 2 -> 5"):
+    with pytest.raises(FileExistsError, match=r"seed-3 holds a finished run.*steps was 2 and is 5"):
         finished(replace(run, steps=5))
     results = load_results("t", ["sparse-lam1"], [run])
     assert results.seeds == (3,)
