@@ -122,7 +122,7 @@ def _last_component(path: str) -> str:
 def _shown(text: str) -> str:
     """One line that Markdown and HTML show as it is, without the folders of this machine."""
     text = _last_component(text) if PATH.match(text) else FOLDERS.sub("", text)
-    text = text[:LONGEST_LINE] + (" …" if len(text) > LONGEST_METRIC else "")
+    text = text[:LONGEST_LINE] + (" …" if len(text) > LONGEST_LINE else "")
     text = "".join(char if char.isprintable() else " " for char in text)
     return html.escape(re.sub(r"([\\`*\[\]|~#$!])", r"\\\1", text), quote=False)
 
