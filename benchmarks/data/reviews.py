@@ -3,17 +3,21 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from benchmarks.data.records import Rejected, RowFault, Sieve, read_rows, rejected_lines, source_name, unwritable
 
+SPLITS = ("train", "held_out")
 LONGEST_REVIEW = 50_000
 """Characters beyond which a row is taken for a mistake."""
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,14 @@ def clean(text: str) -> str:
 def held_out(text: str) -> bool:
     """Whether a text belongs to the fixed 10 %: SHA-256 of its UTF-8 bytes, as a number, is a multiple of 10."""
     return _hash(text) % 10 == 0
+
+
+def by_hold_out(rows: Iterable[Row], text: Callable[[Row], str]) -> dict[str, list[Row]]:
+    """The rows by split, held out where the hash of their text says so."""
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for row in rows:
+        splits[SPLITS[held_out(text(row))]].append(row)
+    return splits
 
 
 def half(text: str) -> int:

@@ -7,20 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.base.json_files import jsonable, write_json
-from benchmarks.reporting import tables
+from benchmarks.reporting import statistics, tables
 from benchmarks.reporting.curve_readings import LAST, REFERENCE
-from benchmarks.reporting.statistics import (
-    FEWEST_SEEDS,
-    Array,
-    Difference,
-    Results,
-    Summary,
-    differences_to,
-    iqm,
-    smallest_p,
-    summarise,
-    variance_across_seeds,
-)
+from benchmarks.reporting.statistics import FEWEST_SEEDS, Array, Difference, Results, Summary, summarise
 from benchmarks.reporting.tables import Table, number
 
 
@@ -106,7 +95,7 @@ def _across_seeds(results: Results) -> list[ArmsRow]:
         ArmsRow(
             f"{metric}_variance_across_seeds",
             title,
-            {arm: variance_across_seeds(curves[metric]) for arm, curves in results.curves.items()},
+            {arm: statistics.variance_across_seeds(curves[metric]) for arm, curves in results.curves.items()},
         )
         for metric, title in titles.items()
         if all(metric in curves for curves in results.curves.values())
@@ -115,7 +104,7 @@ def _across_seeds(results: Results) -> list[ArmsRow]:
 
 def _beside_the_average(results: Results) -> list[ArmsRow]:
     """The average score's IQM, and where sparse ran, the difference to it."""
-    iqms = {arm: iqm(results.per_seed(arm, "score")) for arm in results.arms}
+    iqms = {arm: statistics.iqm(results.per_seed(arm, "score")) for arm in results.arms}
     rows = [ArmsRow("iqm", "average score, IQM of seeds", iqms)]
     if found := differences_to_reference(results):
         differences = {arm: found.get(arm, math.nan) for arm in results.arms}
@@ -134,7 +123,7 @@ def differences_to_reference(results: Results) -> dict[str, Difference]:
         return {}
     reference = results.per_seed(REFERENCE, AVERAGE_SCORE.metric)
     others = {arm: results.per_seed(arm, AVERAGE_SCORE.metric) for arm in results.arms if arm != REFERENCE}
-    return differences_to(reference, others)
+    return statistics.differences_to(reference, others)
 
 
 def notes(results: Results) -> tuple[str, ...]:
@@ -146,7 +135,7 @@ def notes(results: Results) -> tuple[str, ...]:
         brackets = (
             f"Brackets: 95 % t-interval over {seeds} seeds; for the difference a percentile bootstrap over seeds, "
             "nominally 95 %, which covers less with few seeds (80 to 85 % at 4 or 5): read its p instead. "
-            f"p: sign-flip test, two-sided, at least {smallest_p(seeds):.2g} before correction."
+            f"p: sign-flip test, two-sided, at least {statistics.smallest_p(seeds):.2g} before correction."
         )
     return (
         f"{results.task}, {_steps(results)} steps; averages run over all steps unless stated; – is undefined (equal "

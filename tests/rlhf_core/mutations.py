@@ -383,8 +383,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/files/differences.py",
-        "path not in free:",
-        "path in free:",
+        "if path in free or was == is_now:",
+        "if was == is_now:",
         "tests/rlhf_core/run/test_resume.py::test_a_run_with_other_settings_is_refused_with_every_difference",
     ),
     Mutation(

@@ -144,7 +144,7 @@ def test_a_run_by_itself(tmp_path):
     assert run.folder == tmp_path / "out" / "runs" / "sparse-lam1" / "seed-3"
     with pytest.raises(FileExistsError, match=r"seed-3 holds a finished run.*steps was 2 and is 5"):
         finished(replace(run, steps=5))
-    results = load_results("t", ["sparse-lam1"], [run])
+    results = load_results("t", [run])
     assert results.seeds == (3,)
     assert results.curves["sparse-lam1"]["held_out_gold"].shape == (1, 1)
 
@@ -162,12 +162,12 @@ def test_a_finished_run_with_lines_missing_is_not_averaged(tmp_path):
     del lines[1]["score"]
     lines[0]["kl"] = "nan"
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    curves = load_results("t", ["sparse"], [run]).curves["sparse"]
+    curves = load_results("t", [run]).curves["sparse"]
     assert np.isnan(curves["score"]).tolist() == [[False, True]]
     assert np.isnan(curves["kl"]).tolist() == [[True, False]]
     metrics.write_text(json.dumps(lines[0]) + "\n")
     with pytest.raises(ValueError, match="has 1 steps, not the 2"):
-        load_results("t", ["sparse"], [run])
+        load_results("t", [run])
 
 
 def test_a_failing_run_is_named(tmp_path, in_threads):
