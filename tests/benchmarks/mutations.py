@@ -53,8 +53,8 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/data/preference_tokens.py",
-        "return [*row.reward_prompt, *response]",
-        "return [*row.prompt, *response]",
+        "[[*self.reward_prompt, *response]",
+        "[[*self.prompt, *response]",
         "tests/benchmarks/data/test_preference_formats.py::test_the_reward_model_reads_its_own_prompt_and_the_same_response",
     ),
     Mutation(

@@ -105,7 +105,7 @@ def test_all_files_and_nothing_done_twice(settings, tmp_path, monkeypatch):
 def test_other_settings_are_refused_and_another_judge_reuses_the_responses(settings, folders, tmp_path, monkeypatch):
     run(settings, Counting())
     warmer = replace(settings, sampling=replace(settings.sampling, temperature=0.5))
-    with pytest.raises(FileExistsError, match=r"settings.sampling.temperature: 1.0 -> 0.5"):
+    with pytest.raises(FileExistsError, match=r"sampling.temperature was 1.0 and is 0.5"):
         run(warmer, Counting())
     (tmp_path / "prompts.json").write_text(json.dumps([{"instruction": "w2"}]))
     with pytest.raises(FileExistsError, match=r"datasets.prompts"):
