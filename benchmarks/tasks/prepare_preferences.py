@@ -34,8 +34,8 @@ from benchmarks.tasks.starting_models import base_tokenizer, continuations, from
 from benchmarks.tasks.training_recipes import PREFERENCES
 from models.training.finetuning import Adapted, adapted_language_model, adapted_reward_model
 from models.training.objectives import Completion, Pair
+from models.training.settings import TrainingSettings
 from models.training.supervised import (
-    TrainingSettings,
     last_token_scores,
     new_classifier,
     save,
@@ -43,8 +43,9 @@ from models.training.supervised import (
     train_language_model,
     train_preference_model,
 )
-from models.weights.adapters import LoraSettings
-from models.weights.source import DType, ModelSource
+from models.weights.dtype_names import DType
+from models.weights.lora_settings import LoraSettings
+from models.weights.source import ModelSource
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,14 +15,8 @@ from benchmarks.tasks.starting_models import continuations, from_base, from_scra
 from benchmarks.tasks.training_recipes import REVIEWS
 from models.texts.prompt_encoding import encode
 from models.training.objectives import Labelled
-from models.training.supervised import (
-    TrainingSettings,
-    model_input,
-    new_classifier,
-    save,
-    train_classifier,
-    train_language_model,
-)
+from models.training.settings import TrainingSettings
+from models.training.supervised import model_input, new_classifier, save, train_classifier, train_language_model
 
 
 @dataclass(frozen=True, kw_only=True)

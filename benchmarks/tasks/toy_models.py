@@ -15,14 +15,8 @@ from benchmarks.base.json_files import fingerprint, jsonable, write_json
 from benchmarks.base.run_folder import temporary_sibling
 from benchmarks.tasks import toy_reviews as toy
 from models.training.objectives import Labelled
-from models.training.supervised import (
-    TrainingSettings,
-    new_classifier,
-    new_language_model,
-    save,
-    train_classifier,
-    train_language_model,
-)
+from models.training.settings import TrainingSettings
+from models.training.supervised import new_classifier, new_language_model, save, train_classifier, train_language_model
 
 REPORT = "report.json"
 

@@ -1,0 +1,51 @@
+"""Policies, reward models and optimizers, held as a task's ``Loading`` says."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from benchmarks.tasks.model_settings import Loading
+from models.policy.causal_policy import CausalPolicy
+from models.policy.loading import load_policy
+from models.rewards.classifier_reward import ClassifierReward
+from models.rewards.loading import load_reward_model
+from models.rewards.score_names import ScoreKind
+from models.weights.four_bit import paged_adamw_8bit
+from rlhf_core.config import PPOConfig
+from rlhf_core.optimizer import make_optimizer
+
+OPTIMIZERS: dict[str, Callable[[Iterable[torch.nn.Parameter], PPOConfig], torch.optim.Optimizer]] = {
+    "torch": make_optimizer,
+    "paged_adamw_8bit": paged_adamw_8bit,
+}
+
+
+def held_policy(loading: Loading, name: str) -> CausalPolicy:
+    """Load a policy; raises as :func:`models.load_policy` does."""
+    return load_policy(
+        name,
+        lora=loading.lora,
+        four_bit=loading.four_bit,
+        dtype=loading.dtype,
+        device=loading.device,
+        gradient_checkpointing=loading.gradient_checkpointing,
+        auxiliaries=loading.auxiliaries,
+    )
+
+
+def held_reward(loading: Loading, name: str, score: ScoreKind) -> ClassifierReward:
+    """Load a reward model; raises as :func:`models.load_reward_model` does."""
+    return load_reward_model(
+        name,
+        score=score,
+        four_bit=loading.four_bit,
+        dtype=loading.dtype,
+        device=loading.device,
+        micro_batch_tokens=loading.reward_tokens,
+    )
+
+
+def optimizer_maker(loading: Loading) -> Callable[[Iterable[torch.nn.Parameter], PPOConfig], Any]:
+    """The optimizer that ``loading`` asks for, as the trainer takes it."""
+    return OPTIMIZERS[loading.optimizer]
