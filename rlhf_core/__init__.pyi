@@ -1,4 +1,4 @@
-from .advantages import leave_one_out_advantages
+from .estimators.leave_one_out import leave_one_out_advantages
 from .buffer import RolloutBuffer
 from .checks import HealthError
 from .config import KLConfig, PPOConfig, ScoreConfig
