@@ -134,6 +134,7 @@ def _experience(rollout: Rollout, advantages: Tensor, returns: Tensor) -> Experi
     return Experience(
         sequences=rollout.sequences,
         logprobs=rollout.logprobs,
+        ref_logprobs=rollout.ref_logprobs,
         values=rollout.values,
         advantages=advantages,
         returns=returns,

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_core.masking import masked_whiten
 from rlhf_core.types import Experience, Sequences
 
-TOKEN_FIELDS = ("logprobs", "values", "advantages", "returns")
+TOKEN_FIELDS = ("logprobs", "ref_logprobs", "values", "advantages", "returns")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -20,6 +20,7 @@ class Minibatch:
 
     sequences: Sequences
     logprobs: Float[Tensor, "batch response"]
+    ref_logprobs: Float[Tensor, "batch response"]
     values: Float[Tensor, "batch response"]
     advantages: Float[Tensor, "batch response"]
     returns: Float[Tensor, "batch response"]
@@ -71,6 +72,7 @@ class RolloutBuffer:
         whole = Minibatch(
             sequences=held.sequences,
             logprobs=held.logprobs,
+            ref_logprobs=held.ref_logprobs,
             values=held.values,
             advantages=self._scaled(held.advantages, held.sequences.response_mask),
             returns=held.returns,

@@ -69,6 +69,10 @@ class KLConfig:
     """Responses over which an adaptive controller makes up a 100 % error (paper: 10 000, TRL's default)."""
     kind: KLKind = "k1"
     """Estimator of the penalty; the controller is fed k1 whatever this says (paper: k1)."""
+    place: Literal["reward", "loss"] = "reward"
+    """Subtract it from every token's reward (paper), or add its mean to the policy loss, as GRPO does. In the loss, k2
+    has the gradient of the KL itself, x times that of log π, and k3 that of (1 - exp(-x)) with x = log π - log π_ref;
+    k1's is 0 in expectation, and it is refused there."""
     adaptive: bool = True
     """Adaptive controller, or a coefficient fixed at ``init_coef`` (paper: adaptive)."""
 
@@ -350,6 +354,7 @@ def _contradictions(config: PPOConfig) -> Iterator[str]:
     yield from _prompt_contradictions(config)
     yield from _lambda_contradictions(config)
     yield from _surrogate_contradictions(config)
+    yield from _kl_contradictions(config)
     if not (1 <= low <= high < 2**31 and config.min_length <= low):
         yield (
             f"max_length must be (low, high) with 1 <= low <= high < 2**31 and min_length {config.min_length} <= low, "
@@ -381,6 +386,12 @@ def _prompt_contradictions(config: PPOConfig) -> Iterator[str]:
             f"advantages {config.advantages!r} adds up whole responses and discounts nothing, so gamma must be 1, got "
             f"{config.gamma}"
         )
+
+
+def _kl_contradictions(config: PPOConfig) -> Iterator[str]:
+    """Estimators that do nothing in the loss, or are measured without a gradient."""
+    if config.kl.place == "loss" and config.kl.kind not in ("k2", "k3"):
+        yield f"kl.place 'loss' needs kl.kind 'k2' or 'k3', got {config.kl.kind!r}"
 
 
 def _surrogate_contradictions(config: PPOConfig) -> Iterator[str]:

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redistributors import Sparse, Uniform
-from rlhf_core import PPOConfig, PPOTrainer, TokenReward, leave_one_out_advantages
+from rlhf_core import (
+    Experience,
+    KLConfig,
+    PPOConfig,
+    PPOTrainer,
+    RolloutBuffer,
+    TokenReward,
+    leave_one_out_advantages,
+    ppo_update,
+)
 from rlhf_core.advantages import ESTIMATORS, OF_A_CRITIC
 from rlhf_core.checks import HealthError
 from rlhf_core.config import OF_GROUPS, OF_TOTALS
@@ -195,6 +204,52 @@ def test_every_combination_learns_the_same_from_micro_batches_of_any_size(name, 
     torch.testing.assert_close(whole.policy.logits, split.policy.logits, atol=1e-5, rtol=1e-5)
     assert whole.step(PROMPTS)["policy_loss"] == pytest.approx(split.step(PROMPTS)["policy_loss"], abs=1e-4)
     assert ("value_loss" in figures) is ESTIMATORS[name].critic
+
+
+@pytest.mark.parametrize(("kind", "slope"), [("k2", lambda x: x), ("k3", lambda x: 1 - torch.exp(-x))])
+def test_a_penalty_in_the_loss_has_the_stated_gradient(kind, slope):
+    config = replace(CONFIG, epochs=1, minibatch_size=12, max_grad_norm=None, value_coef=0.0)
+    policy, sequences = TablePolicy(), ragged_sequences()
+    with torch.no_grad():
+        old = policy.evaluate(sequences, frozenset())
+    mask, generator = sequences.response_mask, torch.Generator().manual_seed(0)
+    reference = torch.where(mask, old.logprobs + torch.randn(mask.shape, generator=generator), 0)
+    buffer = RolloutBuffer(lambda advantages, mask: advantages)
+    zeros = torch.zeros_like(old.logprobs)
+    buffer.add(
+        Experience(
+            sequences=sequences,
+            logprobs=old.logprobs,
+            ref_logprobs=reference,
+            values=zeros,
+            advantages=zeros,
+            returns=zeros,
+        )
+    )
+    penalised = replace(config, kl=KLConfig(kind=kind, place="loss"))
+    found = []
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
+    optimizer.register_step_pre_hook(lambda *_: found.append(policy.logits.grad.clone()))
+    ppo_update(policy, optimizer, buffer, penalised, step=0, check_first=lambda *_: None, kl_coef=0.5)
+    own = TablePolicy()
+    new = own.evaluate(sequences, frozenset()).logprobs
+    (0.5 * slope((new - reference).detach())[mask] * new[mask]).mean().backward()
+    torch.testing.assert_close(found[0], own.logits.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_penalty_is_in_one_place_only():
+    config = replace(CONFIG, kl=KLConfig(kind="k3", place="loss"))
+    learner = trainer(config)
+    rollout = learner.collect(PROMPTS)
+    rollout = replace(rollout, kl=torch.where(rollout.sequences.response_mask, 9.0, 0))
+    found = learner.estimate_returns(rollout, Sparse()(rollout))
+    free = trainer(replace(CONFIG, kl=KLConfig(init_coef=0.0))).estimate_returns(rollout, Sparse()(rollout))
+    assert found.advantages.equal(free.advantages)
+    both = trainer(config), trainer(replace(CONFIG, kl=KLConfig(init_coef=0.0)))
+    for one in both:
+        one.step(PROMPTS)
+        one.step(PROMPTS)
+    assert not both[0].policy.logits.equal(both[1].policy.logits)
 
 
 def test_the_critic_may_learn_from_another_lambda():

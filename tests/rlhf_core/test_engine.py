@@ -30,7 +30,8 @@ def experience_of(sequences, seed=0):
     generator = torch.Generator().manual_seed(seed)
     mask = sequences.response_mask
     tensors = [torch.where(mask, torch.randn(mask.shape, generator=generator), 0) for _ in range(4)]
-    return Experience(sequences=sequences, **dict(zip(("logprobs", "values", "advantages", "returns"), tensors)))
+    named = dict(zip(("logprobs", "values", "advantages", "returns"), tensors))
+    return Experience(sequences=sequences, ref_logprobs=named["logprobs"], **named)
 
 
 def test_sequences_refuse_masks_with_holes_and_empty_rows():
