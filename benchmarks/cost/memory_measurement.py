@@ -16,7 +16,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from benchmarks.cost.architectures import lora_of, random_models, score_kind
-from benchmarks.cost.memory_prediction import MemorySettings, packed
+from benchmarks.cost.memory_prediction import packed
+from benchmarks.cost.memory_settings import MemorySettings
 from models.policy.causal_policy import CausalPolicy
 from models.policy.loading import load_policy
 from models.rewards.classifier_reward import ClassifierReward

@@ -7,16 +7,14 @@ optimizer's states exist. Not in the figures: fragments of torch's allocator.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks.cost.memory_settings import CONTEXT_BYTES, MemorySettings
 from models.attention.reader import CHUNK_CELLS as ATTENTION_CELLS
 from models.passes.distribution import CHUNK_CELLS as LOGITS_CELLS
 
-GIB = 2**30
-CONTEXT_BYTES = 768 * 2**20
-"""Assumed: CUDA context, loaded kernels and library workspaces (0.3 to 0.7 GiB are usual)."""
 COMPONENTS = (
     *("policy weights", "reference copy", "adapters, head", "gradients", "optimizer", "reward weights"),
     *("KV cache", "activations", "logits", "evidence", "CUDA context"),
@@ -24,84 +22,6 @@ COMPONENTS = (
 PHASES = ("load", "sample", "old log-probs", "reference", "reward", "update")
 Bytes = Mapping[str, float]
 Model = Literal["policy", "reference", "reward"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemorySettings:
-    """Predict, and on a GPU measure, the memory of a PPO step; defaults are the dialogue preset's.
-
-    MemorySettings that cannot be are a ValueError that lists them all.
-    """
-
-    policy: str = "VMware/open-llama-7b-open-instruct"
-    """Policy: a built-in shape by hub name, or a local folder with config.json."""
-    reward: str = "weqweasdas/hh_rlhf_rm_open_llama_3b"
-    """Reward model, named likewise."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Weights and activations of both; adapters and value head are float32 always."""
-    four_bit: Literal["none", "policy", "reward", "both"] = "both"
-    """Whose linear layers are held in NF4 with double quantisation (the paper's: policy)."""
-    training: Literal["full", "lora"] = "lora"
-    """All weights against a frozen copy, or a LoRA adapter against the model without it."""
-    lora_rank: int = 32
-    """Rank of the adapter (PEFT's default target modules); not used by full fine-tuning."""
-    gradient_checkpointing: bool = True
-    """Recompute each layer's activations in the backward pass."""
-    optimizer: Literal["adam", "paged_adamw_8bit"] = "adam"
-    """Float32 states, or 8-bit ones that can be paged out to the host."""
-    rollout_batch_size: int = 16
-    """Responses of a step."""
-    minibatch_size: int = 1
-    """Responses per optimizer step; an update's micro-batch holds no more of them (paper: 1)."""
-    micro_batch_tokens: int = 4096
-    """Prompt and response tokens of one pass of the policy or its reference."""
-    reward_micro_batch_tokens: int = 4096
-    """The same of the reward model."""
-    sampling_tokens: int = 16_384
-    """The same of all rows that are sampled side by side."""
-    prompt_tokens: int = 256
-    """Longest prompt."""
-    response_tokens: int = 256
-    """Longest response."""
-    evidence: Literal["none", "reward", "decoder"] = "reward"
-    """Attention read for credit: nothing, the reward model's row (abc), or the policy's rows (abc-d)."""
-    card_gib: float = 48.0
-    """Memory of the card, in GiB."""
-    measure: Literal["auto", "never", "required"] = "auto"
-    """Measure beside the prediction where there is a CUDA device; "required" fails without one."""
-
-    def __post_init__(self) -> None:
-        if problems := list(_problems(self)):
-            raise ValueError("; ".join(problems))
-
-    @property
-    def width(self) -> int:
-        """Bytes of a number in ``dtype``."""
-        return 4 if self.dtype == "float32" else 2
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and response of a row."""
-        return self.prompt_tokens + self.response_tokens
-
-    def rows(self, budget: int, most: int) -> int:
-        """Rows of a micro-batch under a budget of tokens, as ``rlhf_core.batching`` cuts it."""
-        return max(1, min(most, budget // self.tokens))
-
-
-def _problems(settings: MemorySettings) -> Iterator[str]:
-    """Every setting that cannot be, in words."""
-    for field in fields(settings):
-        if field.type is int and getattr(settings, field.name) < 1:
-            yield f"{field.name} must be 1 or more, got {getattr(settings, field.name)}"
-    if not CONTEXT_BYTES / GIB < settings.card_gib < math.inf:
-        yield f"card_gib must be finite and above {CONTEXT_BYTES / GIB:g} (the CUDA context), got {settings.card_gib}"
-    if settings.minibatch_size > settings.rollout_batch_size:
-        yield f"minibatch_size {settings.minibatch_size} exceeds rollout_batch_size {settings.rollout_batch_size}"
-    if settings.training == "full" and settings.four_bit in ("policy", "both"):
-        yield f"four_bit {settings.four_bit!r} weights cannot be trained: choose training 'lora'"
-    if settings.training == "full" and settings.dtype != "float32":
-        yield f"training 'full' needs dtype 'float32', got {settings.dtype!r}: use it, or training 'lora'"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks import evidence_cost, levers, sampling_speed, throughput
-from benchmarks.cost import engine_processes
+from benchmarks.cost import engine_processes, evidence_timing, lever_timing, sampling_timing, step_timing
+from benchmarks.cost.cases import CASES, Case
+from benchmarks.cost.gpt2_sizes import SIZES
 from benchmarks.cost.machine_floor import Rates, Work, flop_counter
-from benchmarks.cost.timed_step import PHASES, Case, Engine, built
-from benchmarks.throughput import TimedCase, Timing, engines_table, phases_table, require_same
+from benchmarks.cost.step_timing import TimedCase, Timing, engines_table, phases_table, require_same
+from benchmarks.cost.timed_step import PHASES, Engine, built
 from rlhf_core.trainer import PPOTrainer
 
 TINY = Case(layers=2, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
@@ -69,9 +71,9 @@ def test_engines_that_do_other_work_are_refused():
         require_same(same, {**same, "score": 2.1}, same, "other", by=1e-3)
 
 
-@pytest.mark.parametrize("name", throughput.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_every_case_can_be_built_and_is_quiet_before_it_learns(name):
-    case = throughput.CASES[name]
+    case = CASES[name]
     if case.four_bit != "none":
         pytest.importorskip("bitsandbytes")
     small = replace(case, layers=1, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
@@ -133,9 +135,9 @@ def in_this_process(case):
 
 def test_the_command_writes_both_tables(tmp_path, monkeypatch):
     """Counted in this process, timed in one of its own."""
-    counting_and_timing = iter([in_this_process(TINY), throughput.ours(TINY)])
-    monkeypatch.setattr(throughput, "ours", lambda case: next(counting_and_timing))
-    monkeypatch.setitem(throughput.CASES, "tiny", TINY)
+    counting_and_timing = iter([in_this_process(TINY), step_timing.ours(TINY)])
+    monkeypatch.setattr(step_timing, "ours", lambda case: next(counting_and_timing))
+    monkeypatch.setitem(CASES, "tiny", TINY)
     throughput.main(["--cases", "[tiny]", "--repeats", "2", "--out", str(tmp_path)])
     rows = rows_of(tmp_path / "table.csv")
     assert [row["engine"] for row in rows] == ["ours"]
@@ -173,8 +175,8 @@ def test_evidence_costs_a_step_less_than_its_pass(tmp_path):
 
 
 def test_steps_that_do_other_work_are_not_compared(monkeypatch):
-    models = evidence_cost.models(evidence_cost.Settings(tokens=(8,), step_tokens=(8,), layers=1))
-    take = evidence_cost.step("sparse", models, rows=1, tokens=8)
+    models = evidence_timing.models(layers=1, context=8)
+    take = evidence_timing.step("sparse", models, rows=1, tokens=8)
     take()
     figures = {"length": 4.0, "skipped_minibatches": 0.0, "refused_minibatches": 0.0}
     for name in figures:
@@ -185,8 +187,7 @@ def test_steps_that_do_other_work_are_not_compared(monkeypatch):
 
 def test_samplers_draw_the_same_tokens_or_are_not_compared(tmp_path, monkeypatch):
     monkeypatch.setitem(sampling_speed.LENGTHS, "short", (2, 5))
-    settings = sampling_speed.Settings(size="small", prompts=3)
-    samplers = sampling_speed.Samplers(settings, (2, 5))
+    samplers = sampling_timing.Samplers(SIZES["small"], 3, (2, 5))
     assert [len(row) for row in samplers.ours()] == samplers.lengths.tolist()
     samplers.require_same_tokens()
     monkeypatch.setattr(samplers, "ours", lambda: [[1], [2], [3]])
@@ -201,7 +202,7 @@ def test_samplers_draw_the_same_tokens_or_are_not_compared(tmp_path, monkeypatch
 
 
 def test_levers_are_compared_with_what_does_the_same(tmp_path):
-    for name, _, ours, theirs in levers.levers("small"):
+    for name, _, ours, theirs in lever_timing.levers("small"):
         mine, other = ours(), theirs()
         if isinstance(mine, torch.Tensor):
             torch.testing.assert_close(mine, other, msg=name)
