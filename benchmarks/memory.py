@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
 
         run(settings, Console(markup=False, highlight=False))
     except ValueError as error:
-        parser.error(str(error))
+        parser.refuse(error)
     except MemoryError as error:
         raise SystemExit(str(error)) from error
 
