@@ -9,8 +9,10 @@ interval of the time ratio that reaches down to 1.03.
 
 from dataclasses import dataclass
 
+from benchmarks.base.checked_names import require_known
+from benchmarks.base.checked_numbers import require_at_least
 from benchmarks.base.command_line import parse
-from benchmarks.base.settings_checks import require_at_least, require_known
+from benchmarks.base.run_folder import measurement_folder
 
 METHODS = ("abc", "prefix-difference", "abc-d", "abc-d2")
 
@@ -38,7 +40,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         require_known(self, redistributors=METHODS)
-        require_at_least(self, tokens=2, step_tokens=2, rows=1, layers=1)
+        require_at_least(self, tokens=2, step_tokens=2, rows=1, layers=1, seconds=0)
         if not self.rows or not (*self.tokens, *self.step_tokens):
             raise ValueError("there is nothing to measure: give rows, and tokens or step_tokens")
 
@@ -46,13 +48,12 @@ class Settings:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     settings = parse(Settings, "benchmarks.evidence_cost", argv)
+    out = measurement_folder(settings, "benchmarks.evidence_cost")
     from rich.console import Console
 
-    from benchmarks.base.run_folder import measurement_folder
     from benchmarks.cost.evidence_timing import evidence_table
     from benchmarks.reporting.publishing import publish
 
-    out = measurement_folder(settings, "benchmarks.evidence_cost")
     table = evidence_table(
         settings.redistributors,
         rows=settings.rows,

@@ -7,7 +7,9 @@ try. The allocator's lever is a case of ``benchmarks.throughput`` (default-alloc
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks.base.checked_numbers import require_at_least
 from benchmarks.base.command_line import parse
+from benchmarks.base.run_folder import measurement_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +25,19 @@ class Settings:
     overwrite: bool = False
     """Delete an earlier measurement in the out folder."""
 
+    def __post_init__(self) -> None:
+        require_at_least(self, seconds=0)
+
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     settings = parse(Settings, "benchmarks.levers", argv)
+    out = measurement_folder(settings, "benchmarks.levers")
     from rich.console import Console
 
-    from benchmarks.base.run_folder import measurement_folder
     from benchmarks.cost.lever_timing import lever_table
     from benchmarks.reporting.publishing import publish
 
-    out = measurement_folder(settings, "benchmarks.levers")
     publish(lever_table(settings.size, settings.seconds), {}, out, Console())
 
 

@@ -6,13 +6,15 @@ shape where the real ones are absent), caps torch at the card's size, and prints
 """
 
 from benchmarks.base.command_line import command_line
-from benchmarks.cost.memory_settings import TASK_PRESETS, MemorySettings, from_preset
+from benchmarks.cost.memory_settings import MemorySettings, Preset, from_preset
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = command_line(MemorySettings, "benchmarks.memory")
-    parser.add_argument("--preset", choices=tuple(TASK_PRESETS), default="dialogue", help="settings to start from")
+    parser.add_argument(
+        "--preset", type=Preset, default="dialogue", help="The paper's task whose settings to start from."
+    )
     given = parser.parse_args(argv, defaults=False).as_dict()
     given.pop("config", None)
     try:

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks.base.checked_names import require_known
+from benchmarks.base.checked_numbers import require_at_least
 from benchmarks.base.command_line import parse
-from benchmarks.base.settings_checks import require_at_least, require_known
+from benchmarks.base.run_folder import measurement_folder
 from benchmarks.cost.engine_processes import PublishedStack
 
 LENGTHS: Mapping[str, tuple[int, int]] = {"short": (8, 15), "long": (100, 200)}
@@ -52,13 +54,12 @@ class Settings:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     settings = parse(Settings, "benchmarks.sampling_speed", argv)
+    out = measurement_folder(settings, "benchmarks.sampling_speed")
     from rich.console import Console
 
-    from benchmarks.base.run_folder import measurement_folder
     from benchmarks.cost.sampling_timing import sampling_table
     from benchmarks.reporting.publishing import publish
 
-    out = measurement_folder(settings, "benchmarks.sampling_speed")
     table = sampling_table(
         {name: LENGTHS[name] for name in settings.lengths},
         size=settings.size,

@@ -9,10 +9,12 @@ prompts and response lengths.
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from benchmarks.base.command_line import parse
-from benchmarks.base.settings_checks import require_at_least, require_known
+from benchmarks.base.checked_names import require_known
+from benchmarks.base.checked_numbers import require_at_least
+from benchmarks.base.command_line import parse, refusals
+from benchmarks.base.run_folder import measurement_folder
 from benchmarks.cost.cases import CASES
-from benchmarks.cost.engine_processes import VARIANTS, PublishedStack
+from benchmarks.cost.engine_processes import VARIANTS, PublishedStack, require_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,14 @@ class Settings:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     settings = parse(Settings, "benchmarks.throughput", argv)
+    with refusals("benchmarks.throughput"):
+        require_device(settings.device)
+    out = measurement_folder(settings, "benchmarks.throughput")
     from rich.console import Console
 
-    from benchmarks.base.run_folder import measurement_folder
     from benchmarks.cost.step_timing import case_tables, sweep_tables
     from benchmarks.reporting.publishing import publish
 
-    out = measurement_folder(settings, "benchmarks.throughput")
     if settings.sweep:
         tables = sweep_tables(settings.repeats, settings.device)
     else:

@@ -2,7 +2,9 @@
 
 
 def require_at_least(settings: object, **least: float) -> None:
-    """Raise ValueError naming the first setting, of those given with their smallest value, that is smaller."""
+    """Raise ValueError naming the first setting, of those given with their smallest value, that is smaller, or that
+    holds a smaller number."""
     for name, smallest in least.items():
-        if not getattr(settings, name) >= smallest:
-            raise ValueError(f"{name} must be {smallest} or more, got {getattr(settings, name)}")
+        value = getattr(settings, name)
+        if not all(number >= smallest for number in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(f"{name} must be {smallest} or more, got {value}")

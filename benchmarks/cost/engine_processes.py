@@ -47,6 +47,16 @@ class PublishedStack:
             )
 
 
+def require_device(device: str) -> None:
+    """Raise ValueError where ``device`` is not there, before an engine is started on it."""
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device {device} needs a CUDA device, and there is none: leave --device cpu")
+
+
 @contextmanager
 def process(command: Sequence[str], case: Mapping[str, Any]) -> Iterator[Ask]:
     """A worker that builds ``case``, its last argument, and answers lines of JSON; what it prints besides is shown only

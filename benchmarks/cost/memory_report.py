@@ -11,7 +11,7 @@ from benchmarks.cost.architectures import Head, shape_of
 from benchmarks.cost.memory_measurement import CudaMeter, Measurement, capped, measure_step
 from benchmarks.cost.memory_prediction import COMPONENTS, PHASES, ModelShape, Prediction, predict
 from benchmarks.cost.memory_settings import BUILT_IN, CONTEXT_BYTES, GIB, MemorySettings
-from benchmarks.reporting.tables import Table, number, show
+from benchmarks.reporting.tables import Table, show
 
 BUDGETS = ("micro_batch_tokens", "reward_micro_batch_tokens", "sampling_tokens", "minibatch_size", "rollout_batch_size")
 """Settings of which half may take less memory."""
@@ -76,11 +76,13 @@ def verdict(settings: MemorySettings, prediction: Prediction, changes: list[Chan
 
 def prediction_table(prediction: Prediction, verdict: str) -> Table:
     """Components x phases in GiB, every phase at its fullest moment."""
-    rows = [(name, *(_gib(prediction.phases[phase][name]) for phase in PHASES)) for name in COMPONENTS]
-    rows.append(("total", *(_gib(prediction.total(phase)) for phase in PHASES)))
+    rows = [
+        *((name, *(_gib(prediction.phases[phase][name]) for phase in PHASES)) for name in COMPONENTS),
+        ("total", *(_gib(prediction.total(phase)) for phase in PHASES)),
+    ]
     notes = ["Each phase at its fullest moment. The CUDA context is assumed; the allocator's fragments are left out."]
-    if paged := prediction.paged / GIB:
-        notes.append(f"Another {number(paged)} GiB of optimizer states are on the card only while it has room.")
+    if prediction.paged:
+        notes.append(f"Another {_gib(prediction.paged)} GiB of optimizer states are on the card only if it has room.")
     columns = ("GiB", *PHASES)
     return Table(title="predicted memory", columns=columns, rows=tuple(rows), notes=tuple(notes), verdict=verdict)
 
@@ -96,12 +98,12 @@ def comparison_table(prediction: Prediction, measurement: Measurement, note: str
     return Table(title="measured memory", columns=columns, rows=rows, notes=(note,))
 
 
-def _gib(size: float) -> float | None:
-    return size / GIB if size else None
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f}" if size else "–"
 
 
 def run(settings: MemorySettings, console: Console) -> None:
-    """Predict and print; measure and print where asked and possible.
+    """Predict and print, then measure and print, where that is asked for and possible.
 
     Raises:
         ValueError: an architecture that is not predicted, rows beyond a context, or a measurement that is required
@@ -113,21 +115,22 @@ def run(settings: MemorySettings, console: Console) -> None:
     configs = config_of(settings.policy, "lm"), config_of(settings.reward, "classifier")
     policy, reward = shape_of(configs[0], "lm", settings.policy), shape_of(configs[1], "classifier", settings.reward)
     prediction = predict(settings, policy, reward)
-    console.print(", ".join(f"{name} {value}" for name, value in vars(settings).items()))
     for role, shape in (("policy", policy), ("reward", reward)):
-        console.print(f"{role}: {shape.parameters / 1e6:,.0f} M weights")
+        console.print(f"{role}: {shape.name}, {shape.parameters / 1e6:,.0f} M weights")
+    others = {name: value for name, value in vars(settings).items() if name not in ("policy", "reward")}
+    console.print(", ".join(f"{name} {value}" for name, value in others.items()))
     found = verdict(settings, prediction, helpful_changes(settings, policy, reward))
     show(prediction_table(prediction, found), console)
     if settings.measure == "never":
         return
     if not torch.cuda.is_available():
-        console.print("not measured: no CUDA device")
+        console.print("Not measured: there is no CUDA device.")
         return
     device = torch.device("cuda", torch.cuda.current_device())
     with capped(device, settings.card_gib * GIB - CONTEXT_BYTES) as limit:
         measurement = measure_step(settings, *configs, CudaMeter(device), device)
     note = (
-        f"Measured on {torch.cuda.get_device_name(device)} under a cap of {number(limit / GIB)} GiB; torch's allocator "
-        f"held {number(measurement.held / GIB)} GiB at most."
+        f"Measured on {torch.cuda.get_device_name(device)} under a cap of {_gib(limit)} GiB; torch's allocator "
+        f"held {_gib(measurement.held)} GiB at most."
     )
     show(comparison_table(prediction, measurement, note), console)

@@ -33,8 +33,7 @@ BUILT_IN: Mapping[str, Mapping[str, Any]] = {
 class MemorySettings:
     """Predict the GPU memory of a PPO step, and measure it where there is a GPU.
 
-    Defaults are the dialogue preset's. No weights are needed. Raises ValueError, at construction, with all the settings
-    that cannot be.
+    No weights are needed: real ones are measured where both models are folders that hold them, random ones otherwise.
     """
 
     policy: str = "VMware/open-llama-7b-open-instruct"
@@ -75,7 +74,7 @@ class MemorySettings:
     """Measure after the prediction where there is a CUDA device (auto), never, or fail without one (required)."""
 
     def __post_init__(self) -> None:
-        if problems := list(_problems(self)):
+        if problems := list(_problems(self)):  # all of them at once
             raise ValueError("; ".join(problems))
 
     @property
@@ -116,7 +115,8 @@ def _problems(settings: MemorySettings) -> Iterator[str]:
         yield f"training 'full' needs dtype 'float32', got {settings.dtype!r}: use it, or training 'lora'"
 
 
-TASK_PRESETS: Mapping[str, Mapping[str, Any]] = {
+Preset = Literal["dialogue", "summarisation", "positive_generation"]
+TASK_PRESETS: Mapping[Preset, Mapping[str, Any]] = {
     "dialogue": {},
     "summarisation": {
         **{"policy": "EleutherAI/gpt-j-6b", "reward": "EleutherAI/gpt-j-6b"},
@@ -131,6 +131,6 @@ TASK_PRESETS: Mapping[str, Mapping[str, Any]] = {
 are not quantised (``four_bit`` "policy"); its prompts of summarisation are under 450 tokens."""
 
 
-def from_preset(preset: str, **overrides: Any) -> MemorySettings:
+def from_preset(preset: Preset, **overrides: Any) -> MemorySettings:
     """A preset's settings with some of them changed; raises ValueError for settings that cannot be."""
     return MemorySettings(**{**TASK_PRESETS[preset], **overrides})

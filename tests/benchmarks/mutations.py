@@ -76,10 +76,10 @@ MUTATIONS = (
         "tests/benchmarks/data/test_preference_formats.py::test_accuracy_beside_the_longer_response",
     ),
     Mutation(
-        "benchmarks/base/settings_checks.py",
-        "default=least) < least:",
-        "default=least) <= least:",
-        "tests/benchmarks/base/test_settings_checks.py::test_settings_that_can_be",
+        "benchmarks/base/checked_numbers.py",
+        "all(number >= smallest",
+        "all(number > smallest",
+        "tests/benchmarks/base/test_checked_settings.py::test_settings_that_can_be",
     ),
     Mutation(
         "benchmarks/cost/memory_prediction.py",

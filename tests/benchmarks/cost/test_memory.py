@@ -438,9 +438,9 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
         "Fits 50 GiB",
     ):
         assert words in said
-    assert said.rstrip().endswith("not measured: no CUDA device")
+    assert said.rstrip().endswith("Not measured: there is no CUDA device.")
     memory.main(["--config", str(file), "--measure", "never", "--optimizer", "paged_adamw_8bit"])
-    assert "measured" not in capsys.readouterr().out
+    assert "Not measured" not in capsys.readouterr().out
     for argv, words in (
         (["--measure", "required"], "needs a CUDA device"),
         (["--preset", "chess"], "dialogue"),

@@ -112,11 +112,11 @@ def test_ratios_are_to_the_step_beside():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--cases", "[nothing]"], "cases must be of paper; minibatch-16; long"),
+        (["--cases", "[nothing]"], "--cases must be of 'paper', 'minibatch-16', 'long'"),
         (["--repeats", "0"], "repeats must be 1 or more"),
         (["--against", "trl-0.7.4", "--published_python", sys.executable, "--cases", "[bf16]"], "float32 and full"),
         (["--against", "trl-0.7.4", "--published_python", sys.executable, "--sweep", "true"], "leave out --against"),
-        (["--variants", "[fused]"], "variants must be of as run; fused Adam"),
+        (["--variants", "[fused]"], "--variants must be of 'as run', 'fused Adam'"),
         (["--against", "trl-0.7.4"], "published_stack/install.sh DIR, then give --published_python"),
     ],
 )
