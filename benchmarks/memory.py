@@ -8,10 +8,19 @@ shape where the real ones are absent), caps torch at the card's size, and prints
 from benchmarks.base.command_line import command_line
 from benchmarks.cost.memory_settings import MemorySettings, Preset, from_preset
 
+SECTIONS = {
+    "models": ("policy", "reward", "dtype", "four_bit"),
+    "training": ("training", "lora_rank", "gradient_checkpointing", "optimizer", "evidence"),
+    "sizes": (
+        *("rollout_batch_size", "minibatch_size", "prompt_tokens", "response_tokens"),
+        *("micro_batch_tokens", "reward_micro_batch_tokens", "sampling_tokens"),
+    ),
+}
+
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = command_line(MemorySettings, "benchmarks.memory")
+    parser = command_line(MemorySettings, "benchmarks.memory", sections=SECTIONS)
     parser.add_argument(
         "--preset", type=Preset, default="dialogue", help="The paper's task whose settings to start from."
     )

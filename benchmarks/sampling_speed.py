@@ -51,9 +51,12 @@ class Settings:
         return None if self.against == "nothing" else PublishedStack(name=self.against, python=self.published_python)
 
 
+SECTIONS = {"the published stack": ("against", "published_python")}
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    settings = parse(Settings, "benchmarks.sampling_speed", argv)
+    settings = parse(Settings, "benchmarks.sampling_speed", argv, sections=SECTIONS)
     out = measurement_folder(settings, "benchmarks.sampling_speed")
     from rich.console import Console
 

@@ -61,9 +61,12 @@ class Settings:
         return PublishedStack(name=self.against, python=self.published_python, variants=self.variants)
 
 
+SECTIONS = {"the published stack": ("against", "published_python", "variants")}
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    settings = parse(Settings, "benchmarks.throughput", argv)
+    settings = parse(Settings, "benchmarks.throughput", argv, sections=SECTIONS)
     with refusals("benchmarks.throughput"):
         require_device(settings.device)
     out = measurement_folder(settings, "benchmarks.throughput")

@@ -9,8 +9,9 @@ def require_known(settings: object, **known: Collection[str]) -> None:
     """Raise ValueError unless each setting named here holds one or more of its known names, and no other; says the
     nearest one."""
     for name, names in known.items():
-        given = getattr(settings, name)
-        unknown = [one for one in given if one not in names]
-        if unknown or not given:
-            meant = nearest(unknown[0], names) if unknown else ""
-            raise ValueError(f"{name} must be of {', '.join(map(repr, names))}, got {given}{meant}")
+        given, listed = getattr(settings, name), ", ".join(map(repr, names))
+        if not given:
+            raise ValueError(f"{name} must hold at least one of {listed}")
+        for one in given:
+            if one not in names:
+                raise ValueError(f"{name} must be of {listed}, got {one!r}{nearest(one, names)}")

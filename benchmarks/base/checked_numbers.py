@@ -6,5 +6,6 @@ def require_at_least(settings: object, **least: float) -> None:
     holds a smaller number."""
     for name, smallest in least.items():
         value = getattr(settings, name)
-        if not all(number >= smallest for number in (value if isinstance(value, tuple) else (value,))):
-            raise ValueError(f"{name} must be {smallest} or more, got {value}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if not number >= smallest:
+                raise ValueError(f"{name} must be {smallest} or more, got {number}")

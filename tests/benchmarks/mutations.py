@@ -77,8 +77,8 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/base/checked_numbers.py",
-        "all(number >= smallest",
-        "all(number > smallest",
+        "if not number >= smallest:",
+        "if not number > smallest:",
         "tests/benchmarks/base/test_checked_settings.py::test_settings_that_can_be",
     ),
     Mutation(

@@ -19,7 +19,7 @@ def test_settings_that_can_be():
     ("smallest", "words"),
     [
         ({"repeats": 3}, "^repeats must be 3 or more, got 2$"),
-        ({"rows": 2}, r"^rows must be 2 or more, got \(1, 3\)$"),
+        ({"rows": 2}, "^rows must be 2 or more, got 1$"),
         ({"share": 0}, "^share must be 0 or more, got nan$"),
     ],
 )
@@ -29,7 +29,7 @@ def test_settings_that_are_too_small(smallest, words):
 
 
 def test_names_that_nobody_knows_and_none_at_all():
-    with pytest.raises(ValueError, match=r"^cases must be of 'paper', 'lone', got .*; did you mean 'lone'\?$"):
+    with pytest.raises(ValueError, match=r"^cases must be of 'paper', 'lone', got 'long'; did you mean 'lone'\?$"):
         require_known(SETTINGS, cases=("paper", "lone"))
-    with pytest.raises(ValueError, match=r"^none must be of 'paper', got \(\)$"):
+    with pytest.raises(ValueError, match="^none must hold at least one of 'paper'$"):
         require_known(SETTINGS, none=("paper",))

@@ -66,7 +66,7 @@ def test_help_and_a_typo_import_nothing_heavy(name):
         ("throughput", ("--against", "trl-0.7.4"), "then give --published_python DIR/bin/python"),
         ("sampling_speed", ("--repeats", "1"), "--repeats must be 2 or more, got 1"),
         ("levers", ("--seconds", "-1"), "--seconds must be 0 or more, got -1.0"),
-        ("evidence_cost", ("--rows", "[0]"), "--rows must be 1 or more, got (0,)"),
+        ("evidence_cost", ("--rows", "[0]"), "--rows must be 1 or more, got 0"),
     ],
 )
 def test_wrong_values_are_refused_before_anything_heavy_is_imported(name, words, said):
