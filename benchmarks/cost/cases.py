@@ -25,7 +25,7 @@ class Case:
 
     @property
     def words(self) -> str:
-        """As the tables name it."""
+        """What the tables say of it."""
         (low, high), weights = self.lengths, " on 4-bit weights" if self.four_bit == "both" else ""
         return (
             f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}; {self.prompts} prompts, "

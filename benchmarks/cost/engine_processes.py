@@ -59,11 +59,11 @@ def require_device(device: str) -> None:
 
 @contextmanager
 def process(command: Sequence[str], case: Mapping[str, Any]) -> Iterator[Ask]:
-    """A worker that builds ``case``, its last argument, and answers lines of JSON; what it prints besides is shown only
-    if it fails.
+    """Start a worker that builds ``case``, its last argument, and answers lines of JSON. What else it prints is shown
+    only if it fails.
 
     Raises:
-        RuntimeError: it ended instead of answering, with the last of what it said.
+        RuntimeError: it ended instead of answering; the message ends with the last it printed.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     with (

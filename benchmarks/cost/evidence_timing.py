@@ -1,9 +1,6 @@
-"""What does evidence cost? The pass that is made anyway, and the whole PPO step, with and without it.
+"""Passes and PPO steps with and without evidence for credit: the work of ``benchmarks.evidence_cost``.
 
-A Llama-like model of about 10M parameters and 12 layers scores rows (abc, prefix-difference), or gives their
-log-probabilities (abc-d, abc-d2); then it takes PPO steps of one epoch, of which evidence is a larger share than of
-more. Operations are counted, memory is the peak of live tensors, time is CPU seconds of passes taken in turn: plain,
-plain again, with evidence. The bars: 1 % more operations, 5 % more memory, an interval that reaches down to 1.03.
+Operations are counted, memory is the peak of live tensors, and time is CPU seconds of passes taken in turn.
 """
 
 from collections.abc import Sequence
@@ -46,22 +43,23 @@ def sequences(rows: int, tokens: int) -> Sequences:
 
 
 def scoring(method: str, models: Models, rows: int, tokens: int) -> Pass:
-    """The reward model's pass, with what evidence the method needs of it."""
+    """The reward model's pass, with the evidence that the method needs from it."""
     needs, given = REDISTRIBUTORS[method]().needs, sequences(rows, tokens)
     return lambda: models[1].score(given, needs)
 
 
 def log_probabilities(method: str, models: Models, rows: int, tokens: int) -> Pass:
-    """The policy's pass, with what evidence the method needs of it."""
+    """The policy's pass, with the evidence that the method needs from it."""
     needs, given = REDISTRIBUTORS[method]().needs, sequences(rows, tokens)
     return lambda: models[0].evaluate(given, needs)
 
 
 def step(method: str, models: Models, rows: int, tokens: int) -> Pass:
-    """One epoch on one minibatch of prompts that are always the same.
+    """A PPO step of one epoch and one minibatch, on prompts that are always the same.
 
-    The pass raises RuntimeError where it did other work than asked for: responses of another length, a minibatch that
-    was skipped."""
+    The pass raises RuntimeError if it did other work than it was asked for: responses of another length, or a minibatch
+    that was skipped.
+    """
     length = tokens - tokens // 2
     config = PPOConfig.from_paper(
         "positive_generation",
@@ -92,7 +90,7 @@ def percent(more: float, less: float) -> str:
 
 
 def line(plain: Pass, with_evidence: Pass, budget: float) -> tuple[Value, ...]:
-    """What evidence adds to a pass or a step."""
+    """What evidence adds to a pass or a step: operations, memory, time; the time of plain again; number of passes."""
     plain()
     with_evidence()
     first, second, evidence = paired_seconds((plain, plain, with_evidence), budget)
@@ -133,5 +131,7 @@ def evidence_table(
             plain, with_evidence = (WORK[kind](m, deepcopy(shared), n_rows, n_tokens) for m in ("sparse", name))
             lines.append((name, kind, n_rows, n_tokens, *line(plain, with_evidence, seconds)))
     columns = ("evidence", "pass", "rows", "tokens", "FLOPs", "peak bytes", "time", "time, plain again", "passes")
-    note = "Time: median of paired ratios to the plain pass [95 % bootstrap interval], CPU seconds, one thread."
+    note = (
+        "Time: CPU seconds divided by those of the plain pass, median of pairs [95 % bootstrap interval], one thread."
+    )
     return Table(title="what evidence costs", columns=columns, rows=tuple(lines), notes=(note,))

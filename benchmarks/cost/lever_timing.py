@@ -1,7 +1,6 @@
-"""What each lever of the engine is worth alone: ours and a named alternative, in turn, one thread.
+"""Each speed-up of the engine beside what it replaces: the work of ``benchmarks.levers``.
 
-Sizes are GPT-2 124M's, a micro-batch of 1,024 response tokens and responses of 64. ``--size small`` is for a first
-try. The allocator's lever is a case of ``benchmarks.throughput`` (default-allocator): it belongs to a whole process.
+A lever is a name, the name of its alternative, and a pass of each.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,7 +35,7 @@ def model_of(layers: int, hidden: int, vocab: int) -> PreTrainedModel:
 
 
 def levers(size: str) -> Iterator[Lever]:
-    """Lever, alternative, ours, and the alternative."""
+    """Every lever in turn: its name, its alternative's name, our pass, and the alternative's."""
     hidden, vocab, (tokens, longest) = SIZES[size]["hidden"], SIZES[size]["vocab"], TOKENS[size]
     model = model_of(**SIZES[size])
     yield from statistics_levers(hidden, vocab, tokens)
@@ -72,17 +71,17 @@ def levers(size: str) -> Iterator[Lever]:
 
 
 def summed(layer: nn.Module, given: Tensor) -> Pass:
-    """Forward and backward of a layer alone."""
+    """Forward and backward pass of one layer."""
     return lambda: autograd.backward(layer(given).sum())
 
 
 def applied(ours: nn.Module, theirs: nn.Module, given: Tensor) -> tuple[Pass, Pass]:
-    """Both layers, forward."""
+    """Forward pass of both layers."""
     return lambda: ours(given), lambda: theirs(given)
 
 
 def statistics_levers(hidden: int, vocab: int, tokens: int) -> Iterator[Lever]:
-    """Log-probability and entropy, forward and backward, of which only the log-probability is used."""
+    """Log-probability and entropy, forward and backward; only the log-probability has a gradient."""
     head = nn.Linear(hidden, vocab, bias=False)
     states = torch.randn(tokens, hidden, requires_grad=True)
     count = torch.arange(tokens)
@@ -137,7 +136,7 @@ def tied_gradients(hidden: int, vocab: int) -> tuple[Pass, Pass]:
 
 
 def line(lever: Lever, seconds: float) -> tuple[Value, ...]:
-    """A row of the table: the alternative over ours."""
+    """One row of the table."""
     name, alternative, ours, theirs = lever
     ours()
     theirs()
@@ -154,5 +153,8 @@ def lever_table(size: str, seconds: float) -> Table:
     found = tqdm(levers(size), total=10, desc="levers", unit="lever", dynamic_ncols=True, disable=None)
     columns = ("lever", "against", "time ratio", "A/A", "MiB, ours", "MiB, theirs")
     rows = tuple(line(lever, seconds) for lever in found)
-    note = "Ratio: the alternative's CPU seconds over ours, median of pairs [95 % bootstrap interval]."
-    return Table(title="what each lever is worth", columns=columns, rows=rows, notes=(note,))
+    notes = (
+        "Time ratio: the alternative's CPU seconds divided by ours, median of pairs [95 % bootstrap interval].",
+        "A/A: ours divided by ours in the same way, which shows the noise.",
+    )
+    return Table(title="what each lever is worth", columns=columns, rows=rows, notes=notes)

@@ -44,11 +44,11 @@ class Meter(Protocol):
         ...
 
     def peak(self) -> int:
-        """Most that tensors took at a time since ``reset``."""
+        """The most that tensors took at one time since ``reset``."""
         ...
 
     def held(self) -> int:
-        """Most that the allocator took from the device so far."""
+        """The most that the allocator has taken from the device so far."""
         ...
 
 
@@ -132,7 +132,7 @@ def measure_step(
 
 @contextmanager
 def _phase(name: str, meter: Meter, peaks: dict[str, int]) -> Iterator[None]:
-    """Enter the peak of what happens inside under ``name``."""
+    """Record the peak of what happens inside under ``name``."""
     meter.reset()
     try:
         with warnings.catch_warnings():

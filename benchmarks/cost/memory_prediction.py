@@ -1,7 +1,7 @@
 """GPU memory of one PPO step, predicted from two model configurations and the run's settings; nothing is loaded.
 
 Weights are counted exactly; what lives for the length of a pass follows the formulas below. They hold for SDPA (GPT-J:
-eager) attention, which keeps queries, keys, values, output and one float32 log-sum-exp a head (float32 with grouped
+eager) attention, which keeps queries, keys, values, output and one float32 log-sum-exp per head (float32 with grouped
 queries may get a CUDA kernel that keeps more), for rows at their longest, and for a step after the first, when the
 optimizer's states exist. Not in the figures: fragments of torch's allocator.
 """
@@ -63,8 +63,8 @@ def weight_bytes(settings: MemorySettings, shape: ModelShape, model: Model) -> i
 def four_bit_bytes(numbers: int) -> int:
     """One NF4 layer with double quantisation, as bitsandbytes 0.50 stores it (Dettmers et al. 2023, section 3).
 
-    Half a byte a number; an 8-bit scale a block of 64; a float32 scale a nested block of 256 scales; per layer two code
-    books (16 and 256 float32) and an offset.
+    Half a byte per number; an 8-bit scale per block of 64; a float32 scale per nested block of 256 scales; per layer two
+    code books (16 and 256 float32) and an offset.
     """
     blocks = math.ceil(numbers / 64)
     return math.ceil(numbers / 2) + blocks + 4 * math.ceil(blocks / 256) + 4 * (16 + 256 + 1)
@@ -80,8 +80,8 @@ def trained_sizes(settings: MemorySettings, policy: ModelShape) -> tuple[int, ..
 def optimizer_bytes(settings: MemorySettings, policy: ModelShape) -> tuple[int, int]:
     """States that must be on the card, and those that may be paged out to the host, which torch does not count.
 
-    Adam: two float32 a number. Paged 8-bit: the same for tensors below 4,096 numbers; for others two bytes, paged from
-    100,000 numbers on, and two float32 scales a block of 256.
+    Adam: two float32 per number. Paged 8-bit: the same for tensors below 4,096 numbers; for others two bytes, paged from
+    100,000 numbers on, and two float32 scales per block of 256.
     """
     sizes = trained_sizes(settings, policy)
     if settings.optimizer == "adam":
@@ -97,9 +97,9 @@ def cache_bytes(shape: ModelShape, width: int, tokens: int) -> int:
 
 
 def kept_by_layer(settings: MemorySettings, shape: ModelShape) -> float:
-    """Bytes a token that one layer keeps for its backward pass, without checkpointing.
+    """Bytes per token that one layer keeps for its backward pass, without checkpointing.
 
-    With b bytes a number, h hidden, a = heads x head size, k the same of the keys, i the MLP's width, S tokens a row:
+    With b bytes per number, h hidden, a = heads x head size, k the same of the keys, i the MLP's width, S tokens per row:
 
     - Llama, Qwen2: norms 2 (4 h + 4), in float32; attention b (2 a + 2 k) + 4 heads; gated MLP 3 b i;
     - GPT-2: norms 2 (b h + 8); attention 4 b h + 4 heads; MLP b i, for its GELU is one operation here;
@@ -134,7 +134,7 @@ def kept_by_pass(settings: MemorySettings, shape: ModelShape, tokens: int) -> fl
 def backward_bytes(settings: MemorySettings, shape: ModelShape, tokens: int) -> float:
     """Working memory of the backward pass on top of :func:`kept_by_pass`.
 
-    The larger of three gradients in the MLP, b (3 i + h) a token, and a float32 norm's in Llama, (20 + b) h, or those
+    The larger of three gradients in the MLP, b (3 i + h) per token, and a float32 norm's in Llama, (20 + b) h, or those
     of GPT-J's attention, 8 heads S, when its MLP's 4 b i are free again; the layer being recomputed, where layers are
     checkpointed; one weight in full size, dequantised, or a gradient about to be added.
     """
@@ -150,7 +150,7 @@ def backward_bytes(settings: MemorySettings, shape: ModelShape, tokens: int) -> 
 def forward_bytes(settings: MemorySettings, shape: ModelShape, rows: int, row: int, model: Model) -> float:
     """Working memory of a pass without gradient over ``rows`` rows of ``row`` tokens: one layer's widest moment.
 
-    Bytes a token, letters as in :func:`kept_by_layer`, in MLP or attention: Llama b (4 h + 3 i), or under the policy's
+    Bytes per token, letters as in :func:`kept_by_layer`, in MLP or attention: Llama b (4 h + 3 i), or under the policy's
     adapter 4 b h + 16 h where that is more; GPT-2 b (5 h + 2 i); GPT-J b (6 h + 2 i) + (b heads + 4) S, or in its eager
     attention (6 b + 8) h + ((8 + b) heads + 4) S. With 4-bit weights, one of them in full size besides.
     """
@@ -254,7 +254,7 @@ def _held(settings: MemorySettings, policy: ModelShape, reward: ModelShape) -> B
 
 def _sampling(settings: MemorySettings, policy: ModelShape) -> list[Bytes]:
     """The prompts' pass, all rows side by side, and the last token: the whole cache, one tensor of it twice (rows that
-    leave are copied), and the distribution in float32 and float64, 20 bytes a (row, vocab) cell beside the logits."""
+    leave are copied), and the distribution in float32 and float64, 20 bytes per (row, vocab) cell beside the logits."""
     b, rows = settings.width, settings.rows(settings.sampling_tokens, settings.rollout_batch_size)
     prompts, whole = rows * settings.prompt_tokens, rows * settings.tokens
     copied = cache_bytes(policy, b, whole) / (2 * policy.layers)
@@ -270,7 +270,7 @@ def _sampling(settings: MemorySettings, policy: ModelShape) -> list[Bytes]:
 
 def _scoring(settings: MemorySettings, policy: ModelShape, model: Model) -> list[Bytes]:
     """A pass over whole rows without gradient: its widest layer; then logits in ``dtype`` and one float32 chunk, 16
-    bytes a cell with the policy's entropy, 9 without."""
+    bytes per cell with the policy's entropy, 9 without."""
     rows = settings.rows(settings.micro_batch_tokens, settings.rollout_batch_size)
     responses = rows * settings.response_tokens
     trunk = forward_bytes(settings, policy, rows, settings.tokens, model)
@@ -283,7 +283,7 @@ def _scoring(settings: MemorySettings, policy: ModelShape, model: Model) -> list
 
 
 def _reward(settings: MemorySettings, reward: ModelShape) -> list[Bytes]:
-    """The reward model's pass; its head reads one position a row."""
+    """The reward model's pass; its head reads one position per row."""
     rows = settings.rows(settings.reward_micro_batch_tokens, settings.rollout_batch_size)
     trunk = forward_bytes(settings, reward, rows, settings.tokens, "reward")
     read = evidence_bytes(settings, reward, rows, 1) if settings.evidence == "reward" else 0

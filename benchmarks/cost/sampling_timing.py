@@ -1,10 +1,6 @@
-"""How fast is sampling, against ``generate`` one prompt at a time and against ``generate`` on a left-padded batch?
+"""Three ways to draw the same responses, timed in turn: the work of ``benchmarks.sampling_speed``.
 
-All draw responses of the same ragged lengths from the same GPT-2 shaped model with random weights. The published loop
-is one alternative: one prompt at a time, every attention map kept; on the transformers that is installed, and, with
-``--against trl-0.7.4``, in the published stack. The other is transformers at its best: all prompts at once under SDPA;
-its batch goes on until the longest response ends. Before anything is timed, those on our transformers draw with our
-uniform numbers and must come to our tokens.
+Before anything is timed, the alternatives draw with our uniform numbers and must come to our tokens.
 """
 
 import tempfile
@@ -37,13 +33,13 @@ DROPOUT = 0.1
 
 
 class DrawsWith(LogitsProcessor):
-    """Leaves one token a row: the one that our uniform numbers decide on."""
+    """Leaves one token per row: the one that our uniform numbers choose."""
 
     def __init__(self, prompt: int, uniforms: Tensor) -> None:
         self._prompt, self._uniforms = prompt, uniforms
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Logits, minus infinity but for one."""
+        """Logits: 0 for that token, minus infinity for all others."""
         scores[:, EOS_ID] = -torch.inf
         tokens = inverse_cdf(scores.log_softmax(-1), self._uniforms[:, input_ids.shape[1] - self._prompt])
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
@@ -73,7 +69,7 @@ class Samplers:
 
     @property
     def alternatives(self) -> Mapping[str, Callable[..., list[list[int]]]]:
-        """The two on our transformers; with ``same=True`` they draw with our uniform numbers."""
+        """The two that run on the installed transformers; with ``same=True`` they draw with our uniform numbers."""
         return {"one by one, with attentions": self.one_by_one, "left-padded batch": self.left_padded}
 
     def ours(self) -> list[list[int]]:
@@ -116,7 +112,7 @@ class Samplers:
         return [row[:length] for row, length in zip(drawn, lengths.tolist(), strict=True)]
 
     def require_same_tokens(self) -> None:
-        """Raises RuntimeError unless all three come to the same tokens by the same uniform numbers."""
+        """Raise RuntimeError unless all three draw the same tokens from the same uniform numbers."""
         mine = self.ours()
         for name, draw in self.alternatives.items():
             if mine != draw(same=True):
@@ -125,7 +121,7 @@ class Samplers:
 
 @contextmanager
 def published_seconds(samplers: Samplers, stack: PublishedStack | None) -> Iterator[dict[str, Timed]]:
-    """The published stack on the same weights, in a process of its own; nothing where it is not asked for."""
+    """The published stack on the same weights, in a process of its own; an empty mapping without one."""
     if stack is None:
         yield {}
         return
@@ -174,5 +170,5 @@ def sampling_table(
         line for name, closed in asked for line in lines(name, Samplers(SIZES[size], prompts, closed), repeats, stack)
     )
     columns = ("responses", "against ours", "time ratio", "tokens/s", "passes")
-    note = "Ratio: the alternative's CPU seconds over ours, median of passes taken in turn [95 % bootstrap interval]."
+    note = "Time ratio: the alternative's CPU seconds divided by ours, median of passes [95 % bootstrap interval]."
     return Table(title="sampling", columns=columns, rows=rows, notes=(note,))

@@ -1,8 +1,6 @@
-"""How fast is a PPO step, phase by phase, against the machine's floor and against the published stack?
+"""PPO steps of our engine and of the published stack, timed side by side: the work of ``benchmarks.throughput``.
 
-Each engine runs in a process of its own, on a CPU with one thread (seconds are CPU seconds of the process), and is
-timed after a warm-up step: ours beside itself and, with ``--against trl-0.7.4``, the published stack as it was run,
-with fused Adam, and with our allocator setting too, each step beside one of ours on the same prompts and lengths.
+Cases come in; tables of seconds, ratios, phases and rounding come out.
 """
 
 import tempfile
@@ -28,24 +26,24 @@ Step = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Steps of one engine on one case in the order they were taken, each with the step of ours taken beside it."""
+    """Steps of one engine on one case, in order, each with the step of ours that was taken beside it."""
 
     engine: str
     pairs: tuple[tuple[Step, Step], ...]
 
     @property
     def steps(self) -> list[Step]:
-        """The engine's own."""
+        """The engine's own steps."""
         return [step for step, _ in self.pairs]
 
     def ratios(self) -> list[float]:
-        """CPU seconds over those of the step of ours beside each."""
+        """CPU seconds of each step, divided by those of the step of ours beside it."""
         return [step["cpu_seconds"] / ours["cpu_seconds"] for step, ours in self.pairs]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimedCase:
-    """What was found on a case: timings, ours first; what one step of ours asks of the machine; and its rounding."""
+    """Figures of one case: the timings, ours first; what one step of ours asks of the machine; what rounding does."""
 
     case: Case
     timings: tuple[Timing, ...]
@@ -84,7 +82,7 @@ def timed(case: Case, repeats: int, stack: PublishedStack | None, bar: "tqdm[Any
 
 
 def beside(step: Callable[[], Step], other: Ask, label: str, bar: "tqdm[Any]") -> tuple[Step, Step]:
-    """A step of the other engine on what ours has just worked on, and ours."""
+    """A step of ours, and one of the other engine on the same prompts and lengths; the other engine's first."""
     mine = step()
     theirs = other(do="step", prompts=mine["prompts"], lengths=mine["lengths"])
     bar.update()
@@ -93,21 +91,21 @@ def beside(step: Callable[[], Step], other: Ask, label: str, bar: "tqdm[Any]") -
 
 
 def require_same(mine: Step, theirs: Step, what: Iterable[str], label: str, *, by: float = 0) -> None:
-    """Raises RuntimeError unless both engines report the same numbers, but for rounding ``by`` so much."""
+    """Raise RuntimeError unless both engines report the same numbers, up to a difference of ``by``."""
     for name in what:
         if abs(mine[name] - theirs[name]) > by:
             raise RuntimeError(f"{name} is {mine[name]} in ours and {theirs[name]} in {label}: not the same work")
 
 
 def min_median_max(values: Iterable[float]) -> str:
-    """min–median–max, three digits each."""
+    """Minimum–median–maximum, three digits each."""
     found = list(values)
     return "–".join(number(reduce(found)) for reduce in (min, median, max))
 
 
 def over_floor(timing: Timing, counted: Mapping[str, Any], phase: str | None = None) -> float | None:
-    """Median of seconds over the least the machine could take, that of the counted step scaled by response tokens;
-    None for a phase that needs no arithmetic to speak of."""
+    """Median of a step's seconds divided by the least that the machine could take: that of the counted step, scaled by
+    response tokens. For the whole step, or for one phase; None for a phase with no work to count."""
     least: float = sum(counted["floor"].values()) if phase is None else counted["floor"][phase]
     per_token = least / counted["tokens"]
     seconds: list[float] = [step["cpu_seconds"] if phase is None else step["phases"][phase] for step in timing.steps]
@@ -116,7 +114,7 @@ def over_floor(timing: Timing, counted: Mapping[str, Any], phase: str | None = N
 
 
 def engines_table(found: Mapping[str, TimedCase]) -> Table:
-    """A row for every case and engine: seconds, ratio to ours, distance from the floor, peak memory, speed."""
+    """A row per case and engine: seconds, ratio to ours, multiple of the floor, peak memory, speed."""
     rows: list[tuple[Value, ...]] = [
         (
             name,
@@ -130,8 +128,8 @@ def engines_table(found: Mapping[str, TimedCase]) -> Table:
         for name, of in found.items()
         for timing in of.timings
     ]
-    columns = ("case", "engine", "seconds a step", "ratio to ours", "x floor", "peak GiB", "tokens/s")
-    notes = ["min–median–max over steps; ratios are to the step of ours taken beside each: for ours, the A/A ratio."]
+    columns = ("case", "engine", "seconds per step", "ratio to ours", "x floor", "peak GiB", "tokens/s")
+    notes = ["Minimum–median–maximum over steps. Each ratio is to a step of ours taken beside it, also for ours."]
     for name, of in found.items():
         flops, read = of.counted["rates"]["flops"] / 1e9, of.counted["rates"]["bytes"] / 1e9
         floor = f"floor at {flops:.0f} GFLOP/s and {read:.1f} GB/s, measured, scaled by response tokens"
@@ -140,7 +138,7 @@ def engines_table(found: Mapping[str, TimedCase]) -> Table:
 
 
 def phases_table(found: Mapping[str, TimedCase]) -> Table:
-    """Ours by phase: seconds, tokens a second, distance from the floor."""
+    """Our engine by phase: seconds, tokens per second, multiple of the floor."""
     rows: list[tuple[Value, ...]] = []
     for name, of in found.items():
         for phase in PHASES:
@@ -159,7 +157,7 @@ def noise_table(found: Mapping[str, TimedCase]) -> Table:
         seen, (bound, _) = of.noise, log_ratio_bounds(DTYPES[of.case.dtype])
         rows.append((name, of.case.dtype, of.case.four_bit, seen["max"], seen["mean"], bound, seen["reference"]))
     columns = ("case", "computes in", "4-bit", "|log ratio|, max", "mean", "allowed", "|policy - reference|, max")
-    note = "Nats a token. Log ratio: a minibatch of one row against the rollout, before the first optimizer step."
+    note = "Nats per token. The log ratio is that of single rows to the whole rollout, before the first optimizer step."
     return Table(title="noise", columns=columns, rows=tuple(rows), notes=(note,))
 
 
@@ -192,5 +190,5 @@ def sweep_tables(repeats: int, device: Literal["cpu", "cuda"]) -> dict[str, Tabl
         flops = counted["flops"] / counted["tokens"]
         first_cost, first_flops = first.setdefault(swept, (cost, flops))
         rows.append((swept, value, 1e3 * cost, cost / first_cost, flops / first_flops))
-    columns = ("swept", "value", "ms a response token", "x first", "FLOPs x first")
+    columns = ("swept", "value", "ms per response token", "x first", "FLOPs x first")
     return {"sweep": Table(title="growth of cost", columns=columns, rows=tuple(rows))}
