@@ -131,7 +131,5 @@ def evidence_table(
             plain, with_evidence = (WORK[kind](m, deepcopy(shared), n_rows, n_tokens) for m in ("sparse", name))
             lines.append((name, kind, n_rows, n_tokens, *line(plain, with_evidence, seconds)))
     columns = ("evidence", "pass", "rows", "tokens", "FLOPs", "peak bytes", "time", "time, plain again", "passes")
-    note = (
-        "Time: CPU seconds divided by those of the plain pass, median of pairs [95 % bootstrap interval], one thread."
-    )
+    note = "Time: CPU seconds divided by the plain pass's, median of pairs [95 % bootstrap interval], one thread."
     return Table(title="what evidence costs", columns=columns, rows=tuple(lines), notes=(note,))

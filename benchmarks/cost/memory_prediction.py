@@ -63,8 +63,8 @@ def weight_bytes(settings: MemorySettings, shape: ModelShape, model: Model) -> i
 def four_bit_bytes(numbers: int) -> int:
     """One NF4 layer with double quantisation, as bitsandbytes 0.50 stores it (Dettmers et al. 2023, section 3).
 
-    Half a byte per number; an 8-bit scale per block of 64; a float32 scale per nested block of 256 scales; per layer two
-    code books (16 and 256 float32) and an offset.
+    Half a byte per number; an 8-bit scale per block of 64; a float32 scale per nested block of 256 scales; per layer
+    two code books (16 and 256 float32) and an offset.
     """
     blocks = math.ceil(numbers / 64)
     return math.ceil(numbers / 2) + blocks + 4 * math.ceil(blocks / 256) + 4 * (16 + 256 + 1)
@@ -80,8 +80,8 @@ def trained_sizes(settings: MemorySettings, policy: ModelShape) -> tuple[int, ..
 def optimizer_bytes(settings: MemorySettings, policy: ModelShape) -> tuple[int, int]:
     """States that must be on the card, and those that may be paged out to the host, which torch does not count.
 
-    Adam: two float32 per number. Paged 8-bit: the same for tensors below 4,096 numbers; for others two bytes, paged from
-    100,000 numbers on, and two float32 scales per block of 256.
+    Adam: two float32 per number. Paged 8-bit: the same for tensors below 4,096 numbers; for others two bytes, paged
+    from 100,000 numbers on, and two float32 scales per block of 256.
     """
     sizes = trained_sizes(settings, policy)
     if settings.optimizer == "adam":
@@ -99,7 +99,8 @@ def cache_bytes(shape: ModelShape, width: int, tokens: int) -> int:
 def kept_by_layer(settings: MemorySettings, shape: ModelShape) -> float:
     """Bytes per token that one layer keeps for its backward pass, without checkpointing.
 
-    With b bytes per number, h hidden, a = heads x head size, k the same of the keys, i the MLP's width, S tokens per row:
+    With b bytes per number, h hidden, a = heads x head size, k the same of the keys, i the MLP's width, S tokens
+    per row:
 
     - Llama, Qwen2: norms 2 (4 h + 4), in float32; attention b (2 a + 2 k) + 4 heads; gated MLP 3 b i;
     - GPT-2: norms 2 (b h + 8); attention 4 b h + 4 heads; MLP b i, for its GELU is one operation here;
@@ -150,9 +151,9 @@ def backward_bytes(settings: MemorySettings, shape: ModelShape, tokens: int) -> 
 def forward_bytes(settings: MemorySettings, shape: ModelShape, rows: int, row: int, model: Model) -> float:
     """Working memory of a pass without gradient over ``rows`` rows of ``row`` tokens: one layer's widest moment.
 
-    Bytes per token, letters as in :func:`kept_by_layer`, in MLP or attention: Llama b (4 h + 3 i), or under the policy's
-    adapter 4 b h + 16 h where that is more; GPT-2 b (5 h + 2 i); GPT-J b (6 h + 2 i) + (b heads + 4) S, or in its eager
-    attention (6 b + 8) h + ((8 + b) heads + 4) S. With 4-bit weights, one of them in full size besides.
+    Bytes per token, letters as in :func:`kept_by_layer`, in MLP or attention: Llama b (4 h + 3 i), or under the
+    policy's adapter 4 b h + 16 h where that is more; GPT-2 b (5 h + 2 i); GPT-J b (6 h + 2 i) + (b heads + 4) S, or in
+    its eager attention (6 b + 8) h + ((8 + b) heads + 4) S. With 4-bit weights, one of them in full size besides.
     """
     b, h, i, heads = settings.width, shape.hidden, shape.inner, shape.heads
     adapter = (4 * b + 16) * h if model == "policy" and settings.training == "lora" else 0

@@ -106,8 +106,8 @@ class Engine:
         }
 
     def noise(self) -> dict[str, float]:
-        """Before anything is learned, nats a token: rows alone, as a minibatch of one, against the rollout they came
-        from; and the policy against its reference."""
+        """Differences before anything is learned, in nats per token: each row as a minibatch of one against the rollout
+        it came from, and the policy against its reference."""
         rollout = self.trainer.collect(self.prompts(0))
         rows, mask = torch.arange(len(rollout.sequences)), rollout.sequences.response_mask
         with torch.no_grad():
@@ -135,8 +135,8 @@ class Engine:
         return answer, {phase: Work(flops=self._flops[phase], bytes=b) for phase, b in self._bytes(answer).items()}
 
     def _bytes(self, answer: dict[str, Any]) -> dict[str, float]:
-        """Bytes no implementation can avoid: weights once a pass (forward, and backward beside the gradients it
-        writes), one pass a token while sampling, and Adam's states."""
+        """Bytes no implementation can avoid: the weights once per pass (forward, and backward beside the gradients it
+        writes), one pass per token while sampling, and Adam's states."""
         width = torch.finfo(getattr(torch, self.case.dtype)).bits // 8
         weights, trained = width * self.weights, sum(p.numel() for p in self.policy.parameters())
         return {  # at best one pass holds every row
