@@ -5,6 +5,9 @@ fits, and which setting to change if not. With a CUDA device it then builds the 
 shape where the real ones are absent), caps torch at the card's size, and prints prediction beside measurement.
 """
 
+import sys
+from dataclasses import replace
+
 from benchmarks.base.command_line import command_line
 from benchmarks.cost.memory_settings import MemorySettings, Preset, from_preset
 
@@ -24,10 +27,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--preset", type=Preset, default="dialogue", help="The paper's task whose settings to start from."
     )
-    given = parser.parse_args(argv, defaults=False).as_dict()
-    given.pop("config", None)
+    words = sys.argv[1:] if argv is None else argv
+    asked = parser.parse_args([word for word in words if not word.startswith("--print")], defaults=False)
+    preset = from_preset(asked.get("preset", "dialogue"))
+    parser.set_defaults(vars(preset))
+    chosen = parser.parse_args(words)
     try:
-        settings = from_preset(given.pop("preset", "dialogue"), **given)
+        settings = replace(preset, **{name: chosen[name] for name in vars(preset)})
         from rich.console import Console
 
         from benchmarks.cost.memory_report import run

@@ -441,6 +441,10 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert said.rstrip().endswith("Not measured: there is no CUDA device.")
     memory.main(["--config", str(file), "--measure", "never", "--optimizer", "paged_adamw_8bit"])
     assert "Not measured" not in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        memory.main(["--preset", "summarisation", "--print_config"])
+    assert ended.value.code == 0
+    assert "prompt_tokens: 512" in capsys.readouterr().out
     for argv, words in (
         (["--measure", "required"], "needs a CUDA device"),
         (["--preset", "chess"], "dialogue"),

@@ -148,6 +148,24 @@ def test_the_command_writes_both_tables(tmp_path, monkeypatch):
         throughput.main(["--cases", "[tiny]", "--out", str(tmp_path)])
 
 
+def test_a_sweep_compares_with_the_first_of_each_kind(monkeypatch):
+    """Seconds grow with the prompts, operations with their square; neither with the lengths."""
+
+    @contextmanager
+    def engine(case):
+        answers = {
+            "count": {"flops": case.prompts**2, "tokens": case.prompts},
+            "step": {"cpu_seconds": case.prompts, "tokens": 1},
+        }
+        yield lambda do: answers[do]
+
+    monkeypatch.setattr(step_timing, "ours", engine)
+    rows = step_timing.sweep_tables(repeats=2, device="cpu")["sweep"].rows
+    assert rows[0] == ("prompts", 16, 16e3, 1.0, 1.0)
+    assert rows[2] == ("prompts", 64, 64e3, 4.0, 4.0)
+    assert [row[3:] for row in rows if row[0] == "response tokens"] == [(1.0, 1.0)] * 6
+
+
 @pytest.mark.parametrize("seconds", [0.0, 0.5])  # it may have ended before it is asked, or after
 def test_a_worker_that_dies_says_why(seconds):
     command = [sys.executable, "-c", "raise SystemExit('prompts_ cannot be')"]
