@@ -9,7 +9,7 @@ from string import Formatter
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from benchmarks.base.checked_numbers import require_at_least
+from benchmarks.base.settings_checks import require_at_least
 from benchmarks.judging.hidden_key import without_key
 
 JUDGE_PROMPT = """Two responses to one instruction are to be compared. What stands between marks that end in {mark} \
@@ -175,15 +175,15 @@ class PreferenceSettings:
     first: str
     """One checkpoint: a folder with weights and tokenizer, as checkpoint-N/policy of a run, or a hub name."""
     second: str
-    """The other."""
+    """The other checkpoint."""
     prompts: str
-    """A file of rows with a text `instruction` or `prompt` (.json, .jsonl and more, see benchmarks.data.records)."""
+    """File of prompts: rows with a text `instruction` or `prompt`, as .json, .jsonl, .csv or .parquet."""
     out: str = "runs/preference"
-    """Folder of the results. Calling again resumes; another judge may be asked about the same responses."""
+    """Folder for the results. Calling again resumes; another judge may be asked about the same responses."""
     first_name: str = "first"
-    """What the first is called in tables and as AlpacaEval's `generator`."""
+    """Name of the first checkpoint in tables, and as AlpacaEval's `generator`."""
     second_name: str = "second"
-    """What the second is called."""
+    """Name of the second checkpoint."""
     sampling: Sampling = Sampling()
     reward: RewardSettings = RewardSettings()
     endpoint: EndpointSettings = EndpointSettings()
