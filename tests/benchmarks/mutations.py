@@ -53,8 +53,8 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/data/preference_tokens.py",
-        "return [*row.reward_prompt, *response]",
-        "return [*row.prompt, *response]",
+        "[[*self.reward_prompt, *response]",
+        "[[*self.prompt, *response]",
         "tests/benchmarks/data/test_preference_formats.py::test_the_reward_model_reads_its_own_prompt_and_the_same_response",
     ),
     Mutation(
@@ -74,6 +74,12 @@ MUTATIONS = (
         "return 0.5 if margin == 0 else float(margin > 0)",
         "return float(margin >= 0)",
         "tests/benchmarks/data/test_preference_formats.py::test_accuracy_beside_the_longer_response",
+    ),
+    Mutation(
+        "benchmarks/base/settings_checks.py",
+        "default=least) < least:",
+        "default=least) <= least:",
+        "tests/benchmarks/base/test_settings_checks.py::test_settings_that_can_be",
     ),
     Mutation(
         "benchmarks/cost/memory_prediction.py",
