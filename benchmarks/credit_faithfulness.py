@@ -8,11 +8,16 @@ from benchmarks.base.command_line import parse, refusals
 from benchmarks.credit.settings import FaithfulnessSettings
 
 NAME = "benchmarks.credit_faithfulness"
+SECTIONS = {
+    "what is studied": ("task", "models", "cache", "redistributors", "responses", "seed"),
+    "how it is measured": ("absent", "points", "orders", "continuations", "warm"),
+    "where it goes": ("out", "overwrite"),
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    settings = parse(FaithfulnessSettings, NAME, argv)
+    settings = parse(FaithfulnessSettings, NAME, argv, sections=SECTIONS)
     with refusals(NAME):
         from benchmarks.credit import faithfulness_report
 

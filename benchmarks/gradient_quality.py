@@ -7,11 +7,16 @@ from benchmarks.base.command_line import parse, refusals
 from benchmarks.credit.settings import GradientSettings
 
 NAME = "benchmarks.gradient_quality"
+SECTIONS = {
+    "what is studied": ("task", "models", "cache", "redistributors", "sparse_steps", "seed"),
+    "how it is measured": ("prompts", "responses_per_prompt", "repetitions", "reference_repetitions", "warm"),
+    "where it goes": ("out", "overwrite"),
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    settings = parse(GradientSettings, NAME, argv)
+    settings = parse(GradientSettings, NAME, argv, sections=SECTIONS)
     with refusals(NAME):
         from benchmarks.credit import gradient_study
 

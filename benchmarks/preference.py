@@ -12,11 +12,16 @@ from benchmarks.base.interruption import stoppable
 from benchmarks.judging.settings import PreferenceSettings
 
 NAME = "benchmarks.preference"
+SECTIONS = {
+    "what is compared": ("first", "second", "prompts", "first_name", "second_name"),
+    "how it is judged": ("resamples",),
+    "where it goes": ("out", "overwrite"),
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    settings = parse(PreferenceSettings, NAME, argv)
+    settings = parse(PreferenceSettings, NAME, argv, sections=SECTIONS)
     with refusals(NAME):
         settings.require_one_judge()
         from rich.console import Console

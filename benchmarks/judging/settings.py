@@ -72,10 +72,10 @@ class Sampling:
     """Hold their weights in 4 bits."""
 
     def __post_init__(self) -> None:
-        require_fields("template", self.template, ("instruction",))
+        require_fields("sampling.template", self.template, ("instruction",))
         require_at_least(self, batch_size=1, min_tokens=1, max_tokens=self.min_tokens, seed=0)
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature {self.temperature} must be above 0 and finite")
+            raise ValueError(f"sampling.temperature must be above 0 and finite, got {self.temperature}")
 
     @property
     def held(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class EndpointSettings:
         require_fields("endpoint.prompt", self.prompt, ("instruction", "first", "second", "mark"))
         for name in ("answer_tokens", "timeout_seconds", "attempts", "backoff_seconds"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+                raise ValueError(f"endpoint.{name} must be above 0 and finite, got {getattr(self, name)}")
         if bool(self.url) != bool(self.model):
             raise ValueError("--endpoint.url URL and --endpoint.model NAME belong together")
         if self.url:
@@ -161,7 +161,8 @@ class EndpointSettings:
         if self.api_key_env is None:
             return ""
         if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env):
-            raise ValueError("api_key_env must be the NAME of an environment variable: capitals, digits, underscores")
+            told = "the NAME of an environment variable: capitals, digits, underscores"
+            raise ValueError(f"endpoint.api_key_env must be {told}")
         key = os.environ.get(self.api_key_env, "")
         if not re.fullmatch("[!-~]+", key):
             fault = "is not set" if not key else "holds white space or characters that no key has"
@@ -196,7 +197,8 @@ class PreferenceSettings:
 
     def __post_init__(self) -> None:
         if self.first == self.second or self.first_name == self.second_name:
-            raise ValueError(f"two different checkpoints with different names, not {self.first} and {self.second}")
+            told = f"{self.first} ({self.first_name}) and {self.second} ({self.second_name})"
+            raise ValueError(f"first and second must be different checkpoints with different names, got {told}")
         require_at_least(self, resamples=1)
 
     def require_one_judge(self) -> None:

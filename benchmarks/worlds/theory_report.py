@@ -98,7 +98,7 @@ def _row(one: CheckedMethod) -> tuple[Value, ...]:
     method = one.method
     said = ["yes" if value else "no" for value in (method.conserving, method.causal, properties.shaping(method))]
     if not one.measured:
-        return (one.name, one.verdict, None, said[0], None, said[1], None, said[2], *[None] * 8)
+        return (one.name, one.verdict, None, said[0], None, said[1], None, said[2], *[None] * 7)
     mean = properties.together(one.measured)
     return (
         *(one.name, one.verdict, mean.sum_error, said[0], mean.lookahead, said[1], mean.shaping_error, said[2]),

@@ -277,7 +277,7 @@ def test_settings_that_do_not_go_together(settings, changes, said):
         ({"template": "{instruction.__class__}"}, "template must hold {instruction}"),
         ({"template": "{instruction!r}"}, "template must hold {instruction}"),
         ({"min_tokens": 9, "max_tokens": 8}, "max_tokens must be 9 or more, got 8"),
-        ({"temperature": 0}, "temperature 0 must be above 0"),
+        ({"temperature": 0}, "temperature must be above 0 and finite, got 0"),
     ],
 )
 def test_sampling_that_cannot_be(changes, said):
