@@ -5,6 +5,7 @@ scores what is left of a response where tokens were taken away.
 """
 
 from benchmarks.base.command_line import parse, refusals
+from benchmarks.base.out_folder import require_free
 from benchmarks.credit.settings import FaithfulnessSettings
 
 NAME = "benchmarks.credit_faithfulness"
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     settings = parse(FaithfulnessSettings, NAME, argv, sections=SECTIONS)
     with refusals(NAME):
+        require_free(settings)
         from benchmarks.credit import faithfulness_report
 
         faithfulness_report.run(settings, NAME)

@@ -4,6 +4,7 @@
 """
 
 from benchmarks.base.command_line import parse, refusals
+from benchmarks.base.out_folder import require_free
 from benchmarks.credit.settings import GradientSettings
 
 NAME = "benchmarks.gradient_quality"
@@ -18,6 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     settings = parse(GradientSettings, NAME, argv, sections=SECTIONS)
     with refusals(NAME):
+        require_free(settings)
         from benchmarks.credit import gradient_study
 
         gradient_study.run(settings, NAME)

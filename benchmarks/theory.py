@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.base.command_line import parse, refusals
 from benchmarks.base.interruption import stoppable
+from benchmarks.base.out_folder import require_free
 from benchmarks.base.settings_checks import require_at_least
 
 NAME = "benchmarks.theory"
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     settings = parse(Settings, NAME, argv)
     with refusals(NAME):
+        require_free(settings)
         import torch
         from rich.console import Console
 

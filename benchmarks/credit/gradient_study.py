@@ -171,7 +171,8 @@ def stages(loaded: Loaded, settings: GradientSettings, config: PPOConfig) -> Ite
         for some in (loaded.train_prompts, loaded.held_out_prompts[: settings.prompts])
     )
     for steps in sorted(settings.sparse_steps):
-        for step in tqdm(range(trainer.steps_done, steps), desc="PPO with sparse credit", unit="step", disable=None):
+        missing = range(trainer.steps_done, steps)
+        for step in tqdm(missing, desc="PPO with sparse credit", unit="step", disable=None if missing else True):
             trainer.step(shuffled_batch(train, config, step))
         made = [arm.redistributor() for arm in arms]
         warm(made, loaded, trainer.reward, config, rollouts=settings.warm, moments=trainer.score_moments)

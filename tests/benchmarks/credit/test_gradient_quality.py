@@ -297,5 +297,6 @@ def test_the_command_line_says_what_is_wrong(tmp_path, capsys, monkeypatch):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "run.json", "table.md", "table.csv", "gradient_quality.png", "gradient_quality.pdf"
     }  # fmt: skip
-    with pytest.raises(SystemExit, match="is not empty; choose another --out"):
+    with pytest.raises(SystemExit):
         gradient_quality.main([*arguments, "--redistributors", "sparse,uniform"])
+    assert "is not empty; choose another --out" in capsys.readouterr().err
