@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -200,6 +201,8 @@ class PreferenceSettings:
             told = f"{self.first} ({self.first_name}) and {self.second} ({self.second_name})"
             raise ValueError(f"first and second must be different checkpoints with different names, got {told}")
         require_at_least(self, resamples=1)
+        if not self.prompts.startswith("hub:") and not Path(self.prompts).is_file():
+            raise ValueError(f"prompts must be a file, or hub:NAME for a data set; there is no file {self.prompts}")
 
     def require_one_judge(self) -> None:
         """Raise ValueError unless exactly one judge is named."""

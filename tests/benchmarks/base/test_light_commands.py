@@ -63,17 +63,18 @@ def test_help_and_a_typo_import_nothing_heavy(name):
         ("theory --out FULL", "is not empty; choose another --out"),
         ("credit_faithfulness --continuations 3", "--continuations must be even"),
         ("gradient_quality --sparse_steps [1,1]", "--sparse_steps must be different numbers"),
-        ("preference --first a --second b --prompts c", "name one judge"),
+        ("preference --first a --second b --prompts FILE", "name one judge"),
+        ("preference --first a --second b --prompts nowhere.json", "there is no file nowhere.json"),
         (
-            "preference --first a --second b --prompts c --endpoint.url http://x --endpoint.model y",
+            "preference --first a --second b --prompts FILE --endpoint.url http://x --endpoint.model y",
             "readable by anyone",
         ),
-        ("preference --first a --second b --prompts c --sampling.template x", "--sampling.template must hold"),
+        ("preference --first a --second b --prompts FILE --sampling.template x", "--sampling.template must hold"),
     ],
 )
 def test_a_wrong_value_imports_nothing_heavy(words, said, tmp_path):
     (tmp_path / "theirs").touch()
-    name, *values = words.replace("FULL", str(tmp_path)).split()
+    name, *values = words.replace("FULL", str(tmp_path)).replace("FILE", str(tmp_path / "theirs")).split()
     done, modules = imported(CALL, f"benchmarks.{name}", *values)
     assert done.returncode == 2
     assert said in done.stderr

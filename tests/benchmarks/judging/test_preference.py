@@ -255,6 +255,7 @@ ENDPOINT = {"url": "https://example.org", "model": "m"}
         ({"endpoint": {"url": "https://example.org"}}, "belong together"),
         ({"endpoint": {"model": "m"}}, "belong together"),
         ({"resamples": 0}, "resamples must be 1 or more"),
+        ({"prompts": "nowhere.json"}, "there is no file nowhere.json"),
         ({}, "name one judge"),
         ({"reward": {"model": "r"}, "endpoint": ENDPOINT}, "name one judge"),
     ],
