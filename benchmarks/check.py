@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.text_columns import in_columns
-from benchmarks.runs.preflight import findings
 from benchmarks.runs.script import asked, comparison_parser
 
 SUMMARY = (
@@ -31,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = comparison_parser("benchmarks.check", SUMMARY, CheckOptions)
     settings, options, ppo = asked(parser, argv, CheckOptions)
+    from benchmarks.runs.preflight import findings  # imports torch
+
     quiet_libraries()
     problems = 0
     try:

@@ -39,7 +39,7 @@ def run_record(settings: object, datasets: Mapping[str, str], *, made_by: str) -
 
 
 def command_words() -> str:
-    """The command of this process, to be typed again: "python -m benchmarks.x --flag" or "dense-rlhf x --flag"."""
+    """The command of this process, to be typed again: that of ``python`` or of ``dense-rlhf``."""
     through_the_script = Path(sys.argv[0]).stem == CONSOLE_SCRIPT
     return shlex.join([CONSOLE_SCRIPT, *sys.argv[1:]] if through_the_script else ["python", *sys.orig_argv[1:]])
 
