@@ -4,13 +4,12 @@
 and prints the plan and what it would cost. It ends with status 2 if anything would stop the comparison.
 """
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
-from benchmarks.base.quiet_libraries import quiet_libraries
-from benchmarks.base.text_columns import in_columns
-from benchmarks.runs.script import asked, comparison_parser
+from benchmarks.runs.comparison import ComparisonSettings
+from benchmarks.runs.script import Script
 
 SUMMARY = (
     "Check a comparison without running it and without a GPU: names, files, prompts, every method, cost and memory. "
@@ -28,23 +27,22 @@ class CheckOptions:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = comparison_parser("benchmarks.check", SUMMARY, CheckOptions)
-    settings, options, ppo = asked(parser, argv, CheckOptions)
-    from benchmarks.runs.preflight import findings  # imports torch
-
-    quiet_libraries()
-    problems = 0
+    defaults = {"out": ComparisonSettings.out}
+    script = Script(name="check", summary=SUMMARY, write=_write_nothing, options=CheckOptions, defaults=defaults)
+    parser = script.parser()
+    ppo = parser.parse_args(argv, defaults=False).as_dict().get("ppo", {})
     try:
-        for found in findings(settings, settings.make_task(), ppo, options.card_gib):
-            problems += found.wrong
-            mark = "cannot: " if found.wrong else ""
-            print(in_columns(found.about, mark + found.said, column=24), flush=True)
+        chosen = parser.instantiate(parser.parse_args(argv))
+        settings = ComparisonSettings(**{f.name: chosen[f.name] for f in fields(ComparisonSettings)})
+        from benchmarks.runs import preflight  # imports torch
+
+        preflight.main(settings, ppo, CheckOptions(card_gib=chosen.card_gib))
     except (ValueError, OSError) as error:
         parser.refuse(error)
-    if problems:
-        print(f"{parser.prog}: error: {problems} of the findings above would stop the comparison", file=sys.stderr)
-        raise SystemExit(2)
-    print("The comparison can run.")
+
+
+def _write_nothing(*_: Any) -> None:
+    """A check leaves no file."""
 
 
 if __name__ == "__main__":

@@ -12,12 +12,9 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.base.command_line import called_as, parse, refusals
+from benchmarks.base.command_line import parse
 from benchmarks.tasks.prepare_preferences import TASK_DEFAULTS, PreferencePreparation, prepare_preferences
 from benchmarks.tasks.prepare_reviews import ReviewPreparation, prepare_positive_generation
-from rlhf_core.names import nearest
-
-NAME = "benchmarks.prepare"
 
 PREPARATIONS: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = {
     "positive_generation": (ReviewPreparation, prepare_positive_generation),
@@ -28,21 +25,20 @@ PREPARATIONS: Mapping[str, tuple[type[Any], Callable[[Any], dict[str, Any]]]] = 
 
 def main(argv: Sequence[str]) -> None:
     """Command line: the name of a task, then its settings as flags or a YAML file."""
-    usage = f"usage: {called_as(NAME)} TASK [--help] [--SETTING VALUE ...]; TASK is one of {', '.join(PREPARATIONS)}"
+    usage = f"usage: python -m benchmarks.prepare TASK ... (TASK --help); TASK one of {', '.join(PREPARATIONS)}"
     name, *flags = argv or ["nothing"]
     if name in ("-h", "--help"):
         print(usage)
         return
     if name not in PREPARATIONS:
-        print(
-            f"{called_as(NAME)}: error: no task {name!r}{nearest(name, PREPARATIONS) or '.'} {usage}", file=sys.stderr
-        )
-        raise SystemExit(2)
+        raise SystemExit(f"{usage}; got {name}")
     settings_of, prepare = PREPARATIONS[name]
-    settings = parse(settings_of, f"{NAME} {name}", flags, defaults=TASK_DEFAULTS.get(name))
+    settings = parse(settings_of, f"benchmarks.prepare {name}", flags, defaults=TASK_DEFAULTS.get(name))
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of every model file that is written
-    with refusals(f"{NAME} {name}"):
+    try:
         report = prepare(settings)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
     print("\n".join(report["samples"]))
 
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.base.quiet_libraries import quiet_libraries
+from benchmarks.base.text_columns import in_columns
 from benchmarks.cost.architectures import shape_of
 from benchmarks.cost.memory_prediction import GIB, MemorySettings, predict
 from benchmarks.runs.comparison import ComparisonSettings, Panel, plan, ppo_of, require_free
@@ -25,6 +27,8 @@ from rlhf_core.prompts import encoded
 from rlhf_core.scorers.callables import as_reward_model
 
 DEFAULTS = PPOConfig()
+COLUMN = 24
+"""Where what was found begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,22 @@ class Finding:
     said: str
     wrong: bool = False
     """Whether the comparison could not run because of it."""
+
+
+def main(settings: ComparisonSettings, ppo: Mapping[str, Any], options: Any) -> None:
+    """Print what is found, against a card of ``options.card_gib`` GiB.
+
+    Raises:
+        ValueError: an arm or a setting that cannot be, or findings that would stop the comparison, which are printed.
+    """
+    quiet_libraries()
+    problems = 0
+    for found in findings(settings, settings.make_task(), ppo, options.card_gib):
+        problems += found.wrong
+        print(in_columns(found.about, ("cannot: " if found.wrong else "") + found.said, column=COLUMN), flush=True)
+    if problems:
+        raise ValueError(f"{problems} of the findings above would stop the comparison")
+    print("The comparison can run.")
 
 
 def findings(settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], card_gib: float) -> Iterator[Finding]:

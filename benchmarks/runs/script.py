@@ -61,9 +61,12 @@ class Script:
     """Where below OUT it writes; None is the script's name, so that scripts may share runs."""
 
     def parser(self) -> CommandParser:
-        """As :func:`comparison_parser`, with the script's own settings and defaults."""
+        """Flags of the comparison and of the script, and every PPO setting but the seed as --ppo.NAME."""
         summary = f"{self.summary} {ABOUT_PPO}"
-        parser = comparison_parser(f"benchmarks.{self.name}", summary, self.options)
+        parser = command_line(ComparisonSettings, f"benchmarks.{self.name}", summary=summary, sections=SECTIONS)
+        if fields(self.options):
+            parser.add_class_arguments(self.options)
+        parser.add_class_arguments(PPOConfig, "ppo", skip={"seed"}, instantiate=False)  # the task's settings come first
         parser.set_defaults({"out": f"runs/{self.name}", **self.defaults})
         return parser
 
@@ -81,8 +84,11 @@ class Script:
     def main(self, argv: Sequence[str] | None = None) -> None:
         """Command line; bad input ends the process with the reason."""
         parser = self.parser()
-        settings, own, ppo = asked(parser, argv, self.options)
+        ppo = parser.parse_args(argv, defaults=False).as_dict().get("ppo", {})
         try:
+            chosen = parser.instantiate(parser.parse_args(argv))
+            settings = ComparisonSettings(**{f.name: chosen[f.name] for f in fields(ComparisonSettings)})
+            own = self.options(**{f.name: chosen[f.name] for f in fields(self.options)})
             task = settings.make_task()
             for panel in self.panels(settings, own):
                 plan(settings, task, panel, ppo_of(task, ppo))
@@ -92,25 +98,3 @@ class Script:
             parser.exit(130, f"\n{stopped}\n")
         except (ValueError, OSError) as error:
             parser.refuse(error)
-
-
-def comparison_parser(prog: str, summary: str, options: type[Any] = NoOptions) -> CommandParser:
-    """Flags of a comparison and of ``options``, and every PPO setting but the seed as --ppo.NAME."""
-    parser = command_line(ComparisonSettings, prog, summary=summary, sections=SECTIONS)
-    if fields(options):
-        parser.add_class_arguments(options)
-    parser.add_class_arguments(PPOConfig, "ppo", skip={"seed"}, instantiate=False)  # the task's settings come first
-    return parser
-
-
-def asked(
-    parser: CommandParser, argv: Sequence[str] | None, options: type[Any]
-) -> tuple[ComparisonSettings, Any, Mapping[str, Any]]:
-    """The settings, the ``options`` and the PPO settings that ``argv`` gives; bad input ends the process."""
-    ppo = parser.parse_args(argv, defaults=False).as_dict().get("ppo", {})
-    try:
-        chosen = parser.instantiate(parser.parse_args(argv))
-        settings = ComparisonSettings(**{f.name: chosen[f.name] for f in fields(ComparisonSettings)})
-        return settings, options(**{f.name: chosen[f.name] for f in fields(options)}), ppo
-    except (ValueError, OSError) as error:
-        parser.refuse(error)

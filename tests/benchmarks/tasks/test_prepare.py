@@ -122,13 +122,9 @@ def test_defaults_that_depend_on_size_or_base_are_written_out():
         ReviewPreparation(**data, min_tokens=97)
 
 
-def test_command_line_names_its_tasks(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["sumarisation"])
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("python -m benchmarks.prepare: error: no task 'sumarisation'; did you mean 'summarisation'?")
-    assert "positive_generation" in said
+def test_command_line_names_its_tasks():
+    with pytest.raises(SystemExit, match="positive_generation"):
+        main(["chess"])
 
 
 def test_cleaning():
