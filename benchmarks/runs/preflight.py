@@ -48,10 +48,15 @@ def main(settings: ComparisonSettings, ppo: Mapping[str, Any], options: Any) -> 
         ValueError: an arm or a setting that cannot be, or findings that would stop the comparison, which are printed.
     """
     quiet_libraries()
+    reasons: dict[str, str] = {}
     problems = 0
     for found in findings(settings, settings.make_task(), ppo, options.card_gib):
-        problems += found.wrong
-        print(in_columns(found.about, ("cannot: " if found.wrong else "") + found.said, column=COLUMN), flush=True)
+        said = found.said
+        if found.wrong:
+            problems += 1
+            first = reasons.setdefault(found.said, found.about)
+            said = f"cannot: {found.said if first == found.about else f'for the same reason as {first}'}"
+        print(in_columns(found.about, said, column=COLUMN), flush=True)
     if problems:
         raise ValueError(f"{problems} of the findings above would stop the comparison")
     print("The comparison can run.")
@@ -103,7 +108,8 @@ def _changed(config: PPOConfig) -> str:
         for part, inner in (value.items() if isinstance(value, dict) else [("", value)])
         if not part or inner != defaults[name][part]
     ]
-    return ", ".join(f"{name} {value}" for name, value in flat) + "; the rest of PPO is at its defaults"
+    shown = ", ".join(f"{name} {value}" for name, value in flat)
+    return f"{shown}; the rest of PPO is at its defaults" if shown else "all of PPO is at its defaults"
 
 
 def _folder(settings: ComparisonSettings, task: Task, config: PPOConfig) -> Finding:
@@ -113,9 +119,7 @@ def _folder(settings: ComparisonSettings, task: Task, config: PPOConfig) -> Find
     except (OSError, ValueError) as error:
         return Finding(about="folder", said=str(error), wrong=True)
     there = out.is_dir() and any(out.iterdir())
-    return Finding(
-        about="folder", said=f"{out}: " + ("holds this comparison, which would go on" if there else "is free")
-    )
+    return Finding(about="folder", said=f"{out} {'holds this comparison, which would go on' if there else 'is free'}")
 
 
 def _models(loaded: Loaded) -> str:
@@ -144,20 +148,18 @@ def _sizes(
     """Prompts in tokens, what the runs cost, and what a step needs on a card."""
     reward = as_reward_model(loaded.reward, loaded.policy)
     try:
-        train, held_out = (
-            [len(ids) for ids in encoded(loaded.policy, reward, prompts, arms[0].config)]
-            for prompts in (loaded.train_prompts, loaded.held_out_prompts)
-        )
+        prompts = (*loaded.train_prompts, *loaded.held_out_prompts)
+        lengths = [len(ids) for ids in encoded(loaded.policy, reward, prompts, arms[0].config)]
     except ValueError as error:
         yield Finding(about="prompts", said=str(error), wrong=True)
         return
-    longest = max(train + held_out)
+    longest, n = max(lengths), len(loaded.train_prompts)
     yield Finding(
         about="prompts",
-        said=f"{len(train)} to learn from, {len(held_out)} held out; {sum(train) / len(train):.0f} tokens on average, "
+        said=f"{n} to learn from, {len(lengths) - n} held out; {sum(lengths[:n]) / n:.0f} tokens on average, "
         f"{longest} at most",
     )
-    yield Finding(about="cost", said=cost(runs, mean_prompt=sum(train) / len(train)))
+    yield Finding(about="cost", said=cost(runs, mean_prompt=sum(lengths[:n]) / n))
     needs = frozenset(need for run in arms for need in run.arm.redistributor().needs)
     try:
         held = memory_settings(settings.loading, arms[0].config, longest, needs, card_gib)

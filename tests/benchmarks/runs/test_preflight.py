@@ -105,5 +105,8 @@ def test_the_command_says_that_it_can_run_or_what_stops_it(tmp_path, capsys, tab
     assert "cannot: " in said.out
     assert said.err == "python -m benchmarks.check: error: 1 of the findings above would stop the comparison\n"
     with pytest.raises(SystemExit):
+        main([*words, "--redistributors", "sparse,uniform", "--eval_prompts", "4"])
+    assert "cannot: for the same reason as arm sparse\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
         main([*words, "--redistributors", "magic"])
     assert "no redistributor 'magic'" in capsys.readouterr().err
