@@ -157,11 +157,7 @@ def run_comparison(
         ValueError: an arm or a setting that cannot be; found before anything is trained with PPO.
     """
     out, config = Path(settings.out), ppo_of(task, ppo)
-    if settings.models is not None and Path(settings.models).resolve().is_relative_to(out.resolve()):
-        raise ValueError(f"--out {out} would hold the models of --models {settings.models}; choose another")
-    recorded = {**jsonable(settings), **jsonable({"task_settings": task, "ppo": config, "options": options})}
-    record = run_record(recorded, {}, made_by=MADE_BY)
-    require_claimable(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
+    record = require_free(settings, task, config, options)
     runs_of = {panel.name: plan(settings, task, panel, config) for panel in panels}
     fingerprint = _checked(task, [run for some in runs_of.values() for run in some])
     runs_of = {name: [replace(run, fingerprint=fingerprint) for run in some] for name, some in runs_of.items()}
@@ -171,6 +167,27 @@ def run_comparison(
         run_all([run for some in runs_of.values() for run in some], settings.processes)
     results = {name: load_results(settings.task, some) for name, some in runs_of.items()}
     return ComparisonResults(settings=settings, task=task, config=config, results=results)
+
+
+def require_free(settings: ComparisonSettings, task: Task, config: PPOConfig, options: object = None) -> dict[str, Any]:
+    """The record of a comparison whose folder may be its own; nothing is written.
+
+    Raises:
+        FileExistsError: the folder holds a comparison with other settings, all named, or something that is not ours.
+        ValueError: the folder would hold the models it is made from.
+    """
+    out = Path(settings.out)
+    if settings.models is not None and _inside(Path(settings.models), out):
+        raise ValueError(f"--out {out} would hold the models of --models {settings.models}; choose another")
+    recorded = {
+        **jsonable(settings),
+        "task_settings": jsonable(task),
+        "ppo": jsonable(config),
+        "options": jsonable(options),
+    }
+    record = run_record(recorded, {}, made_by=MADE_BY)
+    require_claimable(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
+    return record
 
 
 def _checked(task: Task, runs: Sequence[Run]) -> str:

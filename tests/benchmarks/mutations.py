@@ -4,6 +4,42 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "benchmarks/base/command_line.py",
+        "allow_abbrev=False",
+        "allow_abbrev=True",
+        "tests/benchmarks/base/test_command_line.py::test_bad_input_is_one_line_with_the_flag_the_value_and_the_way_out",
+    ),
+    Mutation(
+        "benchmarks/base/command_line.py",
+        "found[at + 1] = str(config_path(words[at + 1]))",
+        "found[at + 1] = words[at + 1]",
+        "tests/benchmarks/base/test_command_line.py::test_an_unknown_preset_ends_with_the_list",
+    ),
+    Mutation(
+        "benchmarks/base/flags.py",
+        "if leaf in words and (place == prefix or not prefix):",
+        "if leaf in words and place == prefix:",
+        "tests/benchmarks/base/test_command_line.py::test_a_name_of_another_library_is_answered_with_the_flag",
+    ),
+    Mutation(
+        "benchmarks/presets.py",
+        "if out.exists() and not overwrite:",
+        "if out.exists() and overwrite:",
+        "tests/benchmarks/base/test_commands.py::test_presets_are_listed_and_copied_and_nothing_is_overwritten_unasked",
+    ),
+    Mutation(
+        "benchmarks/runs/preflight.py",
+        "(4 + 3 * run.config.epochs)",
+        "(4 + 2 * run.config.epochs)",
+        "tests/benchmarks/runs/test_preflight.py::test_cost_counts_responses_tokens_and_passes",
+    ),
+    Mutation(
+        "benchmarks/runs/preflight.py",
+        'evidence="decoder" if "policy" in sources else',
+        'evidence="reward" if "policy" in sources else',
+        "tests/benchmarks/runs/test_preflight.py::test_memory_is_predicted_for_the_settings_of_the_comparison",
+    ),
+    Mutation(
         "benchmarks/tasks/toy_reviews.py",
         "if token in BOUNDARIES:",
         "if token == END:",

@@ -13,7 +13,7 @@ HEAVY = frozenset(
         *("pandas", "pyarrow", "tokenizers", "safetensors", "huggingface_hub", "jaxtyping", "einops"),
     }
 )
-COMMANDS = ("credit_faithfulness", "env", "gradient_quality", "preference", "theory")
+COMMANDS = ("credit_faithfulness", "env", "gradient_quality", "preference", "presets", "theory")
 """Modules below ``benchmarks`` that are light: a command that becomes light is added here."""
 SETTINGS = (
     *("rlhf_core", "redistributors", "models", "rlhf_core.config", "models.weights.lora_settings"),
@@ -41,6 +41,12 @@ def imported(code, *words):
 def test_settings_are_imported_without_anything_heavy(name):
     code = f"import json, sys, {name}; print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
     _, modules = imported(code)
+    assert HEAVY & modules == set()
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["evn"]], ids=" ".join)
+def test_the_list_of_commands_imports_nothing_heavy(words):
+    _, modules = imported(CALL, "benchmarks", *words)
     assert HEAVY & modules == set()
 
 
