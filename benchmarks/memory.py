@@ -5,8 +5,6 @@ fits, and which setting to change if not. With a CUDA device it then builds the 
 shape where the real ones are absent), caps torch at the card's size, and prints prediction beside measurement.
 """
 
-import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -232,20 +230,18 @@ def _say(console: Console, text: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line; flags may be written with hyphens as well, ``--card-gib 24``."""
-    words = sys.argv[1:] if argv is None else argv
-    words = [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in words]
+    """Command line."""
     parser = command_line(MemorySettings, "benchmarks.memory")
     parser.add_argument(
         "--preset", type=Preset, default="dialogue", help=f"settings to start from: {', '.join(get_args(Preset))}"
     )
-    given = parser.parse_args(words, defaults=False).as_dict()
-    preset = parser.parse_args(words).preset
+    given = parser.parse_args(argv, defaults=False).as_dict()
+    preset = parser.parse_args(argv).preset
     changed = {name: value for name, value in given.items() if name in MemorySettings.__dataclass_fields__}
     try:
         run(from_preset(preset, **changed), Console())
     except ValueError as error:
-        parser.error(str(error))
+        parser.refuse(error)
     except MemoryError as error:
         raise SystemExit(str(error)) from error
 

@@ -45,7 +45,7 @@ from benchmarks.reporting import tables
 from benchmarks.reporting.heat_map import visible
 from benchmarks.reporting.tables import Table
 from models.rewards.loading import load_reward_model
-from models.rewards.score_kinds import ScoreKind
+from models.rewards.score_names import ScoreKind
 
 JUDGES = (
     *("reward", "reward_score", "reward_template", "reward_end", "endpoint", "model", "api_key_env", "judge_prompt"),

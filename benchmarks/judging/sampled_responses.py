@@ -14,8 +14,10 @@ from benchmarks.data.records import SHOWN, Rejected, read_rows, rejected_lines, 
 from benchmarks.judging.judges import excerpt, require_fields
 from models.policy.causal_policy import CausalPolicy
 from models.policy.loading import load_policy
-from models.weights.adapters import LoraSettings, adapter_folder
-from models.weights.source import DType, ModelSource
+from models.weights.adapters import adapter_folder
+from models.weights.dtype_names import DType
+from models.weights.lora_settings import LoraSettings
+from models.weights.source import ModelSource
 from rlhf_core.random_streams import uniforms
 from rlhf_core.types import Limits
 

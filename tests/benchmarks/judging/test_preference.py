@@ -15,7 +15,7 @@ from benchmarks.judging.sampled_responses import Sampling, read_prompts
 from benchmarks.preference import PreferenceSettings, compare, main
 from models.policy.loading import load_policy
 from models.tiny import save_tiny
-from models.weights.adapters import LoraSettings
+from models.weights.lora_settings import LoraSettings
 
 KEY = "sk-secret/+0123456789"
 HOSTILE = "\x1b[31m[bold]\u202e"
