@@ -13,7 +13,11 @@ HEAVY = frozenset(
         *("pandas", "pyarrow", "tokenizers", "safetensors", "huggingface_hub", "jaxtyping", "einops"),
     }
 )
-COMMANDS = ("env",)
+COMMANDS = (
+    *("env", "prepare", "value_loss_variance", "beta_sweep", "generation_length", "length_drift", "over_optimisation"),
+    *("reward_kl", "sampling_mismatch", "learning_curves", "positive_generation", "summarisation", "dialogue"),
+    "table1",
+)
 """Modules below ``benchmarks`` that are light: a command that becomes light is added here."""
 SETTINGS = (
     *("rlhf_core", "redistributors", "models", "rlhf_core.config", "models.weights.lora_settings"),
