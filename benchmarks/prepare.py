@@ -47,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_usage())
         return
     if name not in PREPARATIONS:
-        tasks = ", ".join(PREPARATIONS)
-        sys.exit(f"{called_as(NAME)}: error: no task {name!r}; one of {tasks}{nearest(name, PREPARATIONS)}")
+        way_out = nearest(name, PREPARATIONS) or f"; the first word must be one of {', '.join(PREPARATIONS)}"
+        print(f"{called_as(NAME)}: error: no task {name!r}{way_out}", file=sys.stderr)
+        raise SystemExit(2)
     kind, prepare = PREPARATIONS[name]
     settings = parse(kind, f"{NAME} {name}", flags, defaults=TASK_DEFAULTS.get(name))
     with refusals(f"{NAME} {name}"):

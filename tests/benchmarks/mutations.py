@@ -268,7 +268,7 @@ MUTATIONS = (
         "tests/benchmarks/runs/test_arms.py::test_nothing_but_a_redistributors_class_or_a_part_of_one_is_called",
     ),
     Mutation(
-        "benchmarks/runs/arms.py",
+        "benchmarks/runs/arm_texts.py",
         "if character == separator and depth == 0:",
         "if character == separator:",
         "tests/benchmarks/runs/test_arms.py::test_commas_part_arms_and_settings_only_outside_brackets",

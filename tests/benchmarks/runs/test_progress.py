@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from table_task import TableTask, settings
@@ -54,6 +55,7 @@ def test_only_whole_lines_that_are_new_are_read(tmp_path):
     write_steps(run, 1, 1)
     assert tail.advance()
     assert tail.steps == 1
+    assert str(Tail(replace(run, panel="8-16-dropout"))) == "8-16-dropout, sparse, seed 0, step 0 of 10"
 
 
 def test_a_log_gets_lines_and_a_terminal_one_line_that_moves(tmp_path, monkeypatch):
