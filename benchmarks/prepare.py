@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from benchmarks.base.quiet_libraries import quiet_libraries
 
         quiet_libraries()
-        print("\n".join(prepare(settings)["samples"]))
+        print("\n".join(["samples, prompt | continuation:", *prepare(settings)["samples"]]))
+        print(f"written to {settings.out}: policy/, reward/, prompts.jsonl, report.json")
 
 
 def _usage() -> str:
