@@ -58,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from benchmarks.base.quiet_libraries import quiet_libraries
 
         quiet_libraries()
-        print("\n".join(["samples, prompt | continuation:", *prepare(settings)["samples"]]))
+        report = prepare(settings)
+        print("samples, prompt | continuation:")
+        for sample in report["samples"]:
+            print(f"  {' '.join(sample.split())}")
         print(f"written to {settings.out}: policy/, reward/, prompts.jsonl, report.json")
 
 
