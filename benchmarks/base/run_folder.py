@@ -83,6 +83,7 @@ def claim_folder(folder: Path, record: Mapping[str, Any], *, overwrite: bool, ma
     Raises:
         FileExistsError: the folder holds anything else, or another run's settings (every difference is named).
     """
+
     require_one_process()
     require_claimable(folder, record, overwrite=overwrite, may_change=may_change)
     if (folder / RECORD).is_file():

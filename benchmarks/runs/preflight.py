@@ -13,7 +13,8 @@ from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.text_columns import in_columns
 from benchmarks.cost.architectures import shape_of
 from benchmarks.cost.memory_prediction import GIB, MemorySettings, predict
-from benchmarks.runs.comparison import ComparisonSettings, Panel, plan, ppo_of, require_free
+from benchmarks.runs.comparison import Panel, plan, ppo_of, require_free
+from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import Run, Task, require_runnable
 from benchmarks.tasks.definitions import Loaded
 from benchmarks.tasks.model_settings import Loading

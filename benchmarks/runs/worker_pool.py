@@ -7,18 +7,17 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.run_folder import RECORD, read_record
+from benchmarks.runs.progress import LOOK_SECONDS, Progress, Tail
 from benchmarks.runs.single_run import Run, execute
 from rlhf_core.files.differences import differences
 from rlhf_core.run.freed_memory import keep_freed_memory
@@ -30,7 +29,7 @@ class Interrupted(RuntimeError):
 
 
 def run_all(runs: Sequence[Run], processes: int) -> None:
-    """Do every run that has not finished, ``processes`` at a time, with one progress bar over all steps.
+    """Do every run that has not finished, ``processes`` at a time, and say on standard error what they are learning.
 
     Raises:
         FileExistsError: a finished run has other settings than the one asked for; nothing is run then.
@@ -38,25 +37,18 @@ def run_all(runs: Sequence[Run], processes: int) -> None:
         Interrupted: Ctrl-C; runs in progress are ended after their step, with a checkpoint to go on from.
     """
     due = [run for run in runs if not finished(run)]
-    with tqdm(total=sum(run.steps for run in runs), unit="step", dynamic_ncols=True, desc="runs") as bar:
-        if due:
-            _run_due(due, processes, bar, sum(run.steps for run in runs) - sum(run.steps for run in due))
-        bar.update(sum(run.steps for run in runs) - bar.n)
-
-
-def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) -> None:
+    if not due:
+        return
     for run in due:
         if run.folder.exists() and not (run.folder / SETTINGS).exists():
             shutil.rmtree(run.folder)  # nothing to go on from, and inside a folder that is ours and locked
-    bar.update(before)
-    bar.unpause()
     context = multiprocessing.get_context("spawn")  # forking a process that has used torch's threads can hang
     pool = ProcessPoolExecutor(
         min(processes, len(due)), mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
     )
     try:
         with _terminated_like_interrupted():
-            _await([(pool.submit(_execute, run), run) for run in due], bar, before)
+            _await({pool.submit(_execute, run): run for run in due}, progress_of(runs, due))
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
             process.terminate()
@@ -68,18 +60,27 @@ def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _await(submitted: Sequence[tuple[Future[None], Run]], bar: "tqdm[Any]", before: int) -> None:
+def progress_of(runs: Sequence[Run], due: Sequence[Run]) -> Progress:
+    """Progress over all steps of ``runs``, of which only the ``due`` ones are under way; steps that they took earlier,
+    before they were cut short, are done."""
+    tails = [Tail(run) for run in due]
+    for tail in tails:
+        tail.advance()
+    total = sum(run.steps for run in runs)
+    return Progress(tails=tails, total=total, before=total - sum(run.steps for run in due))
+
+
+def _await(run_of: Mapping[Future[None], Run], progress: Progress) -> None:
     """Watch the runs; raises RuntimeError naming the first that failed."""
-    run_of = dict(submitted)
     pending = set(run_of)
     while pending:
-        done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-        bar.update(before + sum(_steps_done(run) for run in run_of.values()) - bar.n)
+        done, pending = wait(pending, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
+        progress.look()
         for future in done:
-            error = future.exception()
+            run, error = run_of[future], future.exception()
             if error is not None:
-                run = run_of[future]
                 raise RuntimeError(f"{run.arm.label}, seed {run.config.seed} failed: {error}") from error
+            progress.finished(run)
 
 
 @contextlib.contextmanager
@@ -139,12 +140,6 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
-
-
-def _steps_done(run: Run) -> int:
-    """Lines of the run's metrics so far."""
-    metrics = run.folder / "metrics.jsonl"
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
 def finished(run: Run) -> bool:

@@ -184,7 +184,7 @@ MUTATIONS = (
         "tests/rlhf_core/test_bad_input.py::test_prepared_prompts_are_ids_or_refused_by_line",
     ),
     Mutation(
-        "benchmarks/data/templates.py",
+        "benchmarks/data/rendering.py",
         ", add_special_tokens=False",
         "",
         "tests/benchmarks/data/test_preference_formats.py::test_every_text_begins_once",
@@ -286,6 +286,18 @@ MUTATIONS = (
         "tests/benchmarks/reporting/test_comparison_report.py::test_every_number_of_every_arm_is_in_the_terminal_at_any_width",
     ),
     Mutation(
+        "benchmarks/runs/progress.py",
+        "self.steps += len(added)",
+        "self.steps = len(added)",
+        "tests/benchmarks/runs/test_progress.py::test_only_whole_lines_that_are_new_are_read",
+    ),
+    Mutation(
+        "benchmarks/reporting/tables.py",
+        " or value.low == value.high",
+        "",
+        "tests/benchmarks/reporting/test_comparison_report.py::test_one_seed_prints_no_interval",
+    ),
+    Mutation(
         "benchmarks/runs/arms.py",
         "        _require_method(method)\n        settings",
         "        settings",
@@ -304,7 +316,7 @@ MUTATIONS = (
         "tests/benchmarks/runs/test_arms.py::test_nothing_but_a_redistributors_class_or_a_part_of_one_is_called",
     ),
     Mutation(
-        "benchmarks/runs/arms.py",
+        "benchmarks/runs/arm_texts.py",
         "if character == separator and depth == 0:",
         "if character == separator:",
         "tests/benchmarks/runs/test_arms.py::test_commas_part_arms_and_settings_only_outside_brackets",
@@ -376,7 +388,7 @@ MUTATIONS = (
         "tests/benchmarks/runs/test_length_drift.py::test_the_score_is_constant_and_the_evidence_the_models_own",
     ),
     Mutation(
-        "benchmarks/length_drift.py",
+        "benchmarks/experiments/length_drift.py",
         "return nan_mean(curve[:, 1:][:, -LAST:]) - curve[:, 0]",
         "return nan_mean(curve[:, -LAST:]) - curve[:, 0]",
         "tests/benchmarks/runs/test_length_drift.py::test_change_and_drift_by_hand",

@@ -12,9 +12,11 @@ from table_task import PPO, TableTask, settings, table_loaded
 from benchmarks.base.presets import PRESETS
 from benchmarks.reporting.comparison_report import build
 from benchmarks.reporting.heat_map import terminal
-from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
-from benchmarks.runs.comparison import ComparisonSettings, Panel, plan
+from benchmarks.runs.arms import parse_arms
+from benchmarks.runs.comparison import Panel, plan
 from benchmarks.runs.finished_runs import load_results
+from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
+from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import credit_figures, examples, execute, frozen_rollout
 from benchmarks.runs.worker_pool import finished, run_all
 from benchmarks.tasks.definitions import make_task
@@ -35,7 +37,7 @@ class BrokenTask:
 
 def run_compare(chosen, task=None, ppo=None):
     text = io.StringIO()
-    study = SCRIPT.run(chosen, task or TableTask(), ppo or {}, Console(file=text, width=120))
+    study = SCRIPT.experiment().run(chosen, task or TableTask(), ppo or {}, Console(file=text, width=120))
     return build(study.only), text.getvalue()
 
 
