@@ -42,10 +42,10 @@ from benchmarks.judging.sampled_responses import (
 from benchmarks.judging.verdicts import Question, Verdict, ask_all
 from benchmarks.judging.win_rates import NOTES, JudgedPair, WinRates, decision, rows, verdict, win_rates
 from benchmarks.reporting import tables
-from benchmarks.reporting.heat_map import visible
 from benchmarks.reporting.tables import Table
 from models.rewards.loading import load_reward_model
 from models.rewards.score_kinds import ScoreKind
+from rlhf_core.pages.document import visible
 
 JUDGES = (
     *("reward", "reward_score", "reward_template", "reward_end", "endpoint", "model", "api_key_env", "judge_prompt"),

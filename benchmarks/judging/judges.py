@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol, final, runtime_checkable
 
 from benchmarks.base.json_files import fingerprint
 from benchmarks.judging.win_rates import Preference, Scores
-from benchmarks.reporting.heat_map import visible
 from models.rewards.classifier_reward import ClassifierReward
 from models.texts.prompt_encoding import encode
+from rlhf_core.pages.document import visible
 
 Asked = Callable[[str, str, str], Preference]
 EXCERPT = 200

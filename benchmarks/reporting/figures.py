@@ -13,9 +13,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from benchmarks.reporting.curve_readings import blocks
-from benchmarks.reporting.heat_map import ColouredResponse, shades, visible
 from benchmarks.reporting.statistics import FEWEST_SEEDS, Array, Results, band
 from redistributors import REDISTRIBUTORS
+from rlhf_core.pages.document import visible
+from rlhf_core.pages.heat_map import CreditMap, shades
 
 # Okabe and Ito's palette, distinguishable with every common colour blindness.
 COLOURS = {"sparse": "#000000", "uniform": "#E69F00", "abc": "#0072B2", "abc-d": "#009E73", "abc-d2": "#CC79A7"}
@@ -216,7 +217,7 @@ def curves(results: Results, metrics: Sequence[str]) -> Figure:
 
 
 @style()
-def summary(results: Results, example: ColouredResponse) -> Figure:
+def summary(results: Results, example: CreditMap) -> Figure:
     """The job on one page: score, comparable value loss, and who gets the credit in one response."""
     rows = len(example.rows) + len(example.reference_rows)
     figure = Figure(figsize=(2 * PANEL[0], PANEL[1] + 0.75 + 0.2 * rows))
@@ -229,7 +230,7 @@ def summary(results: Results, example: ColouredResponse) -> Figure:
     return figure
 
 
-def strip(axes: Axes, example: ColouredResponse) -> None:
+def strip(axes: Axes, example: CreditMap) -> None:
     """One response, a row per method: the deeper a token's colour, the larger its score (blue above 0, red below).
 
     Of a response too long for the page only the end is shown, where sparse puts its score.
@@ -268,7 +269,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return files
 
 
-def write(results: Results, example: ColouredResponse, folder: Path) -> list[Path]:
+def write(results: Results, example: CreditMap, folder: Path) -> list[Path]:
     """Every figure of the experiment."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = save(summary(results, example), folder, "summary")

@@ -14,13 +14,13 @@ import numpy as np
 
 from benchmarks.base.json_files import jsonable, write_json
 from benchmarks.base.run_folder import RECORD, run_record
-from benchmarks.reporting.heat_map import ColouredResponse
 from benchmarks.reporting.statistics import nan_mean, rank_correlation
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.samplers import SAMPLERS
 from benchmarks.tasks.definitions import Loaded
 from benchmarks.tasks.model_settings import Loading
 from rlhf_core.config import PPOConfig
+from rlhf_core.pages.heat_map import CreditMap
 from rlhf_core.prompts import encoded
 from rlhf_core.rewards import ScoreMoments
 from rlhf_core.rollout import Draw, measure, sample
@@ -208,7 +208,7 @@ def credit_figures(loaded: Loaded, rollout: Rollout, redistributor: Redistributo
 
 def examples(
     loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: Sequence[Sequence[int]]
-) -> list[ColouredResponse]:
+) -> list[CreditMap]:
     """The same responses of the initial policy under every arm, a row per different redistributor; none for those that
     learn, which have seen nothing yet."""
     methods: dict[str, Redistributor] = {}
@@ -224,7 +224,7 @@ def examples(
         zip(rollout.sequences.prompts(), rollout.sequences.responses(), strict=True)
     ):
         shown.append(
-            ColouredResponse(
+            CreditMap(
                 prompt=loaded.policy.decode([prompt])[0],
                 tokens=_token_texts(loaded.policy, response, bool(rollout.sequences.finished[row])),
                 score=float(rollout.scores[row]),

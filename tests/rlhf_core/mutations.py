@@ -4,6 +4,12 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "rlhf_core/pages/document.py",
+        "return html.escape(visible(text), quote=True)",
+        "return visible(text)",
+        "tests/rlhf_core/pages/test_heat_map.py::test_hostile_text_stays_text",
+    ),
+    Mutation(
         "rlhf_core/returns.py",
         "errors = rewards + gamma * next_values - values",
         "errors = rewards + gamma * values - next_values",

@@ -11,7 +11,7 @@ from table_task import PPO, TableTask, settings, table_loaded
 
 from benchmarks.base.command_line import PRESETS
 from benchmarks.reporting.comparison_report import build
-from benchmarks.reporting.heat_map import terminal
+from benchmarks.reporting.terminal_heat_map import terminal
 from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
 from benchmarks.runs.comparison import ComparisonSettings, Panel, plan
 from benchmarks.runs.finished_runs import load_results

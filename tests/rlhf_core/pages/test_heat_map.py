@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
-from benchmarks.reporting.heat_map import ColouredResponse, page, shade, shades, terminal, visible, write
+from rlhf_core.pages.document import visible
+from rlhf_core.pages.heat_map import CreditMap, page, shade, shades, write
 
 HOSTILE = ("<script>alert(1)</script>", "\x1b[31m", "\x00", '" onmouseover="x', "[bold red]", "\u202e", "&amp;", "\n")
 
@@ -15,7 +15,7 @@ HOSTILE = ("<script>alert(1)</script>", "\x1b[31m", "\x00", '" onmouseover="x', 
 def example(tokens=HOSTILE, prompt="<img src=x onerror=alert(1)> \x07 [link]", score=1.6):
     even = score / len(tokens)
     rows = {"sparse": (0.0,) * (len(tokens) - 1) + (score,), "uniform": (even,) * len(tokens)}
-    return ColouredResponse(prompt=prompt, tokens=tuple(tokens), score=score, rows=rows)
+    return CreditMap(prompt=prompt, tokens=tuple(tokens), score=score, rows=rows)
 
 
 class Reader(HTMLParser):
@@ -44,7 +44,7 @@ def test_hostile_text_stays_text():
     document = page("<b>title</b>", [example()])
     seen = read(document)
     assert not seen.tags & {"script", "img", "b1", "link", "iframe", "object", "a"}
-    assert seen.names <= {"lang", "charset", "http-equiv", "content", "style", "title", "class"}
+    assert seen.names <= {"lang", "charset", "http-equiv", "content", "style", "title", "class", "name"}
     assert "<script>alert(1)</script>" in "".join(seen.text)
     assert all(character.isprintable() or character == "\n" for character in document)
 
@@ -75,12 +75,12 @@ def test_hover_and_sums():
 
 
 def test_a_row_that_loses_score_is_marked():
-    broken = ColouredResponse(prompt="p", tokens=("a", "b"), score=1.0, rows={"x": (0.4, 0.4)})
+    broken = CreditMap(prompt="p", tokens=("a", "b"), score=1.0, rows={"x": (0.4, 0.4)})
     assert "≠ score" in page("t", [broken])
 
 
 def test_reference_rows_have_their_own_scale_and_owe_no_sum():
-    both = ColouredResponse(
+    both = CreditMap(
         prompt="p", tokens=("a", "b"), score=1.0, rows={"x": (0.5, 0.5)}, reference_rows={"truth": (0.0, -8.0)}
     )
     assert shades(both)["x"][0] == shade(1, 1)
@@ -116,25 +116,9 @@ def test_visible_keeps_words_and_shows_codes():
     assert visible("a\nb\tc\x1b\u202e") == "a⏎b⇥c\\x1b\\u202e"
 
 
-def test_terminal_never_reads_markup_or_passes_control_codes():
-    console = Console(width=200, record=True, force_terminal=False, no_color=True)
-    with console.capture() as captured:
-        console.print(terminal([example()]))
-    text = captured.get()
-    assert all(shown in text for shown in ("[bold red]", "[link]", "Σ +1.600"))
-    assert not any(code in text for code in "\x1b\x00\u202e")
-
-
-def test_terminal_uses_colour_where_it_may():
-    console = Console(width=200, force_terminal=True, color_system="truecolor")
-    with console.capture() as captured:
-        console.print(terminal([example(("a", "b"), "p", 2.0)]))
-    assert "48;2;33;102;172" in captured.get()
-
-
 def test_lengths_that_disagree_are_refused():
     with pytest.raises(ValueError, match="x has 1 values for 2 tokens"):
-        ColouredResponse(prompt="p", tokens=("a", "b"), score=1.0, rows={"x": (1.0,)})
+        CreditMap(prompt="p", tokens=("a", "b"), score=1.0, rows={"x": (1.0,)})
 
 
 def test_write(tmp_path):
