@@ -20,6 +20,7 @@ from benchmarks.runs.samplers import SAMPLERS
 from benchmarks.tasks.definitions import Loaded
 from benchmarks.tasks.model_settings import Loading
 from rlhf_core.config import PPOConfig
+from rlhf_core.pages.credit_maps import credit_maps
 from rlhf_core.pages.heat_map import CreditMap
 from rlhf_core.prompts import encoded
 from rlhf_core.rewards import ScoreMoments
@@ -27,7 +28,7 @@ from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.run.description import described
 from rlhf_core.scorers.callables import as_reward_model
 from rlhf_core.trainer import Instrument, PPOTrainer
-from rlhf_core.types import Learns, Policy, Redistributor, Rollout
+from rlhf_core.types import Learns, Redistributor, Rollout
 
 FINAL = "final"
 PLACES = ("models", "cache")
@@ -217,26 +218,6 @@ def examples(
         if not isinstance(method, Learns) and repr(method) not in map(repr, methods.values()):  # λ changes no credit
             methods[arm.label] = method
     rollout = frozen_rollout(loaded, list(methods.values()), config, prompts)
-    token_scores = {label: method(rollout).tolist() for label, method in methods.items()}
-    truths = loaded.contributions(rollout.sequences) if loaded.contributions is not None else None
-    shown = []
-    for row, (prompt, response) in enumerate(
-        zip(rollout.sequences.prompts(), rollout.sequences.responses(), strict=True)
-    ):
-        shown.append(
-            CreditMap(
-                prompt=loaded.policy.decode([prompt])[0],
-                tokens=_token_texts(loaded.policy, response, bool(rollout.sequences.finished[row])),
-                score=float(rollout.scores[row]),
-                rows={label: tuple(scores[row][: len(response)]) for label, scores in token_scores.items()},
-                reference_rows={} if truths is None else {"true contribution": tuple(truths[row])},
-            )
-        )
-    return shown
-
-
-def _token_texts(policy: Policy, response: Sequence[int], ended: bool) -> tuple[str, ...]:
-    """Each token by itself; special tokens, which decode to nothing, by name or id."""
-    texts = policy.decode([[token] for token in response])
-    names = [text or f"⟨{token}⟩" for text, token in zip(texts, response, strict=True)]
-    return (*names[:-1], "⟨eos⟩") if ended else tuple(names)
+    token_scores = {label: method(rollout) for label, method in methods.items()}
+    truths = {} if loaded.contributions is None else {"true contribution": loaded.contributions(rollout.sequences)}
+    return credit_maps(rollout, token_scores, loaded.policy.decode, reference_rows=truths)

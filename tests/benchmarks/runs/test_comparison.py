@@ -228,7 +228,7 @@ def test_examples_show_the_same_responses_once_per_method():
             assert sum(row) == pytest.approx(example.score)
             assert len(row) == len(example.tokens)
         truth = example.reference_rows["true contribution"]
-        assert truth == tuple(float(token == "3") for token in example.tokens)
+        assert truth == tuple(float(token.strip() == "3") for token in example.tokens)
         assert "⟨eos⟩" not in example.tokens[:-1]
     assert any(example.tokens[-1] == "⟨eos⟩" for example in shown)
 
