@@ -8,10 +8,11 @@ response (.jsonl), or plain text: a response, to ``--prompt``; or a prompt, a li
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.base.command_line import parse, refusals
 from benchmarks.credit.given_texts import Row, checked_rows, read_texts
+from models.rewards.score_names import ScoreKind
 
 if TYPE_CHECKING:
     from benchmarks.credit.text_credit import TextCredit
@@ -20,7 +21,7 @@ NAME = "benchmarks.credit_of_text"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class CreditSettings:
     """Show the credit of any text, token by token, under many methods, without training."""
 
     policy: str
@@ -36,8 +37,8 @@ class Settings:
     out: str | None = None
     """Write a page (HTML) to this file, too."""
     overwrite: bool = False
-    """Replace ``out`` where it exists."""
-    score: Literal["single_logit", "logit_difference", "log_odds", "label_logit"] | None = None
+    """Replace the page where there is one."""
+    score: ScoreKind | None = None
     """Which number is the reward, where the reward model leaves a choice."""
     label: str | None = None
     """The label whose log-odds are the reward, where the reward model has several."""
@@ -55,7 +56,7 @@ def credit(
     rows: Sequence[Row],
     methods: str | Sequence[str] = "all",
     *,
-    score: Literal["single_logit", "logit_difference", "log_odds", "label_logit"] | None = None,
+    score: ScoreKind | None = None,
     label: str | None = None,
     device: str = "cpu",
 ) -> "TextCredit":
@@ -82,7 +83,7 @@ def credit(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
-    settings = parse(Settings, NAME, argv)
+    settings = parse(CreditSettings, NAME, argv)
     with refusals(NAME):
         rows = read_texts(settings.text, settings.prompt)
         from rich.console import Console

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_core.files.file_errors import reading
-
 BETWEEN_TEXTS = "==="
 """A line of plain text that ends one prompt and response and begins the next."""
 BEFORE_RESPONSE = "---"
@@ -28,8 +26,10 @@ def read_texts(path: str | Path, prompt: str | None = None) -> list[Row]:
         ValueError: it is not UTF-8 text, a row lacks a prompt or a response, or it holds none at all.
     """
     file = Path(path)
-    with reading(str(path)):
+    try:
         text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     rows = _json_rows(text, path) if file.suffix == ".jsonl" else _plain_rows(text, path, prompt)
     if not rows:
         raise ValueError(f"{path} holds no text: write a response, or JSON lines of prompt and response (.jsonl)")

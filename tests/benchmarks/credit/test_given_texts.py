@@ -57,7 +57,7 @@ def test_files_that_are_no_text_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.txt"):
         read_texts(tmp_path / "none.txt")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"bytes\.txt"):
+    with pytest.raises(ValueError, match=r"bytes\.txt is not UTF-8 text"):
         read_texts(tmp_path / "bytes.txt", "p")
 
 
