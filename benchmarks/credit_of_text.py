@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         from benchmarks.base.quiet_libraries import quiet_libraries
         from benchmarks.credit.text_credit import left_out_lines
-        from benchmarks.reporting.terminal_heat_map import terminal
+        from benchmarks.reporting.terminal_heat_map import show
 
         quiet_libraries()
         found = credit(
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             device=settings.device,
         )
         console = Console()
-        console.print(terminal(found.maps()))
+        show(found.maps(), console)
         for line in left_out_lines(found.left_out):
             console.print(line, markup=False, highlight=False)
         if settings.out is not None:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.reporting import comparison_report, figures, tables
-from benchmarks.reporting.terminal_heat_map import terminal
+from benchmarks.reporting.terminal_heat_map import show
 from benchmarks.runs.comparison import ComparisonResults
 from benchmarks.runs.script import Script
 from benchmarks.runs.single_run import examples
@@ -30,7 +30,7 @@ def write(done: ComparisonResults, _: Any, out: Path, console: Console) -> None:
     comparison_report.write(report, out)
     figures.write(done.only, shown[0], out / "figures")
     heat_map.write(f"Credit on {settings.task}", shown, out / "heatmap.html")
-    console.print(terminal(shown[:2]))
+    show(shown[:2], console)
     tables.show(report.table, console)
     console.print(f"written to {out}: table.md, results.json, figures/, heatmap.html", markup=False, highlight=False)
 

@@ -84,8 +84,12 @@ def given_sequences(prompts: Ids, responses: Ids, *, finished: bool) -> Sequence
     generation was cut there.
 
     Raises:
-        ValueError: no rows, or an empty prompt or response.
+        ValueError: no rows, not as many responses as prompts, or an empty prompt or response.
     """
+    empty = [row for row, pair in enumerate(zip(prompts, responses, strict=False)) if not all(map(len, pair))]
+    if not len(prompts) or len(prompts) != len(responses) or empty:
+        wrong = f"row {empty[0]} is empty" if empty else f"got {len(prompts)} prompts and {len(responses)} responses"
+        raise ValueError(f"given_sequences: {wrong}; give a prompt and a response of one token or more for each row")
     lengths = torch.tensor([len(response) for response in responses])
     prompt, response = max(map(len, prompts), default=0), max(map(len, responses), default=0)
     mask = torch.arange(response) < lengths[:, None]

@@ -16,6 +16,12 @@ MUTATIONS = (
         "tests/rlhf_core/pages/test_heat_map.py::test_a_row_that_loses_score_is_marked",
     ),
     Mutation(
+        "rlhf_core/pages/credit_maps.py",
+        "sums.append(math.fsum(values[place : place + one.tokens]))",
+        "sums.append(values[place])",
+        "tests/rlhf_core/pages/test_credit_maps.py::test_the_credit_of_a_split_character_is_the_sum_over_its_tokens",
+    ),
+    Mutation(
         "rlhf_core/pages/shades.py",
         "return math.copysign(largest * (place / DEPTHS) ** 2, place)",
         "return largest * place / DEPTHS",
