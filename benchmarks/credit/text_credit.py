@@ -11,12 +11,13 @@ from redistributors.credit_table import CreditTable, compare_on
 from redistributors.registry import REDISTRIBUTORS
 from rlhf_core.checks import check_id_range, check_needs, check_vocabulary, needs_of
 from rlhf_core.config import PPOConfig
+from rlhf_core.given_sequences import given_sequences
 from rlhf_core.pages import heat_map
 from rlhf_core.pages.document import escaped
 from rlhf_core.pages.heat_map import CreditMap
 from rlhf_core.prompts import encoded, own_rows
 from rlhf_core.rewards import ScoreMoments
-from rlhf_core.rollout import given_sequences, measure
+from rlhf_core.rollout import measure
 from rlhf_core.scorers.callables import as_reward_model
 from rlhf_core.scorers.signatures import RewardFunction
 from rlhf_core.types import Learns, Policy, Redistributor, RewardModel, Sequences

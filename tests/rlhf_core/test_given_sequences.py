@@ -4,7 +4,7 @@ import pytest
 import torch
 from fakes import ragged_sequences
 
-from rlhf_core.rollout import given_sequences
+from rlhf_core.given_sequences import given_sequences
 
 
 def test_rows_come_back_as_they_were_given():

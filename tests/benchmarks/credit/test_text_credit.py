@@ -11,8 +11,9 @@ from models import load_policy, load_reward_model
 from models.tiny import save_tiny
 from redistributors import REDISTRIBUTORS, Sparse, Uniform
 from rlhf_core import PPOConfig, PPOTrainer
+from rlhf_core.given_sequences import given_sequences
 from rlhf_core.rewards import ScoreMoments
-from rlhf_core.rollout import Draw, given_sequences, measure, sample
+from rlhf_core.rollout import Draw, measure, sample
 
 ROWS = [{"prompt": "the cat", "response": " sat on the 😀 mat"}, {"prompt": "once", "response": ""}]
 
