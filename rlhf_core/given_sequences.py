@@ -11,8 +11,9 @@ Rows = Sequence[Sequence[int]]
 
 
 def given_sequences(prompts: Rows, responses: Rows, *, finished: bool) -> Sequences:
-    """Prompts and responses that nobody sampled, as token ids, in the form that ``rollout.measure`` takes. A response may
-    be as long as it is, and EOS could have come at any token. ``finished`` says whether EOS ends every response, or
+    """Prompts and responses as token ids, in the form that ``rollout.measure`` takes.
+
+    Lengths restrict nothing: EOS could have come at any token. ``finished`` says whether EOS ends every response, or
     generation was cut there.
 
     Raises:
