@@ -122,7 +122,7 @@ def document():
     return page("Credit on three responses", [whole, broken, nothing], "All that is hard to lay out.")
 
 
-@pytest.fixture(scope="module", params=[375, 1280])
+@pytest.fixture(scope="module", params=[320, 375, 1280])
 def width(request):
     return request.param
 
