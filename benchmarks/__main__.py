@@ -15,6 +15,7 @@ from rlhf_core.run.closed_stdout import make_lasting
 COMMANDS: Mapping[str, Mapping[str, str]] = {
     "start here": {
         "value_loss_variance": "compare methods on paired seeds: table, figures, heat map",
+        "credit": "show a text's credit under any methods, without training",
         "prepare": "make models and prompts of a task from data files",
         "presets": "list the settings files that are shipped, or copy one",
         "check": "check a comparison without running it, and its cost",
@@ -48,7 +49,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Commands in groups: the name, which is that of its module below ``benchmarks``, and what it is for."""
-MODULES: Mapping[str, str] = {}
+MODULES: Mapping[str, str] = {"credit": "credit_of_text"}
 """Where the module of a command has another name, since a room has the command's."""
 ALL = {name: MODULES.get(name, name) for group in COMMANDS.values() for name in group}
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.reporting import comparison_report, figures, heat_map, tables
+from benchmarks.reporting import comparison_report, figures, tables
+from benchmarks.reporting.terminal_heat_map import show
 from benchmarks.runs.comparison import ComparisonResults
 from benchmarks.runs.experiment import Experiment
 from benchmarks.runs.single_run import examples
+from rlhf_core.pages import heat_map
 
 EXAMPLES = 6
 
@@ -28,7 +30,7 @@ def write(done: ComparisonResults, _: Any, out: Path, console: Console) -> None:
     comparison_report.write(report, out)
     figures.write(done.only, shown[0], out / "figures")
     heat_map.write(f"Credit on {settings.task}", shown, out / "heatmap.html")
-    console.print(heat_map.terminal(shown[:2]))
+    show(shown[:2], console)
     tables.show(report.table, console)
     console.print(
         f"written to {out}: table.md, table.csv, results.json, figures/, heatmap.html", markup=False, highlight=False

@@ -10,7 +10,7 @@ from numbers import Real
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
 from benchmarks.base.json_files import fingerprint
-from benchmarks.reporting.heat_map import visible
+from rlhf_core.pages.document import visible
 
 Choice = Literal["first", "second", "tie"]
 CHOICES: Mapping[str, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}

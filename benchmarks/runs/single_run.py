@@ -14,7 +14,6 @@ import numpy as np
 
 from benchmarks.base.json_files import jsonable, write_json
 from benchmarks.base.run_folder import RECORD, run_record
-from benchmarks.reporting.heat_map import ColouredResponse
 from benchmarks.reporting.statistics import nan_mean, rank_correlation
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.samplers import SAMPLERS
@@ -22,13 +21,15 @@ from benchmarks.tasks.definitions import Loaded
 from benchmarks.tasks.model_loading import optimizer_maker
 from benchmarks.tasks.model_settings import Loading
 from rlhf_core.config import PPOConfig
+from rlhf_core.pages.credit_maps import credit_maps
+from rlhf_core.pages.heat_map import CreditMap
 from rlhf_core.prompts import encoded
 from rlhf_core.rewards import ScoreMoments
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.run.description import described
 from rlhf_core.scorers.callables import as_reward_model
 from rlhf_core.trainer import Instrument, PPOTrainer
-from rlhf_core.types import Learns, Policy, Redistributor, Rollout
+from rlhf_core.types import Learns, Redistributor, Rollout
 
 FINAL = "final"
 PLACES = ("models", "cache")
@@ -203,7 +204,7 @@ def credit_figures(loaded: Loaded, rollout: Rollout, redistributor: Redistributo
 
 def examples(
     loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: Sequence[Sequence[int]]
-) -> list[ColouredResponse]:
+) -> list[CreditMap]:
     """The same responses of the initial policy under every arm, a row per different redistributor; none for those that
     learn, which have seen nothing yet."""
     methods: dict[str, Redistributor] = {}
@@ -212,25 +213,6 @@ def examples(
         if not isinstance(method, Learns) and repr(method) not in map(repr, methods.values()):  # λ changes no credit
             methods[arm.label] = method
     rollout = frozen_rollout(loaded, list(methods.values()), config, prompts)
-    token_scores = {label: method(rollout).tolist() for label, method in methods.items()}
+    token_scores = {label: method(rollout) for label, method in methods.items()}
     truths = {} if loaded.contributions is None else {"true contribution": loaded.contributions(rollout.sequences)}
-    ended = rollout.sequences.finished.tolist()
-    return [
-        ColouredResponse(
-            prompt=prompt,
-            tokens=_token_texts(loaded.policy, response, ended[row]),
-            score=float(rollout.scores[row]),
-            rows={label: tuple(scores[row][: len(response)]) for label, scores in token_scores.items()},
-            reference_rows={label: tuple(scores[row]) for label, scores in truths.items()},
-        )
-        for row, (prompt, response) in enumerate(
-            zip(loaded.policy.decode(rollout.sequences.prompts()), rollout.sequences.responses(), strict=True)
-        )
-    ]
-
-
-def _token_texts(policy: Policy, response: Sequence[int], ended: bool) -> tuple[str, ...]:
-    """Each token by itself; special tokens, which decode to nothing, by name or id."""
-    texts = policy.decode([[token] for token in response])
-    names = [text or f"⟨{token}⟩" for text, token in zip(texts, response, strict=True)]
-    return (*names[:-1], "⟨eos⟩") if ended else tuple(names)
+    return credit_maps(rollout, token_scores, loaded.policy.decode, reference_rows=truths)

@@ -14,7 +14,16 @@ HEAVY = frozenset(
     }
 )
 COMMANDS = (
-    *("env", "presets", "value_loss_variance", "beta_sweep", "generation_length", "length_drift", "over_optimisation"),
+    *(
+        "env",
+        "presets",
+        "credit_of_text",
+        "value_loss_variance",
+        "beta_sweep",
+        "generation_length",
+        "length_drift",
+        "over_optimisation",
+    ),
     *("reward_kl", "sampling_mismatch", "learning_curves", "positive_generation", "summarisation", "dialogue"),
     *("table1", "credit_faithfulness", "gradient_quality", "preference", "theory"),
 )

@@ -13,8 +13,8 @@ from rich.console import Console
 from benchmarks.reporting import figures, tables
 from benchmarks.reporting.comparison_report import build, verdict, write
 from benchmarks.reporting.curve_readings import LAST
-from benchmarks.reporting.heat_map import ColouredResponse
 from benchmarks.reporting.statistics import Results
+from rlhf_core.pages.heat_map import CreditMap
 
 STEPS = 20
 
@@ -180,7 +180,7 @@ def test_a_method_keeps_its_colour_whoever_else_is_there():
 
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_every_figure_is_written(tmp_path, seeds):
-    example = ColouredResponse(
+    example = CreditMap(
         prompt="p",
         tokens=("a", "$x^", "<eos>"),
         score=1.0,
@@ -199,7 +199,7 @@ def test_every_figure_is_written(tmp_path, seeds):
 
 def test_a_long_response_shows_its_end():
     tokens = tuple(f"word{i}" for i in range(100))
-    example = ColouredResponse(prompt="p", tokens=tokens, score=1.0, rows={"sparse": (0.0,) * 99 + (1.0,)})
+    example = CreditMap(prompt="p", tokens=tokens, score=1.0, rows={"sparse": (0.0,) * 99 + (1.0,)})
     axes = Figure().add_subplot()
     figures.strip(axes, example)
     shown = [text.get_text() for text in axes.texts]

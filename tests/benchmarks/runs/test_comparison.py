@@ -11,7 +11,7 @@ from table_task import PPO, TableTask, settings, table_loaded
 
 from benchmarks.base.presets import PRESETS
 from benchmarks.reporting.comparison_report import build
-from benchmarks.reporting.heat_map import terminal
+from benchmarks.reporting.terminal_heat_map import terminal
 from benchmarks.runs.arms import parse_arms
 from benchmarks.runs.comparison import Panel, plan
 from benchmarks.runs.finished_runs import load_results
@@ -230,7 +230,7 @@ def test_examples_show_the_same_responses_once_per_method():
             assert sum(row) == pytest.approx(example.score)
             assert len(row) == len(example.tokens)
         truth = example.reference_rows["true contribution"]
-        assert truth == tuple(float(token == "3") for token in example.tokens)
+        assert truth == tuple(float(token.strip() == "3") for token in example.tokens)
         assert "⟨eos⟩" not in example.tokens[:-1]
     assert any(example.tokens[-1] == "⟨eos⟩" for example in shown)
 
