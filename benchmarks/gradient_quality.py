@@ -38,7 +38,8 @@ from benchmarks.reporting.statistics import Kind, Summary, bootstrap_interval
 from benchmarks.reporting.tables import Table, Value
 from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
 from benchmarks.runs.single_run import Task
-from benchmarks.tasks.definitions import Loaded, make_task
+from benchmarks.tasks.definitions import make_task
+from benchmarks.tasks.loaded import Loaded
 from benchmarks.tasks.model_settings import Loading
 from redistributors import Credit, Sparse, compare_on
 from rlhf_core.checks import check_needs

@@ -2,12 +2,12 @@
 
 import contextlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
+from benchmarks.base.importing import imported
 from benchmarks.base.json_files import fingerprint
 from benchmarks.judging.win_rates import Preference, Scores
 from benchmarks.reporting.heat_map import visible
@@ -119,9 +119,13 @@ class RewardJudge:
 
 
 def as_judge(judge: Judge | Asked | str) -> Judge:
-    """A judge as it is; a function of (instruction, first, second), or "module:function", wrapped. Raises TypeError for
-    anything else, and what importing raises."""
-    found = pkgutil.resolve_name(judge) if isinstance(judge, str) and ":" in judge else judge
+    """A judge as it is; a function of (instruction, first, second), or "module:function", wrapped.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: a name that cannot be imported.
+    """
+    found = imported(judge) if isinstance(judge, str) and ":" in judge else judge
     if isinstance(found, Judge):
         return found
     if callable(found):

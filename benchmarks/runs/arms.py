@@ -1,7 +1,6 @@
 """Arms: a labelled redistributor with changes to the task's PPO settings, as written on the command line."""
 
 import dataclasses
-import importlib
 import inspect
 import re
 import sys
@@ -15,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 import redistributors
+from benchmarks.base.importing import imported_module
 from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
 from rlhf_core.types import Redistributor
@@ -170,13 +170,7 @@ def _maker(method: str) -> Callable[..., Any]:
 def _class(dotted: str) -> type:
     """Raises ValueError where there is none of this name, or its module cannot be imported."""
     module, _, name = dotted.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # a module may raise anything while it is imported
-        raise ValueError(
-            f"{module} cannot be imported ({type(error).__name__}: {error}); start from the folder that holds it, or "
-            "name that folder in PYTHONPATH"
-        ) from error
+    found = getattr(imported_module(module), name, None)
     if not isinstance(found, type):
         raise ValueError(f"{module} has no class {name}; write package.module.Class")
     return found

@@ -19,7 +19,7 @@ from benchmarks.reporting.paper_curves import require_same_task
 from benchmarks.reporting.statistics import Results
 from benchmarks.runs.arms import PAPER_SETTINGS, Arm, parse_arms, with_settings
 from benchmarks.runs.finished_runs import load_results
-from benchmarks.runs.single_run import PLACES, Run, Task, require_runnable
+from benchmarks.runs.single_run import PLACES, Run, Task, require_runnable, require_scored
 from benchmarks.runs.worker_pool import locked, run_all
 from benchmarks.tasks.definitions import make_task
 from benchmarks.tasks.model_settings import Loading
@@ -28,25 +28,32 @@ from rlhf_core.config import PPOConfig
 MADE_BY = "a comparison"
 MAY_CHANGE = ("redistributors", "controls", "seeds", "processes", "save_every", "options", "paper_curves", *PLACES)
 """What a later call may ask for differently: it adds runs or pictures, and changes no run that is there."""
-TASK_SETTINGS = ("models", "cache", "policy", "reward", "data", "template", "reward_template", "loading")
+TASK_SETTINGS = (
+    *("models", "cache", "policy", "reward", "reward_label", "data", "template", "reward_template", "loading"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSettings:
     """Compare redistributors on paired seeds; settings of PPO are --ppo.NAME, on top of the task's own."""
 
-    task: Literal["toy", "positive_generation", "summarisation", "dialogue"] = "toy"
-    """The embedded task, or one of the paper's (see --models)."""
+    task: Literal["toy", "positive_generation", "summarisation", "dialogue", "own"] = "toy"
+    """The embedded task, one of the paper's (see --models), or your own: what --policy, --data and --reward together
+    mean where no other task is named."""
     models: str | None = None
     """The folder that benchmarks.prepare made; without it the task's hub models are downloaded (toy: its own)."""
     cache: str | None = None
     """toy: the folder that keeps its models, trained once."""
     policy: str | None = None
-    """Without --models: the policy, folder or hub name, instead of the task's."""
+    """The policy, folder or hub name: your own, or (without --models) in place of the task's."""
     reward: str | None = None
-    """Without --models: the reward model, folder or hub name, instead of the task's."""
+    """The reward: your own, a function as my_module:my_function or a classifier, folder or hub name; or (without
+    --models) the reward model in place of the task's."""
+    reward_label: str | None = None
+    """own: the label of a classifier with several labels whose log-odds are the reward."""
     data: str | None = None
-    """Without --models: where prompts come from, a file or hub:NAME, instead of the task's."""
+    """Where prompts come from, a file or hub:NAME: your own, rows with a column prompt; or (without --models) those in
+    place of the task's."""
     template: str | None = None
     """Without --models: prompt template of summarisation or dialogue (see benchmarks.data.templates)."""
     reward_template: str | None = None
@@ -81,6 +88,8 @@ class ComparisonSettings:
         for name in ("steps", "eval_every", "eval_prompts", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.task == "toy" and None not in (self.policy, self.data, self.reward):
+            object.__setattr__(self, "task", "own")
         if self.save_every < 0:
             raise ValueError(f"save_every must be 0 or more, got {self.save_every}")
         seeds = self.seed_list()
@@ -114,7 +123,7 @@ class ComparisonSettings:
     def make_task(self) -> Task:
         """The task, with the settings that are given."""
         given = {name: getattr(self, name) for name in TASK_SETTINGS}
-        return make_task(self.task, **given)
+        return make_task(self.task, held_out=self.eval_prompts, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +197,7 @@ def _checked(task: Task, runs: Sequence[Run]) -> str:
     loaded = task.load()
     for run in {run.folder.parent: run for run in runs}.values():  # one seed speaks for all
         require_runnable(loaded, run)
+    require_scored(loaded, runs[0].config)
     fingerprint = loaded.fingerprint
     del loaded
     if torch.cuda.is_available():
@@ -215,6 +225,17 @@ def plan(settings: ComparisonSettings, task: Task, panel: Panel, config: PPOConf
         for arm in (settings.arms() if panel.arms is None else panel.arms)
         for seed in settings.seed_list()
     ]
+
+
+def announced(settings: ComparisonSettings, runs: Sequence[Run]) -> str:
+    """What is about to run, in a line; response lengths above all, which decide what can be said at all."""
+    low = min(run.config.min_length for run in runs)
+    high = max(run.config.max_length[1] for run in runs)
+    sizes = sorted({run.config.rollout_batch_size for run in runs})
+    return (
+        f"{settings.task}: responses of {low} to {high} tokens (--ppo.min_length, --ppo.max_length), "
+        f"{' or '.join(map(str, sizes))} a step; {len(runs)} runs of {settings.steps} steps in {settings.out}"
+    )
 
 
 def ppo_of(task: Task, ppo: Mapping[str, Any]) -> PPOConfig:

@@ -13,7 +13,15 @@ from benchmarks.base.command_line import command_line
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table
-from benchmarks.runs.comparison import ComparisonResults, ComparisonSettings, Panel, plan, ppo_of, run_comparison
+from benchmarks.runs.comparison import (
+    ComparisonResults,
+    ComparisonSettings,
+    Panel,
+    announced,
+    plan,
+    ppo_of,
+    run_comparison,
+)
 from benchmarks.runs.single_run import Task
 from benchmarks.runs.worker_pool import Interrupted
 from rlhf_core.config import PPOConfig
@@ -70,7 +78,10 @@ class Script:
     ) -> ComparisonResults:
         """Run the comparison and write what the script makes of it; raises as :func:`run_comparison`."""
         own = self.options() if options is None else options
-        done = run_comparison(settings, task, ppo, self.panels(settings, own), own)
+        panels = self.panels(settings, own)
+        runs = [run for panel in panels for run in plan(settings, task, panel, ppo_of(task, ppo))]
+        console.print(announced(settings, runs), markup=False, highlight=False, soft_wrap=True)
+        done = run_comparison(settings, task, ppo, panels, own)
         out = Path(settings.out, self.name if self.folder is None else self.folder)
         out.mkdir(parents=True, exist_ok=True)
         self.write(done, own, out, console)

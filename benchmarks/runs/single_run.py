@@ -5,8 +5,9 @@ written last, is what says that it finished.
 """
 
 import contextlib
+import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,18 +19,21 @@ from benchmarks.reporting.heat_map import ColouredResponse
 from benchmarks.reporting.statistics import nan_mean, rank_correlation
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.samplers import SAMPLERS
-from benchmarks.tasks.definitions import Loaded
+from benchmarks.tasks.loaded import Loaded, TaskPrompts
 from benchmarks.tasks.model_settings import Loading
+from rlhf_core.checks import require_usable
 from rlhf_core.config import PPOConfig
-from rlhf_core.prompts import encoded
+from rlhf_core.prompts import encoded, own_rows
 from rlhf_core.rewards import ScoreMoments
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.run.description import described
 from rlhf_core.scorers.callables import as_reward_model
 from rlhf_core.trainer import Instrument, PPOTrainer
-from rlhf_core.types import Learns, Policy, Redistributor, Rollout
+from rlhf_core.types import Learns, Policy, ReadsRows, Redistributor, Rollout, Sequences
 
 FINAL = "final"
+TRIED = 4
+"""Responses that a reward function is tried on before any run."""
 PLACES = ("models", "cache")
 """Settings that say where files stand."""
 NAMED_PLACES = ("auxiliaries",)
@@ -173,15 +177,47 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
         raise ValueError(f"{who}{error}") from error
 
 
+def require_scored(loaded: Loaded, config: PPOConfig) -> None:
+    """Try a reward function, which may do anything, on a few responses before any run is started.
+
+    Raises:
+        ValueError: it raised, or did not give a finite number for each response; says what.
+    """
+    reward = as_reward_model(loaded.reward, loaded.policy)
+    if not isinstance(reward, ReadsRows):
+        return
+    sequences = _responses(loaded, config, loaded.held_out_prompts[:TRIED])
+    try:
+        scores = reward.score(sequences, frozenset()).scores
+        require_usable("scores", scores, loaded.policy, sequences)
+    except FloatingPointError as error:
+        raise ValueError(f"the reward function was tried on {len(sequences)} responses: {error}") from error
+    except ValueError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"the reward function was tried on {len(sequences)} responses and raised {type(error).__name__}: {error} "
+            f"(line {place.lineno} of {place.filename})"
+        ) from error
+
+
 def frozen_rollout(
-    loaded: Loaded, redistributors: Sequence[Redistributor], config: PPOConfig, prompts: Sequence[Sequence[int]]
+    loaded: Loaded, redistributors: Sequence[Redistributor], config: PPOConfig, prompts: TaskPrompts
 ) -> Rollout:
     """Responses of the policy as it is, with all evidence the redistributors need: the same ones for every method,
     and the same uniforms as in ``PPOTrainer.evaluate``."""
     needs = frozenset(request for redistributor in redistributors for request in redistributor.needs)
     reward = as_reward_model(loaded.reward, loaded.policy)
-    sequences = sample(loaded.policy, prompts, config, Draw(seed=config.seed, name="evaluation", step=0))
+    sequences = _responses(loaded, config, prompts)
     return measure(loaded.policy, reward, sequences, needs, config=config, moments=ScoreMoments())
+
+
+def _responses(loaded: Loaded, config: PPOConfig, prompts: TaskPrompts) -> Sequences:
+    """A response of the policy to each prompt, with what their caller wrote."""
+    ids = encoded(loaded.policy, as_reward_model(loaded.reward, loaded.policy), prompts, config)
+    drawn = sample(loaded.policy, ids, config, Draw(seed=config.seed, name="evaluation", step=0))
+    return replace(drawn, given=own_rows(prompts, 1))
 
 
 def held_out_figures(loaded: Loaded, rollout: Rollout) -> dict[str, float]:
@@ -206,9 +242,7 @@ def credit_figures(loaded: Loaded, rollout: Rollout, redistributor: Redistributo
     return {} if np.isnan(mean) else {"credit_truth": mean}
 
 
-def examples(
-    loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: Sequence[Sequence[int]]
-) -> list[ColouredResponse]:
+def examples(loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: TaskPrompts) -> list[ColouredResponse]:
     """The same responses of the initial policy under every arm, a row per different redistributor; none for those that
     learn, which have seen nothing yet."""
     methods: dict[str, Redistributor] = {}

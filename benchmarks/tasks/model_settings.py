@@ -56,11 +56,12 @@ class Loading:
             auxiliaries=self.auxiliaries,
         )
 
-    def reward(self, name: str, score: ScoreKind) -> ClassifierReward:
+    def reward(self, name: str, score: ScoreKind | None = None, label: str | None = None) -> ClassifierReward:
         """Load a reward model; raises as :func:`models.load_reward_model` does."""
         return load_reward_model(
             name,
             score=score,
+            label=label,
             four_bit=self.four_bit,
             dtype=self.dtype,
             device=self.device,
