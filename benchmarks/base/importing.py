@@ -54,3 +54,22 @@ def imported_module(module: str) -> ModuleType:
         if not isinstance(error, ModuleNotFoundError):
             raise ValueError(raised) from error
         raise ValueError(f"{raised}; start from the folder that holds it, or name that folder in PYTHONPATH") from error
+
+
+def name_of(value: object) -> str:
+    """The name, as module:function, under which :func:`imported` finds this very object: in the module that defines it,
+    or else in the program that was started (a script or a notebook).
+
+    Raises:
+        ValueError: it stands under no name there, as a function inside another one; says the way out.
+    """
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    for home in (str(getattr(value, "__module__", kind.__module__)), "__main__"):
+        names = vars(sys.modules[home]) if home in sys.modules else {}
+        named = next((name for name, each in names.items() if each is value and name.isidentifier()), None)
+        if named is not None:
+            return f"{home}:{named}"
+    raise ValueError(
+        f"{value!r} stands under no name in its module, so that a run cannot say what it was made with; define it at the "
+        "top level of a module, a script or a notebook"
+    )
