@@ -6,10 +6,10 @@ written last, is what says that it finished.
 
 import contextlib
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import numpy as np
 
@@ -21,15 +21,16 @@ from benchmarks.runs.arms import Arm
 from benchmarks.runs.samplers import SAMPLERS
 from benchmarks.tasks.loaded import Loaded, TaskPrompts
 from benchmarks.tasks.model_settings import Loading
-from rlhf_core.checks import require_usable
+from redistributors import REDISTRIBUTORS
+from rlhf_core.checks import require_usable, why_not_provided
 from rlhf_core.config import PPOConfig
 from rlhf_core.prompts import encoded, own_rows
 from rlhf_core.rewards import ScoreMoments
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.run.description import described
-from rlhf_core.scorers.callables import as_reward_model
+from rlhf_core.scorers.callables import METHODS, as_reward_model
 from rlhf_core.trainer import Instrument, PPOTrainer
-from rlhf_core.types import Learns, Policy, ReadsRows, Redistributor, Rollout, Sequences
+from rlhf_core.types import Learns, Policy, ReadsRows, Redistributor, RewardModel, Rollout, Sequences
 
 FINAL = "final"
 TRIED = 4
@@ -99,46 +100,65 @@ def _placeless(value: Any) -> Any:
 
 
 def execute(run: Run) -> None:
-    """Train, then measure the final policy on held-out prompts; ``run.json`` comes last and marks the run finished. A
-    run that was cut short goes on from its newest checkpoint, or begins again.
-
-    What the run prints goes to ``seed-N.log`` beside its folder.
+    """Load the task and :func:`train` on it. What the run prints goes to ``seed-N.log`` beside its folder, and so does
+    the traceback of what ended it.
 
     Raises:
         RuntimeError: the task's models or prompts are not the ones the other runs have.
     """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    log = run.folder.with_name(run.folder.name + ".log")
-    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+    with log_of(run).open("a", encoding="utf-8") as file, _printing_to(file):
         loaded = run.task.load()
         if loaded.fingerprint != run.fingerprint:
             raise RuntimeError("models or prompts of the task changed after the experiment began; start it again")
-        held_out = loaded.held_out_prompts[: run.eval_prompts]
-        redistributor = run.arm.redistributor()
-        policy = SAMPLERS[run.sampler](loaded.policy)
-        trainer = PPOTrainer(
-            policy,
-            loaded.reward,
-            redistributor,
-            run.config,
-            instruments=gold_instruments(loaded),
-            optimizer=run.task.loading.make_optimizer,
-        )
-        before = frozen_rollout(loaded, [redistributor], run.config, held_out)
-        figures = credit_figures(loaded, before, redistributor)
-        trainer.fit(
-            loaded.train_prompts,
-            run.steps,
-            out=run.folder,
-            eval_prompts=held_out,
-            eval_every=run.eval_every,
-            save_every=run.save_every,
-            keep=1,
-            resume=True,
-        )
-        figures |= held_out_figures(loaded, frozen_rollout(loaded, [], run.config, held_out))
+        train(run, loaded)
+
+
+def log_of(run: Run) -> Path:
+    """Where a run of several prints to."""
+    return run.folder.with_name(run.folder.name + ".log")
+
+
+@contextlib.contextmanager
+def _printing_to(file: TextIO) -> Iterator[None]:
+    with contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+        try:
+            yield
+        except Exception:
+            traceback.print_exc(file=file)
+            raise
+
+
+def train(run: Run, loaded: Loaded) -> dict[str, float]:
+    """Train, then measure the final policy on held-out prompts: those figures. ``run.json`` comes last and marks the
+    run finished. A run that was cut short goes on from its newest checkpoint, or begins again."""
+    held_out = loaded.held_out_prompts[: run.eval_prompts]
+    redistributor = run.arm.redistributor()
+    policy = SAMPLERS[run.sampler](loaded.policy)
+    trainer = PPOTrainer(
+        policy,
+        loaded.reward,
+        redistributor,
+        run.config,
+        instruments=gold_instruments(loaded),
+        optimizer=run.task.loading.make_optimizer,
+    )
+    before = frozen_rollout(loaded, [redistributor], run.config, held_out)
+    figures = credit_figures(loaded, before, redistributor)
+    trainer.fit(
+        loaded.train_prompts,
+        run.steps,
+        out=run.folder,
+        eval_prompts=held_out,
+        eval_every=run.eval_every,
+        save_every=run.save_every,
+        keep=1,
+        resume=True,
+    )
+    figures |= held_out_figures(loaded, frozen_rollout(loaded, [], run.config, held_out))
     record = run_record(run.settings(), {"prompts and models": loaded.fingerprint}, made_by="a run")
     write_json(run.folder / RECORD, {**record, FINAL: figures})
+    return figures
 
 
 def gold_instruments(loaded: Loaded) -> list[Instrument]:
@@ -164,11 +184,25 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
     held_out = len(loaded.held_out_prompts)
     if run.eval_prompts > held_out:
         raise ValueError(f"eval_prompts {run.eval_prompts} exceed the task's {held_out} held-out prompts")
+    if reason := why_not_possible(run.arm.redistributor(), loaded):
+        possible = [name for name, make in REDISTRIBUTORS.items() if not why_not_possible(make(), loaded)]
+        way_out = "" if METHODS in reason else f". With this policy and reward there are {', '.join(possible)}"
+        raise ValueError(f"{run.arm.label} is not possible here: {reason}{way_out}")
     try:
         trainer = PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
         encoded(trainer.policy, trainer.reward, (*loaded.train_prompts, *loaded.held_out_prompts), run.config)
     except ValueError as error:
         raise ValueError(f"{run.arm.label}: {error}") from error
+
+
+def why_not_possible(redistributor: Redistributor, loaded: Loaded) -> str:
+    """Why a method cannot work with the task's policy and reward; empty where it can."""
+    reward = as_reward_model(loaded.reward, loaded.policy)
+    for request in redistributor.needs:
+        source: Policy | RewardModel = reward if request.source == "reward" else loaded.policy
+        if reason := why_not_provided(request, source):
+            return reason
+    return ""
 
 
 def require_scored(loaded: Loaded, config: PPOConfig) -> None:

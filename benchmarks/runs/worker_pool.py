@@ -19,10 +19,14 @@ from tqdm import tqdm
 
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.run_folder import RECORD, read_record
-from benchmarks.runs.single_run import Run, execute
+from benchmarks.runs.single_run import Run, execute, log_of
 from rlhf_core.files.differences import differences
 from rlhf_core.run.freed_memory import keep_freed_memory
 from rlhf_core.run.run_folder import SETTINGS
+
+
+class RunFailed(RuntimeError):
+    """A run ended with an error; says which run, the error, and where its traceback stands."""
 
 
 class Interrupted(RuntimeError):
@@ -34,7 +38,7 @@ def run_all(runs: Sequence[Run], processes: int) -> None:
 
     Raises:
         FileExistsError: a finished run has other settings than the one asked for; nothing is run then.
-        RuntimeError: a run failed; the others in progress are let finish, the rest is not started.
+        RunFailed: a run failed; the others in progress are let finish, the rest is not started.
         Interrupted: Ctrl-C; runs in progress are ended after their step, with a checkpoint to go on from.
     """
     due = [run for run in runs if not finished(run)]
@@ -69,7 +73,7 @@ def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) 
 
 
 def _await(submitted: Sequence[tuple[Future[None], Run]], bar: "tqdm[Any]", before: int) -> None:
-    """Watch the runs; raises RuntimeError naming the first that failed."""
+    """Watch the runs; raises RunFailed naming the first that failed."""
     run_of = dict(submitted)
     pending = set(run_of)
     while pending:
@@ -79,7 +83,13 @@ def _await(submitted: Sequence[tuple[Future[None], Run]], bar: "tqdm[Any]", befo
             error = future.exception()
             if error is not None:
                 run = run_of[future]
-                raise RuntimeError(f"{run.arm.label}, seed {run.config.seed} failed: {error}") from error
+                raise _failure(run, error) from error
+
+
+def _failure(run: Run, error: BaseException) -> RunFailed:
+    plain = isinstance(error, ValueError | OSError | RuntimeError)
+    said = f"{error}" if plain else f"{type(error).__name__}: {error}"
+    return RunFailed(f"{run.arm.label}, seed {run.config.seed} failed: {said} (more in {log_of(run)})")
 
 
 @contextlib.contextmanager
