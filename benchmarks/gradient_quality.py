@@ -32,6 +32,7 @@ from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
 from benchmarks.runs.single_run import Task
 from benchmarks.tasks.definitions import make_task
 from benchmarks.tasks.loaded import Loaded
+from benchmarks.tasks.model_loading import optimizer_maker
 from benchmarks.tasks.model_settings import Loading
 from redistributors import Credit, Sparse, compare_on
 from rlhf_core.checks import check_needs
@@ -208,7 +209,7 @@ def stages(loaded: Loaded, settings: Settings, config: PPOConfig) -> Iterator[St
     """
     arms = parse_arms(settings.redistributors)
     configs = {arm.label: with_settings(config, arm.changes) for arm in arms}
-    trainer = PPOTrainer(loaded.policy, loaded.reward, Sparse(), config, optimizer=settings.loading.make_optimizer)
+    trainer = PPOTrainer(loaded.policy, loaded.reward, Sparse(), config, optimizer=optimizer_maker(settings.loading))
     for arm in arms:
         check_needs(arm.redistributor(), trainer.policy, trainer.reward)
     known = len(loaded.held_out_prompts)

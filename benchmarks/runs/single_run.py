@@ -20,6 +20,7 @@ from benchmarks.reporting.statistics import nan_mean, rank_correlation
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.samplers import SAMPLERS
 from benchmarks.tasks.loaded import Loaded, TaskPrompts
+from benchmarks.tasks.model_loading import optimizer_maker
 from benchmarks.tasks.model_settings import Loading
 from redistributors import REDISTRIBUTORS
 from rlhf_core.checks import require_usable, why_not_provided
@@ -141,7 +142,7 @@ def train(run: Run, loaded: Loaded) -> dict[str, float]:
         redistributor,
         run.config,
         instruments=gold_instruments(loaded),
-        optimizer=run.task.loading.make_optimizer,
+        optimizer=optimizer_maker(run.task.loading),
     )
     before = frozen_rollout(loaded, [redistributor], run.config, held_out)
     figures = credit_figures(loaded, before, redistributor)

@@ -10,6 +10,7 @@ from benchmarks.base.own_code import code_fingerprint
 from benchmarks.data.own_prompts import read_own_prompts, split
 from benchmarks.data.records import source_name
 from benchmarks.tasks.loaded import Loaded, task_fingerprint
+from benchmarks.tasks.model_loading import held_policy, held_reward
 from benchmarks.tasks.model_settings import Loading
 from rlhf_core.config import PPOConfig
 from rlhf_core.scorers.signatures import HasFunction, require_columns, require_signature
@@ -62,13 +63,13 @@ class OwnTask:
         rows = read_own_prompts(self.data)
         train, held_out = split(rows, self.data, self.held_out)
         function = self._function(rows) if self.code else None
-        policy = self.loading.policy(self.policy)
+        policy = held_policy(self.loading, self.policy)
         print(f"{source_name(self.data)}: {len(train)} prompts to learn from, {len(held_out)} held out", flush=True)
         models = [self.policy] if self.code else [self.policy, self.reward]
         content = task_fingerprint(models, self.loading, [sorted(row.items()) for row in rows])
         return Loaded(
             policy=policy,
-            reward=function or self.loading.reward(self.reward, label=self.reward_label),
+            reward=function or held_reward(self.loading, self.reward, label=self.reward_label),
             train_prompts=train,
             held_out_prompts=held_out,
             fingerprint=fingerprint([content, code_fingerprint(function) if function else ""]),

@@ -17,7 +17,7 @@ from benchmarks.judging.settings import EndpointSettings, PreferenceSettings, Re
 from benchmarks.preference import main
 from models.policy.loading import load_policy
 from models.tiny import save_tiny
-from models.weights.adapters import LoraSettings
+from models.weights.lora_settings import LoraSettings
 
 KEY = "sk-secret/+0123456789"
 HOSTILE = "\x1b[31m[bold]\u202e"
