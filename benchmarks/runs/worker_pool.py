@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,8 @@ class Interrupted(RuntimeError):
 
 
 def run_all(runs: Sequence[Run], processes: int) -> None:
-    """Do every run that has not finished, ``processes`` at a time, with one progress bar over all steps.
+    """Do every run that has not finished, ``processes`` at a time, with one progress bar over all steps. With 0
+    processes they are done in this one, one after the other: what this process defines need not be imported then.
 
     Raises:
         FileExistsError: a finished run has other settings than the one asked for; nothing is run then.
@@ -44,16 +45,24 @@ def run_all(runs: Sequence[Run], processes: int) -> None:
     due = [run for run in runs if not finished(run)]
     with tqdm(total=sum(run.steps for run in runs), unit="step", dynamic_ncols=True, desc="runs") as bar:
         if due:
-            _run_due(due, processes, bar, sum(run.steps for run in runs) - sum(run.steps for run in due))
+            before = sum(run.steps for run in runs) - sum(run.steps for run in due)
+            _begin(due, bar, before)
+            if processes:
+                _run_due(due, processes, bar, before)
+            else:
+                _run_here(due, bar, before)
         bar.update(sum(run.steps for run in runs) - bar.n)
 
 
-def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) -> None:
+def _begin(due: Sequence[Run], bar: "tqdm[Any]", before: int) -> None:
     for run in due:
         if run.folder.exists() and not (run.folder / SETTINGS).exists():
             shutil.rmtree(run.folder)  # nothing to go on from, and inside a folder that is ours and locked
     bar.update(before)
     bar.unpause()
+
+
+def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) -> None:
     context = multiprocessing.get_context("spawn")  # forking a process that has used torch's threads can hang
     pool = ProcessPoolExecutor(
         min(processes, len(due)), mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
@@ -64,12 +73,49 @@ def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) 
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
             process.terminate()
-        raise Interrupted(
-            f"interrupted: {sum(finished(run) for run in due)} of {len(due)} runs that were due have finished; the "
-            "same command goes on with the others"
-        ) from None
+        raise _interrupted(due) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_here(due: Sequence[Run], bar: "tqdm[Any]", before: int) -> None:
+    with _terminated_like_interrupted(), _watched(due, bar, before):
+        for run in due:
+            try:
+                execute(run)
+            except (KeyboardInterrupt, SystemExit):  # a run that has begun saves a checkpoint, and exits
+                raise _interrupted(due) from None
+            except Exception as error:
+                raise _failure(run, error) from error
+
+
+@contextlib.contextmanager
+def _watched(due: Sequence[Run], bar: "tqdm[Any]", before: int) -> Iterator[None]:
+    """The bar follows the runs while this thread is busy with them."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            _move(bar, due, before)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _move(bar: "tqdm[Any]", due: Iterable[Run], before: int) -> None:
+    bar.update(before + sum(_steps_done(run) for run in due) - bar.n)
+
+
+def _interrupted(due: Sequence[Run]) -> Interrupted:
+    done = sum(finished(run) for run in due)
+    return Interrupted(
+        f"interrupted: {done} of {len(due)} runs that were due have finished; the same command goes on with the others"
+    )
 
 
 def _await(submitted: Sequence[tuple[Future[None], Run]], bar: "tqdm[Any]", before: int) -> None:
@@ -78,7 +124,7 @@ def _await(submitted: Sequence[tuple[Future[None], Run]], bar: "tqdm[Any]", befo
     pending = set(run_of)
     while pending:
         done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-        bar.update(before + sum(_steps_done(run) for run in run_of.values()) - bar.n)
+        _move(bar, run_of.values(), before)
         for future in done:
             error = future.exception()
             if error is not None:
