@@ -16,7 +16,7 @@ from benchmarks.credit import faithfulness_report as report
 from benchmarks.credit.faithfulness_study import Settings, study
 from benchmarks.reporting import tables
 from benchmarks.reporting.publishing import publish
-from benchmarks.runs.arms import PAPER_SETTINGS, with_settings
+from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.tasks.definitions import make_task
 
 NAME = "benchmarks.credit_faithfulness"

@@ -28,7 +28,8 @@ from benchmarks.reporting import figures
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.statistics import Summary, bootstrap_interval
 from benchmarks.reporting.tables import Table, Value
-from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
+from benchmarks.runs.arms import parse_arms
+from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.single_run import Task
 from benchmarks.tasks.definitions import make_task
 from benchmarks.tasks.loaded import Loaded

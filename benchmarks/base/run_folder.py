@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.base.json_files import jsonable, write_json
-from rlhf_core.distributed import require_one_process
 from rlhf_core.files.differences import differences
 from rlhf_core.files.plain_files import read_object
 
@@ -75,6 +74,8 @@ def claim_folder(folder: Path, record: Mapping[str, Any], *, overwrite: bool, ma
     Raises:
         FileExistsError: the folder holds anything else, or another run's settings (every difference is named).
     """
+    from rlhf_core.distributed import require_one_process
+
     require_one_process()
     require_claimable(folder, record, overwrite=overwrite, may_change=may_change)
     if (folder / RECORD).is_file():

@@ -1,10 +1,10 @@
 """A user's own prompts: rows with a column ``prompt``, checked one by one, and split into two."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.data.hold_out import text_hash
 from benchmarks.data.records import read_rows, source_name
 from rlhf_core.prompts import listed, read_prompt
 from rlhf_core.types import Row
@@ -71,7 +71,7 @@ def prompt_key(row: Row) -> str:
 
 
 def _hold_out_order(row: Row) -> tuple[int, int]:
-    number = int.from_bytes(hashlib.sha256(prompt_key(row).encode()).digest(), "big")
+    number = text_hash(prompt_key(row))
     return number % 10, number
 
 

@@ -1,4 +1,4 @@
-"""A comparison: its settings, its runs in panels, one claimed folder, and all curves.
+"""A comparison: its runs in panels, one claimed folder, and all curves.
 
 A *panel* is a group of runs under changed PPO settings or another sampler; every panel runs every arm under every seed.
 Runs stand in OUT/runs/[PANEL/]ARM/seed-N, so scripts that need the same runs can share an OUT: what has run is never
@@ -9,121 +9,24 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from benchmarks.base.json_files import jsonable
 from benchmarks.base.run_folder import claim_folder, require_claimable, run_record
-from benchmarks.reporting.paper_curves import require_same_task
 from benchmarks.reporting.statistics import Results
-from benchmarks.runs.arms import PAPER_SETTINGS, Arm, parse_arms, with_settings
+from benchmarks.runs.arms import Arm
 from benchmarks.runs.finished_runs import load_results
+from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
+from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import PLACES, Run, Task, require_runnable, require_scored
 from benchmarks.runs.worker_pool import locked, run_all
-from benchmarks.tasks.definitions import make_task
-from benchmarks.tasks.model_settings import Loading
 from rlhf_core.config import PPOConfig
 
 MADE_BY = "a comparison"
 MAY_CHANGE = ("redistributors", "controls", "seeds", "processes", "save_every", "options", "paper_curves", *PLACES)
 """What a later call may ask for differently: it adds runs or pictures, and changes no run that is there."""
-TASK_SETTINGS = (
-    *("models", "cache", "policy", "reward", "reward_label", "data", "template", "reward_template", "loading"),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonSettings:
-    """Compare redistributors on paired seeds; settings of PPO are --ppo.NAME, on top of the task's own."""
-
-    task: Literal["toy", "positive_generation", "summarisation", "dialogue", "own"] = "toy"
-    """The embedded task, one of the paper's (see --models), or your own: what --policy, --data and --reward together
-    mean where no other task is named."""
-    models: str | None = None
-    """The folder that benchmarks.prepare made; without it the task's hub models are downloaded (toy: its own)."""
-    cache: str | None = None
-    """toy: the folder that keeps its models, trained once."""
-    policy: str | None = None
-    """The policy, folder or hub name: your own, or (without --models) in place of the task's."""
-    reward: str | None = None
-    """The reward: your own, a function as my_module:my_function or a classifier, folder or hub name; or (without
-    --models) the reward model in place of the task's."""
-    reward_label: str | None = None
-    """own: the label of a classifier with several labels whose log-odds are the reward."""
-    data: str | None = None
-    """Where prompts come from, a file or hub:NAME: your own, rows with a column prompt; or (without --models) those in
-    place of the task's."""
-    template: str | None = None
-    """Without --models: prompt template of summarisation or dialogue (see benchmarks.data.templates)."""
-    reward_template: str | None = None
-    """Without --models: the reward model's own."""
-    loading: Loading = field(default_factory=Loading)
-    """How the models are held."""
-    out: str = "runs/comparison"
-    """Folder of the results. Calling again with the same settings resumes; arms and seeds may be added."""
-    redistributors: str | list[str] = "sparse,uniform,abc"
-    """Arms: names, with settings as uniform(beta=0.8) and changed PPO settings as sparse@lam=1; a method of your own as
-    package.module.Class."""
-    controls: str | list[str] = "sparse@lam=1"
-    """Arms run besides: part of what dense credit buys at lam 0.95, sparse gets from lam 1. Empty for none."""
-    seeds: int | list[int] = 5
-    """How many (0, 1, ...), or which."""
-    steps: int = 60
-    """PPO steps of a run."""
-    eval_every: int = 20
-    """Steps between evaluations on held-out prompts."""
-    eval_prompts: int = 64
-    """Held-out prompts evaluated on."""
-    save_every: int = 0
-    """Steps between checkpoints that a killed run goes on from; 0: it begins again. Ctrl-C saves one in any case."""
-    processes: int = 2
-    """Runs at a time, each in a process of its own with one thread."""
-    paper_curves: str | None = None
-    """The paper's own curves (paper_curves.json.gz), to be drawn behind ours where the task is the same."""
-    overwrite: bool = False
-    """Delete what an earlier comparison left in the out folder."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "eval_every", "eval_prompts", "processes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.task == "toy" and None not in (self.policy, self.data, self.reward):
-            object.__setattr__(self, "task", "own")
-        if self.save_every < 0:
-            raise ValueError(f"save_every must be 0 or more, got {self.save_every}")
-        seeds = self.seed_list()
-        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds must be different numbers, 0 or more, and at least one, got {self.seeds}")
-        if self.models is not None:
-            beside = [name for name in ("policy", "reward", "data", "template") if getattr(self, name) is not None]
-            if beside:
-                raise ValueError(f"--models {self.models} holds policy, reward and prompts: leave out {beside}")
-        if self.paper_curves is not None and not Path(self.paper_curves).is_file():
-            raise ValueError(f"paper_curves: no file {self.paper_curves}")
-        require_same_task(self.paper_curves, self.task)
-
-    def seed_list(self) -> list[int]:
-        """The seeds, written out."""
-        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
-
-    def arms(self) -> tuple[Arm, ...]:
-        """Redistributors, then the controls that are not among them.
-
-        Raises:
-            ValueError: none, or one that cannot be.
-        """
-        asked = parse_arms(self.redistributors)
-        labels = {arm.label for arm in asked}
-        arms = (*asked, *(arm for arm in parse_arms(self.controls) if arm.label not in labels))
-        if not arms:
-            raise ValueError("no arms: name at least one redistributor")
-        return arms
-
-    def make_task(self) -> Task:
-        """The task, with the settings that are given."""
-        given = {name: getattr(self, name) for name in TASK_SETTINGS}
-        return make_task(self.task, held_out=self.eval_prompts, **given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,25 +122,18 @@ def plan(settings: ComparisonSettings, task: Task, panel: Panel, config: PPOConf
     ]
 
 
-def announced(settings: ComparisonSettings, runs: Sequence[Run]) -> str:
-    """What is about to run, in a line; response lengths above all, which decide what can be said at all."""
-    low = min(run.config.min_length for run in runs)
-    high = max(run.config.max_length[1] for run in runs)
-    sizes = sorted({run.config.rollout_batch_size for run in runs})
+def announced(settings: ComparisonSettings, runs: Sequence[Run]) -> tuple[str, str]:
+    """What is about to run, in two lines: first how long responses are, which decides what can be said at all."""
+    low, high = min(run.config.min_length for run in runs), max(run.config.max_length[1] for run in runs)
+    sizes = " or ".join(map(str, sorted({run.config.rollout_batch_size for run in runs})))
+    labels = ", ".join(dict.fromkeys(run.arm.label for run in runs))
     return (
-        f"{settings.task}: responses of {low} to {high} tokens (--ppo.min_length, --ppo.max_length), "
-        f"{' or '.join(map(str, sizes))} a step; {len(runs)} runs of {settings.steps} steps in {settings.out}"
+        f"{settings.task}: responses of {low} to {high} tokens, {sizes} a step (--ppo.max_length, "
+        "--ppo.rollout_batch_size)",
+        f"{labels}: {len(runs)} runs of {settings.steps} steps, in {settings.out}",
     )
 
 
 def ppo_of(task: Task, ppo: Mapping[str, Any]) -> PPOConfig:
     """The task's PPO settings, changed by ``ppo``."""
     return with_settings(with_settings(PAPER_SETTINGS, task.ppo), ppo)
-
-
-def length_changes(low: int, high: int) -> dict[str, Any]:
-    """PPO settings of responses of ``low`` tokens at least, whose maxima are drawn below ``high``, as by the paper's
-    sampler; raises ValueError for an empty range."""
-    if not 1 <= low < high:
-        raise ValueError(f"lengths must be ranges (low, high) with 1 <= low < high, got {(low, high)}")
-    return {"min_length": low, "max_length": [low, high - 1]}

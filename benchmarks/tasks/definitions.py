@@ -8,35 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.data.hold_out import SPLITS, by_hold_out
 from benchmarks.data.preference_tokens import Tokenisation, read_demonstrations, split_prompts
-from benchmarks.data.reviews import SPLITS, by_hold_out, read_reviews, review_prompts
+from benchmarks.data.reviews import read_reviews, review_prompts
 from benchmarks.tasks import toy_reviews as toy
 from benchmarks.tasks.loaded import Loaded, frozen, task_fingerprint
 from benchmarks.tasks.model_loading import held_policy, held_reward
 from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.own_task import OwnTask
-from benchmarks.tasks.prepared_folder import PromptRows, made_small, part, read_prompts
+from benchmarks.tasks.ppo_settings import TOY_PPO, preference_changes, review_changes
+from benchmarks.tasks.prepared_folder import PromptRows, part, read_prompts
 from benchmarks.tasks.toy_models import ToyRecipe, toy_models
 from models.policy.causal_policy import CausalPolicy
 from models.rewards.prompted_reward import PromptedReward
-from rlhf_core.config import PAPER, PaperTask
+from rlhf_core.config import PaperTask
 from rlhf_core.types import Sequences
 
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2048, 256
-# Models trained from scratch in minutes: the paper's learning rate would not move them in a few dozen steps.
-TOY_PPO: Mapping[str, Any] = {
-    "learning_rate": 3e-4,
-    "rollout_batch_size": 16,
-    "minibatch_size": 4,
-    "min_length": 8,
-    "max_length": [16, 24],
-    "kl": {"init_coef": 0.05},
-}
-SMALL_REVIEWS_PPO: Mapping[str, Any] = {**TOY_PPO, "learning_rate": 1e-4, "kl": {"init_coef": 0.1}}
-SMALL_PREFERENCE_PPO: Mapping[str, Mapping[str, Any]] = {
-    "summarisation": {**TOY_PPO, "rollout_batch_size": 8, "max_length": [32, 32]},
-    "dialogue": {**TOY_PPO, "max_length": [48, 48]},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +93,7 @@ class PositiveGeneration:
     @property
     def ppo(self) -> Mapping[str, Any]:
         """The paper's settings, unless ``models`` were made from scratch in a small size."""
-        return SMALL_REVIEWS_PPO if made_small(self.models) else {}
+        return review_changes(self.models)
 
     def load(self) -> Loaded:
         """Read models and prompts; from the hub only where ``models`` is None.
@@ -162,7 +150,7 @@ class PreferenceTask:
     @property
     def ppo(self) -> Mapping[str, Any]:
         """The paper's settings, unless ``models`` were made from scratch in a small size."""
-        return SMALL_PREFERENCE_PPO[self.paper] if made_small(self.models) else PAPER[self.paper]
+        return preference_changes(self.paper, self.models)
 
     def load(self) -> Loaded:
         """As :meth:`PositiveGeneration.load`."""

@@ -1,7 +1,7 @@
 """A task of the user's own: their policy, their prompts, and their reward, which is a function or a classifier."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.base.importing import imported, is_name
@@ -12,7 +12,7 @@ from benchmarks.data.records import source_name
 from benchmarks.tasks.loaded import Loaded, task_fingerprint
 from benchmarks.tasks.model_loading import held_policy, held_reward
 from benchmarks.tasks.model_settings import Loading
-from rlhf_core.config import PPOConfig
+from benchmarks.tasks.ppo_settings import own_changes
 from rlhf_core.scorers.signatures import HasFunction, require_columns, require_signature
 from rlhf_core.types import RewardModel, Row
 
@@ -47,10 +47,8 @@ class OwnTask:
 
     @property
     def ppo(self) -> Mapping[str, Any]:
-        """Our defaults in place of the paper's settings, which are for the beginnings of film reviews."""
-        defaults = asdict(PPOConfig())
-        del defaults["seed"]
-        return defaults
+        """What it changes in the paper's settings (``PPOConfig.from_paper``)."""
+        return own_changes()
 
     def load(self) -> Loaded:
         """Read prompts and models; says what is held out.

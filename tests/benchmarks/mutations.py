@@ -148,7 +148,7 @@ MUTATIONS = (
         "tests/rlhf_core/test_bad_input.py::test_prepared_prompts_are_ids_or_refused_by_line",
     ),
     Mutation(
-        "benchmarks/data/templates.py",
+        "benchmarks/data/rendering.py",
         ", add_special_tokens=False",
         "",
         "tests/benchmarks/data/test_preference_formats.py::test_every_text_begins_once",
@@ -340,7 +340,7 @@ MUTATIONS = (
         "tests/benchmarks/runs/test_length_drift.py::test_the_score_is_constant_and_the_evidence_the_models_own",
     ),
     Mutation(
-        "benchmarks/length_drift.py",
+        "benchmarks/experiments/length_drift.py",
         "return nan_mean(curve[:, 1:][:, -LAST:]) - curve[:, 0]",
         "return nan_mean(curve[:, -LAST:]) - curve[:, 0]",
         "tests/benchmarks/runs/test_length_drift.py::test_change_and_drift_by_hand",

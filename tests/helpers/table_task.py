@@ -9,7 +9,7 @@ from fakes import TablePolicy
 from matplotlib.figure import Figure
 
 from benchmarks.runs import worker_pool as runner
-from benchmarks.runs.comparison import ComparisonSettings
+from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.tasks.loaded import Loaded
 from benchmarks.tasks.model_settings import Loading
 

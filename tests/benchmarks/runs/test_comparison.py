@@ -13,9 +13,11 @@ from table_task import PPO, TableTask, settings, table_loaded
 from benchmarks.base.presets import PRESETS
 from benchmarks.reporting.comparison_report import build
 from benchmarks.reporting.heat_map import terminal
-from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
-from benchmarks.runs.comparison import ComparisonSettings, Panel, plan
+from benchmarks.runs.arms import parse_arms
+from benchmarks.runs.comparison import Panel, plan
 from benchmarks.runs.finished_runs import load_results
+from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
+from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import credit_figures, examples, execute, frozen_rollout, log_of
 from benchmarks.runs.worker_pool import Interrupted, RunFailed, finished, run_all
 from benchmarks.tasks.definitions import make_task
@@ -36,7 +38,7 @@ class BrokenTask:
 
 def run_compare(chosen, task=None, ppo=None):
     text = io.StringIO()
-    study = SCRIPT.run(chosen, task or TableTask(), ppo or {}, Console(file=text, width=120))
+    study = SCRIPT.experiment().run(chosen, task or TableTask(), ppo or {}, Console(file=text, width=120))
     return build(study.only), text.getvalue()
 
 
@@ -235,7 +237,7 @@ def test_examples_show_the_same_responses_once_per_method():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"seeds": 0}, {"seeds": [1, 1]}, {"seeds": [-1]}, {"steps": 0}, {"processes": 0}, {"eval_prompts": 0}]
+    "bad", [{"seeds": 0}, {"seeds": [1, 1]}, {"seeds": [-1]}, {"steps": 0}, {"processes": -1}, {"eval_prompts": 0}]
 )
 def test_bad_comparisons_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

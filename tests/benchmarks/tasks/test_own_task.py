@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from benchmarks.runs.comparison import ComparisonSettings
+from benchmarks.experiments.value_loss_variance import EXPERIMENT
+from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import require_scored
 from benchmarks.tasks.definitions import make_task
 from benchmarks.tasks.own_task import OwnTask
-from benchmarks.value_loss_variance import SCRIPT
 from models.tiny import save_tiny
 from rlhf_core.config import PPOConfig
 from rlhf_core.scorers.callables import TokenReward
@@ -170,8 +170,8 @@ def test_from_the_flags_to_the_table(places, tmp_path, request):
         out=str(tmp_path / "out"),
     )
     text = io.StringIO()
-    SCRIPT.run(settings, settings.make_task(), SMALL, Console(file=text, width=80))
-    assert text.getvalue().startswith("own: responses of 1 to 5 tokens (--ppo.min_length, --ppo.max_length), 4 a step;")
+    EXPERIMENT.run(settings, settings.make_task(), SMALL, Console(file=text, width=80))
+    assert text.getvalue().startswith("own: responses of 1 to 5 tokens, 4 a step (--ppo.max_length")
     assert (tmp_path / "out" / "table.md").is_file()
     asked = dict(sys.modules["rewards_of_mine"].SEEN)
     rows = [json.loads(line) for line in (places / "prompts.jsonl").read_text().splitlines()]
