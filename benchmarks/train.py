@@ -30,8 +30,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = TrainSettings(**{one.name: chosen[one.name] for one in fields(TrainSettings)}).comparison()
         settings.require_ppo(ppo)
         from benchmarks.experiments.single_training import run_training
+        from benchmarks.runs.worker_pool import RunFailed
 
-        run_training(settings, ppo)
+        try:
+            run_training(settings, ppo)
+        except RunFailed as failed:
+            parser.exit(1, f"{parser.prog}: error: {failed}\n")
     except (ValueError, OSError) as error:
         parser.refuse(error)
 

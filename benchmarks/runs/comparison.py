@@ -127,10 +127,11 @@ def announced(settings: ComparisonSettings, runs: Sequence[Run]) -> tuple[str, s
     low, high = min(run.config.min_length for run in runs), max(run.config.max_length[1] for run in runs)
     sizes = " or ".join(map(str, sorted({run.config.rollout_batch_size for run in runs})))
     labels = ", ".join(dict.fromkeys(run.arm.label for run in runs))
+    counted = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     return (
         f"{settings.task}: responses of {low} to {high} tokens, {sizes} a step (--ppo.max_length, "
         "--ppo.rollout_batch_size)",
-        f"{labels}: {len(runs)} runs of {settings.steps} steps, in {settings.out}",
+        f"{labels}: {counted} of {settings.steps} steps, in {settings.out}",
     )
 
 

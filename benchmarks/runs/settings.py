@@ -75,8 +75,11 @@ class ComparisonSettings:
         for name, least in {"steps": 1, "eval_every": 1, "eval_prompts": 1, "processes": 0, "save_every": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        if self.task == "toy" and None not in (self.policy, self.data, self.reward):
+        own = {"policy": self.policy, "data": self.data, "reward": self.reward}
+        if self.task in ("toy", "own") and any(own.values()):
             object.__setattr__(self, "task", "own")
+            if missing := [f"--{name}" for name, value in own.items() if value is None]:
+                raise ValueError(f"--policy, --data and --reward belong together; give {' and '.join(missing)} too")
         seeds = self.seed_list()
         if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds must be different numbers, 0 or more, and at least one, got {self.seeds}")

@@ -193,7 +193,8 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
         trainer = PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
         encoded(trainer.policy, trainer.reward, (*loaded.train_prompts, *loaded.held_out_prompts), run.config)
     except ValueError as error:
-        raise ValueError(f"{run.arm.label}: {error}") from error
+        room = " (--ppo.max_length sets the longest response)" if "response tokens" in f"{error}" else ""
+        raise ValueError(f"{run.arm.label}: {error}{room}") from error
 
 
 def why_not_possible(redistributor: Redistributor, loaded: Loaded) -> str:

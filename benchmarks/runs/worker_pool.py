@@ -86,7 +86,7 @@ def _run_here(due: Sequence[Run], bar: "tqdm[Any]", before: int) -> None:
             except (KeyboardInterrupt, SystemExit):  # a run that has begun saves a checkpoint, and exits
                 raise _interrupted(due) from None
             except Exception as error:
-                raise _failure(run, error) from error
+                raise failure(run, error) from error
 
 
 @contextlib.contextmanager
@@ -129,10 +129,11 @@ def _await(submitted: Sequence[tuple[Future[None], Run]], bar: "tqdm[Any]", befo
             error = future.exception()
             if error is not None:
                 run = run_of[future]
-                raise _failure(run, error) from error
+                raise failure(run, error) from error
 
 
-def _failure(run: Run, error: BaseException) -> RunFailed:
+def failure(run: Run, error: BaseException) -> RunFailed:
+    """The error of a run that failed, in words."""
     plain = isinstance(error, ValueError | OSError | RuntimeError)
     said = f"{error}" if plain else f"{type(error).__name__}: {error}"
     return RunFailed(f"{run.arm.label}, seed {run.config.seed} failed: {said} (more in {log_of(run)})")

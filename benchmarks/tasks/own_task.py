@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.base.importing import imported, is_name
@@ -44,6 +45,8 @@ class OwnTask:
         if is_name(self.reward):
             fn = self._function()
             object.__setattr__(self, "code", code_fingerprint(fn))
+        elif Path(f"{self.reward}.py").is_file() and not Path(self.reward).exists():
+            raise ValueError(f"--reward {self.reward} names a module; write {self.reward}:function")
 
     @property
     def ppo(self) -> Mapping[str, Any]:

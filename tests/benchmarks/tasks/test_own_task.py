@@ -93,8 +93,8 @@ def test_three_flags_make_a_task_of_ones_own(places):
     assert replace(settings, steps=3).make_task() == own
     with pytest.raises(ValueError, match="task 'own' needs --data, --reward"):
         make_task("own", policy="somewhere")
-    with pytest.raises(ValueError, match="task 'toy' has no setting policy"):
-        ComparisonSettings(policy="somewhere").make_task()
+    with pytest.raises(ValueError, match="belong together; give --data and --reward too"):
+        ComparisonSettings(policy="somewhere")
 
 
 def test_what_decides_its_numbers_is_in_the_settings_and_the_fingerprint(places, monkeypatch):
