@@ -47,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_usage())
         return
     if name not in PREPARATIONS:
-        tasks = ", ".join(PREPARATIONS)
-        sys.exit(f"{called_as(NAME)}: error: no task {name!r}; one of {tasks}{nearest(name, PREPARATIONS)}")
+        way_out = nearest(name, PREPARATIONS) or f"; the first word must be one of {', '.join(PREPARATIONS)}"
+        print(f"{called_as(NAME)}: error: no task {name!r}{way_out}", file=sys.stderr)
+        raise SystemExit(2)
     kind, prepare = PREPARATIONS[name]
     settings = parse(kind, f"{NAME} {name}", flags, defaults=TASK_DEFAULTS.get(name))
     with refusals(f"{NAME} {name}"):
@@ -57,7 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         from benchmarks.base.quiet_libraries import quiet_libraries
 
         quiet_libraries()
-        print("\n".join(prepare(settings)["samples"]))
+        report = prepare(settings)
+        print("samples, prompt | continuation:")
+        for sample in report["samples"]:
+            print(f"  {' '.join(sample.split())}")
+        print(f"written to {settings.out}: policy/, reward/, prompts.jsonl, report.json")
 
 
 def _usage() -> str:

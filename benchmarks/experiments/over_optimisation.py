@@ -43,7 +43,7 @@ def draw(done: ComparisonResults, options: OverOptimisation) -> Figure:
             figures.path(axes, kl, curve, results, arm)
     for axes, title in zip(figure.axes, ("proxy score", "gold score", "proxy − gold"), strict=True):
         axes.set_title(f"{title} (gain, std of step 1)", loc="left")
-        axes.set_xlabel("KL (nats a response)")
+        figures.value_axis(axes, "KL (nats per response)")
     figures.one_scale(figure.axes[:2])
     title = f"{results.task} (means over {len(results.seeds)} seeds and {options.block} steps)"
     figures.legend(figure, figure.axes[0], title)

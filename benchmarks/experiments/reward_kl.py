@@ -1,5 +1,7 @@
 """Reward against KL, as in the paper's figure 5, and the reward where KL first reaches fixed levels."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -30,9 +32,10 @@ def draw(done: ComparisonResults, options: RewardKL) -> Figure:
     low, high = axes.get_xlim()
     nats = np.array([max(0.0, low), high])
     axes.plot(nats, coefficient * nats, color="0.6", linestyle="--", linewidth=0.7)
-    axes.annotate(f"{coefficient:g} · KL", (nats[1], coefficient * nats[1]), fontsize=6.5, color="0.4", ha="right")
+    above: dict[str, Any] = {"xytext": (0, 2), "textcoords": "offset points", "ha": "right", "va": "bottom"}
+    axes.annotate(f"{coefficient:g} · KL", (nats[1], coefficient * nats[1]), fontsize=6.5, color="0.4", **above)
     axes.set_xlim(low, high)
-    axes.set_xlabel("KL to the reference (nats a response)")
+    figures.value_axis(axes, "KL to the reference (nats per response)")
     axes.set_ylabel("score")
     title = f"{results.task} (means over {len(results.seeds)} seeds and {options.block} steps; dots: single runs)"
     figures.legend(figure, axes, title)

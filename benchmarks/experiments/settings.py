@@ -78,7 +78,7 @@ class RewardKL:
     """Where the reward is read."""
 
     levels: tuple[float, ...] = (5.0, 10.0, 15.0, 20.0)
-    """KLs, nats a response, at which the reward is compared."""
+    """KLs, nats per response, at which the reward is compared."""
     block: int = 5
     """Steps averaged into one point of a line."""
 

@@ -69,6 +69,7 @@ def draw(found: Sequence[Results], settings: TableOne) -> Figure:
         axes.set_yticks(range(len(results.arms)), labels=results.arms)
         axes.invert_yaxis()
         axes.set_title(f"{results.task}: average score", loc="left")
+        figures.value_axis(axes, "score")
     return figure
 
 

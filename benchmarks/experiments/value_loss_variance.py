@@ -30,7 +30,9 @@ def write(done: ComparisonResults, _: Any, out: Path, console: Console) -> None:
     heat_map.write(f"Credit on {settings.task}", shown, out / "heatmap.html")
     console.print(heat_map.terminal(shown[:2]))
     tables.show(report.table, console)
-    console.print(f"written to {out}: table.md, results.json, figures/, heatmap.html", markup=False, highlight=False)
+    console.print(
+        f"written to {out}: table.md, table.csv, results.json, figures/, heatmap.html", markup=False, highlight=False
+    )
 
 
 EXPERIMENT = Experiment(write=write, folder="")

@@ -30,7 +30,7 @@ FRONTIER = "score against KL"
 TITLES = {quantity.metric: quantity.title for quantity in QUANTITIES} | {
     "score": "score",
     "length": "response length (tokens)",
-    "kl": "KL to the reference (nats a response)",
+    "kl": "KL to the reference (nats per response)",
     "value_loss": "value loss (raw)",
     "gold_score": "true score",
 }
@@ -163,6 +163,12 @@ def step_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def value_axis(axes: Axes, label: str) -> None:
+    """A quantity below, with few enough numbers that long ones do not touch."""
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+
+
 def grid(panels: int, *, columns: int | None = None, width: float = PANEL[0]) -> Figure:
     """An empty figure of so many panels; at most two side by side unless ``columns`` says otherwise."""
     across = columns or min(panels, 2 if panels % 2 == 0 else 3)
@@ -180,7 +186,7 @@ def frontier(axes: Axes, results: Results) -> None:
         kl, score = (blocks(results.curves[arm][metric].mean(0)[None], BLOCK)[0] for metric in ("kl", "score"))
         path(axes, kl, score, results, arm)
     axes.set_title(f"score against KL (means over seeds and {BLOCK} steps)", loc="left")
-    axes.set_xlabel("KL (nats a response)")
+    value_axis(axes, "KL (nats per response)")
 
 
 def path(axes: Axes, x: Array, y: Array, results: Results, arm: str) -> None:

@@ -46,8 +46,8 @@ def read_arm(text: str, known: Collection[str]) -> ArmText:
         raise ValueError(f"cannot read the arm {text!r}; write name, name(setting=value) or name@ppo_setting=value")
     method, settings = found
     if "." not in method and method not in known:
-        meant = nearest(method, known)
-        raise ValueError(f"no redistributor {method!r}; one of {', '.join(known)}, or package.module.Class{meant}")
+        way_out = nearest(method, known) or f"; one of {', '.join(known)}, or package.module.Class"
+        raise ValueError(f"no redistributor {method!r}{way_out}")
     try:
         changes = {name: value_of(value) for name, value in assignments(changed).items()}
     except ValueError as error:

@@ -115,6 +115,7 @@ def plan(settings: ComparisonSettings, task: Task, panel: Panel, config: PPOConf
             save_every=settings.save_every,
             eval_prompts=settings.eval_prompts,
             sampler=panel.sampler,
+            panel=panel.name,
             folder=Path(settings.out) / "runs" / panel.name / arm.label / f"seed-{seed}",
         )
         for arm in (settings.arms() if panel.arms is None else panel.arms)

@@ -7,7 +7,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from rlhf_core.config import PPOConfig
+from rlhf_core.config import OTHER_WORDS, PPOConfig
+from rlhf_core.names import nearest
 
 PAPER_SETTINGS = PPOConfig.from_paper("positive_generation")
 """What the settings of a task, and those on the command line, change."""
@@ -20,7 +21,10 @@ def with_settings(base: PPOConfig, changes: Mapping[str, Any]) -> PPOConfig:
         ValueError: an unknown name, a value of another type, or one out of range.
     """
     parser = _ppo_parser()
-    merged = {**_flat(asdict(base)), **_flat(changes)}
+    known, changed = _flat(asdict(base)), _flat(changes)
+    for name in changed.keys() - known.keys():
+        raise ValueError(f"no PPO setting {name!r}{nearest(name, known, OTHER_WORDS)}")
+    merged = known | changed
     try:
         config: PPOConfig = parser.instantiate(parser.parse_object({"ppo": merged})).ppo
     except ValueError:

@@ -78,6 +78,8 @@ class Run:
     """Steps between checkpoints to go on from; decides no number."""
     sampler: str = "matched"
     """How responses are drawn: a name of ``benchmarks.runs.samplers``."""
+    panel: str = ""
+    """The panel's name, for messages."""
 
     def settings(self) -> dict[str, Any]:
         """What decides this run's numbers; a finished run counts only if it is the same."""

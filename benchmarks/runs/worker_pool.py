@@ -7,18 +7,17 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.run_folder import RECORD, read_record
+from benchmarks.runs.progress import LOOK_SECONDS, Progress, Tail
 from benchmarks.runs.single_run import Run, execute, log_of
 from rlhf_core.files.differences import differences
 from rlhf_core.run.freed_memory import keep_freed_memory
@@ -34,8 +33,8 @@ class Interrupted(RuntimeError):
 
 
 def run_all(runs: Sequence[Run], processes: int) -> None:
-    """Do every run that has not finished, ``processes`` at a time, with one progress bar over all steps. With 0
-    processes they are done in this one, one after the other: what this process defines need not be imported then.
+    """Do every run that has not finished, ``processes`` at a time, and say on standard error what they are learning.
+    With 0 processes they are done in this one, one after the other: what it defines need not be imported then.
 
     Raises:
         FileExistsError: a finished run has other settings than the one asked for; nothing is run then.
@@ -43,33 +42,25 @@ def run_all(runs: Sequence[Run], processes: int) -> None:
         Interrupted: Ctrl-C; runs in progress are ended after their step, with a checkpoint to go on from.
     """
     due = [run for run in runs if not finished(run)]
-    with tqdm(total=sum(run.steps for run in runs), unit="step", dynamic_ncols=True, desc="runs") as bar:
-        if due:
-            before = sum(run.steps for run in runs) - sum(run.steps for run in due)
-            _begin(due, bar, before)
-            if processes:
-                _run_due(due, processes, bar, before)
-            else:
-                _run_here(due, bar, before)
-        bar.update(sum(run.steps for run in runs) - bar.n)
-
-
-def _begin(due: Sequence[Run], bar: "tqdm[Any]", before: int) -> None:
+    if not due:
+        return
     for run in due:
         if run.folder.exists() and not (run.folder / SETTINGS).exists():
             shutil.rmtree(run.folder)  # nothing to go on from, and inside a folder that is ours and locked
-    bar.update(before)
-    bar.unpause()
+    if processes:
+        _run_in_workers(due, processes, progress_of(runs, due))
+    else:
+        _run_here(due, progress_of(runs, due))
 
 
-def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) -> None:
+def _run_in_workers(due: Sequence[Run], processes: int, progress: Progress) -> None:
     context = multiprocessing.get_context("spawn")  # forking a process that has used torch's threads can hang
     pool = ProcessPoolExecutor(
         min(processes, len(due)), mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
     )
     try:
         with _terminated_like_interrupted():
-            _await([(pool.submit(_execute, run), run) for run in due], bar, before)
+            _await({pool.submit(_execute, run): run for run in due}, progress)
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
             process.terminate()
@@ -78,25 +69,27 @@ def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run_here(due: Sequence[Run], bar: "tqdm[Any]", before: int) -> None:
-    with _terminated_like_interrupted(), _watched(due, bar, before):
+def _run_here(due: Sequence[Run], progress: Progress) -> None:
+    with _terminated_like_interrupted():
         for run in due:
             try:
-                execute(run)
+                with _watched(progress):
+                    execute(run)
             except (KeyboardInterrupt, SystemExit):  # a run that has begun saves a checkpoint, and exits
                 raise _interrupted(due) from None
             except Exception as error:
                 raise failure(run, error) from error
+            progress.finished(run)
 
 
 @contextlib.contextmanager
-def _watched(due: Sequence[Run], bar: "tqdm[Any]", before: int) -> Iterator[None]:
-    """The bar follows the runs while this thread is busy with them."""
+def _watched(progress: Progress) -> Iterator[None]:
+    """Progress is said while this thread is busy with what makes it."""
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(1.0):
-            _move(bar, due, before)
+        while not done.wait(LOOK_SECONDS):
+            progress.look()
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -107,10 +100,6 @@ def _watched(due: Sequence[Run], bar: "tqdm[Any]", before: int) -> Iterator[None
         watcher.join()
 
 
-def _move(bar: "tqdm[Any]", due: Iterable[Run], before: int) -> None:
-    bar.update(before + sum(_steps_done(run) for run in due) - bar.n)
-
-
 def _interrupted(due: Sequence[Run]) -> Interrupted:
     done = sum(finished(run) for run in due)
     return Interrupted(
@@ -118,25 +107,34 @@ def _interrupted(due: Sequence[Run]) -> Interrupted:
     )
 
 
-def _await(submitted: Sequence[tuple[Future[None], Run]], bar: "tqdm[Any]", before: int) -> None:
-    """Watch the runs; raises RunFailed naming the first that failed."""
-    run_of = dict(submitted)
-    pending = set(run_of)
-    while pending:
-        done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-        _move(bar, run_of.values(), before)
-        for future in done:
-            error = future.exception()
-            if error is not None:
-                run = run_of[future]
-                raise failure(run, error) from error
-
-
 def failure(run: Run, error: BaseException) -> RunFailed:
     """The error of a run that failed, in words."""
     plain = isinstance(error, ValueError | OSError | RuntimeError)
     said = f"{error}" if plain else f"{type(error).__name__}: {error}"
     return RunFailed(f"{run.arm.label}, seed {run.config.seed} failed: {said} (more in {log_of(run)})")
+
+
+def progress_of(runs: Sequence[Run], due: Sequence[Run]) -> Progress:
+    """Progress over all steps of ``runs``, of which only the ``due`` ones are under way; steps that they took earlier,
+    before they were cut short, are done."""
+    tails = [Tail(run) for run in due]
+    for tail in tails:
+        tail.advance()
+    total = sum(run.steps for run in runs)
+    return Progress(tails=tails, total=total, before=total - sum(run.steps for run in due))
+
+
+def _await(run_of: Mapping[Future[None], Run], progress: Progress) -> None:
+    """Watch the runs; raises RunFailed naming the first that failed."""
+    pending = set(run_of)
+    while pending:
+        done, pending = wait(pending, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
+        progress.look()
+        for future in done:
+            run, error = run_of[future], future.exception()
+            if error is not None:
+                raise failure(run, error) from error
+            progress.finished(run)
 
 
 @contextlib.contextmanager
@@ -196,12 +194,6 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
-
-
-def _steps_done(run: Run) -> int:
-    """Lines of the run's metrics so far."""
-    metrics = run.folder / "metrics.jsonl"
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
 def finished(run: Run) -> bool:

@@ -54,7 +54,16 @@ def reported(report: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
     started, measured = time.perf_counter(), dict[str, Any]()
     yield measured
     report[name] = {**measured, "seconds": time.perf_counter() - started}
-    print(f"{name.replace('_', ' ')}: {report[name]}", flush=True)
+    print(f"{name.replace('_', ' ')}: {_said(report[name])}", flush=True)
+
+
+def _said(measured: Mapping[str, Any]) -> str:
+    """Such as "perplexity 709, accuracy 0.5, seconds 31"; what is measured in parts stands in brackets."""
+    words = {name.replace("_", " "): value for name, value in measured.items()}
+    shown = {name: f"({_said(value)})" if isinstance(value, Mapping) else value for name, value in words.items()}
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()
+    )
 
 
 def require_prompts(splits: Mapping[str, Sequence[object]], why: str) -> None:

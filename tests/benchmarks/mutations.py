@@ -250,6 +250,18 @@ MUTATIONS = (
         "tests/benchmarks/reporting/test_comparison_report.py::test_every_number_of_every_arm_is_in_the_terminal_at_any_width",
     ),
     Mutation(
+        "benchmarks/runs/progress.py",
+        "self.steps += len(added)",
+        "self.steps = len(added)",
+        "tests/benchmarks/runs/test_progress.py::test_only_whole_lines_that_are_new_are_read",
+    ),
+    Mutation(
+        "benchmarks/reporting/tables.py",
+        " or value.low == value.high",
+        "",
+        "tests/benchmarks/reporting/test_comparison_report.py::test_one_seed_prints_no_interval",
+    ),
+    Mutation(
         "benchmarks/runs/arms.py",
         "        _require_method(method)\n        settings",
         "        settings",
@@ -268,7 +280,7 @@ MUTATIONS = (
         "tests/benchmarks/runs/test_arms.py::test_nothing_but_a_redistributors_class_or_a_part_of_one_is_called",
     ),
     Mutation(
-        "benchmarks/runs/arms.py",
+        "benchmarks/runs/arm_texts.py",
         "if character == separator and depth == 0:",
         "if character == separator:",
         "tests/benchmarks/runs/test_arms.py::test_commas_part_arms_and_settings_only_outside_brackets",

@@ -13,7 +13,11 @@ HEAVY = frozenset(
         *("pandas", "pyarrow", "tokenizers", "safetensors", "huggingface_hub", "jaxtyping", "einops"),
     }
 )
-COMMANDS = ("env",)
+COMMANDS = (
+    *("env", "value_loss_variance", "beta_sweep", "generation_length", "length_drift", "over_optimisation"),
+    *("reward_kl", "sampling_mismatch", "learning_curves", "positive_generation", "summarisation", "dialogue"),
+    "table1",
+)
 """Modules below ``benchmarks`` that are light: a command that becomes light is added here."""
 SETTINGS = (
     *("rlhf_core", "redistributors", "models", "rlhf_core.config", "models.weights.lora_settings"),
@@ -52,4 +56,43 @@ def test_help_and_a_typo_import_nothing_heavy(name):
     mistyped, modules = imported(CALL, f"benchmarks.{name}", "--no-such-flag", "3")
     assert mistyped.returncode == 2
     assert mistyped.stderr.startswith(f"python -m benchmarks.{name}: error: --no_such_flag")
+    assert HEAVY & modules == set()
+
+
+@pytest.mark.parametrize("task", ["positive_generation", "summarisation", "dialogue"])
+def test_a_preparation_is_refused_before_anything_heavy_is_imported(task, tmp_path):
+    data = {"positive_generation": "--data"}.get(task, "--comparisons")
+    wrong = {
+        (task, "--no_such"): f"benchmarks.prepare {task}: error: --no_such",
+        (task, "--out", str(tmp_path / "out"), data, "absent.jsonl"): "error: no file absent.jsonl",
+        (task[:-1],): f"error: no task '{task[:-1]}'; did you mean '{task}'?",
+        (task, "--out", "o", data, "x", "--size", "huge"): "--size: must be one of micro, tiny, small, gpt2",
+    }
+    for words, said in wrong.items():
+        done, modules = imported(CALL, "benchmarks.prepare", *words)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert HEAVY & modules == set()
+    for words in (["--help"], [task, "--help"]):
+        done, modules = imported(CALL, "benchmarks.prepare", *words)
+        assert done.stdout.startswith("usage: python -m benchmarks.prepare")
+        assert HEAVY & modules == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--redistributors", "sprase"], "no redistributor 'sprase'; did you mean 'sparse'?"),
+        (["--redistributors", "sparse@lamm=1"], "arm sparse@lamm=1: no PPO setting 'lamm'; did you mean 'lam'?"),
+        (["--ppo.lam", "3"], "--ppo.lam must be in [0, 1], got 3"),
+        (["--ppo.rollout_batch_size", "6"], "minibatch_size"),
+        (["--seeds", "0"], "--seeds must be different numbers"),
+        (["--paper_curves", "absent.json.gz"], "--paper_curves: no file absent.json.gz"),
+        (["--task", "dialog"], "--task: must be one of toy, positive_generation, summarisation, dialogue"),
+    ],
+)
+def test_a_wrong_comparison_is_refused_before_anything_heavy_is_imported(words, said):
+    done, modules = imported(CALL, "benchmarks.reward_kl", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
     assert HEAVY & modules == set()

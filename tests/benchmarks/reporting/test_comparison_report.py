@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from rich.cells import cell_len
 from rich.console import Console
 
 from benchmarks.reporting import figures, tables
@@ -220,3 +221,17 @@ def test_every_number_of_every_arm_is_in_the_terminal_at_any_width(width):
     for row in built.rows:
         for value in row.values.values():
             assert all(part in written for part in tables.text(value).replace(" [", "\n[").splitlines())
+
+
+def test_one_seed_prints_no_interval():
+    built = build(results({"sparse": 1.0, "abc": 50.0}, seeds=1))
+    assert tables.text(table(built)["average_score"]["abc"]) == "49.9"
+    assert "[" not in tables.markdown(built.table)
+    assert built.verdict.startswith("One seed gives no range, so no method is called better")
+    assert any("One seed has no range" in note for note in built.notes)
+
+
+def test_wide_characters_are_measured_by_their_cells():
+    console = Console(width=60, record=True, file=io.StringIO())
+    tables.show(build(results({"sparse": 1.0, "方法方法方法方法": 2.0, "abc": 3.0})).table, console)
+    assert max(map(cell_len, console.export_text().splitlines())) <= 60
