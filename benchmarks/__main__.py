@@ -14,7 +14,9 @@ from rlhf_core.run.closed_stdout import make_lasting
 
 COMMANDS: Mapping[str, Mapping[str, str]] = {
     "start here": {
-        "value_loss_variance": "compare methods on paired seeds: table, figures, heat map",
+        "train": "train one policy on your own prompts and reward",
+        "compare": "compare methods on your own prompts and reward, on paired seeds",
+        "value_loss_variance": "compare methods on the embedded task, or one of the paper's",
         "credit": "show a text's credit under any methods, without training",
         "prepare": "make models and prompts of a task from data files",
         "presets": "list the settings files that are shipped, or copy one",

@@ -1,12 +1,13 @@
 """Settings of the experiments beside those of their comparison; this file imports no model library, so a command line
 is quick."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from benchmarks.data.records import as_list
-from benchmarks.runs.settings import SAMPLER_NAMES, length_changes
+from benchmarks.runs.settings import SAMPLER_NAMES, ComparisonSettings, length_changes
+from benchmarks.tasks.model_settings import Loading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,3 +137,53 @@ class TableOne:
         for folder in self.folders():
             if not (folder / "run.json").is_file():
                 raise FileNotFoundError(f"{folder} holds no comparison (no run.json)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Train one policy with one method under one seed; settings of PPO are --ppo.NAME, on top of the task's own."""
+
+    task: Literal["toy", "positive_generation", "summarisation", "dialogue", "own"] = "toy"
+    """The embedded task, one of the paper's (see --models), or your own: what --policy, --data and --reward together
+    mean where no other task is named."""
+    policy: str | None = None
+    """The policy, folder or hub name: your own, or (without --models) in place of the task's."""
+    data: str | None = None
+    """Where prompts come from, a file or hub:NAME: your own, rows with a column prompt; or (without --models) those in
+    place of the task's."""
+    reward: str | None = None
+    """The reward: your own, a function as my_module:my_function or a classifier, folder or hub name; or (without
+    --models) the reward model in place of the task's."""
+    reward_label: str | None = None
+    """own: the label of a classifier with several labels whose log-odds are the reward."""
+    models: str | None = None
+    """The folder that benchmarks.prepare made; without it the task's hub models are downloaded (toy: its own)."""
+    cache: str | None = None
+    """toy: the folder that keeps its models, trained once."""
+    loading: Loading = field(default_factory=Loading)
+    """How the models are held."""
+    redistributor: str = "sparse"
+    """The method, with settings as uniform(beta=0.8); one of your own as package.module.Class."""
+    seed: int = 0
+    """Seed of every random stream."""
+    steps: int = 60
+    """PPO steps in all."""
+    out: str = "runs/train"
+    """Folder of the run. Calling again goes on with it."""
+    eval_every: int = 20
+    """Steps between evaluations on held-out prompts."""
+    eval_prompts: int = 16
+    """Held-out prompts evaluated on."""
+    save_every: int = 0
+    """Steps between checkpoints that a killed run goes on from; 0: it begins again. Ctrl-C saves one in any case."""
+    overwrite: bool = False
+    """Delete an earlier run in the out folder."""
+
+    def __post_init__(self) -> None:
+        self.comparison()
+
+    def comparison(self) -> ComparisonSettings:
+        """The same as a comparison of one method under one seed; raises ValueError for a setting that cannot be."""
+        shared = {one.name: getattr(self, one.name) for one in fields(self)}
+        method, seed = shared.pop("redistributor"), shared.pop("seed")
+        return ComparisonSettings(redistributors=[method], controls=[], seeds=[seed], processes=0, **shared)

@@ -1,7 +1,6 @@
 """Arms: a labelled redistributor with changes to the task's PPO settings, as written on the command line."""
 
 import dataclasses
-import importlib
 import inspect
 import re
 import sys
@@ -12,6 +11,7 @@ from functools import partial
 from typing import Any, get_args
 
 import redistributors
+from benchmarks.base.importing import imported_module
 from benchmarks.runs.arm_texts import arm_texts, assignments, pieces, read_arm, read_call, value_of
 from redistributors import REDISTRIBUTORS
 from rlhf_core.types import Redistributor
@@ -151,13 +151,7 @@ def _maker(method: str) -> Callable[..., Any]:
 def _class(dotted: str) -> type:
     """Raises ValueError where there is none of this name, or its module cannot be imported."""
     module, _, name = dotted.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # a module may raise anything while it is imported
-        raise ValueError(
-            f"{module} cannot be imported ({type(error).__name__}: {error}); start from the folder that holds it, or "
-            "name that folder in PYTHONPATH"
-        ) from error
+    found = getattr(imported_module(module), name, None)
     if not isinstance(found, type):
         raise ValueError(f"{module} has no class {name}; write package.module.Class")
     return found

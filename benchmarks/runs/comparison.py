@@ -20,7 +20,7 @@ from benchmarks.runs.arms import Arm
 from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.settings import ComparisonSettings
-from benchmarks.runs.single_run import PLACES, Run, Task, require_runnable
+from benchmarks.runs.single_run import PLACES, Run, Task, require_runnable, require_scored
 from benchmarks.runs.worker_pool import locked, run_all
 from rlhf_core.config import PPOConfig
 
@@ -109,6 +109,7 @@ def _checked(task: Task, runs: Sequence[Run]) -> str:
     loaded = task.load()
     for run in {run.folder.parent: run for run in runs}.values():  # one seed speaks for all
         require_runnable(loaded, run)
+    require_scored(loaded, runs[0].config)
     fingerprint = loaded.fingerprint
     del loaded
     if torch.cuda.is_available():
@@ -137,6 +138,19 @@ def plan(settings: ComparisonSettings, task: Task, panel: Panel, config: PPOConf
         for arm in (settings.arms() if panel.arms is None else panel.arms)
         for seed in settings.seed_list()
     ]
+
+
+def announced(settings: ComparisonSettings, runs: Sequence[Run]) -> tuple[str, str]:
+    """What is about to run, in two lines: first how long responses are, which decides what can be said at all."""
+    low, high = min(run.config.min_length for run in runs), max(run.config.max_length[1] for run in runs)
+    sizes = " or ".join(map(str, sorted({run.config.rollout_batch_size for run in runs})))
+    labels = ", ".join(dict.fromkeys(run.arm.label for run in runs))
+    counted = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    return (
+        f"{settings.task}: responses of {low} to {high} tokens, {sizes} a step (--ppo.max_length, "
+        "--ppo.rollout_batch_size)",
+        f"{labels}: {counted} of {settings.steps} steps, in {settings.out}",
+    )
 
 
 def ppo_of(task: Task, ppo: Mapping[str, Any]) -> PPOConfig:

@@ -12,10 +12,10 @@ from rich.console import Console
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table
-from benchmarks.runs.comparison import ComparisonResults, Panel, plan, ppo_of, run_comparison
+from benchmarks.runs.comparison import ComparisonResults, Panel, announced, plan, ppo_of, run_comparison
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import Task
-from benchmarks.runs.worker_pool import Interrupted
+from benchmarks.runs.worker_pool import Interrupted, RunFailed
 
 Write = Callable[[ComparisonResults, Any, Path, Console], None]
 
@@ -45,14 +45,18 @@ class Experiment:
         self, settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], console: Console, options: Any = None
     ) -> ComparisonResults:
         """Run the comparison and write what the experiment makes of it; raises as :func:`run_comparison`."""
-        done = run_comparison(settings, task, ppo, self.panels(settings, options), options)
+        panels = self.panels(settings, options)
+        runs = [run for panel in panels for run in plan(settings, task, panel, ppo_of(task, ppo))]
+        for line in announced(settings, runs):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        done = run_comparison(settings, task, ppo, panels, options)
         out = Path(settings.out, self.folder)
         out.mkdir(parents=True, exist_ok=True)
         self.write(done, options, out, console)
         return done
 
     def main(self, settings: ComparisonSettings, ppo: Mapping[str, Any], options: Any) -> None:
-        """As a command: Ctrl-C ends the process with status 130 and the way to go on.
+        """As a command: Ctrl-C ends the process with status 130 and the way to go on, a run that failed with 1.
 
         Raises:
             ValueError, OSError: settings that cannot be, or a folder that may not be used.
@@ -63,6 +67,9 @@ class Experiment:
         quiet_libraries()
         try:
             self.run(settings, task, ppo, Console(), options)
+        except RunFailed as failed:
+            print(f"error: {failed}", file=sys.stderr)
+            raise SystemExit(1) from None
         except Interrupted as stopped:
             print(f"\n{stopped}", file=sys.stderr)
             raise SystemExit(130) from None

@@ -16,7 +16,7 @@ from benchmarks.cost.memory_prediction import GIB, MemorySettings, predict
 from benchmarks.runs.comparison import Panel, plan, ppo_of, require_free
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import Run, Task, require_runnable
-from benchmarks.tasks.definitions import Loaded
+from benchmarks.tasks.loaded import Loaded
 from benchmarks.tasks.model_settings import Loading
 from models.policy.causal_policy import CausalPolicy
 from models.rewards.classifier_reward import ClassifierReward

@@ -10,7 +10,7 @@ from rlhf_core.config import PPOConfig
 
 SECTIONS = {
     "what is compared": ("task", "redistributors", "controls", "seeds", "steps", "out"),
-    "models and data": ("models", "cache", "policy", "reward", "data", "template", "reward_template"),
+    "models and data": ("models", "cache", "policy", "data", "reward", "reward_label", "template", "reward_template"),
     "how it runs": ("eval_every", "eval_prompts", "save_every", "processes", "paper_curves", "overwrite"),
 }
 ABOUT_PPO = "PPO settings are --ppo.NAME, on top of the task's own."

@@ -11,7 +11,9 @@ from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.ppo_settings import CHANGES
 from redistributors.method_names import METHOD_NAMES
 
-TASK_SETTINGS = ("models", "cache", "policy", "reward", "data", "template", "reward_template", "loading")
+TASK_SETTINGS = (
+    *("models", "cache", "policy", "reward", "reward_label", "data", "template", "reward_template", "loading"),
+)
 PAPER_TASKS = ("positive_generation", "summarisation", "dialogue")
 """Tasks that the paper ran, so that its curves can stand behind ours."""
 SAMPLER_NAMES = ("matched", "unrestricted-logprobs", "dropout")
@@ -22,18 +24,23 @@ SAMPLER_NAMES = ("matched", "unrestricted-logprobs", "dropout")
 class ComparisonSettings:
     """Compare redistributors on paired seeds; settings of PPO are --ppo.NAME, on top of the task's own."""
 
-    task: Literal["toy", "positive_generation", "summarisation", "dialogue"] = "toy"
-    """The embedded task, or one of the paper's (see --models)."""
+    task: Literal["toy", "positive_generation", "summarisation", "dialogue", "own"] = "toy"
+    """The embedded task, one of the paper's (see --models), or your own: what --policy, --data and --reward together
+    mean where no other task is named."""
     models: str | None = None
     """The folder that benchmarks.prepare made; without it the task's hub models are downloaded (toy: its own)."""
     cache: str | None = None
     """toy: the folder that keeps its models, trained once."""
     policy: str | None = None
-    """Without --models: the policy, folder or hub name, instead of the task's."""
+    """The policy, folder or hub name: your own, or (without --models) in place of the task's."""
     reward: str | None = None
-    """Without --models: the reward model, folder or hub name, instead of the task's."""
+    """The reward: your own, a function as my_module:my_function or a classifier, folder or hub name; or (without
+    --models) the reward model in place of the task's."""
+    reward_label: str | None = None
+    """own: the label of a classifier with several labels whose log-odds are the reward."""
     data: str | None = None
-    """Without --models: where prompts come from, a file or hub:NAME, instead of the task's."""
+    """Where prompts come from, a file or hub:NAME: your own, rows with a column prompt; or (without --models) those in
+    place of the task's."""
     template: str | None = None
     """Without --models: prompt template of summarisation or dialogue (see benchmarks.data.templates)."""
     reward_template: str | None = None
@@ -58,18 +65,21 @@ class ComparisonSettings:
     save_every: int = 0
     """Steps between checkpoints that a killed run goes on from; 0: it begins again. Ctrl-C saves one in any case."""
     processes: int = 2
-    """Runs at a time, each in a process of its own with one thread."""
+    """Runs at a time, each in a process of its own with one thread; 0: one after the other in this process."""
     paper_curves: str | None = None
     """The paper's own curves (paper_curves.json.gz), to be drawn behind ours where the task is the same."""
     overwrite: bool = False
     """Delete what an earlier comparison left in the out folder."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "eval_every", "eval_prompts", "processes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.save_every < 0:
-            raise ValueError(f"save_every must be 0 or more, got {self.save_every}")
+        for name, least in {"steps": 1, "eval_every": 1, "eval_prompts": 1, "processes": 0, "save_every": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        own = {"policy": self.policy, "data": self.data, "reward": self.reward}
+        if self.task in ("toy", "own") and any(own.values()):
+            object.__setattr__(self, "task", "own")
+            if missing := [f"--{name}" for name, value in own.items() if value is None]:
+                raise ValueError(f"--policy, --data and --reward belong together; give {' and '.join(missing)} too")
         seeds = self.seed_list()
         if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds must be different numbers, 0 or more, and at least one, got {self.seeds}")
@@ -124,7 +134,8 @@ class ComparisonSettings:
         """The task with the settings that are given, a :class:`benchmarks.runs.single_run.Task`."""
         from benchmarks.tasks.definitions import make_task
 
-        return make_task(self.task, **{name: getattr(self, name) for name in TASK_SETTINGS})
+        given = {name: getattr(self, name) for name in TASK_SETTINGS}
+        return make_task(self.task, held_out=self.eval_prompts, **given)
 
 
 def length_changes(low: int, high: int) -> dict[str, Any]:

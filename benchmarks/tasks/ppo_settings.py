@@ -1,10 +1,11 @@
 """What each task changes in the paper's PPO settings; this file imports no model library: a command line is quick."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from benchmarks.tasks.prepared_folder import made_small
-from rlhf_core.config import PAPER, PaperTask
+from rlhf_core.config import PAPER, PaperTask, PPOConfig
 
 # Models trained from scratch in minutes: the paper's learning rate would not move them in a few dozen steps.
 TOY_PPO: Mapping[str, Any] = {
@@ -32,10 +33,16 @@ def preference_changes(task: PaperTask, models: str | None) -> Mapping[str, Any]
     return SMALL_PREFERENCE_PPO[task] if made_small(models) else PAPER[task]
 
 
+def own_changes() -> Mapping[str, Any]:
+    """Our defaults in place of the paper's settings, which are for the beginnings of film reviews."""
+    return {name: value for name, value in asdict(PPOConfig()).items() if name != "seed"}
+
+
 CHANGES: Mapping[str, Callable[[str | None], Mapping[str, Any]]] = {
     "toy": lambda _: TOY_PPO,
     "positive_generation": review_changes,
     "summarisation": lambda models: preference_changes("summarisation", models),
     "dialogue": lambda models: preference_changes("dialogue", models),
+    "own": lambda _: own_changes(),
 }
 """By the task's name; what a task changes may depend on the folder of its models."""

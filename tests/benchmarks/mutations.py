@@ -399,4 +399,34 @@ MUTATIONS = (
         "if not self.reward.model and not self.endpoint.url:",
         "tests/benchmarks/judging/test_preference.py::test_settings_that_do_not_go_together",
     ),
+    Mutation(
+        "benchmarks/data/own_prompts.py",
+        "by_hash = sorted(rows, key=_hold_out_order)",
+        "by_hash = list(rows)",
+        "tests/benchmarks/data/test_own_prompts.py::test_what_is_held_out_follows_from_the_prompts_and_not_from_their_order",
+    ),
+    Mutation(
+        "benchmarks/data/own_prompts.py",
+        "if places.setdefault(prompt_key(row), place) != place:",
+        "if places.setdefault(str(row), place) != place:",
+        "tests/benchmarks/data/test_own_prompts.py::test_a_row_that_cannot_be_used_is_named_by_file_and_line",
+    ),
+    Mutation(
+        "benchmarks/base/own_code.py",
+        "waiting.append(value)",
+        "pass",
+        "tests/benchmarks/base/test_importing.py::test_the_fingerprint_follows_the_code_that_a_function_runs",
+    ),
+    Mutation(
+        "benchmarks/tasks/own_task.py",
+        'code_fingerprint(function) if function else ""',
+        'self.reward if function else ""',
+        "tests/benchmarks/tasks/test_own_task.py::test_what_decides_its_numbers_is_in_the_settings_and_the_fingerprint",
+    ),
+    Mutation(
+        "benchmarks/runs/single_run.py",
+        "return replace(drawn, given=own_rows(prompts, 1))",
+        "return drawn",
+        "tests/benchmarks/tasks/test_own_task.py::test_from_the_flags_to_the_table",
+    ),
 )

@@ -150,7 +150,7 @@ def refused(chosen, ppo=None, task=None):
 def test_what_cannot_run_is_refused_before_anything_runs(tmp_path):
     chosen = settings(tmp_path)
     assert "uniform: " in refused(chosen, {"gamma": 0.9})
-    assert "abc: " in refused(replace(chosen, redistributors=["sparse", "abc"]))
+    assert "abc is not possible here: " in refused(replace(chosen, redistributors=["sparse", "abc"]))
     assert "eval_prompts 9 exceed the task's 3" in refused(replace(chosen, eval_prompts=9))
     models = tmp_path / "out" / "models"
     assert "would hold the models" in refused(replace(chosen, models=str(models)))

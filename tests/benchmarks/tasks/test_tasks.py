@@ -7,7 +7,8 @@ import torch
 from tiny_toy import TINY
 
 from benchmarks.tasks import toy_reviews as toy
-from benchmarks.tasks.definitions import TASKS, PositiveGeneration, Toy, make_task, task_fingerprint
+from benchmarks.tasks.definitions import TASKS, PositiveGeneration, Toy, make_task
+from benchmarks.tasks.loaded import task_fingerprint
 from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.ppo_settings import CHANGES
 from benchmarks.tasks.prepared_folder import MADE_BY
