@@ -42,13 +42,14 @@ def run_all(runs: Sequence[Run], processes: int) -> None:
     for run in due:
         if run.folder.exists() and not (run.folder / SETTINGS).exists():
             shutil.rmtree(run.folder)  # nothing to go on from, and inside a folder that is ours and locked
+    progress = progress_of(runs, due)
     context = multiprocessing.get_context("spawn")  # forking a process that has used torch's threads can hang
     pool = ProcessPoolExecutor(
         min(processes, len(due)), mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
     )
     try:
         with _terminated_like_interrupted():
-            _await({pool.submit(_execute, run): run for run in due}, progress_of(runs, due))
+            _await({pool.submit(_execute, run): run for run in due}, progress)
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
             process.terminate()
