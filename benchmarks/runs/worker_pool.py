@@ -129,12 +129,12 @@ def _await(run_of: Mapping[Future[None], Run], progress: Progress) -> None:
     pending = set(run_of)
     while pending:
         done, pending = wait(pending, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
-        progress.look()
         for future in done:
             run, error = run_of[future], future.exception()
             if error is not None:
                 raise failure(run, error) from error
             progress.finished(run)
+        progress.look()
 
 
 @contextlib.contextmanager
