@@ -16,7 +16,7 @@ from benchmarks.reporting.curve_readings import blocks
 from benchmarks.reporting.statistics import FEWEST_SEEDS, Array, Results, band
 from redistributors import REDISTRIBUTORS
 from rlhf_core.pages.document import visible
-from rlhf_core.pages.heat_map import CreditMap, shades
+from rlhf_core.pages.heat_map import CreditMap, coloured
 
 # Okabe and Ito's palette, distinguishable with every common colour blindness.
 COLOURS = {"sparse": "#000000", "uniform": "#E69F00", "abc": "#0072B2", "abc-d": "#009E73", "abc-d2": "#CC79A7"}
@@ -238,16 +238,16 @@ def strip(axes: Axes, example: CreditMap) -> None:
     widths = [len(_shown(token)) + 1.6 for token in example.tokens]
     first = next(i for i in range(len(widths)) if sum(widths[i:]) <= STRIP_WIDTH or i == len(widths) - 1)
     edges = np.concatenate([[0.0], np.cumsum(widths[first:])])
-    coloured = shades(example)
-    for line, row in enumerate(coloured.values()):
+    tones = coloured(example)
+    for line, row in enumerate(tones.values()):
         for left, right, token, tone in zip(edges, edges[1:], example.tokens[first:], row[first:], strict=False):
             box = Rectangle((left, line), right - left, 0.9, facecolor=tone.background, edgecolor="white")
             axes.add_patch(box)
             middle = ((left + right) / 2, line + 0.47)
             axes.text(*middle, _shown(token), ha="center", va="center", color=tone.text, fontsize=6.5)
     axes.set_xlim(0, max(edges[-1], 0.6 * STRIP_WIDTH))
-    axes.set_ylim(len(coloured), 0)
-    axes.set_yticks(np.arange(len(coloured)) + 0.45, labels=list(coloured))
+    axes.set_ylim(len(tones), 0)
+    axes.set_yticks(np.arange(len(tones)) + 0.45, labels=list(tones))
     axes.tick_params(length=0)
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
