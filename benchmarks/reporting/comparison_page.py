@@ -172,8 +172,8 @@ def _curve(arm: str, runs: Sequence[RunRecord], name: str) -> Curve:
 def _examples(examples: Sequence[CreditMap]) -> str:
     if not examples:
         return ""
-    about = "Responses of the policy before training, each under every method: only the credit differs."
-    return f'<p class="about">{about}</p>{"".join(map(heat_map.section, examples[:MOST_EXAMPLES]))}'
+    about = f"Responses of the policy before training: only the credit differs. {heat_map.HOW_TO_READ}"
+    return f'<p class="about">{escaped(about)}</p>{"".join(map(heat_map.section, examples[:MOST_EXAMPLES]))}'
 
 
 def _texts(runs: RunSet) -> str:

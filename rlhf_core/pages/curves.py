@@ -176,7 +176,9 @@ def _svg(chart: Chart, curves: Sequence[Curve]) -> str:
     parts = [*_frame(axes, curves)]
     for place, curve in enumerate(curves):
         parts.append(f'<g class="k{place % COLOURS}">{"".join(_drawn(axes, curve))}</g>')
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escaped(_said(chart))}">{"".join(parts)}</svg>'
+    parts += _guide(axes, *chart.guide) if chart.guide else ()
+    said = escaped(_said(chart))
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">{"".join(parts)}</svg>'
 
 
 def _frame(axes: _Axes, curves: Sequence[Curve]) -> Iterator[str]:

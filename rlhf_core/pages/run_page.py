@@ -186,8 +186,8 @@ def credit(run: RunRecord) -> str:
         return ""
     step = run.report.get("credit_step", run.step)
     about = (
-        f"Responses of step {step} under the run's own method, and under others that need no further evidence. Each "
-        "row adds up to what its method hands out."
+        f"Responses of step {step} under the run's own method, and under others that need no further evidence. "
+        f"{heat_map.HOW_TO_READ}"
     )
     return f'<p class="about">{escaped(about)}</p>{"".join(map(heat_map.section, maps))}'
 

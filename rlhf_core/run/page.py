@@ -1,11 +1,13 @@
 """The page of a run, written while it runs: what ``fit`` notes for it, and the page itself, from the folder alone."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 from shlex import join
 from typing import Any, Protocol, runtime_checkable
@@ -23,6 +25,7 @@ from rlhf_core.pages.heat_map import CreditMap
 from rlhf_core.pages.parts import noted
 from rlhf_core.pages.run_page import page
 from rlhf_core.pages.run_record import PAGE, REPORT, read_run
+from rlhf_core.pages.token_texts import token_texts
 from rlhf_core.rollout import with_evidence
 from rlhf_core.run.model_card import versions
 from rlhf_core.scorers.callables import in_own_words, texts
@@ -163,20 +166,26 @@ def own_texts(policy: Policy, rollout: Rollout) -> tuple[list[str], list[str]]:
 
 
 def _maps(policy: Policy, rollout: Rollout, rows: Mapping[str, Tensor]) -> list[CreditMap]:
-    prompts, _ = own_texts(policy, rollout)
+    sequences, (prompts, _) = rollout.sequences, own_texts(policy, rollout)
+    decode = getattr(policy, "decode_with_special", policy.decode)  # which names special tokens, where there is one
     values = {label: row.tolist() for label, row in rows.items()}
-    return [
-        CreditMap(
-            prompt=prompt,
-            tokens=token_texts(policy, response, ended=bool(rollout.sequences.finished[place])),
-            score=float(rollout.scores[place]),
-            rows={label: tuple(given[place][: len(response)]) for label, given in values.items()},
+    found = []
+    for place, (before, response) in enumerate(zip(sequences.prompts(), sequences.responses(), strict=True)):
+        tokens = token_texts(decode, response, before=before, finished=bool(sequences.finished[place]))
+        counts = tuple(token.tokens for token in tokens)
+        found.append(
+            CreditMap(
+                prompt=prompts[place],
+                tokens=tuple(token.text for token in tokens),
+                score=float(rollout.scores[place]),
+                rows={label: sums(given[place], counts) for label, given in values.items()},
+                counts=counts,
+            )
         )
-        for place, (prompt, response) in enumerate(zip(prompts, rollout.sequences.responses(), strict=True))
-    ]
+    return found
 
 
-def token_texts(policy: Policy, response: Sequence[int], *, ended: bool) -> tuple[str, ...]:
-    """Each token by itself; special tokens, which decode to nothing, by their ids."""
-    names = [text or f"⟨{token}⟩" for text, token in zip(policy.decode([[i] for i in response]), response, strict=True)]
-    return (*names[:-1], "⟨eos⟩") if ended else tuple(names)
+def sums(values: Sequence[float], counts: Sequence[int]) -> tuple[float, ...]:
+    """The sum over each group of so many neighbours."""
+    ends = list(accumulate(counts))
+    return tuple(math.fsum(values[end - count : end]) for end, count in zip(ends, counts, strict=True))
