@@ -18,7 +18,7 @@ from rlhf_core.prompts import Prompts, shuffled_batch
 from rlhf_core.run.checkpoint import TrainerState, checkpoints, prune, save_checkpoint, sweep
 from rlhf_core.run.closed_stdout import lasting_output
 from rlhf_core.run.identity import changed_models, differences, model_measurement, prompt_settings
-from rlhf_core.run.loggers import Logger, Rewinds
+from rlhf_core.run.loggers import Logger, LogsSamples, Rewinds
 from rlhf_core.run.page import SHOWN, Methods, first_rows, own_texts, page_at_the_end, update_page
 from rlhf_core.run.run_folder import SKIPPED, RunFolder
 from rlhf_core.run.stopping import StopRequest, stop_requests
@@ -181,10 +181,11 @@ class Fit:
                 f"fit: the run in {self.plan.out} is at step {self.trainer.steps_done} already, and steps "
                 f"{self.plan.steps} asks for {first + self.plan.steps} in all"
             )
-        self.run.cut(self.trainer.steps_done if newest else first - 1)
+        last = self.trainer.steps_done if newest else first - 1  # without a checkpoint, its first samples come again
+        self.run.cut(last)
         for logger in self.trainer.loggers:
             if isinstance(logger, Rewinds):
-                logger.rewind(self.trainer.steps_done)
+                logger.rewind(last)
         if newest is None:
             rollout = self._evaluation()
             self._write_evaluation(rollout)
@@ -285,18 +286,24 @@ class Fit:
 
     def _write_samples(self, rollout: Rollout) -> None:
         prompts, responses = own_texts(self.trainer.policy, first_rows(rollout, SHOWN))
+        step, lengths = self.trainer.steps_done, rollout.sequences.response_lengths
+        records: list[dict[str, Any]] = [
+            {
+                "step": step,
+                "prompt": prompt,
+                "response": response,
+                "score": float(rollout.raw_scores[row]),
+                "length": int(lengths[row]),
+                "finished": bool(rollout.sequences.finished[row]),
+            }
+            for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+        ]
         with contextlib.closing(self.run.record(SAMPLES)) as samples:
-            for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-                samples.write(
-                    {
-                        "step": self.trainer.steps_done,
-                        "prompt": prompt,
-                        "response": response,
-                        "score": float(rollout.raw_scores[row]),
-                        "length": int(rollout.sequences.response_lengths[row]),
-                        "finished": bool(rollout.sequences.finished[row]),
-                    }
-                )
+            for record in records:
+                samples.write(record)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, LogsSamples):
+                logger.log_samples(step, records)
 
     def _write_skipped(self) -> None:
         """Move the guard's records to the disk."""
