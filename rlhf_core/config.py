@@ -254,11 +254,11 @@ def _misfit(value: object, kind: Any) -> str:
     if get_origin(kind) is tuple:
         pair = isinstance(value, tuple) and len(value) == len(parts) and not any(map(_misfit, value, parts))
         return "" if pair else "a pair of integers (low, high)"
-    accepted, words = PLAIN.get(kind, (kind, f"a {kind.__name__}"))
+    accepted, words = ACCEPTED.get(kind, (kind, f"a {kind.__name__}"))
     return "" if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)) else words
 
 
-PLAIN: Mapping[type, tuple[Any, str]] = {
+ACCEPTED: Mapping[type, tuple[Any, str]] = {
     float: (int | float, "a number"),
     int: (int, "an integer"),
     bool: (bool, "True or False"),

@@ -78,6 +78,28 @@ def _sample_rows(
         raise type(error)(f"{error} (rows are counted within the part {rows.tolist()} of the batch)") from error
 
 
+def given_sequences(prompts: Ids, responses: Ids, *, finished: bool) -> Sequences:
+    """Prompts and responses that nobody sampled, as token ids, in the form that :func:`measure` takes. A response may
+    be as long as it is, and EOS could have come at any token. ``finished`` says whether EOS ends every response, or
+    generation was cut there.
+
+    Raises:
+        ValueError: no rows, or an empty prompt or response.
+    """
+    lengths = torch.tensor([len(response) for response in responses])
+    prompt, response = max(map(len, prompts), default=0), max(map(len, responses), default=0)
+    mask = torch.arange(response) < lengths[:, None]
+    return Sequences(
+        prompt_ids=torch.tensor([[0] * (prompt - len(row)) + list(row) for row in prompts]),
+        prompt_mask=torch.tensor([[False] * (prompt - len(row)) + [True] * len(row) for row in prompts]),
+        response_ids=torch.tensor([list(row) + [0] * (response - len(row)) for row in responses]),
+        response_mask=mask,
+        min_lengths=torch.zeros_like(lengths),
+        max_lengths=lengths,
+        finished=torch.full_like(lengths, finished, dtype=torch.bool),
+    )
+
+
 @torch.no_grad()
 def measure(
     policy: Policy,

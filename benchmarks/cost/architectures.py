@@ -90,9 +90,8 @@ def _quantised(name: str, module: nn.Module) -> bool:
 
 def _widths(module: Any) -> tuple[int, int]:
     """Input and output width of a linear layer; Conv1D keeps its weight transposed."""
-    if isinstance(module, Conv1D):
-        return module.weight.shape[0], module.weight.shape[1]
-    return module.in_features, module.out_features
+    into, out = module.weight.shape if isinstance(module, Conv1D) else reversed(module.weight.shape)
+    return into, out
 
 
 def score_kind(reward: PreTrainedConfig) -> ScoreKind:

@@ -23,7 +23,8 @@ def terminal(examples: Sequence[CreditMap]) -> Group:
     for example in examples:
         prompt = visible(example.prompt)
         shown = prompt if len(prompt) <= PROMPT else f"{prompt[: PROMPT // 2]} … {prompt[-PROMPT // 2 :]}"
-        parts += [Text(f"{shown} … score {example.score:+.3f}", style="dim"), _rows(example), Text()]
+        rows = [_rows(example)] if example.rows or example.reference_rows else []
+        parts += [Text(f"{shown} … score {example.score:+.3f}", style="dim"), *rows, Text()]
     return Group(*parts)
 
 

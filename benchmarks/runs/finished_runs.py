@@ -12,14 +12,16 @@ from benchmarks.runs.single_run import Run
 from rlhf_core.files.file_errors import reading
 
 
-def load_results(task: str, arms: Sequence[str], runs: Sequence[Run]) -> Results:
+def load_results(task: str, runs: Sequence[Run]) -> Results:
     """The curves of finished runs. A figure that a step left undefined, or wrote as "nan", is NaN.
 
     Raises:
         ValueError: runs of one arm have different numbers of steps.
     """
+    folders: dict[str, list[tuple[Path, int]]] = {}
+    for run in runs:
+        folders.setdefault(run.arm.label, []).append((run.folder, run.steps))
     seeds = tuple(dict.fromkeys(run.config.seed for run in runs))
-    folders = {arm: [(run.folder, run.steps) for run in runs if run.arm.label == arm] for arm in arms}
     return Results(task=task, seeds=seeds, curves={arm: _curves(some) for arm, some in folders.items()})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.base.json_files import fingerprint
 from benchmarks.data.preference_tokens import Tokenisation, read_demonstrations, split_prompts
-from benchmarks.data.reviews import held_out, read_reviews, review_prompts
+from benchmarks.data.reviews import SPLITS, by_hold_out, read_reviews, review_prompts
 from benchmarks.tasks import toy_reviews as toy
 from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.prepared_folder import PromptRows, made_small, part, read_prompts
@@ -137,7 +137,7 @@ class PositiveGeneration:
         policy_name, reward_name = _names(self)
         policy = self.loading.policy(policy_name)
         splits = _review_prompts(self.data, policy) if self.models is None else read_prompts(self.models)
-        train, test = (frozen(row["ids"] for row in splits[split]) for split in ("train", "held_out"))
+        train, test = (frozen(row["ids"] for row in splits[split]) for split in SPLITS)
         return Loaded(
             policy=policy,
             reward=self.loading.reward(reward_name, "logit_difference"),
@@ -189,7 +189,7 @@ class PreferenceTask:
         policy_name, reward_name = _names(self)
         policy = self.loading.policy(policy_name)
         splits = self._rendered(policy) if self.models is None else read_prompts(self.models, ("ids", "reward_ids"))
-        train, test = (frozen(row["ids"] for row in splits[split]) for split in ("train", "held_out"))
+        train, test = (frozen(row["ids"] for row in splits[split]) for split in SPLITS)
         renderings = {tuple(row["ids"]): tuple(row["reward_ids"]) for rows in splits.values() for row in rows}
         return Loaded(
             policy=policy,
@@ -267,9 +267,7 @@ def _names(task: PositiveGeneration | PreferenceTask) -> tuple[str, str]:
 
 def _review_prompts(data: str, policy: CausalPolicy) -> PromptRows:
     reviews = read_reviews([data])
-    texts: dict[str, list[str]] = {"train": [], "held_out": []}
-    for text in (*(review.text for review in reviews.labelled), *reviews.unlabelled):
-        texts["held_out" if held_out(text) else "train"].append(text)
+    texts = by_hold_out([*(review.text for review in reviews.labelled), *reviews.unlabelled], str)
     return {split: [{"ids": ids} for ids in review_prompts(some, policy.encode(some))] for split, some in texts.items()}
 
 

@@ -46,26 +46,17 @@ class Loading:
 
     def policy(self, name: str) -> CausalPolicy:
         """Load a policy; raises as :func:`models.load_policy` does."""
-        return load_policy(
-            name,
-            lora=self.lora,
-            four_bit=self.four_bit,
-            dtype=self.dtype,
-            device=self.device,
-            gradient_checkpointing=self.gradient_checkpointing,
-            auxiliaries=self.auxiliaries,
-        )
+        trained: dict[str, Any] = {"lora": self.lora, "gradient_checkpointing": self.gradient_checkpointing}
+        return load_policy(name, **trained, **self._held, auxiliaries=self.auxiliaries)
 
     def reward(self, name: str, score: ScoreKind) -> ClassifierReward:
         """Load a reward model; raises as :func:`models.load_reward_model` does."""
-        return load_reward_model(
-            name,
-            score=score,
-            four_bit=self.four_bit,
-            dtype=self.dtype,
-            device=self.device,
-            micro_batch_tokens=self.reward_tokens,
-        )
+        return load_reward_model(name, score=score, micro_batch_tokens=self.reward_tokens, **self._held)
+
+    @property
+    def _held(self) -> dict[str, Any]:
+        """How the weights of both models are held."""
+        return {"four_bit": self.four_bit, "dtype": self.dtype, "device": self.device}
 
     def make_optimizer(self, parameters: Iterable[torch.nn.Parameter], config: PPOConfig) -> Any:
         """The optimizer asked for."""

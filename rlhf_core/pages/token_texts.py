@@ -23,22 +23,20 @@ def token_texts(decode: Decode, ids: Sequence[int], *, before: Sequence[int] = (
     """The texts of ``ids``, whose ``tokens`` add up to ``len(ids)``.
 
     ``before`` are the ids that they follow: some tokenizers drop the space of the first word that they decode.
-    A token that decodes to nothing is special: it is named by its id, ⟨50256⟩, and ⟨eos⟩ where it ends a response that
-    is ``finished``. Bytes that make no text with any that follow stay U+FFFD.
+    The last token of a response that is ``finished`` is ⟨eos⟩. Another that decodes to nothing is named by its id,
+    ⟨50256⟩. Bytes that make no text with any that follow stay U+FFFD.
     """
     row = [*before[-1:], *ids]
+    last = len(row) - 1 if finished else len(row)  # where text ends
     said, place, known = [], len(row) - len(ids), 0  # known: where the last word before this place begins
-    while place < len(row):
+    while place < last:
         text = _added(decode, row, known, place)
-        one = (_whole(decode, row, place) if BROKEN in text else None) or TokenText(text=text)
+        one = (_whole(decode, row[:last], place) if BROKEN in text else None) or TokenText(text=text)
         if one.text.strip():  # spaces alone are decoded to nothing
             known = place
-        if not one.text:
-            ends = finished and place == len(row) - 1
-            one = TokenText(text="⟨eos⟩" if ends else f"⟨{row[place]}⟩")
-        said.append(one)
+        said.append(one if one.text else TokenText(text=f"⟨{row[place]}⟩"))
         place += one.tokens
-    return said
+    return [*said, TokenText(text="⟨eos⟩")] if finished else said
 
 
 def _added(decode: Decode, row: Sequence[int], known: int, place: int) -> str:

@@ -63,5 +63,5 @@ def test_special_tokens_have_names():
     assert token_texts(decoder(BYTES), ids, finished=True)[-1] == TokenText(text="⟨eos⟩")
     assert token_texts(decoder(BYTES), ids, finished=False)[-1].text == f"⟨{eos}⟩"
     assert token_texts(decoder(BYTES), [eos, *ids], finished=True)[0].text == f"⟨{eos}⟩"
-    assert token_texts(decoder(BYTES, special=True), ids, finished=True)[-1].text == "<eos>"
+    assert token_texts(decoder(BYTES, special=True), [eos, *ids], finished=True)[0].text == "<eos>"
     assert token_texts(decoder(BYTES), [], finished=False) == []
