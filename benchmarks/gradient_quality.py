@@ -31,6 +31,7 @@ from benchmarks.reporting.tables import Table, Value
 from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
 from benchmarks.runs.single_run import Task
 from benchmarks.tasks.definitions import Loaded, make_task
+from benchmarks.tasks.model_loading import optimizer_maker
 from benchmarks.tasks.model_settings import Loading
 from redistributors import Credit, Sparse, compare_on
 from rlhf_core.checks import check_needs
@@ -207,7 +208,7 @@ def stages(loaded: Loaded, settings: Settings, config: PPOConfig) -> Iterator[St
     """
     arms = parse_arms(settings.redistributors)
     configs = {arm.label: with_settings(config, arm.changes) for arm in arms}
-    trainer = PPOTrainer(loaded.policy, loaded.reward, Sparse(), config, optimizer=settings.loading.make_optimizer)
+    trainer = PPOTrainer(loaded.policy, loaded.reward, Sparse(), config, optimizer=optimizer_maker(settings.loading))
     for arm in arms:
         check_needs(arm.redistributor(), trainer.policy, trainer.reward)
     known = len(loaded.held_out_prompts)

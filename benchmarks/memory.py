@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run(from_preset(given.pop("preset", "dialogue"), **given), Console(markup=False, highlight=False))
     except ValueError as error:
-        parser.error(str(error))
+        parser.refuse(error)
     except MemoryError as error:
         raise SystemExit(str(error)) from error
 

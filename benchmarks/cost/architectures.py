@@ -23,11 +23,12 @@ from models.policy.restoring import read_model_back
 from models.policy.value_head import ValueHead
 from models.rewards.classifier_head import HEAD_NAMES
 from models.rewards.classifier_reward import ClassifierReward
-from models.rewards.score_kinds import ScoreKind
+from models.rewards.score_names import ScoreKind
 from models.tiny import EOS_ID, tiny_tokenizer
-from models.weights.adapters import LoraSettings, add_fresh_adapter
+from models.weights.adapters import add_fresh_adapter
 from models.weights.four_bit import four_bit_config, keep_unpacked
 from models.weights.language_model import frozen_copy, remove_randomness
+from models.weights.lora_settings import LoraSettings
 from models.weights.reference import FrozenCopy
 from models.weights.source import DTYPES
 

@@ -15,7 +15,8 @@ from benchmarks.judging.judges import excerpt
 from benchmarks.judging.settings import PreferenceSettings, Sampling
 from models.policy.causal_policy import CausalPolicy
 from models.policy.loading import load_policy
-from models.weights.adapters import LoraSettings, adapter_folder
+from models.weights.adapters import adapter_folder
+from models.weights.lora_settings import LoraSettings
 from models.weights.source import ModelSource
 from rlhf_core.random_streams import uniforms
 from rlhf_core.types import Limits

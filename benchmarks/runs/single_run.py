@@ -19,6 +19,7 @@ from benchmarks.reporting.statistics import nan_mean, rank_correlation
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.samplers import SAMPLERS
 from benchmarks.tasks.definitions import Loaded
+from benchmarks.tasks.model_loading import optimizer_maker
 from benchmarks.tasks.model_settings import Loading
 from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
@@ -120,7 +121,7 @@ def execute(run: Run) -> None:
             redistributor,
             run.config,
             instruments=gold_instruments(loaded),
-            optimizer=run.task.loading.make_optimizer,
+            optimizer=optimizer_maker(run.task.loading),
         )
         before = frozen_rollout(loaded, [redistributor], run.config, held_out)
         figures = credit_figures(loaded, before, redistributor)

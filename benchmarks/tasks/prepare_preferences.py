@@ -27,9 +27,10 @@ from benchmarks.tasks.training_recipes import PREFERENCES
 from models.training import supervised
 from models.training.finetuning import Adapted, adapted_language_model, adapted_reward_model
 from models.training.objectives import Completion, Pair
-from models.training.supervised import TrainingSettings
-from models.weights.adapters import LoraSettings
-from models.weights.source import DType, ModelSource
+from models.training.settings import TrainingSettings
+from models.weights.dtype_names import DType
+from models.weights.lora_settings import LoraSettings
+from models.weights.source import ModelSource
 
 
 @dataclass(frozen=True, kw_only=True)

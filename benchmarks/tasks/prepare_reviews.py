@@ -17,7 +17,7 @@ from benchmarks.tasks.training_recipes import REVIEWS
 from models.texts.prompt_encoding import encode
 from models.training import supervised
 from models.training.objectives import Labelled
-from models.training.supervised import TrainingSettings
+from models.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)

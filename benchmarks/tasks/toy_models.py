@@ -16,7 +16,7 @@ from benchmarks.base.run_folder import temporary_sibling
 from benchmarks.tasks import toy_reviews as toy
 from models.training import supervised
 from models.training.objectives import Labelled
-from models.training.supervised import TrainingSettings
+from models.training.settings import TrainingSettings
 
 REPORT = "report.json"
 

@@ -1,4 +1,4 @@
-"""The command line, the record of a run, and folders that are never overwritten unasked."""
+"""The record of a run, and folders that are never overwritten unasked."""
 
 import json
 import subprocess
@@ -7,58 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.base.command_line import command_line, parse
 from benchmarks.base.json_files import fingerprint, jsonable, write_json
 from benchmarks.base.run_folder import claim_folder, git_state, run_record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inner:
-    """Inside."""
-
     rate: float = 0.1
-    """How fast."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Do something."""
-
     steps: int = 3
-    """How many steps."""
     out: str = "runs"
-    """Where to."""
     span: tuple[int, int] = (1, 2)
-    """From, to."""
     inner: Inner = Inner()
-    """Nested."""
 
 
 def record(**changes):
     return run_record(
         {"steps": 3, "seeds": 5, "out": "a", "overwrite": False} | changes, {"data": "abc"}, made_by="test"
     )
-
-
-def test_flags_beat_the_file_and_the_file_beats_the_defaults(tmp_path):
-    file = tmp_path / "settings.yaml"
-    file.write_text("steps: 7\ninner: {rate: 0.5}\nspan: [4, 9]\n")
-    settings = parse(Settings, "x", ["--config", str(file), "--inner.rate", "2"])
-    assert settings == Settings(steps=7, inner=Inner(rate=2.0), span=(4, 9))
-
-
-def test_help_shows_the_docstring_of_every_field():
-    text = command_line(Settings, "benchmarks.x").format_help()
-    for words in ("python -m benchmarks.x", "Do something.", "How many steps.", "How fast.", "--inner.rate"):
-        assert words in text
-
-
-@pytest.mark.parametrize("argv", [["--stepz", "3"], ["--steps", "many"], ["--config", "absent.yaml"]])
-def test_bad_input_ends_the_process_with_a_reason(argv, capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse(Settings, "x", argv)
-    assert ended.value.code == 2
-    assert argv[0].lstrip("-") in capsys.readouterr().err
 
 
 def test_a_record_holds_what_is_needed_to_repeat():

@@ -41,7 +41,8 @@ from models.passes.gradient_checkpointing import checkpointed_modules, pass_mode
 from models.passes.layout import policy_layout, right_padded
 from models.policy.loading import load_policy
 from models.tiny import gpt2_config, llama_config, save_tiny
-from models.weights.adapters import LoraSettings, add_fresh_adapter
+from models.weights.adapters import add_fresh_adapter
+from models.weights.lora_settings import LoraSettings
 from redistributors import DecoderAttention
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from table_task import PPO, TableTask, settings, table_loaded
 
-from benchmarks.base.command_line import PRESETS
+from benchmarks.base.presets import PRESETS
 from benchmarks.reporting.comparison_report import build
 from benchmarks.reporting.terminal_heat_map import terminal
 from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
