@@ -21,7 +21,7 @@ from rlhf_core.pages.curves import Chart, Curve, number, signed
 from rlhf_core.pages.document import escaped
 from rlhf_core.pages.health import health
 from rlhf_core.pages.heat_map import CreditMap
-from rlhf_core.pages.parts import credit_maps, flat, sample_heading, sample_text, sectioned, settings_table
+from rlhf_core.pages.parts import flat, noted_maps, sample_heading, sample_text, sectioned, settings_table
 from rlhf_core.pages.run_record import PAGE, REPORT, RunRecord, as_number
 
 PLOTS = {
@@ -73,7 +73,7 @@ def write(folders: Sequence[Path], path: Path) -> int:
     noted = read_object(home / REPORT) if (home / REPORT).is_file() else {}
     runs = sorted_into_arms(find_runs(folders), noted.get("arms", ()))
     record = read_record(home) if (home / RECORD).is_file() else {}
-    comparison = Comparison(runs=runs, home=home, record=record, examples=tuple(credit_maps(noted)))
+    comparison = Comparison(runs=runs, home=home, record=record, examples=tuple(noted_maps(noted)))
     replace(path, page(comparison).encode())
     return len(runs.runs)
 
@@ -208,7 +208,7 @@ def _credit(runs: RunSet) -> str:
     """One response of each arm's own policy, under its own method and those that cost nothing more."""
     parts = []
     for arm, some in runs.arms.items():
-        maps = credit_maps(some[0].report)
+        maps = noted_maps(some[0].report)
         if maps:
             parts.append(f"<h3>{escaped(arm)}</h3>{heat_map.section(maps[0])}")
     about = "The first response of each arm's own policy; the page of a run shows more of them."

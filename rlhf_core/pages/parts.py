@@ -92,7 +92,7 @@ def noted(maps: list[CreditMap]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(one) for one in maps]
 
 
-def credit_maps(report: Mapping[str, Any]) -> list[CreditMap]:
+def noted_maps(report: Mapping[str, Any]) -> list[CreditMap]:
     """The responses with credit that a report holds.
 
     Raises:

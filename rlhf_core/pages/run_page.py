@@ -9,7 +9,7 @@ from rlhf_core.pages import curves, heat_map
 from rlhf_core.pages import health as health_table
 from rlhf_core.pages.curves import Chart, Curve, number
 from rlhf_core.pages.document import escaped
-from rlhf_core.pages.parts import credit_maps, flat, sample_heading, sample_text, sectioned, settings_table
+from rlhf_core.pages.parts import flat, noted_maps, sample_heading, sample_text, sectioned, settings_table
 from rlhf_core.pages.run_record import RunRecord, as_number
 
 
@@ -181,7 +181,7 @@ def _pair(samples: Sequence[Mapping[str, Any]]) -> str:
 
 def credit(run: RunRecord) -> str:
     """Heat maps of the responses that the policy gives now."""
-    maps = credit_maps(run.report)
+    maps = noted_maps(run.report)
     if not maps:
         return ""
     step = run.report.get("credit_step", run.step)

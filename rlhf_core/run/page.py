@@ -1,13 +1,11 @@
 """The page of a run, written while it runs: what ``fit`` notes for it, and the page itself, from the folder alone."""
 
 import json
-import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import accumulate
 from pathlib import Path
 from shlex import join
 from typing import Any, Protocol, runtime_checkable
@@ -21,11 +19,11 @@ from rlhf_core.checks import usable
 from rlhf_core.config import PPOConfig
 from rlhf_core.files.plain_files import replace as write_whole
 from rlhf_core.masking import last_token
+from rlhf_core.pages.credit_maps import credit_maps
 from rlhf_core.pages.heat_map import CreditMap
 from rlhf_core.pages.parts import noted
 from rlhf_core.pages.run_page import page
 from rlhf_core.pages.run_record import PAGE, REPORT, read_run
-from rlhf_core.pages.token_texts import token_texts
 from rlhf_core.rollout import with_evidence
 from rlhf_core.run.model_card import versions
 from rlhf_core.scorers.callables import in_own_words, texts
@@ -136,7 +134,8 @@ def credit(trainer: OnPage, rollout: Rollout, methods: Methods) -> list[CreditMa
     for name, row in {**candidates, **baselines(shown)}.items():
         if not any(torch.allclose(row, other) for other in rows.values()):
             rows[name] = row
-    return _maps(trainer.policy, shown, {name: row for name, row in rows.items() if bool(usable(row).all())})
+    decode = getattr(trainer.policy, "decode_with_special", trainer.policy.decode)  # which names special tokens
+    return credit_maps(shown, {name: row for name, row in rows.items() if bool(usable(row).all())}, decode)
 
 
 def baselines(rollout: Rollout) -> dict[str, Tensor]:
@@ -163,29 +162,3 @@ def own_texts(policy: Policy, rollout: Rollout) -> tuple[list[str], list[str]]:
     decoded, responses = texts(policy.decode, sequences.prompts(), sequences.responses())
     own = in_own_words(decoded, sequences.given)
     return [said if isinstance(said, str) else text for said, text in zip(own, decoded, strict=True)], responses
-
-
-def _maps(policy: Policy, rollout: Rollout, rows: Mapping[str, Tensor]) -> list[CreditMap]:
-    sequences, (prompts, _) = rollout.sequences, own_texts(policy, rollout)
-    decode = getattr(policy, "decode_with_special", policy.decode)  # which names special tokens, where there is one
-    values = {label: row.tolist() for label, row in rows.items()}
-    found = []
-    for place, (before, response) in enumerate(zip(sequences.prompts(), sequences.responses(), strict=True)):
-        tokens = token_texts(decode, response, before=before, finished=bool(sequences.finished[place]))
-        counts = tuple(token.tokens for token in tokens)
-        found.append(
-            CreditMap(
-                prompt=prompts[place],
-                tokens=tuple(token.text for token in tokens),
-                score=float(rollout.scores[place]),
-                rows={label: sums(given[place], counts) for label, given in values.items()},
-                counts=counts,
-            )
-        )
-    return found
-
-
-def sums(values: Sequence[float], counts: Sequence[int]) -> tuple[float, ...]:
-    """The sum over each group of so many neighbours."""
-    ends = list(accumulate(counts))
-    return tuple(math.fsum(values[end - count : end]) for end, count in zip(ends, counts, strict=True))

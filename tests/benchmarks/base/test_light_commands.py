@@ -13,7 +13,7 @@ HEAVY = frozenset(
         *("pandas", "pyarrow", "tokenizers", "safetensors", "huggingface_hub", "jaxtyping", "einops"),
     }
 )
-COMMANDS = ("env",)
+COMMANDS = ("env", "report")
 """Modules below ``benchmarks`` that are light: a command that becomes light is added here."""
 SETTINGS = (
     *("rlhf_core", "redistributors", "models", "rlhf_core.config", "models.weights.lora_settings"),

@@ -11,10 +11,10 @@ from table_trainer import CONFIG, PROMPTS, Learner, share_of_threes, trainer
 
 from redistributors import LeaveOneOut, Sparse, Uniform
 from rlhf_core import PPOTrainer, TokenReward
-from rlhf_core.pages.parts import credit_maps
+from rlhf_core.pages.parts import noted_maps
 from rlhf_core.pages.run_record import read_run
 from rlhf_core.run import page
-from rlhf_core.run.page import baselines, command, first_rows, sums, write_page
+from rlhf_core.run.page import baselines, command, first_rows, write_page
 
 
 def fit(folder, steps=4, method=None, **settings):
@@ -47,7 +47,7 @@ def test_the_page_is_written_before_the_first_step_at_every_evaluation_and_at_th
 def test_credit_is_that_of_the_responses_in_samples_under_the_own_method_and_what_costs_nothing(tmp_path):
     fit(tmp_path / "run", method=Uniform(beta=0.5), methods={"even": Uniform(), "half": Uniform(beta=0.5)})
     samples = [one for one in read_run(tmp_path / "run").samples if one["step"] == 4]
-    maps = credit_maps(noted(tmp_path / "run"))
+    maps = noted_maps(noted(tmp_path / "run"))
     assert noted(tmp_path / "run")["credit_step"] == 4
     assert [one.prompt for one in maps] == [one["prompt"] for one in samples]
     for one, sample in zip(maps, samples, strict=True):
@@ -59,7 +59,7 @@ def test_credit_is_that_of_the_responses_in_samples_under_the_own_method_and_wha
 
 def test_a_method_whose_evidence_the_run_does_not_measure_is_left_out(tmp_path):
     fit(tmp_path / "run", methods={"loo": LeaveOneOut()})
-    assert all("loo" not in one.rows for one in credit_maps(noted(tmp_path / "run")))
+    assert all("loo" not in one.rows for one in noted_maps(noted(tmp_path / "run")))
 
 
 def test_evidence_of_the_own_method_is_measured_on_the_shown_responses_only(tmp_path):
@@ -71,7 +71,7 @@ def test_evidence_of_the_own_method_is_measured_on_the_shown_responses_only(tmp_
 
     learner = PPOTrainer(TablePolicy(), TokenReward(reward), LeaveOneOut(), CONFIG)
     learner.fit(PROMPTS, 1, out=tmp_path / "run", eval_prompts=[[1]] * 9)
-    maps = credit_maps(noted(tmp_path / "run"))
+    maps = noted_maps(noted(tmp_path / "run"))
     assert len(maps) == 4
     assert repr(LeaveOneOut()) in maps[0].rows
     assert asked.count(9) == 2  # the evaluations
@@ -177,10 +177,6 @@ def test_the_first_rows_of_a_rollout_lose_the_padding_of_the_others():
     assert few.logprobs.shape == (2, width)
     assert torch.equal(few.scores, rollout.scores[:2])
     assert torch.equal(few.kl, rollout.kl[:2, :width])
-
-
-def test_credit_of_joined_tokens_is_added_up():
-    assert sums([1.0, 2.0, 4.0, 8.0], (1, 2, 1)) == (1.0, 6.0, 8.0)
 
 
 @pytest.mark.parametrize(
