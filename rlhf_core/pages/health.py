@@ -81,7 +81,7 @@ def _counts(run: RunRecord) -> Iterator[HealthFigure]:
                 now=number(values[-1]),
                 worst=f"{number(total)} in all",
                 due="0",
-                advice=advice * (total > 0),
+                advice=advice if total > 0 else "",
             )
 
 
@@ -156,7 +156,7 @@ def _critic(run: RunRecord) -> Iterator[HealthFigure]:
             now=number(known[-1]),
             worst=f"{number(min(known))} lowest",
             due="above 0 after the first dozens of steps",
-            advice=advice * (known[-1] < 0 and len(known) > 50),
+            advice=advice if known[-1] < 0 and len(known) > 50 else "",
         )
 
 
@@ -170,7 +170,7 @@ def _largest(run: RunRecord, name: str, title: str, limit: float, advice: str) -
             now=number(known[-1]),
             worst=f"{number(worst)} at step {step}",
             due=f"at most {number(limit)}",
-            advice=advice * (worst > limit),
+            advice=advice if worst > limit else "",
         )
 
 

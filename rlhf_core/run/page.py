@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from rlhf_core.pages.parts import noted
 from rlhf_core.pages.run_page import page
 from rlhf_core.pages.run_record import PAGE, REPORT, read_run
 from rlhf_core.rollout import with_evidence
+from rlhf_core.run.description import SECRET
 from rlhf_core.run.model_card import versions
 from rlhf_core.scorers.callables import in_own_words, texts
 from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout
@@ -100,8 +101,8 @@ def report(trainer: OnPage, last_step: int) -> dict[str, Any]:
 
 
 def command() -> str:
-    """How this process was started, as far as Python tells: what repeats it, from the same working directory. Empty
-    for a session that was typed in."""
+    """How this process was started, as far as Python tells: what repeats it, from the same working directory. The
+    values of keys, tokens, secrets and passwords are left out. Empty for a session that was typed in."""
     first, *rest = sys.argv or [""]
     spec, path = getattr(sys.modules.get("__main__"), "__spec__", None), Path(first)
     if spec is not None and path.suffix == ".py":
@@ -112,7 +113,17 @@ def command() -> str:
         start = ["python", first]
     else:
         start = [path.name]
-    return "" if first in ("", "-c", "-") else join([*start, *rest])
+    return "" if first in ("", "-c", "-") else join([*start, *_without_secrets(rest)])
+
+
+def _without_secrets(words: Sequence[str]) -> Iterator[str]:
+    """Command-line words, where "..." stands for the value of a flag that holds a secret."""
+    for before, word in zip(["", *words], words, strict=False):
+        flag, equals, _ = word.partition("=")
+        if equals and flag.startswith("-") and SECRET.search(flag):
+            yield f"{flag}=..."
+        else:
+            yield "..." if before.startswith("-") and SECRET.search(before) else word
 
 
 @torch.no_grad()

@@ -48,14 +48,14 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/pages/health.py",
-        "advice=advice * (worst > limit)",
-        "advice=advice * (worst < limit)",
+        'advice=advice if worst > limit else ""',
+        'advice=advice if worst < limit else ""',
         "tests/rlhf_core/pages/test_run_page.py::test_a_page_has_every_section_and_says_where_the_run_stands",
     ),
     Mutation(
         "rlhf_core/run/page.py",
         "if method.needs <= shown.evidence.keys()",
-        "if True",
+        "if method.needs",
         "tests/rlhf_core/run/test_page.py::test_a_method_whose_evidence_the_run_does_not_measure_is_left_out",
     ),
     Mutation(

@@ -187,6 +187,7 @@ def test_the_first_rows_of_a_rollout_lose_the_padding_of_the_others():
         (["/x/benchmarks/__main__.py", "train"], None, "python -m benchmarks train"),
         (["train.py", "1"], None, "python train.py 1"),
         (["/venv/bin/dense-rlhf", "train"], None, "dense-rlhf train"),
+        (["a.py", "--api_key", "x1", "--auth-token=y2", "z"], None, "python a.py --api_key ... --auth-token=... z"),
         (["-c"], None, ""),
         ([""], None, ""),
     ],
