@@ -14,16 +14,8 @@ HEAVY = frozenset(
     }
 )
 COMMANDS = (
-    *(
-        "env",
-        "presets",
-        "credit_of_text",
-        "value_loss_variance",
-        "beta_sweep",
-        "generation_length",
-        "length_drift",
-        "over_optimisation",
-    ),
+    *("env", "presets", "report", "check", "compare", "train", "credit_of_text"),
+    *("value_loss_variance", "beta_sweep", "generation_length", "length_drift", "over_optimisation"),
     *("reward_kl", "sampling_mismatch", "learning_curves", "positive_generation", "summarisation", "dialogue"),
     *("table1", "credit_faithfulness", "gradient_quality", "preference", "theory"),
 )
