@@ -9,12 +9,14 @@ interval of the time ratio that reaches down to 1.03.
 
 from dataclasses import dataclass
 
-from benchmarks.base.checked_names import require_known
-from benchmarks.base.checked_numbers import require_at_least
-from benchmarks.base.command_line import parse
-from benchmarks.base.run_folder import measurement_folder
+from benchmarks.base.command_line import parse, refusals
+from benchmarks.base.interruption import stoppable
+from benchmarks.base.out_folder import require_free
+from benchmarks.base.settings_checks import require_at_least, require_known
 
 METHODS = ("abc", "prefix-difference", "abc-d", "abc-d2")
+
+NAME = "benchmarks.evidence_cost"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,22 +49,26 @@ class Settings:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    settings = parse(Settings, "benchmarks.evidence_cost", argv)
-    out = measurement_folder(settings, "benchmarks.evidence_cost")
-    from rich.console import Console
+    settings = parse(Settings, NAME, argv)
+    with refusals(NAME):
+        require_free(settings)
+        from rich.console import Console
 
-    from benchmarks.cost.evidence_timing import evidence_table
-    from benchmarks.reporting.publishing import publish
+        from benchmarks.base.run_folder import measurement_folder
+        from benchmarks.cost.evidence_timing import evidence_table
+        from benchmarks.reporting.publishing import publish
 
-    table = evidence_table(
-        settings.redistributors,
-        rows=settings.rows,
-        tokens=settings.tokens,
-        step_tokens=settings.step_tokens,
-        layers=settings.layers,
-        seconds=settings.seconds,
-    )
-    publish(table, {}, out, Console())
+        out = measurement_folder(settings, NAME)
+        with stoppable(f"{out} is incomplete: pass --overwrite true to begin again"):
+            table = evidence_table(
+                settings.redistributors,
+                rows=settings.rows,
+                tokens=settings.tokens,
+                step_tokens=settings.step_tokens,
+                layers=settings.layers,
+                seconds=settings.seconds,
+            )
+            publish(table, {}, out, Console())
 
 
 if __name__ == "__main__":

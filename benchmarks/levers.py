@@ -7,9 +7,12 @@ try. The allocator's lever is a case of ``benchmarks.throughput`` (default-alloc
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.base.checked_numbers import require_at_least
-from benchmarks.base.command_line import parse
-from benchmarks.base.run_folder import measurement_folder
+from benchmarks.base.command_line import parse, refusals
+from benchmarks.base.interruption import stoppable
+from benchmarks.base.out_folder import require_free
+from benchmarks.base.settings_checks import require_at_least
+
+NAME = "benchmarks.levers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +34,18 @@ class Settings:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    settings = parse(Settings, "benchmarks.levers", argv)
-    out = measurement_folder(settings, "benchmarks.levers")
-    from rich.console import Console
+    settings = parse(Settings, NAME, argv)
+    with refusals(NAME):
+        require_free(settings)
+        from rich.console import Console
 
-    from benchmarks.cost.lever_timing import lever_table
-    from benchmarks.reporting.publishing import publish
+        from benchmarks.base.run_folder import measurement_folder
+        from benchmarks.cost.lever_timing import lever_table
+        from benchmarks.reporting.publishing import publish
 
-    publish(lever_table(settings.size, settings.seconds), {}, out, Console())
+        out = measurement_folder(settings, NAME)
+        with stoppable(f"{out} is incomplete: pass --overwrite true to begin again"):
+            publish(lever_table(settings.size, settings.seconds), {}, out, Console())
 
 
 if __name__ == "__main__":

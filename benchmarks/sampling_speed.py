@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.base.checked_names import require_known
-from benchmarks.base.checked_numbers import require_at_least
-from benchmarks.base.command_line import parse
-from benchmarks.base.run_folder import measurement_folder
+from benchmarks.base.command_line import parse, refusals
+from benchmarks.base.interruption import stoppable
+from benchmarks.base.out_folder import require_free
+from benchmarks.base.settings_checks import require_at_least, require_known
 from benchmarks.cost.engine_processes import PublishedStack
 
 LENGTHS: Mapping[str, tuple[int, int]] = {"short": (8, 15), "long": (100, 200)}
+
+NAME = "benchmarks.sampling_speed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,21 +58,25 @@ SECTIONS = {"the published stack": ("against", "published_python")}
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    settings = parse(Settings, "benchmarks.sampling_speed", argv, sections=SECTIONS)
-    out = measurement_folder(settings, "benchmarks.sampling_speed")
-    from rich.console import Console
+    settings = parse(Settings, NAME, argv, sections=SECTIONS)
+    with refusals(NAME):
+        require_free(settings)
+        from rich.console import Console
 
-    from benchmarks.cost.sampling_timing import sampling_table
-    from benchmarks.reporting.publishing import publish
+        from benchmarks.base.run_folder import measurement_folder
+        from benchmarks.cost.sampling_timing import sampling_table
+        from benchmarks.reporting.publishing import publish
 
-    table = sampling_table(
-        {name: LENGTHS[name] for name in settings.lengths},
-        size=settings.size,
-        prompts=settings.prompts,
-        repeats=settings.repeats,
-        stack=settings.stack(),
-    )
-    publish(table, {}, out, Console())
+        out = measurement_folder(settings, NAME)
+        with stoppable(f"{out} is incomplete: pass --overwrite true to begin again"):
+            table = sampling_table(
+                {name: LENGTHS[name] for name in settings.lengths},
+                size=settings.size,
+                prompts=settings.prompts,
+                repeats=settings.repeats,
+                stack=settings.stack(),
+            )
+            publish(table, {}, out, Console())
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ prompts and response lengths.
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from benchmarks.base.checked_names import require_known
-from benchmarks.base.checked_numbers import require_at_least
 from benchmarks.base.command_line import parse, refusals
-from benchmarks.base.run_folder import measurement_folder
+from benchmarks.base.interruption import stoppable
+from benchmarks.base.out_folder import require_free
+from benchmarks.base.settings_checks import require_at_least, require_known
 from benchmarks.cost.cases import CASES
 from benchmarks.cost.engine_processes import VARIANTS, PublishedStack, require_device
+
+NAME = "benchmarks.throughput"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,23 +68,26 @@ SECTIONS = {"the published stack": ("against", "published_python", "variants")}
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    settings = parse(Settings, "benchmarks.throughput", argv, sections=SECTIONS)
-    with refusals("benchmarks.throughput"):
+    settings = parse(Settings, NAME, argv, sections=SECTIONS)
+    with refusals(NAME):
+        require_free(settings)
         require_device(settings.device)
-    out = measurement_folder(settings, "benchmarks.throughput")
-    from rich.console import Console
+        from rich.console import Console
 
-    from benchmarks.cost.step_timing import case_tables, sweep_tables
-    from benchmarks.reporting.publishing import publish
+        from benchmarks.base.run_folder import measurement_folder
+        from benchmarks.cost.step_timing import case_tables, sweep_tables
+        from benchmarks.reporting.publishing import publish
 
-    if settings.sweep:
-        tables = sweep_tables(settings.repeats, settings.device)
-    else:
-        cases = {name: replace(CASES[name], device=settings.device) for name in settings.cases}
-        tables = case_tables(cases, settings.repeats, settings.stack())
-    console = Console()
-    for name, table in tables.items():
-        publish(table, {}, out, console, name=name)
+        out = measurement_folder(settings, NAME)
+        with stoppable(f"{out} is incomplete: pass --overwrite true to begin again"):
+            if settings.sweep:
+                tables = sweep_tables(settings.repeats, settings.device)
+            else:
+                cases = {name: replace(CASES[name], device=settings.device) for name in settings.cases}
+                tables = case_tables(cases, settings.repeats, settings.stack())
+            console = Console()
+            for name, table in tables.items():
+                publish(table, {}, out, console, name=name)
 
 
 if __name__ == "__main__":

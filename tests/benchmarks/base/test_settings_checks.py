@@ -4,8 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.base.checked_names import require_known
-from benchmarks.base.checked_numbers import require_at_least
+from benchmarks.base.settings_checks import require_at_least, require_known
 
 SETTINGS = SimpleNamespace(repeats=2, share=float("nan"), rows=(1, 3), none=(), cases=("paper", "long"))
 
