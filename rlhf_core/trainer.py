@@ -113,7 +113,7 @@ class PPOTrainer:
         self.run: dict[str, Any] | None = None
 
     def step(self, prompts: Prompts) -> dict[str, float]:
-        """One PPO step on the given prompts; its metrics (see the README in the repository). Writes nothing to disk.
+        """One PPO step on the given prompts; its metrics (see docs/metrics.md in the repository). Writes nothing to disk.
 
         Raises:
             HealthError: numbers that no honest run produces (first step, unless the config asks for warnings).
