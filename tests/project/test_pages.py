@@ -1,0 +1,104 @@
+"""The pages of docs/ are true: their code runs on tiny models, what cannot run here names things that exist, their links
+lead somewhere, and the book has them all."""
+
+import ast
+import contextlib
+import importlib
+import inspect
+import json
+import re
+import sys
+
+import pytest
+from pages import PAGES, ROOT, blocks, name_of
+
+import rlhf_core
+from models import save_tiny
+from rlhf_core import PPOConfig, PPOTrainer
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+LANGUAGES = {"python", "sh", "text", "", "{toctree}", "{eval-rst}"}
+WITH_PYTHON = [page for page in PAGES if any(block.language == "python" and block.run for block in blocks(page))]
+WORDS = ["Tell", "me", "about", "tea.", "What", "is", "a", "quark?", "please", "This", "film", "was", "good", "bad"]
+
+
+@pytest.fixture
+def folder_of_a_reader(tmp_path, monkeypatch):
+    """A working folder with the models that the pages speak of, and nothing else."""
+    tiny = {"family": "llama", "context": 128, "words": WORDS}
+    save_tiny(tmp_path / "my-policy", **tiny)
+    save_tiny(tmp_path / "my-reward", head="classifier", **tiny)
+    save_tiny(tmp_path / "my-sentiment", head="classifier", num_labels=2, **tiny)
+    labels = {"id2label": {"0": "negative", "1": "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    config = tmp_path / "my-sentiment/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | labels))
+    save_tiny(tmp_path / "another-reward", "gpt2", head="classifier", context=256, words=["<s>", *reversed(WORDS)])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in [name for name, module in sys.modules.items() if str(tmp_path) in str(getattr(module, "__file__", ""))]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def small_runs(monkeypatch):
+    """What pages ask for, in the size of a test: two steps of eight responses of six tokens."""
+    fit = PPOTrainer.fit
+
+    def small_config(**given):
+        return PPOConfig(**{**given, "rollout_batch_size": 8, "minibatch_size": 4, "max_length": (6, 6)})
+
+    def two_steps(self, prompts, steps, **given):
+        fit(self, prompts, min(steps, 2), **given)
+
+    monkeypatch.setattr(rlhf_core, "PPOConfig", small_config)
+    monkeypatch.setattr(PPOTrainer, "fit", two_steps)
+
+
+@pytest.mark.usefixtures("small_runs")
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
+def test_the_python_of_a_page_runs(page, folder_of_a_reader):
+    names: dict[str, object] = {"__name__": "page"}
+    with contextlib.chdir(folder_of_a_reader):
+        for block in blocks(page):
+            if block.language != "python" or not block.run:
+                continue
+            if block.saved_as:
+                (folder_of_a_reader / block.saved_as).write_text(block.text)
+                importlib.invalidate_caches()
+            code = re.sub(r"checkpoint-\d+", "checkpoint-2", block.text)
+            exec(compile(code, name_of(page), "exec"), names)
+
+
+def test_every_block_is_of_a_known_language():
+    assert {block.language for block in BLOCKS} <= LANGUAGES
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in BLOCKS if b.language == "python" and not b.run], ids=lambda b: name_of(b.page)
+)
+def test_python_that_is_not_run_names_what_exists(block):
+    """Imports resolve, and every keyword is one of the function's own."""
+    tree = ast.parse(block.text)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = {a.name: getattr(importlib.import_module(n.module), a.name) for n in imports for a in n.names}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    known = [call for call in calls if call.func.id in names]
+    assert known
+    for call in known:
+        inspect.signature(names[call.func.id]).bind_partial(**{word.arg: None for word in call.keywords})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    for target, anchor in re.findall(r"\]\((?!https?:)([\w./-]*)(?:#([\w-]+))?\)", page.read_text("utf-8")):
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\s-]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_in_the_book():
+    toctrees = "\n".join(block.text for block in blocks(ROOT / "docs/index.md") if block.language == "{toctree}")
+    listed = {line for line in toctrees.splitlines() if line and not line.startswith(":")}
+    assert listed | {"index"} == {name_of(page).removesuffix(".md") for page in PAGES}
