@@ -44,4 +44,5 @@ def files_beside_the_book(app, name, text):
 
 
 def setup(app):
+    """Called by Sphinx."""
     app.connect("source-read", files_beside_the_book)

@@ -51,7 +51,7 @@ class Credit:
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class CreditTable(Mapping[str, Credit]):
-    """Every method's credit by its label; written out, a table with a row for each."""
+    """Every method's credit by its label, ``credits``; printed, a table with a row for each."""
 
     credits: Mapping[str, Credit]
 

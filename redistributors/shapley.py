@@ -69,9 +69,9 @@ class ShapleyValues(Experiment):
 class Shapley:
     """token_score_t = φ of the token's span, divided within the span, times the score's scale; sums to the score.
 
-    φ_i = Σ_{S ∌ i} |S|! (n − |S| − 1)! / n! · (v(S ∪ {i}) − v(S)), with v(S) = r(x, the response with the spans in S
-    only) (Shapley 1953). The φ sum to r(x, y) − r(x, nothing); ``residual`` says where the rest of the score goes. SCAR
-    (Cao et al. 2025) is the same idea for RLHF.
+    φ_i = Σ_{S ∌ i} s! (n − s − 1)! / n! · (v(S ∪ {i}) − v(S)), s spans in S, with v(S) = r(x, the response with the
+    spans in S only) (Shapley 1953). The φ sum to r(x, y) − r(x, nothing); ``residual`` says where the rest of the score
+    goes. SCAR (Cao et al. 2025) is the same idea for RLHF.
 
     ``players``: spans a response at most, contiguous and as equal as can be; a response of no more tokens has a span a
     token. ``split``: each token gets an "equal" part of its span's φ, or its own value in the game in which the tokens
@@ -84,6 +84,9 @@ class Shapley:
 
     Cost in forward passes a response of T tokens, n = min(players, T): 2ⁿ, 64 as it stands; where orders are drawn,
     permutations · (n − 1) + 2, with Owen's split permutations · (T − 1) + 2. None backward.
+
+    Raises:
+        ValueError: a setting of another kind, or out of its range; an odd number of ``permutations``.
     """
 
     players: int = 6

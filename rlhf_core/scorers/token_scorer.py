@@ -74,7 +74,7 @@ class PerTokenReward:
         require_signature(self.fn)
 
     def rewards(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
-        """What each token earned, in float64.
+        """What each response token of ``sequences`` earned, (batch, response) in float64, raw score units.
 
         Raises:
             ValueError: not one list a response, or one of another length than its response; names the row. A column
@@ -117,7 +117,7 @@ class SpanReward:
         return {"fn": self.fn}
 
     def rewards(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
-        """What each token earned, in float64.
+        """What each response token of ``sequences`` earned, (batch, response) in float64, raw score units.
 
         Raises:
             ValueError: not one list of spans a response, or a span that is none or lies outside; names the row. A

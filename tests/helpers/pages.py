@@ -10,6 +10,8 @@ BLOCK = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<text>.*?)^```$", re.DOTALL |
 SAVED = re.compile(r"Save this as `([\w.]+)`[^`]*\Z")
 NOT_RUN = re.compile(r"# (Needs a GPU|Needs the hub|Takes (?:minutes|an hour|hours))")
 """How a block says, in its first line, that no test runs it: its names and flags are only looked up."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """A fenced block of a page."""

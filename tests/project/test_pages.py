@@ -1,5 +1,5 @@
-"""The pages of docs/ are true: their code runs on tiny models, what cannot run here names things that exist, their links
-lead somewhere, and the book has them all."""
+"""The pages of docs/ are true: their code runs on tiny models, what cannot run here names things that exist, their
+links lead somewhere, and the book has them all."""
 
 import ast
 import contextlib
