@@ -67,10 +67,8 @@ def draw(done: ComparisonResults, options: Options) -> Figure:
 
 def table(done: ComparisonResults, options: Options) -> Table:
     """A row for every beta."""
-    rows = tuple(
-        (float(beta), *arm_columns.cells(COLUMNS, done.only, name))
-        for beta, name in zip(options.betas, done.only.arms, strict=True)
-    )
+    arms = zip(options.betas, arm_columns.rows(COLUMNS, done.only), strict=True)
+    rows = tuple((float(beta), *cells) for beta, (_, *cells) in arms)
     return Table(title=f"{done.only.task}: {options.method} by beta", columns=("beta", *COLUMNS), rows=rows)
 
 

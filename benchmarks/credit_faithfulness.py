@@ -5,7 +5,6 @@ curves re-score altered texts with the reward model itself.
 """
 
 import sys
-from dataclasses import replace
 
 from rich.console import Console
 
@@ -29,16 +28,10 @@ def main(argv: list[str] | None = None) -> None:
     quiet_libraries()
     try:
         task = make_task(settings.task, models=settings.models, cache=settings.cache, loading=settings.loading)
-        loaded, config = (
-            task.load(),
-            replace(with_settings(PAPER_SETTINGS, task.ppo), seed=settings.seed),
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"python -m {NAME}: error: {error}")
-    out = measurement_folder(settings, NAME)
-    try:
+        loaded, config = task.load(), with_settings(PAPER_SETTINGS, {**task.ppo, "seed": settings.seed})
+        out = measurement_folder(settings, NAME)
         found = study(loaded, config, settings)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"python -m {NAME}: error: {error}")
     write_json(out / RECORD, {**read_record(out), "datasets": {"prompts and models": loaded.fingerprint}})
     tables.write(report.curve_table(found), out, "curves")

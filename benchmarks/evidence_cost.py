@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from benchmarks.base.command_line import parse
 from benchmarks.base.run_folder import measurement_folder
+from benchmarks.base.settings_checks import require_at_least, require_known
 from benchmarks.cost.architectures import random_models
 from benchmarks.cost.equal_rows import equal_rows
 from benchmarks.cost.memory_prediction import MemorySettings
@@ -31,7 +32,7 @@ from rlhf_core.trainer import PPOTrainer
 from rlhf_core.types import Sequences
 
 PASSES = {"abc": "scoring", "prefix-difference": "scoring", "abc-d": "log-probabilities", "abc-d2": "log-probabilities"}
-VOCABULARY = 2048
+VOCAB = 2048
 Models = tuple[CausalPolicy, ClassifierReward]
 
 
@@ -57,12 +58,8 @@ class Settings:
     """Delete an earlier measurement in ``out``."""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.redistributors if name not in PASSES]
-        if unknown or min(*self.tokens, *self.step_tokens, 2) < 2 or min(self.rows) < 1:
-            raise ValueError(
-                f"redistributors must be of {', '.join(PASSES)}, tokens 2 or more and rows 1 or more, got "
-                f"{self.redistributors}, {self.tokens}, {self.step_tokens}, {self.rows}"
-            )
+        require_known(self, redistributors=PASSES)
+        require_at_least(self, tokens=2, step_tokens=2, rows=1, layers=1)
 
     @property
     def longest(self) -> int:
@@ -73,12 +70,7 @@ class Settings:
 def models(settings: Settings) -> Models:
     """Policy and reward model of the same shape, random weights."""
     shape = llama_config(
-        vocab_size=VOCABULARY,
-        hidden_size=256,
-        n_layers=settings.layers,
-        n_heads=8,
-        n_kv_heads=8,
-        context=settings.longest,
+        vocab_size=VOCAB, hidden_size=256, n_layers=settings.layers, n_heads=8, n_kv_heads=8, context=settings.longest
     )
     shape.intermediate_size = 688
     memory = MemorySettings(dtype="float32", four_bit="none", training="full", gradient_checkpointing=False)
@@ -87,22 +79,23 @@ def models(settings: Settings) -> Models:
 
 def sequences(rows: int, tokens: int) -> Sequences:
     """Random rows without padding, half prompt and half response."""
-    ids = torch.randint(EOS_ID + 1, VOCABULARY, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(EOS_ID + 1, VOCAB, (rows, tokens), generator=torch.Generator().manual_seed(0))
     return equal_rows(ids[:, : tokens // 2], ids[:, tokens // 2 :])
 
 
-def passes(name: str, plain: Models, tapped: Models, s: Sequences) -> tuple[Pass, Pass]:
-    """The pass without evidence, on a model that was never tapped, and with the redistributor's."""
-    needs = REDISTRIBUTORS[name]().needs
-    for owner in tapped:  # builds and checks the reader
-        for need in needs:
-            owner.provides(need)
-    if PASSES[name] == "scoring":
-        return lambda: plain[1].score(s, frozenset()), lambda: tapped[1].score(s, needs)
-    return lambda: plain[0].evaluate(s, frozenset()), lambda: tapped[0].evaluate(s, needs)
+def scoring(method: str, models: Models, rows: int, tokens: int) -> Pass:
+    """The reward model's pass, with what evidence the method needs of it."""
+    needs, given = REDISTRIBUTORS[method]().needs, sequences(rows, tokens)
+    return lambda: models[1].score(given, needs)
 
 
-def step(name: str, models: Models, rows: int, tokens: int) -> Pass:
+def log_probabilities(method: str, models: Models, rows: int, tokens: int) -> Pass:
+    """The policy's pass, with what evidence the method needs of it."""
+    needs, given = REDISTRIBUTORS[method]().needs, sequences(rows, tokens)
+    return lambda: models[0].evaluate(given, needs)
+
+
+def step(method: str, models: Models, rows: int, tokens: int) -> Pass:
     """One epoch on one minibatch of prompts that are always the same.
 
     The pass raises RuntimeError where it did other work than asked for: responses of another length, a minibatch that
@@ -116,16 +109,19 @@ def step(name: str, models: Models, rows: int, tokens: int) -> Pass:
         min_length=length,
         max_length=(length, length),
     )
-    trainer = PPOTrainer(*models, REDISTRIBUTORS[name](), config)
+    trainer = PPOTrainer(*models, REDISTRIBUTORS[method](), config)
     prompts = sequences(rows, tokens).prompt_ids.tolist()
 
     def take() -> None:
         figures = trainer.step(prompts)
         done = figures["length"], figures["skipped_minibatches"], figures["refused_minibatches"]
         if done != (length, 0, 0):
-            raise RuntimeError(f"{name}: (length, skipped, refused) of a step were {done}, not {(length, 0, 0)}")
+            raise RuntimeError(f"{method}: (length, skipped, refused) of a step were {done}, not {(length, 0, 0)}")
 
     return take
+
+
+WORK = {"scoring": scoring, "log-probabilities": log_probabilities, "step": step}
 
 
 def percent(more: float, less: float) -> str:
@@ -152,22 +148,19 @@ def main(argv: list[str] | None = None) -> None:
     settings = parse(Settings, "benchmarks.evidence_cost", argv)
     out = measurement_folder(settings, "benchmarks.evidence_cost")
     torch.set_num_threads(1)
-    plain = models(settings)
-    tapped = deepcopy(plain)
-    for _, reward in (plain, tapped):
-        reward.micro_batch_tokens = max(settings.rows) * settings.longest
+    shared = models(settings)
+    shared[1].micro_batch_tokens = max(settings.rows) * settings.longest
     asked = [
         *product(settings.redistributors, settings.rows, settings.tokens, ("pass",)),
         *product(settings.redistributors, settings.rows, settings.step_tokens, ("step",)),
     ]
     lines: list[tuple[Value, ...]] = []
-    for name, rows, tokens, kind in tqdm(asked, desc="evidence", unit="line", dynamic_ncols=True):
+    for name, rows, tokens, what in tqdm(asked, desc="evidence", unit="line", dynamic_ncols=True):
+        kind = "step" if what == "step" else PASSES[name]
         with torch.set_grad_enabled(kind == "step"):
-            if kind == "pass":
-                pair = passes(name, plain, tapped, sequences(rows, tokens))
-            else:  # each on models of its own
-                pair = step("sparse", deepcopy(plain), rows, tokens), step(name, deepcopy(plain), rows, tokens)
-            lines.append((name, PASSES[name] if kind == "pass" else kind, rows, tokens, *line(*pair, settings.seconds)))
+            # each on its own copy of the models: a step changes the weights, and attention evidence leaves a reader
+            plain, with_evidence = (WORK[kind](method, deepcopy(shared), rows, tokens) for method in ("sparse", name))
+            lines.append((name, kind, rows, tokens, *line(plain, with_evidence, settings.seconds)))
     columns = ("evidence", "pass", "rows", "tokens", "FLOPs", "peak bytes", "time", "time, plain again", "passes")
     note = "Time: median of paired ratios to the plain pass [95 % bootstrap interval], CPU seconds, one thread."
     table = Table(title="what evidence costs", columns=columns, rows=tuple(lines), notes=(note,))

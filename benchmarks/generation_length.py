@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.reporting import arm_columns, figures
 from benchmarks.reporting.curve_readings import LAST, threshold
-from benchmarks.reporting.paper_curves import of_arms, paper_curves
+from benchmarks.reporting.paper_curves import paper_curves
 from benchmarks.reporting.tables import Table
 from benchmarks.runs.comparison import ComparisonResults, ComparisonSettings, Panel, length_changes
 from benchmarks.runs.script import Script, published
@@ -37,10 +37,9 @@ def draw(done: ComparisonResults, _: Options) -> Figure:
     """Above, means with their bands; below, every run of every arm."""
     count = len(done.results)
     figure = figures.grid(2 * count, columns=count)
-    for axes, single, (name, results) in zip(
-        figure.axes[:count], figure.axes[count:], done.results.items(), strict=True
-    ):
-        figures.behind(axes, of_arms(paper_curves(done.settings.paper_curves, "length_sweep", name), results))
+    panels = zip(figure.axes[:count], figure.axes[count:], done.results.items(), strict=True)
+    for axes, single, (name, results) in panels:
+        figures.behind(axes, results, paper_curves(done.settings.paper_curves, "length_sweep", name))
         figures.panel(axes, results, "score")
         axes.set_title(f"{name} tokens", loc="left")
         figures.runs(single, results, "score")
@@ -62,10 +61,9 @@ def table(done: ComparisonResults, options: Options) -> Table:
             **arm_columns.failures(limit),
             **arm_columns.LAST_KL_AND_LENGTH,
         }
-        rows += [(name, arm, *arm_columns.cells(columns, results, arm)) for arm in results.arms]
-    return Table(
-        title="score by response length", columns=("tokens", "arm", *columns), rows=tuple(rows), notes=tuple(notes)
-    )
+        rows += [(name, *row) for row in arm_columns.rows(columns, results)]
+    heads = ("tokens", "arm", *columns)
+    return Table(title="score by response length", columns=heads, rows=tuple(rows), notes=tuple(notes))
 
 
 SCRIPT = Script(

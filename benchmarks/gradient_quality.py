@@ -18,27 +18,20 @@ from rich.console import Console
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.base.checked_numbers import require_at_least
 from benchmarks.base.command_line import parse
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.run_folder import measurement_folder
+from benchmarks.credit import gradients
 from benchmarks.credit.frozen_credit import warm
-from benchmarks.credit.gradients import (
-    cosine,
-    expected_cosine,
-    gram,
-    inverted,
-    jackknifed,
-    policy_gradients,
-    reference_gradient,
-    signal_to_noise,
-)
 from benchmarks.reporting import figures
 from benchmarks.reporting.publishing import publish
-from benchmarks.reporting.statistics import Kind, Summary, bootstrap_interval
+from benchmarks.reporting.statistics import Summary, bootstrap_interval
 from benchmarks.reporting.tables import Table, Value
 from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
 from benchmarks.runs.single_run import Task
 from benchmarks.tasks.definitions import Loaded, make_task
+from benchmarks.tasks.model_loading import optimizer_maker
 from benchmarks.tasks.model_settings import Loading
 from redistributors import Credit, Sparse, compare_on
 from rlhf_core.checks import check_needs
@@ -93,10 +86,7 @@ class Settings:
     """Delete an earlier measurement in ``out``."""
 
     def __post_init__(self) -> None:
-        least = {"prompts": 1, "responses_per_prompt": 1, "repetitions": 3, "reference_repetitions": 2, "warm": 0}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"{name} must be {smallest} or more, got {getattr(self, name)}")
+        require_at_least(self, prompts=1, responses_per_prompt=1, repetitions=3, reference_repetitions=2, warm=0)
         if not self.sparse_steps or min(self.sparse_steps) < 0 or len(set(self.sparse_steps)) < len(self.sparse_steps):
             raise ValueError(f"sparse_steps must be different numbers, 0 or more, got {self.sparse_steps}")
         arms = parse_arms(self.redistributors)
@@ -150,7 +140,7 @@ class Stage:
         trainer, middle = self.trainer, (repetitions.start + repetitions.stop) // 2
         settings: dict[str, Any] = {"config": trainer.config, "kl_coef": trainer.kl_controller.coef}
         first, second = (
-            reference_gradient(trainer.policy, self.rollouts(half, frozenset()), **settings).cpu()
+            gradients.reference_gradient(trainer.policy, self.rollouts(half, frozenset()), **settings).cpu()
             for half in (range(repetitions.start, middle), range(middle, repetitions.stop))
         )
         return (first + second) / 2, float(first.double() @ second.double())
@@ -160,21 +150,20 @@ def measured(stage: Stage, settings: Settings) -> tuple[list[tuple[Value, ...]],
     """A row for every arm, and the cosine that the reference itself has with what it estimates, at best."""
     trainer, methods = stage.trainer, stage.methods
     needs = frozenset(need for method, _ in methods.values() for need in method.needs)
-    gradients: dict[str, list[Tensor]] = {label: [] for label in methods}
+    taken: dict[str, list[Tensor]] = {label: [] for label in methods}
     said: dict[str, list[Mapping[str, float]]] = {label: [] for label in methods}
     for rollout in stage.rollouts(range(settings.repetitions), needs):
         made = stage.credits(rollout)
         advantages = {label: credit.advantages for label, credit in made.items()}
-        found = policy_gradients(trainer.policy, rollout.sequences, advantages, trainer.config)
+        found = gradients.policy_gradients(trainer.policy, rollout.sequences, advantages, trainer.config)
         for label, credit in made.items():
-            gradients[label].append(found[label].cpu())
+            taken[label].append(found[label].cpu())
             said[label].append(credit.figures)
     first = settings.repetitions
     reference, signal = stage.reference(range(first, first + settings.reference_repetitions))
-    plain, steps = gradients[PLAIN], trainer.steps_done
+    plain, steps = taken[PLAIN], trainer.steps_done
     rows: list[tuple[Value, ...]] = [
-        (label, steps, *_figures(said[label]), *_judged(gradients[label], plain, reference, signal))
-        for label in methods
+        (label, steps, *_figures(said[label]), *_judged(taken[label], plain, reference, signal)) for label in methods
     ]
     return rows, max(signal, 0.0) ** 0.5 / float(reference.double().norm())
 
@@ -188,16 +177,16 @@ def _figures(said: Sequence[Mapping[str, float]]) -> tuple[Value, ...]:
 
 def _judged(own: list[Tensor], plain: list[Tensor], reference: Tensor, signal: float) -> tuple[Value, ...]:
     stacked = torch.stack(own)
-    products, with_reference = gram(stacked), stacked.double() @ reference.double()
-    direction = jackknifed(
-        lambda some: expected_cosine(products[some][:, some], with_reference[some], signal), len(own)
+    products, with_reference = gradients.gram(stacked), stacked.double() @ reference.double()
+    direction = gradients.jackknifed(
+        lambda some: gradients.expected_cosine(products[some][:, some], with_reference[some], signal), len(own)
     )
-    clarity = jackknifed(lambda some: signal_to_noise(products[some][:, some]), len(own))
+    clarity = gradients.jackknifed(lambda some: gradients.signal_to_noise(products[some][:, some]), len(own))
     return (
-        bootstrapped([cosine(a, b) for a, b in zip(own, plain, strict=True)]),
-        bootstrapped([cosine(a, reference) for a in own]),
+        bootstrapped([gradients.cosine(a, b) for a, b in zip(own, plain, strict=True)]),
+        bootstrapped([gradients.cosine(a, reference) for a in own]),
         direction,
-        inverted(clarity),
+        gradients.inverted(clarity),
     )
 
 
@@ -208,8 +197,7 @@ def bootstrapped(values: Sequence[float]) -> Summary:
     if len(array) < 2:
         return Summary(mean=np.nan, low=np.nan, high=np.nan, kind="95 % interval")
     low, high = bootstrap_interval(array)
-    kind: Kind = "95 % interval" if np.ptp(array) else "range"
-    return Summary(mean=float(array.mean()), low=low, high=high, kind=kind)
+    return Summary(mean=float(array.mean()), low=low, high=high, kind="95 % interval" if np.ptp(array) else "range")
 
 
 def stages(loaded: Loaded, settings: Settings, config: PPOConfig) -> Iterator[Stage]:
@@ -220,7 +208,7 @@ def stages(loaded: Loaded, settings: Settings, config: PPOConfig) -> Iterator[St
     """
     arms = parse_arms(settings.redistributors)
     configs = {arm.label: with_settings(config, arm.changes) for arm in arms}
-    trainer = PPOTrainer(loaded.policy, loaded.reward, Sparse(), config, optimizer=settings.loading.make_optimizer)
+    trainer = PPOTrainer(loaded.policy, loaded.reward, Sparse(), config, optimizer=optimizer_maker(settings.loading))
     for arm in arms:
         check_needs(arm.redistributor(), trainer.policy, trainer.reward)
     known = len(loaded.held_out_prompts)
@@ -248,17 +236,15 @@ def table(rows: Sequence[tuple[Value, ...]], ceilings: Sequence[float], settings
         columns=COLUMNS,
         rows=tuple(rows),
         notes=(
-            "The gradient of the policy loss at ratio 1, advantages whitened over each rollout; the same rollouts, of "
-            "the same prompts, for every method. The value head, and credit without a critic, have no explained "
-            "variance to speak of before training; later it is that of a critic trained on sparse credit.",
+            "All methods get the same rollouts of the same prompts. Gradients are of the policy loss at ratio 1, with "
+            "advantages whitened per rollout. Explained variance is that of a critic trained on sparse credit.",
             f"Reference: mean gradient of sparse at lam = 1 over {settings.reference_repetitions} further rollouts. "
-            f"Its own noise keeps even an exact gradient's cosine to it at {ceiling} (one number a policy).",
-            "Cosines to sparse and to the reference: of one rollout's gradient, mean [95 % bootstrap interval over "
-            "rollouts]. Cosine of expectations: of the mean gradient, noise of both removed; 1 is no bias, and chance "
-            "may put it above [95 % jackknife interval].",
-            "Relative variance: trace of the covariance over the squared norm of the expectation, of a rollout's "
-            "gradient [95 % jackknife interval; inf: noise may hide it altogether]: how many rollouts a mean takes for "
-            "as much signal as noise.",
+            f"Its own noise limits the cosine of even an exact gradient to {ceiling} (one number per policy).",
+            "Cosine to sparse, to the reference: mean over single rollouts [95 % bootstrap interval]. Cosine of "
+            "expectations: noise removed, so 1 means no bias; chance may put it above 1 [95 % jackknife interval].",
+            "Relative variance: trace of the covariance over the squared norm of the expected gradient, which is the "
+            "number of rollouts whose mean has as much signal as noise [95 % jackknife interval; inf: noise may hide "
+            "the signal].",
             f"Methods that learn had observed {settings.warm} rollouts of the policy.",
         ),
     )

@@ -59,11 +59,6 @@ class Setting:
         """Folder."""
         return f"{self.value:+g}-lam{self.lam:g}{'' if self.kind == 'plain' else '-' + self.kind.replace('_', '-')}"
 
-    @property
-    def title(self) -> str:
-        """As it is read."""
-        return f"score {self.value:+g}, lam {self.lam:g}, {WORDS[self.kind]}"
-
 
 WORDS = {"plain": "critic learns", "no_critic": "critic stays 0", "centred": "centred"}
 CHANGES: Mapping[str, Mapping[str, Any]] = {
@@ -99,12 +94,10 @@ def panels(_: ComparisonSettings, options: Options) -> Sequence[Panel]:
 def draw(done: ComparisonResults, options: Options) -> Figure:
     """Length over steps, a panel for every setting, all of one height."""
     figure = figures.grid(len(done.results), columns=min(2, len(done.results)))
-    for axes in figure.axes[len(done.results) :]:
-        axes.remove()
     for axes, setting in zip(figure.axes, settings_of(options), strict=True):
         results = done.results[setting.name]
         figures.panel(axes, results, "length")
-        axes.set_title(setting.title, loc="left")
+        axes.set_title(f"score {setting.value:+g}, lam {setting.lam:g}, {WORDS[setting.kind]}", loc="left")
     figures.one_scale(figure.axes)
     title = f"{results.task}: response length (tokens) at a constant score ({figures.band_meaning(results)})"
     figures.legend(figure, figure.axes[0], title)
@@ -133,10 +126,9 @@ COLUMNS: arm_columns.Columns = {
 def table(done: ComparisonResults, options: Options) -> Table:
     """A row for every setting and arm."""
     rows = tuple(
-        (f"{setting.value:+g}", float(setting.lam), WORDS[setting.kind], arm, *arm_columns.cells(COLUMNS, results, arm))
+        (f"{setting.value:+g}", float(setting.lam), WORDS[setting.kind], *row)
         for setting in settings_of(options)
-        for results in [done.results[setting.name]]
-        for arm in results.arms
+        for row in arm_columns.rows(COLUMNS, done.results[setting.name])
     )
     notes = (
         f"Change: mean length of the last {LAST} steps minus that of step 1, before any update; 95 % t-interval over "

@@ -18,6 +18,7 @@ from transformers.activations import GELUTanh, NewGELUActivation
 
 from benchmarks.base.command_line import parse
 from benchmarks.base.run_folder import measurement_folder
+from benchmarks.cost.gpt2_sizes import SIZES, gpt2_of
 from benchmarks.cost.paired_timing import CPU, Pass, median_ratio, paired_seconds, peak_bytes
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table, Value
@@ -25,7 +26,6 @@ from models.passes.distribution import Distribution, Targets, entropy, token_dis
 from models.passes.fused import VocabularyHead, share_tied_gradient
 from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_statistics
-from models.tiny import gpt2_config
 from rlhf_core.run.freed_memory import keep_freed_memory
 from rlhf_core.types import Limits
 
@@ -46,40 +46,22 @@ class Settings:
     """Delete an earlier measurement in ``out``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Sizes of the work."""
-
-    hidden: int
-    layers: int
-    vocab: int
-    tokens: int
-    """Response tokens of a micro-batch."""
-    longest: int
-    """Longest response."""
+TOKENS: Mapping[str, tuple[int, int]] = {"gpt2": (1024, 64), "small": (64, 8)}
+"""Response tokens of a micro-batch, and of the longest response."""
 
 
-SIZES: Mapping[str, Sizes] = {
-    "gpt2": Sizes(hidden=768, layers=12, vocab=50_257, tokens=1024, longest=64),
-    "small": Sizes(hidden=64, layers=2, vocab=512, tokens=64, longest=8),
-}
-
-
-def model_of(sizes: Sizes, layers: int) -> PreTrainedModel:
+def model_of(layers: int, hidden: int, vocab: int) -> PreTrainedModel:
     """Random weights, no dropout."""
-    config = gpt2_config(
-        vocab_size=sizes.vocab, hidden_size=sizes.hidden, n_layers=layers, n_heads=sizes.hidden // 64, context=1024
-    )
-    model: PreTrainedModel = GPT2LMHeadModel(config).train(False)
+    model: PreTrainedModel = GPT2LMHeadModel(gpt2_of(layers, hidden, vocab)).train(False)
     return model
 
 
-def levers(sizes: Sizes) -> Iterator[Lever]:
+def levers(size: str) -> Iterator[Lever]:
     """Lever, alternative, ours, and the alternative."""
-    model = model_of(sizes, sizes.layers)
-    hidden, vocab, tokens = sizes.hidden, sizes.vocab, sizes.tokens
-    yield from statistics_levers(sizes)
-    yield "keys and values written in place", "concatenated at every token", *sampling(sizes, model)
+    hidden, vocab, (tokens, longest) = SIZES[size]["hidden"], SIZES[size]["vocab"], TOKENS[size]
+    model = model_of(**SIZES[size])
+    yield from statistics_levers(hidden, vocab, tokens)
+    yield "keys and values written in place", "concatenated at every token", *sampling(model, longest)
 
     head = nn.Linear(hidden, vocab, bias=False)
     half, whole = (torch.randn(n, hidden, requires_grad=True) for n in (tokens // 2, tokens))
@@ -94,7 +76,7 @@ def levers(sizes: Sizes) -> Iterator[Lever]:
     inner = torch.randn(tokens, 4 * hidden, requires_grad=True)
     ours, theirs = summed(GELUTanh(), inner), summed(NewGELUActivation(), inner)
     yield "fused activations", "operation by operation", ours, theirs
-    yield "tied gradient written once", "as two dense matrices", *tied_gradients(sizes)
+    yield "tied gradient written once", "as two dense matrices", *tied_gradients(hidden, vocab)
 
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
@@ -120,35 +102,34 @@ def applied(ours: nn.Module, theirs: nn.Module, given: Tensor) -> tuple[Pass, Pa
     return lambda: ours(given), lambda: theirs(given)
 
 
-def statistics_levers(sizes: Sizes) -> Iterator[Lever]:
+def statistics_levers(hidden: int, vocab: int, tokens: int) -> Iterator[Lever]:
     """Log-probability and entropy, forward and backward, of which only the log-probability is used."""
-    head = nn.Linear(sizes.hidden, sizes.vocab, bias=False)
-    hidden = torch.randn(sizes.tokens, sizes.hidden, requires_grad=True)
-    count = torch.arange(sizes.tokens)
-    targets = Targets(tokens=count % sizes.vocab, steps=count, min_lengths=torch.zeros_like(count))
+    head = nn.Linear(hidden, vocab, bias=False)
+    states = torch.randn(tokens, hidden, requires_grad=True)
+    count = torch.arange(tokens)
+    targets = Targets(tokens=count % vocab, steps=count, min_lengths=torch.zeros_like(count))
     distribution = Distribution(eos_ids=(0,), temperature=1.0)
 
     def plain() -> None:
-        every = token_distribution(head(hidden), (0,), targets.steps, targets.min_lengths, 1.0)
+        every = token_distribution(head(states), (0,), targets.steps, targets.min_lengths, 1.0)
         entropy(every)
         autograd.backward(every.gather(1, targets.tokens[:, None]).sum())
 
     def ours() -> None:
-        autograd.backward(token_statistics(head(hidden), targets, distribution)[0].sum())
+        autograd.backward(token_statistics(head(states), targets, distribution)[0].sum())
 
     def recomputed() -> None:
-        autograd.backward(recomputed_statistics(hidden, head, sizes.vocab, targets, distribution)[0].sum())
+        autograd.backward(recomputed_statistics(states, head, vocab, targets, distribution)[0].sum())
 
     yield "own backward pass of log-probabilities", "autograd", ours, plain
     yield "logits made again, in parts", "autograd", recomputed, plain
 
 
-def sampling(sizes: Sizes, model: PreTrainedModel) -> tuple[Pass, Pass]:
+def sampling(model: PreTrainedModel, longest: int) -> tuple[Pass, Pass]:
     """16 responses of the same length."""
     prompts = [[5, 6, 7]] * 16
-    lengths = torch.full((16,), sizes.longest)
-    uniforms = torch.rand(16, sizes.longest, dtype=torch.float64)
-
+    lengths = torch.full((16,), longest)
+    uniforms = torch.rand(16, longest, dtype=torch.float64)
     limits = Limits(min_lengths=lengths, max_lengths=lengths)
 
     def with_room(room: int) -> Tensor:
@@ -156,12 +137,12 @@ def sampling(sizes: Sizes, model: PreTrainedModel) -> tuple[Pass, Pass]:
         drawn = sample_responses(decoder, prompts, limits, uniforms, eos_ids=(0,), temperature=1.0, device=CPU)
         return drawn.response_ids
 
-    return lambda: with_room(sizes.longest), lambda: with_room(0)
+    return lambda: with_room(longest), lambda: with_room(0)
 
 
-def tied_gradients(sizes: Sizes) -> tuple[Pass, Pass]:
+def tied_gradients(hidden: int, vocab: int) -> tuple[Pass, Pass]:
     """Forward and backward of both embeddings of a model without layers, over the 16 tokens of one response."""
-    plain = model_of(sizes, layers=0)
+    plain = model_of(0, hidden, vocab)
     ours = deepcopy(plain)
     share_tied_gradient(ours)
     ids = torch.arange(16)[None]
@@ -193,14 +174,11 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep_freed_memory()
-    found = tqdm(levers(SIZES[settings.size]), total=10, desc="levers", unit="lever", dynamic_ncols=True)
-    table = Table(
-        title="what each lever is worth",
-        columns=("lever", "against", "time ratio", "A/A", "MiB, ours", "MiB, theirs"),
-        rows=tuple(line(work, settings.seconds) for work in found),
-        notes=("Ratio: the alternative's CPU seconds over ours, median of pairs [95 % bootstrap interval].",),
-    )
-    publish(table, {}, out, Console())
+    found = tqdm(levers(settings.size), total=10, desc="levers", unit="lever", dynamic_ncols=True)
+    columns = ("lever", "against", "time ratio", "A/A", "MiB, ours", "MiB, theirs")
+    rows = tuple(line(work, settings.seconds) for work in found)
+    note = "Ratio: the alternative's CPU seconds over ours, median of pairs [95 % bootstrap interval]."
+    publish(Table(title="what each lever is worth", columns=columns, rows=rows, notes=(note,)), {}, out, Console())
 
 
 if __name__ == "__main__":

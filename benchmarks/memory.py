@@ -1,22 +1,19 @@
 """Does a PPO step fit the card? Predicted before anything is loaded; on a GPU also measured, phase by phase.
 
-``python -m benchmarks.memory --preset dialogue --card-gib 24`` prints components x phases in GiB, the peak, whether it
+``python -m benchmarks.memory --preset dialogue --card_gib 24`` prints components x phases in GiB, the peak, whether it
 fits, and which setting to change if not. With a CUDA device it then builds the models (random weights of the right
 shape where the real ones are absent), caps torch at the card's size, and prints prediction beside measurement.
 """
 
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from transformers import AutoConfig, GPT2Config, GPTJConfig, LlamaConfig, PreTrainedConfig
 
 from benchmarks.base.command_line import command_line
@@ -32,26 +29,17 @@ from benchmarks.cost.memory_prediction import (
     Prediction,
     predict,
 )
+from benchmarks.reporting.tables import Table, number, show
 
-Preset = Literal["dialogue", "summarisation", "positive_generation"]
 TASK_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "dialogue": {},
     "summarisation": {
-        "policy": "EleutherAI/gpt-j-6b",
-        "reward": "EleutherAI/gpt-j-6b",
-        "rollout_batch_size": 4,
-        "prompt_tokens": 512,
-        "response_tokens": 48,
+        **{"policy": "EleutherAI/gpt-j-6b", "reward": "EleutherAI/gpt-j-6b"},
+        **{"rollout_batch_size": 4, "prompt_tokens": 512, "response_tokens": 48},
     },
     "positive_generation": {
-        "policy": "lvwerra/gpt2-imdb",
-        "reward": "lvwerra/gpt2-imdb",
-        "dtype": "float32",
-        "four_bit": "none",
-        "training": "full",
-        "gradient_checkpointing": False,
-        "prompt_tokens": 7,
-        "response_tokens": 15,
+        **{"policy": "lvwerra/gpt2-imdb", "reward": "lvwerra/gpt2-imdb", "dtype": "float32", "four_bit": "none"},
+        **{"training": "full", "gradient_checkpointing": False, "prompt_tokens": 7, "response_tokens": 15},
     },
 }
 """What each of the paper's tasks (Tables 2-4) changes in the defaults, which are dialogue's. The paper's reward models
@@ -73,9 +61,16 @@ SHAPES: Mapping[str, Callable[[], PreTrainedConfig]] = {
     "openai-community/gpt2": GPT2Config,
 }
 """Architectures by hub name, so that none is downloaded."""
+BUDGETS = ("micro_batch_tokens", "reward_micro_batch_tokens", "sampling_tokens", "minibatch_size", "rollout_batch_size")
+"""Settings of which half may take less memory."""
+SAVING = (
+    *(("gradient_checkpointing", True), ("optimizer", "paged_adamw_8bit"), ("training", "lora")),
+    *(("four_bit", whose) for whose in ("policy", "reward", "both")),
+)
+"""Settings that may take less memory."""
 
 
-def from_preset(preset: Preset, **overrides: Any) -> MemorySettings:
+def from_preset(preset: str, **overrides: Any) -> MemorySettings:
     """A preset's settings with some of them changed; raises ValueError for settings that cannot be."""
     return MemorySettings(**{**TASK_PRESETS[preset], **overrides})
 
@@ -117,31 +112,13 @@ class Change:
 
 def helpful_changes(settings: MemorySettings, policy: ModelShape, reward: ModelShape) -> list[Change]:
     """Single changes that lower the peak, each predicted anew, the most helpful first."""
-    now = predict(settings, policy, reward).peak
-    found = [
-        Change(name=name, value=value, peak=predict(replace(settings, **{name: value}), policy, reward).peak)
-        for name, value in _candidates(settings)
-    ]
+    now, found = predict(settings, policy, reward).peak, list[Change]()
+    halves = [(name, getattr(settings, name) // 2) for name in BUDGETS]
+    for name, value in (*halves, *SAVING):
+        with suppress(ValueError):  # of settings that do not go together
+            peak = predict(replace(settings, **{name: value}), policy, reward).peak
+            found.append(Change(name=name, value=value, peak=peak))
     return sorted((change for change in found if change.peak < now), key=lambda change: change.peak)
-
-
-def _candidates(settings: MemorySettings) -> Iterator[tuple[str, Any]]:
-    """Single settings and the values that may take less memory."""
-    budgets = ("micro_batch_tokens", "reward_micro_batch_tokens", "sampling_tokens")
-    for name in (*budgets, "minibatch_size", "rollout_batch_size"):
-        half = getattr(settings, name) // 2
-        if half >= (settings.minibatch_size if name == "rollout_batch_size" else 1):
-            yield name, half
-    if not settings.gradient_checkpointing:
-        yield "gradient_checkpointing", True
-    if settings.optimizer != "paged_adamw_8bit":
-        yield "optimizer", "paged_adamw_8bit"
-    if settings.training == "full":
-        yield "training", "lora"
-    packed = {"none": ("policy", "reward"), "policy": ("both",), "reward": ("both",), "both": ()}[settings.four_bit]
-    for choice in packed:
-        if settings.training == "lora" or choice == "reward":
-            yield "four_bit", choice
 
 
 def verdict(settings: MemorySettings, prediction: Prediction, changes: list[Change]) -> str:
@@ -159,35 +136,30 @@ def verdict(settings: MemorySettings, prediction: Prediction, changes: list[Chan
     return f"Does not fit {card:g} GiB: {where}. {way_out}"
 
 
-def prediction_table(prediction: Prediction) -> Table:
+def prediction_table(prediction: Prediction, verdict: str) -> Table:
     """Components x phases in GiB, every phase at its fullest moment."""
-    table = _table("GiB, predicted", *PHASES, bold=prediction.peak_phase)
-    for component in COMPONENTS:
-        table.add_row(component, *(_gib(prediction.phases[phase][component]) for phase in PHASES))
-    table.add_section()
-    table.add_row("total", *(_gib(prediction.total(phase)) for phase in PHASES))
-    return table
+    rows = [(name, *(_gib(prediction.phases[phase][name]) for phase in PHASES)) for name in COMPONENTS]
+    rows.append(("total", *(_gib(prediction.total(phase)) for phase in PHASES)))
+    notes = ["Each phase at its fullest moment. The CUDA context is assumed; the allocator's fragments are left out."]
+    if paged := prediction.paged / GIB:
+        notes.append(f"Another {number(paged)} GiB of optimizer states are on the card only while it has room.")
+    columns = ("GiB", *PHASES)
+    return Table(title="predicted memory", columns=columns, rows=tuple(rows), notes=tuple(notes), verdict=verdict)
 
 
-def comparison_table(prediction: Prediction, measurement: Measurement) -> Table:
+def comparison_table(prediction: Prediction, measurement: Measurement, note: str) -> Table:
     """Prediction beside measurement, both without the CUDA context, which torch does not count."""
-    table = _table("GiB, without context", "predicted", "measured", "predicted / measured")
-    for phase, measured in measurement.peaks.items():
-        predicted = prediction.total(phase) - CONTEXT_BYTES
-        table.add_row(phase, _gib(predicted), _gib(measured), f"{predicted / measured:.2f}")
-    return table
+    predicted = {phase: prediction.total(phase) - CONTEXT_BYTES for phase in measurement.peaks}
+    rows = tuple(
+        (phase, _gib(predicted[phase]), _gib(measured), predicted[phase] / measured)
+        for phase, measured in measurement.peaks.items()
+    )
+    columns = ("GiB, without context", "predicted", "measured", "predicted / measured")
+    return Table(title="measured memory", columns=columns, rows=rows, notes=(note,))
 
 
-def _table(first: str, *others: str, bold: str = "") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for title in others:
-        table.add_column(title, justify="right", overflow="fold", style="bold" if title == bold else "")
-    return table
-
-
-def _gib(value: float) -> str:
-    return f"{value / GIB:.2f}" if value else "–"
+def _gib(size: float) -> float | None:
+    return size / GIB if size else None
 
 
 def run(settings: MemorySettings, console: Console) -> None:
@@ -202,50 +174,36 @@ def run(settings: MemorySettings, console: Console) -> None:
     configs = config_of(settings.policy, "lm"), config_of(settings.reward, "classifier")
     policy, reward = shape_of(configs[0], "lm", settings.policy), shape_of(configs[1], "classifier", settings.reward)
     prediction = predict(settings, policy, reward)
+    console.print(", ".join(f"{name} {value}" for name, value in vars(settings).items()))
     for role, shape in (("policy", policy), ("reward", reward)):
-        _say(console, f"{role} {shape.name} ({shape.parameters / 1e6:,.0f} M weights)")
-    others = {name: value for name, value in vars(settings).items() if name not in ("policy", "reward")}
-    _say(console, ", ".join(f"{name} {value}" for name, value in others.items()))
-    console.print(prediction_table(prediction))
-    note = "Every phase at its fullest moment; the CUDA context is assumed, the allocator's fragments are left out."
-    if prediction.paged:
-        note += (
-            f" {_gib(prediction.paged)} GiB of optimizer states besides are paged: on the card only while it has room."
-        )
-    _say(console, note)
-    _say(console, verdict(settings, prediction, helpful_changes(settings, policy, reward)))
+        console.print(f"{role}: {shape.parameters / 1e6:,.0f} M weights")
+    found = verdict(settings, prediction, helpful_changes(settings, policy, reward))
+    show(prediction_table(prediction, found), console)
     if settings.measure == "never":
         return
     if not torch.cuda.is_available():
-        _say(console, "not measured: no CUDA device")
+        console.print("not measured: no CUDA device")
         return
     device = torch.device("cuda", torch.cuda.current_device())
     with capped(device, settings.card_gib * GIB - CONTEXT_BYTES) as limit:
         measurement = measure_step(settings, *configs, CudaMeter(device), device)
-    console.print(comparison_table(prediction, measurement))
-    where = f"measured on {torch.cuda.get_device_name(device)} under a cap of {_gib(limit)} GiB"
-    _say(console, f"{where}; torch's allocator held {_gib(measurement.held)} GiB at most")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False)
+    note = (
+        f"Measured on {torch.cuda.get_device_name(device)} under a cap of {number(limit / GIB)} GiB; torch's allocator "
+        f"held {number(measurement.held / GIB)} GiB at most."
+    )
+    show(comparison_table(prediction, measurement, note), console)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line; flags may be written with hyphens as well, ``--card-gib 24``."""
-    words = sys.argv[1:] if argv is None else argv
-    words = [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in words]
+    """The command line."""
     parser = command_line(MemorySettings, "benchmarks.memory")
-    parser.add_argument(
-        "--preset", type=Preset, default="dialogue", help=f"settings to start from: {', '.join(get_args(Preset))}"
-    )
-    given = parser.parse_args(words, defaults=False).as_dict()
-    preset = parser.parse_args(words).preset
-    changed = {name: value for name, value in given.items() if name in MemorySettings.__dataclass_fields__}
+    parser.add_argument("--preset", choices=tuple(TASK_PRESETS), default="dialogue", help="settings to start from")
+    given = parser.parse_args(argv, defaults=False).as_dict()
+    given.pop("config", None)
     try:
-        run(from_preset(preset, **changed), Console())
+        run(from_preset(given.pop("preset", "dialogue"), **given), Console(markup=False, highlight=False))
     except ValueError as error:
-        parser.error(str(error))
+        parser.refuse(error)
     except MemoryError as error:
         raise SystemExit(str(error)) from error
 

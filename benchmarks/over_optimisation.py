@@ -28,6 +28,12 @@ class Options:
             raise ValueError(f"block must be 1 or more, got {self.block}")
 
 
+COLUMNS = (
+    *("arm", "KL where they part", "KL at the end", "gold, at its best", "gold, at the end"),
+    *("proxy, at gold's best", "proxy, at the end"),
+)
+
+
 def gains(results: Results, arm: str) -> tuple[Array, Array]:
     """Proxy and gold of an arm, standardised, (seed, step); raises ValueError where the task knows no gold score."""
     curves = results.curves[arm]
@@ -36,21 +42,19 @@ def gains(results: Results, arm: str) -> tuple[Array, Array]:
             f"task {results.task!r} has no gold score: use --task toy, or positive_generation with models made by "
             "prepare --gold true"
         )
-    return (
-        standardised(curves["score"], curves["score_std"]),
-        standardised(curves["gold_score"], curves["gold_std"]),
-    )
+    proxy = standardised(curves["score"], curves["score_std"])
+    return proxy, standardised(curves["gold_score"], curves["gold_std"])
 
 
 @figures.style()
 def draw(done: ComparisonResults, options: Options) -> Figure:
     """Proxy and gold over KL side by side on one scale, and what is left between them."""
     results, figure = done.only, figures.grid(3)
-    for arm, (colour, dash) in figures.line_styles(results.arms).items():
+    for arm in results.arms:
         kl = blocks(results.curves[arm]["kl"], options.block).mean(0)
         proxy, gold = (blocks(curve, options.block).mean(0) for curve in gains(results, arm))
         for axes, curve in zip(figure.axes, (proxy, gold, proxy - gold), strict=True):
-            figures.path(axes, kl, curve, arm=arm, colour=colour, dash=dash)
+            figures.path(axes, kl, curve, results, arm)
     for axes, title in zip(figure.axes, ("proxy score", "gold score", "proxy − gold"), strict=True):
         axes.set_title(f"{title} (gain, std of step 1)", loc="left")
         axes.set_xlabel("KL (nats a response)")
@@ -68,19 +72,13 @@ def table(done: ComparisonResults, options: Options) -> Table:
         parted = parting(kl, proxy, gold, size=options.block)
         at, end = "not reached" if parted.kl is None else parted.kl, float(blocks(kl, options.block).mean(0)[-1])
         rows.append((arm, at, end, parted.gold_best, parted.gold_end, parted.proxy_best, parted.proxy_end))
-    return Table(
-        title=f"{results.task}: where proxy and gold part",
-        columns=(
-            *("arm", "KL where they part", "KL at the end", "gold, at its best", "gold, at the end"),
-            *("proxy, at gold's best", "proxy, at the end"),
-        ),
-        rows=tuple(rows),
-        notes=(
-            f"Gains since step 1 in standard deviations of its responses, means over seeds and {options.block} steps. "
-            "They part at the block with the highest gold score, if gold ends lower by more than its standard error "
-            "over seeds while the proxy does not.",
-        ),
+    note = (
+        f"Gains since step 1 in standard deviations of its responses, means over seeds and {options.block} steps. "
+        "They part at the block with the highest gold score, if gold ends lower by more than its standard error over "
+        "seeds while the proxy does not."
     )
+    title = f"{results.task}: where proxy and gold part"
+    return Table(title=title, columns=COLUMNS, rows=tuple(rows), notes=(note,))
 
 
 SCRIPT = Script(

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.reporting import figures, tables
 from benchmarks.reporting.curve_readings import at_level, blocks
-from benchmarks.reporting.paper_curves import of_arms, paper_curves
+from benchmarks.reporting.paper_curves import paper_curves
 from benchmarks.reporting.tables import Table, number
 from benchmarks.runs.comparison import ComparisonResults
 from benchmarks.runs.script import Script, published
@@ -31,13 +31,13 @@ class Options:
 def draw(done: ComparisonResults, options: Options) -> Figure:
     """Every arm's mean line with a dot at its end, and light dots for blocks of single runs."""
     results, file = done.only, done.settings.paper_curves
-    kl_of, score_of = (of_arms(paper_curves(file, results.task, name), results) for name in ("kl", "reward"))
+    kl_of, score_of = (paper_curves(file, results.task, name) for name in ("kl", "reward"))
     figure = figures.grid(1, width=4.6)
     (axes,) = figure.axes
-    for arm, (colour, dash) in figures.line_styles(results.arms).items():
+    for arm, (colour, _) in figures.line_styles(results.arms).items():
         kl, score = (blocks(results.curves[arm][metric], options.block) for metric in ("kl", "score"))
         axes.plot(kl.ravel(), score.ravel(), ".", color=colour, markersize=2, alpha=0.25)
-        figures.path(axes, kl.mean(0), score.mean(0), arm=arm, colour=colour, dash=dash)
+        figures.path(axes, kl.mean(0), score.mean(0), results, arm)
         if arm in kl_of and arm in score_of:
             theirs = (blocks(curves[arm], options.block).mean(0) for curves in (kl_of, score_of))
             axes.plot(*theirs, color=colour, linewidth=0.7, alpha=0.45)
@@ -61,16 +61,13 @@ def table(done: ComparisonResults, options: Options) -> Table:
         found = [at_level(results.curves[arm], level) for level in options.levels]
         per_run = ["–" if one.per_run is None else f"{tables.text(one.per_run)} ({one.runs})" for one in found]
         rows.append((arm, *(cell for one, runs in zip(found, per_run, strict=True) for cell in (one.on_means, runs))))
-    readings = ("on means", "per run")
-    return Table(
-        title=f"{results.task}: score where KL first reaches a level",
-        columns=("arm", *(f"{number(level)} nats, {reading}" for level in options.levels for reading in readings)),
-        rows=tuple(rows),
-        notes=(
-            "On means: where the mean over seeds first reaches the level. Per run: mean [interval, or range below 4 "
-            "runs] over the runs that reach it (how many); – where none does.",
-        ),
+    columns = [f"{number(level)} nats, {reading}" for level in options.levels for reading in ("on means", "per run")]
+    note = (
+        "On means: where the mean over seeds first reaches the level. Per run: mean [interval, or range below 4 runs] "
+        "over the runs that reach it (how many); – where none does."
     )
+    title = f"{results.task}: score where KL first reaches a level"
+    return Table(title=title, columns=("arm", *columns), rows=tuple(rows), notes=(note,))
 
 
 SCRIPT = Script(

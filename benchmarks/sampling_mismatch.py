@@ -75,15 +75,10 @@ def table(done: ComparisonResults, options: Options) -> Table:
             **arm_columns.LAST_KL_AND_LENGTH,
         }
         for sampler in options.samplers:
-            results = done.results[f"{tokens}-{sampler}"]
-            rows += [(tokens, sampler, arm, *arm_columns.cells(columns, results, arm)) for arm in results.arms]
+            rows += [(tokens, sampler, *row) for row in arm_columns.rows(columns, done.results[f"{tokens}-{sampler}"])]
     notes.append(f"Negative KL: runs whose last {LAST} steps average below 0, which no KL between two policies is.")
-    return Table(
-        title="the published stack's sampling",
-        columns=("tokens", "sampler", "arm", *columns),
-        rows=tuple(rows),
-        notes=tuple(notes),
-    )
+    heads = ("tokens", "sampler", "arm", *columns)
+    return Table(title="the published stack's sampling", columns=heads, rows=tuple(rows), notes=tuple(notes))
 
 
 SCRIPT = Script(

@@ -8,10 +8,9 @@ uniform numbers and must come to our tokens.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,30 +19,27 @@ import torch
 from rich.console import Console
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, GPT2ForSequenceClassification, LogitsProcessor, StoppingCriteria
+from transformers import AutoModelForCausalLM, GPT2ForSequenceClassification, LogitsProcessor
 
 from benchmarks.base.command_line import parse
 from benchmarks.base.run_folder import measurement_folder
+from benchmarks.base.settings_checks import require_at_least, require_known
 from benchmarks.cost.engine_processes import published, require_published_python
-from benchmarks.cost.paired_timing import CPU, Timed, in_turn, median_ratio, seconds_of
+from benchmarks.cost.gpt2_sizes import SIZES, gpt2_of
+from benchmarks.cost.paired_timing import CPU, Timed, in_turn, median_ratio, timed
 from benchmarks.cost.timed_step import Case, saved
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table, Value
 from models.passes.fused import make_lean
 from models.passes.sampling import CachedDecoder, inverse_cdf, left_padded, sample_responses
-from models.tiny import EOS_ID, gpt2_config
+from models.tiny import EOS_ID
 from rlhf_core.random_streams import stream
 from rlhf_core.run.freed_memory import keep_freed_memory
 from rlhf_core.types import Limits
 
 ANY_LENGTH: Mapping[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "suppress_tokens": [EOS_ID]}
 LENGTHS: Mapping[str, tuple[int, int]] = {"short": (8, 15), "long": (100, 200)}
-SIZES: Mapping[str, Mapping[str, int]] = {
-    "gpt2": {"n_layers": 12, "hidden_size": 768, "n_heads": 12, "vocab_size": 50_257},
-    "small": {"n_layers": 2, "hidden_size": 64, "n_heads": 1, "vocab_size": 512},
-}
-SHAPE = partial(gpt2_config, context=1024, dropout=0.1)
-ALTERNATIVES = ("one by one, with attentions", "left-padded batch")
+DROPOUT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,24 +64,9 @@ class Settings:
     """Delete an earlier measurement in ``out``."""
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.lengths if name not in LENGTHS]
-        if unknown or not self.lengths or self.prompts < 1 or self.repeats < 2:
-            raise ValueError(
-                f"lengths must be of {', '.join(LENGTHS)}, prompts 1 or more, repeats 2 or more; got {self.lengths}, "
-                f"{self.prompts} and {self.repeats}"
-            )
+        require_known(self, lengths=LENGTHS)
+        require_at_least(self, prompts=1, repeats=2)
         require_published_python(self.against, self.published_python)
-
-
-class EndsAt(StoppingCriteria):
-    """Ends every row of a batch at its own length."""
-
-    def __init__(self, prompts: list[list[int]], lengths: Tensor) -> None:
-        self._ends = max(map(len, prompts)) + lengths
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        """Which rows are done."""
-        return input_ids.shape[1] >= self._ends
 
 
 class DrawsWith(LogitsProcessor):
@@ -105,22 +86,28 @@ class Samplers:
     """Three ways to draw the same work."""
 
     def __init__(self, settings: Settings, closed: tuple[int, int]) -> None:
-        vocab = SIZES[settings.size]["vocab_size"]
+        size = SIZES[settings.size]
         generator = stream(settings.prompts, "sampling")
         self.prompts = [
-            generator.integers(EOS_ID + 1, vocab, size=n).tolist() for n in generator.integers(2, 9, settings.prompts)
+            generator.integers(EOS_ID + 1, size["vocab"], size=length).tolist()
+            for length in generator.integers(2, 9, settings.prompts)
         ]
         self.lengths = torch.from_numpy(generator.integers(*closed, endpoint=True, size=settings.prompts))
         self.uniforms = torch.from_numpy(generator.random((settings.prompts, closed[1])))
         torch.manual_seed(0)
         factory: Any = AutoModelForCausalLM
         self.model, self._eager, self._lean = (
-            factory.from_config(SHAPE(**SIZES[settings.size]), attn_implementation=attention).eval()
+            factory.from_config(gpt2_of(**size, dropout=DROPOUT), attn_implementation=attention).eval()
             for attention in ("sdpa", "eager", "sdpa")
         )
         for copy in (self._eager, self._lean):
             copy.load_state_dict(self.model.state_dict(), assign=True)
         make_lean(self._lean)
+
+    @property
+    def alternatives(self) -> Mapping[str, Callable[..., list[list[int]]]]:
+        """The two on our transformers; with ``same=True`` they draw with our uniform numbers."""
+        return {"one by one, with attentions": self.one_by_one, "left-padded batch": self.left_padded}
 
     def ours(self) -> list[list[int]]:
         """Finished rows leave the batch; keys and values are written in place."""
@@ -137,17 +124,14 @@ class Samplers:
 
     def one_by_one(self, *, same: bool = False) -> list[list[int]]:
         """The published loop."""
-        keeping: dict[str, Any] = {"output_attentions": True, "return_dict_in_generate": True}
         rows = (slice(row, row + 1) for row in range(len(self.prompts)))
-        return [drawn for row in rows for drawn in self._generated(self._eager, row, same, [], **keeping)]
+        return [drawn for row in rows for drawn in self._generated(self._eager, row, same, output_attentions=True)]
 
     def left_padded(self, *, same: bool = False) -> list[list[int]]:
-        """One call of ``generate``."""
-        return self._generated(self.model, slice(None), same, [EndsAt(self.prompts, self.lengths)])
+        """One call of ``generate``; as EOS is banned, every row goes on to the longest length, and is cut after."""
+        return self._generated(self.model, slice(None), same)
 
-    def _generated(
-        self, model: Any, rows: slice, same: bool, criteria: list[StoppingCriteria], **more: Any
-    ) -> list[list[int]]:
+    def _generated(self, model: Any, rows: slice, same: bool, **further: Any) -> list[list[int]]:
         """Responses to some of the prompts by ``generate``; by our uniform numbers where they are to be the same."""
         ids, mask = left_padded(self.prompts[rows], CPU)
         prompt, lengths = ids.shape[1], self.lengths[rows]
@@ -156,24 +140,24 @@ class Samplers:
             attention_mask=mask.long(),
             max_new_tokens=int(lengths.max()),
             pad_token_id=EOS_ID,
-            stopping_criteria=criteria,
             logits_processor=[DrawsWith(prompt, self.uniforms[rows])] if same else [],
+            return_dict_in_generate=True,
             **ANY_LENGTH,
-            **more,
+            **further,
         )
-        drawn = (found.sequences if more else found)[:, prompt:].tolist()
+        drawn = found.sequences[:, prompt:].tolist()
         return [row[:length] for row, length in zip(drawn, lengths.tolist(), strict=True)]
 
     def require_same_tokens(self) -> None:
         """Raises RuntimeError unless all three come to the same tokens by the same uniform numbers."""
         mine = self.ours()
-        for name, theirs in zip(ALTERNATIVES, (self.one_by_one(same=True), self.left_padded(same=True)), strict=True):
-            if mine != theirs:
+        for name, draw in self.alternatives.items():
+            if mine != draw(same=True):
                 raise RuntimeError(f"{name} draws other tokens than ours from the same uniforms: not the same work")
 
 
 @contextmanager
-def elsewseconds_of(samplers: Samplers, settings: Settings) -> Iterator[dict[str, Timed]]:
+def published_seconds(samplers: Samplers, settings: Settings) -> Iterator[dict[str, Timed]]:
     """The published stack on the same weights, in a process of its own; nothing where it is not asked for."""
     if settings.against == "nothing":
         yield {}
@@ -181,8 +165,8 @@ def elsewseconds_of(samplers: Samplers, settings: Settings) -> Iterator[dict[str
     case = Case(prompts=settings.prompts, minibatch_size=settings.prompts)
     lengths = samplers.lengths.tolist()
     with tempfile.TemporaryDirectory() as folder:
-        reward = GPT2ForSequenceClassification(SHAPE(**SIZES[settings.size], num_labels=2, pad_id=EOS_ID))
-        folders = saved(Path(folder), samplers.model, reward)
+        shape = gpt2_of(**SIZES[settings.size], dropout=DROPOUT, num_labels=2, pad_id=EOS_ID)
+        folders = saved(Path(folder), samplers.model, GPT2ForSequenceClassification(shape))
         with published(case, folders, "as run", python=settings.published_python) as ask:
 
             def seconds() -> float:
@@ -198,15 +182,14 @@ def lines(name: str, settings: Settings) -> Iterator[tuple[Value, ...]]:
     """Rows of the table, one an alternative."""
     samplers = Samplers(settings, LENGTHS[name])
     samplers.require_same_tokens()
-    alternatives = dict(
-        zip(ALTERNATIVES, (seconds_of(samplers.one_by_one), seconds_of(samplers.left_padded)), strict=True)
-    )
-    with elsewseconds_of(samplers, settings) as others:
-        kinds = {"ours": seconds_of(samplers.ours), **alternatives, **others, "ours again": seconds_of(samplers.ours)}
-        mine, *others_taken = in_turn(list(kinds.values()), lambda taken: len(taken[0]) < settings.repeats)
+    mine = timed(samplers.ours)
+    others = {kind: timed(draw) for kind, draw in samplers.alternatives.items()}
+    with published_seconds(samplers, settings) as published_ones:
+        others |= {**published_ones, "ours again": mine}
+        first, *rest = in_turn([mine, *others.values()], lambda taken: len(taken[0]) < settings.repeats)
     tokens = int(samplers.lengths.sum())
-    for kind, seconds in zip(list(kinds)[1:], others_taken, strict=True):
-        yield name, kind, median_ratio(seconds, mine), tokens / float(np.median(seconds)), len(seconds)
+    for kind, seconds in zip(others, rest, strict=True):
+        yield name, kind, median_ratio(seconds, first), tokens / float(np.median(seconds)), len(seconds)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -215,18 +198,11 @@ def main(argv: list[str] | None = None) -> None:
     out = measurement_folder(settings, "benchmarks.sampling_speed")
     torch.set_num_threads(1)
     keep_freed_memory()
-    rows: list[tuple[Value, ...]] = []
-    for name in tqdm(settings.lengths, desc="lengths", unit="length", dynamic_ncols=True):
-        rows.extend(lines(name, settings))
-    table = Table(
-        title="sampling",
-        columns=("responses", "against ours", "time ratio", "tokens/s", "passes"),
-        rows=tuple(rows),
-        notes=(
-            "Ratio: the alternative's CPU seconds over ours, median of passes taken in turn [95 % bootstrap interval].",
-        ),
-    )
-    publish(table, {}, out, Console())
+    asked = tqdm(settings.lengths, desc="lengths", unit="length", dynamic_ncols=True)
+    columns = ("responses", "against ours", "time ratio", "tokens/s", "passes")
+    rows = tuple(line for name in asked for line in lines(name, settings))
+    note = "Ratio: the alternative's CPU seconds over ours, median of passes taken in turn [95 % bootstrap interval]."
+    publish(Table(title="sampling", columns=columns, rows=rows, notes=(note,)), {}, out, Console())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from benchmarks.base.command_line import parse
 from benchmarks.base.run_folder import read_record
+from benchmarks.data.records import as_list
 from benchmarks.reporting import arm_columns, figures
 from benchmarks.reporting.paper_curves import paper_curves
 from benchmarks.reporting.publishing import publish
@@ -41,8 +42,7 @@ class TableOne:
 
     def folders(self) -> list[Path]:
         """The comparisons, as paths."""
-        given = [self.comparisons] if isinstance(self.comparisons, str) else self.comparisons
-        return [Path(folder) for folder in given]
+        return [Path(folder) for folder in as_list(self.comparisons)]
 
 
 def read(folder: Path) -> Results:
@@ -67,18 +67,15 @@ def table(found: Sequence[Results], settings: TableOne) -> Table:
         for arm in results.arms:
             score = results.curves[arm]["score"]
             ours = summarise(score[:, : settings.steps].mean(1))
-            costs = arm_columns.cells(arm_columns.LAST_KL_AND_LENGTH, results, arm)
+            costs = [column(results, arm) for column in arm_columns.LAST_KL_AND_LENGTH.values()]
             rows.append((results.task, arm, len(score), ours, *costs, _papers(theirs[arm]) if arm in theirs else None))
-    return Table(
-        title="average reward",
-        columns=("task", "arm", "seeds", "average score", *arm_columns.LAST_KL_AND_LENGTH, f"paper, {STEPS} steps"),
-        rows=tuple(rows),
-        notes=(
-            f"Ours: mean over {'all' if settings.steps is None else f'the first {settings.steps}'} steps, 95 % t-"
-            "interval over seeds (range below 4). The paper's: recomputed from its curves, ± 2 standard errors (ddof "
-            "0), as its authors did. Scores of different reward models are not comparable.",
-        ),
+    columns = ("task", "arm", "seeds", "average score", *arm_columns.LAST_KL_AND_LENGTH, f"paper, {STEPS} steps")
+    note = (
+        f"Ours: mean over {'all' if settings.steps is None else f'the first {settings.steps}'} steps, 95 % t-interval "
+        "over seeds (range below 4). The paper's: recomputed from its curves, ± 2 standard errors (ddof 0), as its "
+        "authors did. Scores of different reward models are not comparable."
     )
+    return Table(title="average reward", columns=columns, rows=tuple(rows), notes=(note,))
 
 
 def _papers(curve: np.ndarray) -> str:

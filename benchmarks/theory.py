@@ -16,38 +16,26 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from tqdm import tqdm
 
+from benchmarks.base.checked_numbers import require_at_least
 from benchmarks.base.command_line import parse
 from benchmarks.base.run_folder import measurement_folder
 from benchmarks.reporting import figures
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table, Value
 from benchmarks.runs.arms import parse_arms
-from benchmarks.worlds.declared_properties import (
-    TOLERANCE,
-    Measured,
-    broken,
-    make_worlds,
-    measured_in,
-    reward_to_go,
-    score_shares,
-    shaping,
-    together,
-)
-from benchmarks.worlds.general_claims import (
-    PUBLISHED,
-    WORDS,
-    Identity,
-    counterexample,
-    counterexample_credit,
-    fixed_point,
-    identities,
-)
+from benchmarks.worlds import declared_properties as properties
+from benchmarks.worlds import general_claims as claims
 from benchmarks.worlds.tabular_evidence import Unanswerable
 from redistributors import REDISTRIBUTORS
 from rlhf_core.types import Redistributor
 
 Methods = Mapping[str, Callable[[], Redistributor]]
 REGISTERED = ",".join(REDISTRIBUTORS)
+COLUMNS = (
+    *("method", "verdict", "conserving", "sum error", "causal", "later tokens change", "shaping", "GAE error"),
+    *("gradient cosine", "least", "lambda .95, no critic", "score left, last token", "KL growth"),
+    *("push at +1", "push at -1"),
+)
 MOST = 4096
 """Responses of a world, at most."""
 
@@ -72,11 +60,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.arms():
             raise ValueError("no methods: name at least one redistributor")
-        if self.worlds < 1 or self.words < 2 or self.longest < 3:
-            raise ValueError(
-                "worlds must be 1 or more, words 2 or more and longest 3 or more, got "
-                f"{self.worlds}, {self.words} and {self.longest}"
-            )
+        require_at_least(self, worlds=1, words=2, longest=3)
         if self.words**self.longest > MOST:
             raise ValueError(
                 f"words {self.words} and longest {self.longest} make more than {MOST} responses; give less"
@@ -94,14 +78,14 @@ class CheckedMethod:
 
     name: str
     method: Redistributor
-    measured: tuple[Measured, ...] = ()
+    measured: tuple[properties.Measured, ...] = ()
     shares: tuple[float, ...] = ()
     why_not: str = ""
 
     @property
     def broken(self) -> list[str]:
         """What is declared and does not hold."""
-        return broken(self.method, self.measured) if self.measured else []
+        return properties.broken(self.method, self.measured) if self.measured else []
 
     @property
     def verdict(self) -> str:
@@ -116,9 +100,9 @@ def checked(name: str, make: Callable[[], Redistributor], settings: Settings) ->
     measured, shares = [], []
     try:
         for seed in range(settings.worlds):
-            worlds = make_worlds(seed, words=settings.words, longest=settings.longest)
-            measured.append(measured_in(worlds, make))
-            shares.append(score_shares(worlds.fixed, make()).numpy())
+            worlds = properties.make_worlds(seed, words=settings.words, longest=settings.longest)
+            measured.append(properties.measured_in(worlds, make))
+            shares.append(properties.score_shares(worlds.fixed, make()).numpy())
     except Unanswerable as reason:
         return CheckedMethod(name=name, method=make(), why_not=str(reason))
     mean: list[float] = np.mean(shares, axis=0).tolist()
@@ -127,15 +111,10 @@ def checked(name: str, make: Callable[[], Redistributor], settings: Settings) ->
 
 def method_table(found: list[CheckedMethod]) -> Table:
     """A row for every method."""
-    columns = (
-        *("method", "verdict", "conserving", "sum error", "causal", "later tokens change", "shaping", "GAE error"),
-        *("gradient cosine", "least", "lambda .95, no critic", "score left, last token", "KL growth"),
-        *("push at +1", "push at -1"),
-    )
     notes = [f"{one.name} was not checked: {one.why_not}." for one in found if one.why_not]
     notes += [
-        f"A declared property (yes) fails beyond {TOLERANCE:g} in any world; errors are the largest, other figures "
-        "means over worlds, least: the smallest.",
+        f"A declared property (yes) fails beyond {properties.TOLERANCE:g} in any world; errors are the largest, other "
+        "figures means over worlds, least: the smallest.",
         "Shaping: GAE advantages equal sparse's for every lambda once the critic is shifted; at gamma 1 the expected "
         "gradient on reward-to-go is the true one and a constant score pushes no length, which is checked too.",
         "Gradient cosine: expected reward-to-go gradient and true gradient. Score left: the share of the true gradient "
@@ -144,24 +123,23 @@ def method_table(found: list[CheckedMethod]) -> Table:
         "Scores are drawn for every text by itself, so no token means anything alone: the hardest case for a method "
         "that attributes scores to tokens.",
     ]
-    return Table(title="declared properties", columns=columns, rows=tuple(map(_row, found)), notes=tuple(notes))
+    return Table(title="declared properties", columns=COLUMNS, rows=tuple(map(_row, found)), notes=tuple(notes))
 
 
 def _row(one: CheckedMethod) -> tuple[Value, ...]:
     method = one.method
-    said = ["yes" if value else "no" for value in (method.conserving, method.causal, shaping(method))]
+    said = ["yes" if value else "no" for value in (method.conserving, method.causal, properties.shaping(method))]
     if not one.measured:
         return (one.name, one.verdict, said[0], None, said[1], None, said[2], *[None] * 8)
-    all_worlds = together(one.measured)
+    mean = properties.together(one.measured)
     return (
-        *(one.name, one.verdict, said[0], all_worlds.sum_error, said[1], all_worlds.lookahead),
-        *(said[2], all_worlds.shaping_error, all_worlds.cosine, min(world.cosine for world in one.measured)),
-        *(all_worlds.cosine_blind, all_worlds.last_share, all_worlds.kl_growth),
-        *(all_worlds.push_up, all_worlds.push_down),
+        *(one.name, one.verdict, said[0], mean.sum_error, said[1], mean.lookahead, said[2], mean.shaping_error),
+        *(mean.cosine, min(world.cosine for world in one.measured), mean.cosine_blind, mean.last_share, mean.kl_growth),
+        *(mean.push_up, mean.push_down),
     )
 
 
-def identity_table(found: list[Identity]) -> Table:
+def identity_table(found: list[claims.Identity]) -> Table:
     """A row for every claim."""
     rows = tuple((one.claim, one.expected, one.found, "pass" if one.holds else "FAIL") for one in found)
     return Table(title="claims about credit", columns=("claim", "expected", "found", "verdict"), rows=rows)
@@ -182,26 +160,24 @@ def draw(found: list[CheckedMethod]) -> Figure:
 
 
 def _draw_bias(axes: Axes) -> None:
-    threshold, world = float(PUBLISHED), counterexample()
+    threshold, world = float(claims.PUBLISHED), claims.counterexample()
     betas = (0.0, threshold - 1e-3, threshold + 1e-3, 1.0)
-    for word, (name, *_) in WORDS.items():
+    for word, (name, *_) in claims.WORDS.items():
         row = world.responses.index((1, word))
-        to_go = [float(reward_to_go(world, counterexample_credit(world, beta))[row, 1]) for beta in betas]
+        credits = [claims.counterexample_credit(world, beta) for beta in betas]
+        to_go = [float(properties.reward_to_go(world, credit)[row, 1]) for credit in credits]
         axes.plot(betas, to_go, label=f"reward-to-go of {name}", color=("#0072B2", "#E69F00")[word - 1], linewidth=1)
-    axes.plot(betas, [fixed_point(beta) for beta in betas], color="black", label="PPO's fixed point is worth")
+    axes.plot(betas, [claims.fixed_point(beta) for beta in betas], color="black", label="PPO's fixed point is worth")
     axes.axvline(threshold, color="0.6", linewidth=0.6)
     axes.set_title("counterexample: a is worth 1, b 0.9", loc="left")
-    axes.set_xlabel(f"beta (line: {PUBLISHED})")
+    axes.set_xlabel(f"beta (line: {claims.PUBLISHED})")
     axes.legend(frameon=False, loc="lower left")
 
 
 def _draw_growth(axes: Axes, found: list[CheckedMethod]) -> None:
     styles = figures.line_styles([one.name for one in found])
-    seen: list[str] = []
     for one in found:
-        colour = styles[one.name][0]
-        dash = figures.DASHES[seen.count(colour) % len(figures.DASHES)]  # colours come round again
-        seen.append(colour)
+        colour, dash = styles[one.name]
         # Beyond a share of nothing, the gradient points away from the true one and no coefficient describes it.
         growth = [1 / share if share > 0 else np.nan for share in one.shares]
         axes.plot(range(1, len(growth) + 1), growth, color=colour, linestyle=dash, label=one.name)
@@ -213,7 +189,7 @@ def _draw_growth(axes: Axes, found: list[CheckedMethod]) -> None:
 def _draw_pushes(axes: Axes, found: list[CheckedMethod]) -> None:
     styles = figures.line_styles([one.name for one in found])
     for place, one in enumerate(found):
-        mean = together(one.measured)
+        mean = properties.together(one.measured)
         for offset, push, filled in ((-0.2, mean.push_up, True), (0.2, mean.push_down, False)):
             colour = styles[one.name][0]
             axes.barh(place + offset, push, height=0.36, color=colour if filled else "none", edgecolor=colour)
@@ -225,13 +201,12 @@ def _draw_pushes(axes: Axes, found: list[CheckedMethod]) -> None:
 
 def run(methods: Methods, settings: Settings, out: Path, console: Console) -> bool:
     """Check the methods, write and show both tables and the figure; whether everything declared and claimed holds."""
-    asked = tqdm(methods.items(), desc="methods", dynamic_ncols=True)
-    found = [checked(name, make, settings) for name, make in asked]
-    claims = identities(make_worlds(0, words=settings.words, longest=settings.longest))
-    publish(identity_table(claims), {}, out, console, name="claims")
+    found = [checked(name, make, settings) for name, make in tqdm(methods.items(), desc="methods", dynamic_ncols=True)]
+    stated = claims.identities(properties.make_worlds(0, words=settings.words, longest=settings.longest))
+    publish(identity_table(stated), {}, out, console, name="claims")
     publish(method_table(found), {"theory": draw(found)}, out, console)
     failed = [f"{one.name} declares what does not hold ({', '.join(one.broken)})" for one in found if one.broken]
-    failed += [f"claim does not hold: {one.claim}" for one in claims if not one.holds]
+    failed += [f"claim does not hold: {one.claim}" for one in stated if not one.holds]
     for problem in failed:
         console.print(problem, style="red", markup=False, highlight=False)
     return not failed

@@ -8,14 +8,15 @@ with fused Adam, and with our allocator setting too, each step beside one of our
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any, Literal
 
-import numpy as np
 from rich.console import Console
 from tqdm import tqdm
 
 from benchmarks.base.command_line import parse
 from benchmarks.base.run_folder import measurement_folder
+from benchmarks.base.settings_checks import require_at_least, require_known
 from benchmarks.cost.engine_processes import VARIANTS, Ask, ours, published, require_published_python
 from benchmarks.cost.timed_step import PHASES, Case
 from benchmarks.reporting.publishing import publish
@@ -66,11 +67,8 @@ class Settings:
     """Delete an earlier measurement in ``out``."""
 
     def __post_init__(self) -> None:
-        for what, asked, known in (("cases", self.cases, CASES), ("variants", self.variants, VARIANTS)):
-            if not asked or not known.keys() >= set(asked):
-                raise ValueError(f"{what} must be of {'; '.join(known)}, got {asked}")
-        if self.repeats < 1:
-            raise ValueError(f"repeats must be 1 or more, got {self.repeats}")
+        require_known(self, cases=CASES, variants=VARIANTS)
+        require_at_least(self, repeats=1)
         require_published_python(self.against, self.published_python)
         if self.against == "nothing":
             return
@@ -157,26 +155,20 @@ def require_same(mine: Step, theirs: Step, what: Iterable[str], label: str, *, b
             raise RuntimeError(f"{name} is {mine[name]} in ours and {theirs[name]} in {label}: not the same work")
 
 
-def median(values: Iterable[float]) -> float:
-    """Of a figure of each step."""
-    return float(np.median(list(values)))
-
-
 def min_median_max(values: Iterable[float]) -> str:
     """min–median–max, three digits each."""
     found = list(values)
-    return "–".join(number(float(f(found))) for f in (min, np.median, max))
+    return "–".join(number(reduce(found)) for reduce in (min, median, max))
 
 
 def over_floor(timing: Timing, counted: Mapping[str, Any], phase: str | None = None) -> float | None:
     """Median of seconds over the least the machine could take, that of the counted step scaled by response tokens;
     None for a phase that needs no arithmetic to speak of."""
     least: float = sum(counted["floor"].values()) if phase is None else counted["floor"][phase]
-    if not least:
-        return None
-    seconds = [step["cpu_seconds"] if phase is None else step["phases"][phase] for step in timing.steps]
-    floors = [least * step["tokens"] / counted["tokens"] for step in timing.steps]
-    return median(one / floor for one, floor in zip(seconds, floors, strict=True))
+    per_token = least / counted["tokens"]
+    seconds: list[float] = [step["cpu_seconds"] if phase is None else step["phases"][phase] for step in timing.steps]
+    pairs = zip(seconds, timing.steps, strict=True)
+    return median(taken / (per_token * step["tokens"]) for taken, step in pairs) if least else None
 
 
 def engines_table(found: Mapping[str, TimedCase]) -> Table:
@@ -198,10 +190,8 @@ def engines_table(found: Mapping[str, TimedCase]) -> Table:
     notes = ["min–median–max over steps; ratios are to the step of ours taken beside each: for ours, the A/A ratio."]
     for name, of in found.items():
         flops, read = of.counted["rates"]["flops"] / 1e9, of.counted["rates"]["bytes"] / 1e9
-        notes.append(
-            f"{name}: {of.case.words}; floor at {flops:.0f} GFLOP/s and {read:.1f} GB/s, measured, scaled by response "
-            "tokens."
-        )
+        floor = f"floor at {flops:.0f} GFLOP/s and {read:.1f} GB/s, measured, scaled by response tokens"
+        notes.append(f"{name}: {of.case.words}; {floor}.")
     return Table(title="a PPO step", columns=columns, rows=tuple(rows), notes=tuple(notes))
 
 
@@ -222,52 +212,48 @@ def noise_table(found: Mapping[str, TimedCase]) -> Table:
     """What rounding does before anything is learned."""
     rows: list[tuple[Value, ...]] = []
     for name, of in found.items():
-        bound, _ = log_ratio_bounds(DTYPES[of.case.dtype])
-        seen = of.noise
+        seen, (bound, _) = of.noise, log_ratio_bounds(DTYPES[of.case.dtype])
         rows.append((name, of.case.dtype, of.case.four_bit, seen["max"], seen["mean"], bound, seen["reference"]))
     columns = ("case", "computes in", "4-bit", "|log ratio|, max", "mean", "allowed", "|policy - reference|, max")
     note = "Nats a token. Log ratio: a minibatch of one row against the rollout, before the first optimizer step."
     return Table(title="noise", columns=columns, rows=tuple(rows), notes=(note,))
 
 
-def sweep(settings: Settings, bar: "tqdm[Any]") -> Table:
-    """Cost of a response token by prompts a rollout and by response length; last column against the first row."""
+def cases(settings: Settings) -> dict[str, Table]:
+    """The tables of the cases asked for, by the name of their files."""
+    others = 2 * len(settings.variants) * (settings.repeats + 1) if settings.against != "nothing" else 0
+    total = len(settings.cases) * (2 + 2 * settings.repeats + others)
+    with tqdm(total=total, desc="steps", unit="step", dynamic_ncols=True) as bar:
+        found = {name: timed(name, settings, bar) for name in settings.cases}
+    return {"table": engines_table(found), "phases": phases_table(found), "noise": noise_table(found)}
+
+
+def sweep(settings: Settings) -> dict[str, Table]:
+    """Cost per response token by prompts per rollout and by response length; "x first" is against the first of each."""
+    asked = [
+        *(("prompts", n, replace(SWEEP, prompts=n)) for n in (16, 32, 64, 128, 256)),
+        *(("response tokens", n, replace(SWEEP, lengths=(n, n))) for n in (32, 64, 128, 256, 512, 1024)),
+    ]
     rows: list[tuple[Value, ...]] = []
-    for what, cases in (
-        ("prompts", {n: replace(SWEEP, prompts=n) for n in (16, 32, 64, 128, 256)}),
-        ("response tokens", {n: replace(SWEEP, lengths=(n, n)) for n in (32, 64, 128, 256, 512, 1024)}),
-    ):
-        costs: list[tuple[float, float]] = []
-        for value, case in cases.items():
-            with ours(replace(case, device=settings.device)) as engine:
-                counted = engine(do="count")
-                steps = [engine(do="step") for _ in range(settings.repeats)]
-            bar.update()
-            cost = median(step["cpu_seconds"] / step["tokens"] for step in steps)
-            costs.append((cost, counted["flops"] / counted["tokens"]))
-            x_first, x_first_flops = (now / first for now, first in zip(costs[-1], costs[0], strict=True))
-            rows.append((what, value, 1e3 * cost, x_first, x_first_flops))
+    first: dict[str, tuple[float, float]] = {}
+    for swept, value, case in tqdm(asked, desc="sweep", unit="case", dynamic_ncols=True):
+        with ours(replace(case, device=settings.device)) as engine:
+            counted = engine(do="count")
+            steps = [engine(do="step") for _ in range(settings.repeats)]
+        cost = median(step["cpu_seconds"] / step["tokens"] for step in steps)
+        flops = counted["flops"] / counted["tokens"]
+        first_cost, first_flops = first.setdefault(swept, (cost, flops))
+        rows.append((swept, value, 1e3 * cost, cost / first_cost, flops / first_flops))
     columns = ("swept", "value", "ms a response token", "x first", "FLOPs x first")
-    return Table(title="growth of cost", columns=columns, rows=tuple(rows))
+    return {"sweep": Table(title="growth of cost", columns=columns, rows=tuple(rows))}
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     settings = parse(Settings, "benchmarks.throughput", argv)
-    out = measurement_folder(settings, "benchmarks.throughput")
-    console = Console()
-    if settings.sweep:
-        with tqdm(total=11, desc="sweep", unit="case", dynamic_ncols=True) as bar:
-            table = sweep(settings, bar)
-        publish(table, {}, out, console, name="sweep")
-        return
-    others = 2 * len(settings.variants) * (settings.repeats + 1) if settings.against != "nothing" else 0
-    total = len(settings.cases) * (2 + 2 * settings.repeats + others)
-    with tqdm(total=total, desc="steps", unit="step", dynamic_ncols=True) as bar:
-        found = {name: timed(name, settings, bar) for name in settings.cases}
-    publish(engines_table(found), {}, out, console)
-    publish(phases_table(found), {}, out, console, name="phases")
-    publish(noise_table(found), {}, out, console, name="noise")
+    out, console = measurement_folder(settings, "benchmarks.throughput"), Console()
+    for name, table in (sweep(settings) if settings.sweep else cases(settings)).items():
+        publish(table, {}, out, console, name=name)
 
 
 if __name__ == "__main__":

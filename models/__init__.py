@@ -3,31 +3,7 @@
 Whatever is named here is public; the rest is private to its room.
 """
 
-from models.policy.causal_policy import CausalPolicy
-from models.policy.loading import load_policy
-from models.rewards.classifier_reward import ClassifierReward
-from models.rewards.ensemble import RewardEnsemble, load_reward_ensemble
-from models.rewards.loading import load_reward_model
-from models.rewards.prompted_reward import PromptedReward
-from models.rewards.retokenised import RetokenisedReward
-from models.texts.retokenising import Telling
-from models.tiny import save_tiny
-from models.training.supervised import TrainingSettings
-from models.weights.adapters import LoraSettings
-from models.weights.four_bit import paged_adamw_8bit
+from lazy_loader import attach_stub
 
-__all__ = [
-    "CausalPolicy",
-    "ClassifierReward",
-    "LoraSettings",
-    "PromptedReward",
-    "RetokenisedReward",
-    "RewardEnsemble",
-    "Telling",
-    "TrainingSettings",
-    "load_policy",
-    "load_reward_ensemble",
-    "load_reward_model",
-    "paged_adamw_8bit",
-    "save_tiny",
-]
+# What is public stands in __init__.pyi; each name is imported when it is first used.
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from rlhf_core.kl import MAX_RELATIVE_ERROR
 from rlhf_core.names import naming_nearest, nearest
 from rlhf_core.plain_numbers import make_plain
 
 KLKind = Literal["k1", "abs", "k2", "k3", "full"]
 PaperTask = Literal["positive_generation", "summarisation", "dialogue"]
-
+MAX_RELATIVE_ERROR = 0.2
+"""The largest relative error that the adaptive KL controller follows in one step."""
 
 OTHER_WORDS: Mapping[str, str] = {
     "lr": "'learning_rate'",
@@ -256,11 +256,11 @@ def _misfit(value: object, kind: Any) -> str:
     if get_origin(kind) is tuple:
         pair = isinstance(value, tuple) and len(value) == len(parts) and not any(map(_misfit, value, parts))
         return "" if pair else "a pair of integers (low, high)"
-    accepted, words = PLAIN.get(kind, (kind, f"a {kind.__name__}"))
+    accepted, words = ACCEPTED.get(kind, (kind, f"a {kind.__name__}"))
     return "" if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)) else words
 
 
-PLAIN: Mapping[type, tuple[Any, str]] = {
+ACCEPTED: Mapping[type, tuple[Any, str]] = {
     float: (int | float, "a number"),
     int: (int, "an integer"),
     bool: (bool, "True or False"),

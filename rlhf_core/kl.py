@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-MAX_RELATIVE_ERROR = 0.2
+from rlhf_core.config import MAX_RELATIVE_ERROR
 
 KL_ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "k1": lambda log_ratio: log_ratio,

@@ -18,9 +18,15 @@ def nearest(name: object, known: Iterable[str], other_words: Mapping[str, str] =
         return ""
     if name in other_words:
         return f"; did you mean {other_words[name]}?"
+    close = closest(name, known)
+    return f"; did you mean {close!r}?" if close else ""
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is spelled most alike, whatever its case and hyphens; None where nothing is near."""
     spelled = {_plain(each): each for each in known}
     close = get_close_matches(_plain(name), spelled, n=1)
-    return f"; did you mean {spelled[close[0]]!r}?" if close else ""
+    return spelled[close[0]] if close else None
 
 
 def refuse_unknown(
@@ -39,7 +45,10 @@ def refuse_unknown(
 
 
 def naming_nearest(other_words: Mapping[str, str] = NONE) -> Callable[[type[Settings]], type[Settings]]:
-    """Decorator of a dataclass of settings, which then refuses an unknown keyword as ``refuse_unknown`` does."""
+    """Decorator of a dataclass of settings, which then refuses an unknown keyword as ``refuse_unknown`` does.
+
+    ``__other_words__`` of the class has ``other_words``, for a command line to name the nearest flag.
+    """
 
     def decorate(kind: Any) -> Any:  # a class whose __init__ is replaced, which no type says
         made = kind.__init__
@@ -51,6 +60,7 @@ def naming_nearest(other_words: Mapping[str, str] = NONE) -> Callable[[type[Sett
             made(self, *args, **given)
 
         kind.__init__ = init
+        kind.__other_words__ = other_words
         return kind
 
     return decorate

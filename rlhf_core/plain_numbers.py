@@ -1,13 +1,11 @@
 """The one place where further figures enter: those of a redistributor and of instruments become plain numbers here."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from reprlib import repr as shortened
 from typing import Any, SupportsFloat
-
-import numpy as np
-from torch import Tensor
 
 OF_THE_ENGINE = frozenset(
     {
@@ -22,6 +20,7 @@ OF_THE_ENGINE = frozenset(
     }
 )
 """Names that a step, or the row it is logged in, gives a meaning of its own."""
+ARRAYS = (("numpy", "generic"), ("numpy", "ndarray"), ("torch", "Tensor"))
 
 
 def further_figures(found: object, who: object, taken: Mapping[str, float]) -> dict[str, float]:
@@ -57,9 +56,9 @@ def _number(value: object, said: str) -> float:
 
 def as_plain(value: object) -> object:
     """A single number of numpy or torch as Python's own; anything else as it is."""
-    if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0:
-        return value.item()
-    return value
+    imported = ((sys.modules.get(module), kind) for module, kind in ARRAYS)  # a value of a kind brings its module
+    kinds = tuple(getattr(module, kind) for module, kind in imported if hasattr(module, kind))
+    return value.item() if isinstance(value, kinds) and value.ndim == 0 else value
 
 
 def make_plain(settings: Any) -> None:

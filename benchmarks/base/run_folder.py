@@ -1,6 +1,5 @@
 """The folder of a run: its record ``run.json``, and the rule that nothing is overwritten unasked."""
 
-import json
 import platform
 import shlex
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 
 from benchmarks.base.json_files import jsonable, write_json
 from rlhf_core.distributed import require_one_process
+from rlhf_core.files.differences import differences
 from rlhf_core.files.plain_files import read_object
 
 RECORD = "run.json"
@@ -63,14 +63,6 @@ def read_record(folder: Path, *parts: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); move it, or its folder, away") from error
     return record
-
-
-def differences(old: object, new: object, name: str = "") -> list[str]:
-    """Every place where two JSON values differ, as "a.b: old -> new"."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        pairs = [(key, old.get(key, "absent"), new.get(key, "absent")) for key in sorted(old.keys() | new.keys())]
-        return [line for key, one, other in pairs for line in differences(one, other, f"{name}.{key}".lstrip("."))]
-    return [] if old == new else [f"{name}: {json.dumps(old)} -> {json.dumps(new)}"]
 
 
 def claim_folder(folder: Path, record: Mapping[str, Any], *, overwrite: bool, may_change: Collection[str] = ()) -> None:
@@ -147,9 +139,8 @@ def require_made_by(folder: Path, made_by: str) -> None:
 
 def _require_same(folder: Path, part: str, value: Mapping[str, Any], may_change: Collection[str]) -> None:
     """Raise FileExistsError, naming every difference, unless the folder's record holds the same in ``part``."""
-    earlier, free = read_record(folder, part)[part], {"out", "overwrite", *may_change}
-    old, new = ({name: item for name, item in some.items() if name not in free} for some in (earlier, value))
-    if changed := differences(old, new, part):
+    earlier = read_record(folder, part)[part]
+    if changed := differences(earlier, value, free={"out", "overwrite", *may_change}):
         raise FileExistsError(
             f"{folder} holds a run with other {part} ({'; '.join(changed)}); "
             "choose another --out, or pass --overwrite true to delete that run"

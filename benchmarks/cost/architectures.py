@@ -23,11 +23,12 @@ from models.policy.restoring import read_model_back
 from models.policy.value_head import ValueHead
 from models.rewards.classifier_head import HEAD_NAMES
 from models.rewards.classifier_reward import ClassifierReward
-from models.rewards.score_kinds import ScoreKind
+from models.rewards.score_names import ScoreKind
 from models.tiny import EOS_ID, tiny_tokenizer
-from models.weights.adapters import LoraSettings, add_fresh_adapter
+from models.weights.adapters import add_fresh_adapter
 from models.weights.four_bit import four_bit_config, keep_unpacked
 from models.weights.language_model import frozen_copy, remove_randomness
+from models.weights.lora_settings import LoraSettings
 from models.weights.reference import FrozenCopy
 from models.weights.source import DTYPES
 
@@ -90,9 +91,8 @@ def _quantised(name: str, module: nn.Module) -> bool:
 
 def _widths(module: Any) -> tuple[int, int]:
     """Input and output width of a linear layer; Conv1D keeps its weight transposed."""
-    if isinstance(module, Conv1D):
-        return module.weight.shape[0], module.weight.shape[1]
-    return module.in_features, module.out_features
+    into, out = module.weight.shape if isinstance(module, Conv1D) else reversed(module.weight.shape)
+    return into, out
 
 
 def score_kind(reward: PreTrainedConfig) -> ScoreKind:

@@ -1,17 +1,17 @@
 """Engines in processes of their own, ours and the published stack's, so that neither measures the other's memory.
 
-A line of JSON in is a request, a line out its answer.
+A line of JSON in is a request, a line out is its answer.
 """
 
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import IO, Any, cast
 
 from benchmarks.cost.timed_step import Case
@@ -39,25 +39,23 @@ def require_published_python(against: str, python: str) -> None:
 
 @contextmanager
 def process(command: Sequence[str], case: Mapping[str, Any]) -> Iterator[Ask]:
-    """A worker that builds ``case`` and answers lines of JSON; what it prints besides is shown only if it fails.
+    """A worker that builds ``case``, its last argument, and answers lines of JSON; what it prints besides is shown only
+    if it fails.
 
     Raises:
         RuntimeError: it ended instead of answering, with the last of what it said.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile("w+") as said:
-        worker = subprocess.Popen(
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
-        )
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        Popen([*command, json.dumps(case)], stdin=PIPE, stdout=PIPE, stderr=said, text=True, env=environment) as worker,
+    ):
         requests, answers = cast(IO[str], worker.stdin), cast(IO[str], worker.stdout)
-        pending: list[Mapping[str, Any]] = [{"case": case}]
 
         def ask(**request: Any) -> dict[str, Any]:
             line = ""
             with suppress(BrokenPipeError):  # it has ended, as the empty line says
-                requests.write("".join(json.dumps(one) + "\n" for one in (*pending, request)))
-                requests.flush()
-                pending.clear()
+                print(json.dumps(request), file=requests, flush=True)
                 line = answers.readline()
             if not line:
                 said.seek(0)
@@ -71,8 +69,6 @@ def process(command: Sequence[str], case: Mapping[str, Any]) -> Iterator[Ask]:
             worker.kill()
             with suppress(BrokenPipeError):  # of what was not read
                 requests.close()
-            answers.close()
-            worker.wait()
 
 
 def ours(case: Case) -> AbstractContextManager[Ask]:

@@ -38,7 +38,8 @@ def measured_rates(dtype: torch.dtype, device: torch.device) -> Rates:
     """The best of several tries of a 2048² matrix product, and of a sum over 256 MiB."""
     square = torch.randn(2048, 2048, device=device).to(dtype)
     long = torch.randn(2**26, device=device)
-    return Rates(flops=2 * 2048**3 / _best(lambda: square @ square, device), bytes=4 * 2**26 / _best(long.sum, device))
+    product, read = (min(seconds_of(work, device) for _ in range(8)) for work in (lambda: square @ square, long.sum))
+    return Rates(flops=2 * 2048**3 / product, bytes=4 * 2**26 / read)
 
 
 def flop_counter() -> FlopCounterMode:
@@ -61,13 +62,11 @@ CPU_ATTENTION: dict[Any, Any] = {
 }
 
 
-def _best(work: Callable[[], object], device: torch.device, tries: int = 8) -> float:
-    seconds = []
-    for _ in range(tries):
-        start = clock(device)
-        work()
-        seconds.append(clock(device) - start)
-    return min(seconds)
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """What ``work`` takes by :func:`clock`."""
+    start = clock(device)
+    work()
+    return clock(device) - start
 
 
 def clock(device: torch.device) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, final, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from transformers import PreTrainedConfig
@@ -29,6 +29,9 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.optimizer import make_optimizer
 from rlhf_core.rollout import Draw, sample
 from rlhf_core.trainer import PPOTrainer
+
+SHARED = ("rollout_batch_size", "minibatch_size", "micro_batch_tokens", "sampling_tokens")
+"""Settings that have the same name in the PPO configuration."""
 
 
 @runtime_checkable
@@ -146,16 +149,10 @@ def make_trainer(
     real = all(any(Path(name).glob("*.safetensors")) for name in (settings.policy, settings.reward))
     models = _loaded(settings, reward, device) if real else random_models(settings, policy, reward, device)
     redistributor = {"none": Sparse, "reward": RewardAttention, "decoder": DecoderAttention}[settings.evidence]()
+    shared: dict[str, Any] = {name: getattr(settings, name) for name in SHARED}
+    n = settings.response_tokens
     config = PPOConfig.from_paper(
-        "positive_generation",
-        rollout_batch_size=settings.rollout_batch_size,
-        minibatch_size=settings.minibatch_size,
-        micro_batch_tokens=settings.micro_batch_tokens,
-        sampling_tokens=settings.sampling_tokens,
-        epochs=1,
-        min_length=settings.response_tokens,
-        max_length=(settings.response_tokens, settings.response_tokens),
-        first_step_checks="warn",
+        "positive_generation", **shared, epochs=1, min_length=n, max_length=(n, n), first_step_checks="warn"
     )
     optimizer = paged_adamw_8bit if settings.optimizer == "paged_adamw_8bit" else make_optimizer
     return PPOTrainer(*models, redistributor, config, optimizer=optimizer)

@@ -303,8 +303,10 @@ def predict(settings: MemorySettings, policy: ModelShape, reward: ModelShape) ->
                 f"{shape.context} positions of {shape.name}"
             )
     held = _held(settings, policy, reward)
+    largest = dequantised_bytes(settings, policy, "policy"), dequantised_bytes(settings, reward, "reward")
     moments: Mapping[str, list[Bytes]] = {
-        "load": _loading(settings, policy, reward),
+        # layers are quantised one at a time, and the optimizer has no states before its first step
+        "load": [{"optimizer": 0, "activations": max(largest)}],
         "sample": _sampling(settings, policy),
         "old log-probs": _scoring(settings, policy, "policy"),
         "reference": _scoring(settings, policy, "reference"),
@@ -328,12 +330,6 @@ def _held(settings: MemorySettings, policy: ModelShape, reward: ModelShape) -> B
         "reward weights": weight_bytes(settings, reward, "reward"),
         "CUDA context": CONTEXT_BYTES,
     }
-
-
-def _loading(settings: MemorySettings, policy: ModelShape, reward: ModelShape) -> list[Bytes]:
-    """Layers are quantised one at a time; the optimizer has no states before its first step."""
-    largest = dequantised_bytes(settings, policy, "policy"), dequantised_bytes(settings, reward, "reward")
-    return [{"optimizer": 0, "activations": max(largest)}]
 
 
 def _sampling(settings: MemorySettings, policy: ModelShape) -> list[Bytes]:

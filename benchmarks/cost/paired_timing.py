@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from benchmarks.cost.machine_floor import clock, flop_counter
+from benchmarks.cost.machine_floor import flop_counter, seconds_of
 from benchmarks.cost.tensor_meter import TensorMeter
 from benchmarks.reporting.statistics import Summary
 
@@ -24,21 +24,14 @@ def flops(work: Pass) -> int:
 
 def peak_bytes(work: Pass) -> int:
     """Most bytes of tensors alive that the pass made."""
-    meter = TensorMeter()
-    with meter:
+    with TensorMeter() as meter:
         work()
-    return meter.peak()
+    return int(meter.peak())
 
 
-def seconds_of(work: Pass) -> Timed:
-    """CPU seconds of a pass in this process."""
-
-    def seconds() -> float:
-        start = clock(CPU)
-        work()
-        return clock(CPU) - start
-
-    return seconds
+def timed(work: Pass) -> Timed:
+    """The pass as one that returns its CPU seconds."""
+    return lambda: seconds_of(work, CPU)
 
 
 def paired_seconds(kinds: Sequence[Pass], budget: float) -> list[list[float]]:
@@ -47,7 +40,7 @@ def paired_seconds(kinds: Sequence[Pass], budget: float) -> list[list[float]]:
     def go_on(taken: list[list[float]]) -> bool:
         return len(taken[0]) < 5 or (sum(map(sum, taken)) < budget and len(taken[0]) < 60)
 
-    return in_turn([seconds_of(kind) for kind in kinds], go_on)
+    return in_turn([timed(kind) for kind in kinds], go_on)
 
 
 def in_turn(kinds: Sequence[Timed], go_on: Callable[[list[list[float]]], bool]) -> list[list[float]]:

@@ -30,10 +30,6 @@ class TensorMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
         self._most, self._highest = max(self._most, self._now), max(self._highest, self._now)
         return out
 
-    def now(self) -> int:
-        """Bytes alive."""
-        return self._now
-
     def reset(self) -> None:
         """Start a new peak from what is alive."""
         self._most = self._now

@@ -6,7 +6,6 @@
 import json
 import resource
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,16 +18,16 @@ from transformers import PreTrainedModel
 
 from benchmarks.cost.architectures import random_models
 from benchmarks.cost.equal_rows import equal_rows
+from benchmarks.cost.gpt2_sizes import gpt2_of
 from benchmarks.cost.machine_floor import ADAM_BYTES, Work, clock, flop_counter, measured_rates
 from benchmarks.cost.memory_prediction import MemorySettings
 from models.policy.causal_policy import CausalPolicy
-from models.tiny import EOS_ID, gpt2_config
+from models.tiny import EOS_ID
 from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
 from rlhf_core.random_streams import stream
 from rlhf_core.run.freed_memory import keep_freed_memory
 from rlhf_core.trainer import PPOTrainer
-from rlhf_core.types import Evaluation, Sequences
 
 PHASES = ("generate", "log-probabilities", "score", "redistribute", "returns", "update", "optimizer")
 PROMPT_LENGTHS = (2, 8)
@@ -49,7 +48,6 @@ class Case:
     dtype: Literal["float32", "bfloat16"] = "float32"
     training: Literal["full", "lora"] = "full"
     four_bit: Literal["none", "both"] = "none"
-    redistributor: str = "abc"
     keep_freed_memory: bool = True
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -71,15 +69,8 @@ class Engine:
     def __init__(self, case: Case) -> None:
         self.case, self.device = case, torch.device(case.device)
         torch.manual_seed(0)
-        shape = gpt2_config(
-            vocab_size=case.vocab,
-            hidden_size=case.hidden,
-            n_layers=case.layers,
-            n_heads=case.hidden // 64,
-            context=max(1024, PROMPT_LENGTHS[1] + case.lengths[1]),
-            num_labels=2,
-            pad_id=EOS_ID,
-        )
+        context = max(1024, PROMPT_LENGTHS[1] + case.lengths[1])
+        shape = gpt2_of(case.layers, case.hidden, case.vocab, context=context, num_labels=2, pad_id=EOS_ID)
         settings = MemorySettings(
             dtype=case.dtype, four_bit=case.four_bit, training=case.training, gradient_checkpointing=False
         )
@@ -94,7 +85,7 @@ class Engine:
             max_length=case.lengths,
             first_step_checks="warn",
         )
-        self.trainer = PPOTrainer(policy, self.reward, REDISTRIBUTORS[case.redistributor](), config)
+        self.trainer = PPOTrainer(policy, self.reward, REDISTRIBUTORS["abc"](), config)
         self.policy = cast(CausalPolicy, self.trainer.policy)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.optimizer_steps = 0
@@ -119,11 +110,11 @@ class Engine:
         return [generator.integers(EOS_ID + 1, self.case.vocab, size=length).tolist() for length in lengths]
 
     def step(self) -> dict[str, Any]:
-        """Take the next step; seconds by phase, and the work that was done."""
+        """Take the next step; its prompts, seconds by phase, and the work that was done."""
         prompts = self.prompts(self.trainer.steps_done)
         self.seconds.clear()
         self.optimizer_steps = 0
-        start, wall = clock(self.device), time.perf_counter()
+        start = clock(self.device)
         rollout = self.trainer.collect(prompts)
         with self._phase("redistribute"):
             token_scores = self.trainer.redistribute(rollout)
@@ -133,10 +124,9 @@ class Engine:
             self.trainer.update(experience)
         self.seconds["update"] -= self.seconds["optimizer"]
         self.trainer.conclude(rollout)
-        total, elapsed = clock(self.device) - start, time.perf_counter() - wall
         return {
-            "cpu_seconds": total,
-            "wall_seconds": elapsed,
+            "prompts": prompts,
+            "cpu_seconds": clock(self.device) - start,
             "phases": dict(self.seconds),
             "tokens": int(rollout.sequences.response_mask.sum()),
             "lengths": rollout.sequences.response_lengths.tolist(),
@@ -150,14 +140,18 @@ class Engine:
         rollout = self.trainer.collect(self.prompts(0))
         rows, mask = torch.arange(len(rollout.sequences)), rollout.sequences.response_mask
         with torch.no_grad():
-            alone = [self._evaluated(rollout.sequences.select(row[None])) for row in rows]
+            alone = [self.policy.evaluate(rollout.sequences.select(row[None]), frozenset()) for row in rows]
         logprobs = torch.cat([one.logprobs[0] for one in alone])
         ratios = (logprobs - rollout.logprobs[mask]).abs()
         gaps = (rollout.logprobs - rollout.ref_logprobs).abs()
         return {"max": float(ratios.max()), "mean": float(ratios.mean()), "reference": float(gaps.max())}
 
-    def _evaluated(self, sequences: Sequences) -> Evaluation:
-        return self.trainer.policy.evaluate(sequences, frozenset(), temperature=self.trainer.config.temperature)
+    def count(self) -> dict[str, Any]:
+        """Take the next step without timing it; its operations, and the least seconds of each phase on this machine."""
+        answer, work = self.counted_step()
+        rates = measured_rates(getattr(torch, self.case.dtype), self.device)
+        floor = {phase: one.least(rates) for phase, one in work.items()}
+        return answer | {"flops": sum(one.flops for one in work.values()), "floor": floor, "rates": asdict(rates)}
 
     def counted_step(self) -> tuple[dict[str, Any], dict[str, Work]]:
         """A step, not timed, and what it asks of the machine at least, by phase."""
@@ -222,7 +216,7 @@ class Engine:
     def fixed(self, prompt: list[int], response: list[int]) -> dict[str, float]:
         """Summed log-probability and score of one given response, EOS not banned."""
         sequences = equal_rows(torch.tensor([prompt]), torch.tensor([response]))
-        logprobs = self._evaluated(sequences).logprobs
+        logprobs = self.policy.evaluate(sequences, frozenset()).logprobs
         score = self.reward.score(sequences, frozenset()).scores
         return {"logprob": float(logprobs.sum()), "score": float(score)}
 
@@ -236,36 +230,22 @@ def saved(folder: Path, policy: PreTrainedModel, reward: PreTrainedModel) -> dic
 
 def built(case: Mapping[str, Any]) -> Engine:
     """The engine of a case as JSON gives it."""
-    fields: dict[str, Any] = {**case, "lengths": tuple(case["lengths"])}
-    of = Case(**fields)
+    of = Case(**{**case, "lengths": tuple(case["lengths"])})
     if of.keep_freed_memory:
         keep_freed_memory()
     return Engine(of)
 
 
-def answer(engine: Engine, do: str, **given: Any) -> dict[str, Any]:
-    """What a request asks for."""
-    if do == "step":
-        prompts = engine.prompts(engine.trainer.steps_done)
-        return engine.step() | {"prompts": prompts}
-    if do == "count":
-        counted, work = engine.counted_step()
-        rates = measured_rates(getattr(torch, engine.case.dtype), engine.device)
-        flops = sum(one.flops for one in work.values())
-        floor = {phase: one.least(rates) for phase, one in work.items()}
-        return counted | {"flops": flops, "floor": floor, "rates": asdict(rates)}
-    ways: dict[str, Callable[..., dict[str, Any]]] = {"save": engine.save, "fixed": engine.fixed, "noise": engine.noise}
-    return ways[do](**given)
-
-
 def main() -> None:
-    """Build what the first line says, then answer the others."""
+    """Build the case that the command line holds; each line that comes in names a method of the engine and what it is
+    given, and gets a line with the answer."""
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
     torch.set_num_threads(1)
-    engine = built(json.loads(sys.stdin.readline())["case"])
+    engine = built(json.loads(sys.argv[1]))
     for line in sys.stdin:
-        answers.write(json.dumps(answer(engine, **json.loads(line))) + "\n")
-        answers.flush()
+        request = json.loads(line)
+        answer = getattr(engine, request.pop("do"))(**request)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -74,19 +74,19 @@ def notes(study: Study) -> list[str]:
     """What the columns are."""
     signs = TRUTH if TRUTH in study.frozen.references else "the response's score"
     return [
-        "All means are over responses, with 95 % t-intervals (range below 4), undefined ones left out. Scores are "
-        "the reward model's, raw. Tokens are ordered from the most positive credit to the most negative; equal "
-        f"credit, and the random order, are a mean over {study.settings.orders} shuffles.",
-        f"Deletion AOPC: mean over the shares 0, 1/{study.settings.points}, ..., 1 of r(x) − r(x without that share "
-        "of its tokens), the first in order; comprehensiveness in ERASER's terms. Insertion AOPC: of r(that share "
-        "alone) − r(none); their sufficiency is r(x) − r(none) less it. Higher is more faithful in both. "
-        "delete: tokens are cut out; replace: they become the reward model's null token.",
+        "Means are over responses, with 95 % t-intervals (range below 4); undefined values are left out. Scores r are "
+        "the reward model's raw scores. Tokens are taken in order of credit, the most positive first. Equal credit, "
+        f"and the random order, average {study.settings.orders} shuffles.",
+        f"Deletion AOPC: r(x) − r(x without its first tokens), mean over shares 0, 1/{study.settings.points}, ..., 1 "
+        "(ERASER's comprehensiveness). Insertion AOPC: r(first tokens alone) − r(no tokens), likewise; ERASER's "
+        "sufficiency is r(x) − r(no tokens) minus it. Higher is more faithful. delete: tokens are cut out; replace: "
+        "they become the reward model's null token.",
         f"ρ: Spearman's, over the tokens of a response. Leaving one out: r(x) − r(x without the token), "
         f"{study.settings.absent[0]}. Credited tokens: (Σ|c|)²/Σc².",
         f"Flipped signs: the share of Σ|c| on tokens where credit and {signs} have opposite signs.",
-        "Passes and evidence: a response, beyond the passes that are made anyway, which attention and hidden states "
-        "ride on; each experiment measured alone. – where evidence takes passes that are not counted, such as those of "
-        f"a second language model. Method: the redistributor itself. {torch.get_num_threads()} threads.",
+        "Passes and evidence: per response, beyond the passes that every method needs; attention and hidden states "
+        "are read from those. –: not counted, as for passes of a second language model. Method: the redistributor "
+        f"itself. {torch.get_num_threads()} threads.",
         f"Methods that learn had observed {study.settings.warm} rollouts.",
         *_oracle_note(study),
         *(f"Refused: {label}: {reason}" for label, reason in study.refused.items()),

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.base.checked_numbers import require_at_least
 from benchmarks.credit.faithfulness import aopc, curves, effective_tokens, opposed_share, tie_breaks
 from benchmarks.credit.frozen_credit import HasProbe, MeasuredCredit, askable, credit_of, evidence_apart, warm
 from benchmarks.credit.value_oracle import ValueDifferences, value_differences
@@ -19,7 +20,6 @@ from benchmarks.tasks.definitions import Loaded
 from benchmarks.tasks.model_settings import Loading
 from redistributors import REDISTRIBUTORS
 from redistributors.leave_one_out import Occlusion
-from rlhf_core.batching import Budgets
 from rlhf_core.config import PPOConfig
 from rlhf_core.probe import Absence, generators, measured
 from rlhf_core.rewards import ScoreMoments
@@ -69,19 +69,14 @@ class Settings:
     """Delete an earlier measurement in ``out``."""
 
     def __post_init__(self) -> None:
-        low = [name for name in ("responses", "points", "orders") if getattr(self, name) < 1]
-        low += [name for name in ("continuations", "warm", "seed") if getattr(self, name) < 0]
-        if low:
-            raise ValueError(f"{low[0]} is too small: {getattr(self, low[0])}")
+        require_at_least(self, responses=1, points=1, orders=1, continuations=0, warm=0, seed=0)
         if self.continuations % 2:
             raise ValueError(f"continuations must be even, to be compared half with half, got {self.continuations}")
         if not self.absent or len(set(self.absent)) < len(self.absent):
             raise ValueError(f"absent must name delete, replace or both, once each, got {self.absent}")
         changing = [arm.label for arm in self.arms() if arm.changes]
         if changing or not self.arms():
-            raise ValueError(
-                f"redistributors must be methods alone, and at least one: no PPO setting acts ({changing})"
-            )
+            raise ValueError(f"redistributors must be methods alone, at least one: no PPO setting acts ({changing})")
 
     def arms(self) -> tuple[Arm, ...]:
         """The methods; raises ValueError for one that cannot be."""
@@ -178,16 +173,7 @@ def freeze(loaded: Loaded, reward: RewardModel, rollout: Rollout, config: PPOCon
     references, values = {ONE_OUT: one_out}, None
     signs = torch.where(mask, rollout.raw_scores.sign()[:, None], 0)
     if settings.continuations:
-        budget = Budgets.of(config).sampling
-        values = value_differences(
-            loaded.policy,
-            reward,
-            sequences,
-            rollout.raw_scores,
-            temperature=config.temperature,
-            continuations=settings.continuations,
-            budget=budget,
-        )
+        values = value_differences(loaded.policy, reward, rollout, config, continuations=settings.continuations)
         references[VALUES] = values.credit
     if loaded.contributions is not None:
         signs = references[TRUTH] = _padded(loaded.contributions(sequences), rollout.logprobs)
@@ -228,5 +214,4 @@ def ranked_alike(credit: Tensor, reference: Tensor, rollout: Rollout) -> Array:
 
 def array(tensor: Tensor) -> Array:
     """As float64 in numpy."""
-    found: Array = tensor.numpy(force=True).astype(float)
-    return found
+    return np.asarray(tensor.numpy(force=True), dtype=float)

@@ -141,10 +141,6 @@ def inverted(ratio: Summary) -> Summary:
     """The interval of 1 / ratio: open above (infinite) where that of the ratio reaches 0, NaN where all of it does not
     exceed 0. Intervals of a ratio whose denominator may be 0 are had so (Fieller 1954)."""
     if not ratio.high > 0:
-        return Summary(mean=float("nan"), low=float("nan"), high=float("nan"), kind=ratio.kind)
-    return Summary(
-        mean=1 / ratio.mean if ratio.mean > 0 else float("inf"),
-        low=1 / ratio.high,
-        high=1 / ratio.low if ratio.low > 0 else float("inf"),
-        kind=ratio.kind,
-    )
+        return replace(ratio, mean=float("nan"), low=float("nan"), high=float("nan"))
+    mean, high = (1 / value if value > 0 else float("inf") for value in (ratio.mean, ratio.low))
+    return replace(ratio, mean=mean, low=1 / ratio.high, high=high)

@@ -8,10 +8,11 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlhf_core.batching import TokenBudget, row_batches, run_in_parts
+from rlhf_core.batching import Budgets, row_batches, run_in_parts
+from rlhf_core.config import PPOConfig
 from rlhf_core.masking import last_token
 from rlhf_core.probe import generators
-from rlhf_core.types import Limits, Policy, RewardModel, Sequences
+from rlhf_core.types import Limits, Policy, RewardModel, Rollout, Sequences
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,18 +27,11 @@ class ValueDifferences:
 
 
 def value_differences(
-    policy: Policy,
-    reward: RewardModel,
-    sequences: Sequences,
-    scores: Float[Tensor, " batch"],
-    *,
-    temperature: float,
-    continuations: int,
-    budget: TokenBudget,
+    policy: Policy, reward: RewardModel, rollout: Rollout, config: PPOConfig, *, continuations: int
 ) -> ValueDifferences:
     """V(s_{t+1}) − V(s_t), on the last token r(x, y) − V(s_T), where V(s_t) is the mean score of ``continuations``
     responses that begin with y_<t and go on as the policy would, within the response's own limits (Kazemnejad et al.
-    2024, "VinePPO"). Telescopes to r − V(s_1). ``scores`` are r(x, y).
+    2024, "VinePPO"). Telescopes to r − V(s_1). Scores are raw.
 
     Continuation i of every state of a response is decided by the same random number at the same position (common
     random numbers): V is unbiased still, and differences of neighbours vary less than their values.
@@ -47,18 +41,13 @@ def value_differences(
     """
     if continuations < 2 or continuations % 2:
         raise ValueError(f"continuations must be even, and 2 or more, to have halves; got {continuations}")
-    mask = sequences.response_mask
-    states = torch.tensor(
-        [
-            (row, time, draw)
-            for row, length in enumerate(mask.sum(1).tolist())
-            for time in range(length)
-            for draw in range(continuations)
-        ]
-    )
+    sequences, mask = rollout.sequences, rollout.sequences.response_mask
+    tokens = mask.cpu().nonzero()  # (row, time) of each
+    draws = torch.arange(continuations).repeat(len(tokens))
+    states = torch.column_stack([tokens.repeat_interleave(continuations, dim=0), draws])
     drawn = torch.zeros(*mask.shape, continuations, dtype=torch.float64, device=mask.device)
     uniforms = _uniforms(sequences, continuations)
-    walk = Walk(policy=policy, temperature=temperature, sequences=sequences, uniforms=uniforms)
+    walk = Walk(policy=policy, temperature=config.temperature, sequences=sequences, uniforms=uniforms)
     lengths = (sequences.prompt_lengths + sequences.max_lengths.to(mask.device)).cpu()[states[:, 0]]
 
     def go_on(rows: Int[Tensor, " row"]) -> int:
@@ -67,10 +56,11 @@ def value_differences(
         drawn[tuple(some.T)] = reward.score(whole, frozenset()).scores.to(drawn)
         return int(whole.response_mask.sum() - some[:, 1].sum())
 
-    tokens = run_in_parts(go_on, partial(row_batches, lengths), lengths, budget, phase="continuations")
+    budget = Budgets.of(config).sampling
+    spent = run_in_parts(go_on, partial(row_batches, lengths), lengths, budget, phase="continuations")
     values = rearrange(drawn, "batch token (half draw) -> half batch token draw", half=2).mean(3)
-    halves = torch.stack([neighbour_differences(half, scores, sequences) for half in values])
-    return ValueDifferences(credit=halves.mean(0), halves=halves, tokens=sum(tokens))
+    halves = torch.stack([neighbour_differences(half, rollout.raw_scores, sequences) for half in values])
+    return ValueDifferences(credit=halves.mean(0), halves=halves, tokens=sum(spent))
 
 
 def neighbour_differences(

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.data.preference_formats import Conversation, Example, comparison, demonstration, key
 from benchmarks.data.records import Faults, RowFault, Sieve, read_rows, source_name
-from benchmarks.data.reviews import held_out
+from benchmarks.data.reviews import by_hold_out
 from benchmarks.data.templates import fitted, render, response_ids
 
 Ids = tuple[int, ...]
@@ -31,24 +31,24 @@ class TokenisedExample:
         return [*self.prompt, *self.responses[0]]
 
     @property
+    def reward_inputs(self) -> list[list[int]]:
+        """Each response after the reward model's own prompt: what it reads in training, and in PPO."""
+        return [[*self.reward_prompt, *response] for response in self.responses]
+
+    @property
     def longer_wins(self) -> bool | None:
         """Whether the preferred of two responses is the longer one; None where both have the same number of tokens."""
         chosen, rejected = map(len, self.responses)
         return None if chosen == rejected else chosen > rejected
 
 
-def reward_input(row: TokenisedExample, response: Ids) -> list[int]:
-    """A response after the reward model's own prompt: what it reads in training, and in PPO."""
-    return [*row.reward_prompt, *response]
-
-
 def split_prompts(rows: Sequence[TokenisedExample]) -> dict[str, list[dict[str, Any]]]:
     """Every prompt once, as both models read it, by split: held out where the hash of its text says so."""
-    splits: dict[str, list[dict[str, Any]]] = {"train": [], "held_out": []}
-    for row in {row.key: row for row in rows}.values():
-        entry = {"ids": list(row.prompt), "reward_ids": list(row.reward_prompt), "text": row.text}
-        splits["held_out" if held_out(row.key) else "train"].append(entry)
-    return splits
+    splits = by_hold_out({row.key: row for row in rows}.values(), lambda row: row.key)
+    return {
+        split: [{"ids": list(row.prompt), "reward_ids": list(row.reward_prompt), "text": row.text} for row in some]
+        for split, some in splits.items()
+    }
 
 
 def read_demonstrations(sources: Sequence[str]) -> Sieve[Example]:

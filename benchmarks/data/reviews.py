@@ -3,17 +3,21 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from benchmarks.data.records import Rejected, RowFault, Sieve, read_rows, rejected_lines, source_name, unwritable
 
-LONGEST = 50_000
+SPLITS = ("train", "held_out")
+LONGEST_REVIEW = 50_000
 """Characters beyond which a row is taken for a mistake."""
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,14 @@ def clean(text: str) -> str:
 def held_out(text: str) -> bool:
     """Whether a text belongs to the fixed 10 %: SHA-256 of its UTF-8 bytes, as a number, is a multiple of 10."""
     return _hash(text) % 10 == 0
+
+
+def by_hold_out(rows: Iterable[Row], text: Callable[[Row], str]) -> dict[str, list[Row]]:
+    """The rows by split, held out where the hash of their text says so."""
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for row in rows:
+        splits[SPLITS[held_out(text(row))]].append(row)
+    return splits
 
 
 def half(text: str) -> int:
@@ -113,7 +125,7 @@ def _review(row: object, wants_label: bool, seen: set[str]) -> Review | str:
         (not isinstance(text, str), "'text' is not a string"),
         (not cleaned, "'text' is empty"),
         (not cleaned.isprintable() and unwritable(cleaned), "'text' is not valid Unicode"),
-        (len(cleaned) > LONGEST, f"'text' has more than {LONGEST} characters"),
+        (len(cleaned) > LONGEST_REVIEW, f"'text' has more than {LONGEST_REVIEW} characters"),
         (wants_label and "label" not in row, "no column 'label'"),
         (wants_label and (isinstance(label, bool) or label not in (0, 1)), "'label' is neither 0 nor 1"),
         (cleaned in seen, "text seen before"),

@@ -1,22 +1,35 @@
-"""Judges of pairs of responses: the Protocol, and a function or a reward model as one. Another is a chat endpoint."""
+"""What a judge of two responses is and may say, and a function as one."""
 
 import contextlib
 import inspect
+import math
 import pkgutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from string import Formatter
+from numbers import Real
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
 from benchmarks.base.json_files import fingerprint
-from benchmarks.judging.win_rates import Preference, Scores
 from benchmarks.reporting.heat_map import visible
-from models.rewards.classifier_reward import ClassifierReward
-from models.texts.prompt_encoding import encode
 
-Asked = Callable[[str, str, str], Preference]
+Choice = Literal["first", "second", "tie"]
+CHOICES: Mapping[str, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 EXCERPT = 200
 """Characters of a text in a message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a judge that scores responses one by one gave the two (any unit, higher is better); equal is a tie."""
+
+    first: float
+    second: float
+
+
+Preference = float | Choice | Scores
+"""What a judge may say: the probability that the response shown first is better, a choice, or two scores."""
+Asked = Callable[[str, str, str], Preference]
+"""A judge as a function of instruction, first and second response."""
 
 
 @runtime_checkable
@@ -64,58 +77,21 @@ class CallableJudge:
         return self.fn(instruction, first, second)
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class RewardJudge:
-    """A reward model that scores each response by itself, in its own prompt template.
-
-    ``source`` and ``weights`` (a fingerprint) name the model in the record. ``end`` is what follows the filled
-    template: the tokenizer's EOS, as after every text that this project's reward models learn from, or nothing. Judges
-    see texts, so a response that was cut at its maximum gets the EOS as well.
+def probability(preference: object) -> float:
+    """What a judge said as the probability that the response shown first is better; equal scores are 0.5.
 
     Raises:
-        ValueError: a template with other fields than {instruction} and {response}, or no EOS to append.
+        ValueError: a number outside [0, 1], scores that are not finite, or an unknown word.
     """
-
-    model: ClassifierReward
-    source: str
-    weights: str
-    template: str = "{instruction}{response}"
-    end: Literal["eos", "nothing"] = "eos"
-    order_sensitive = False
-
-    def __post_init__(self) -> None:
-        require_fields("reward_template", self.template, ("instruction", "response"))
-        if self.end == "eos" and self.model.tokenizer.eos_token_id is None:
-            raise ValueError(f"the tokenizer of {self.source} has no EOS token; pass --reward_end nothing")
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """Where it is from, its weights, and how they are read."""
-        return {
-            "kind": "reward model",
-            "name": self.source,
-            "weights": self.weights,
-            "score": self.model.identity["score"],
-            "template": self.template,
-            "end": self.end,
-        }
-
-    def prefer(self, instruction: str, first: str, second: str) -> Scores:
-        """Both scores; raises ValueError where a text exceeds the model's context."""
-        rows = [self._ids(instruction, response) for response in (first, second)]
-        try:
-            scores = self.model.score_ids(rows).tolist()
-        except ValueError as error:
-            told = f"{self.source} cannot score two responses to {excerpt(instruction)!r}"
-            raise ValueError(f"{told}: {error}. Leave the prompt out, or lower --max_tokens") from error
-        return Scores(first=scores[0], second=scores[1])
-
-    def _ids(self, instruction: str, response: str) -> list[int]:
-        text = self.template.format(instruction=instruction, response=response)
-        ids = encode(self.model.tokenizer, [text])[0]
-        eos = self.model.tokenizer.eos_token_id
-        return [*ids, eos] if self.end == "eos" and ids[-1:] != [eos] else ids
+    value = preference
+    if isinstance(preference, Scores):
+        difference = preference.first - preference.second
+        value = 0.5 + 0.5 * ((difference > 0) - (difference < 0)) if math.isfinite(difference) else difference
+    elif isinstance(preference, str):
+        value = CHOICES.get(preference)
+    if not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"a judge said {preference!r}; expected a probability, Scores or one of {list(CHOICES)}")
+    return float(value)
 
 
 def as_judge(judge: Judge | Asked | str) -> Judge:
@@ -127,17 +103,6 @@ def as_judge(judge: Judge | Asked | str) -> Judge:
     if callable(found):
         return CallableJudge(fn=found)
     raise TypeError(f"a judge has prefer, order_sensitive and identity, or is a function; got {found!r}")
-
-
-def require_fields(name: str, template: str, fields: Collection[str]) -> None:
-    """Raise ValueError unless the format string ``template`` has exactly these fields, plain."""
-    try:
-        found = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise ValueError(f"{name} {template!r} is no format string: {error}") from error
-    if {field for field, *_ in found} != set(fields) or any(spec or conversion for _, spec, conversion in found):
-        wanted = ", ".join(f"{{{field}}}" for field in fields)
-        raise ValueError(f"{name} must hold {wanted} and no other field (braces are doubled), got {template!r}")
 
 
 def excerpt(text: str) -> str:

@@ -4,60 +4,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tqdm import trange
 
 from benchmarks.base.json_files import fingerprint, write_json
 from benchmarks.data.records import SHOWN, Rejected, read_rows, rejected_lines, unwritable
-from benchmarks.judging.judges import excerpt, require_fields
+from benchmarks.judging.judges import excerpt
+from benchmarks.judging.settings import PreferenceSettings, Sampling
 from models.policy.causal_policy import CausalPolicy
 from models.policy.loading import load_policy
-from models.weights.adapters import LoraSettings, adapter_folder
-from models.weights.source import DType, ModelSource
+from models.weights.adapters import adapter_folder
+from models.weights.lora_settings import LoraSettings
+from models.weights.source import ModelSource
 from rlhf_core.random_streams import uniforms
 from rlhf_core.types import Limits
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How prompts are made and responses drawn.
-
-    Raises:
-        ValueError: at construction, for a setting that cannot be.
-    """
-
-    template: str = "{instruction}"
-    """Prompt that checkpoints are given; a format string."""
-    over_long: Literal["drop", "error"] = "error"
-    """What is done about prompts that leave a checkpoint no room for max_tokens."""
-    min_tokens: int = 1
-    """EOS is banned on so many first response tokens."""
-    max_tokens: int = 256
-    """Response tokens after which sampling stops."""
-    temperature: float = 1.0
-    """Divides the logits."""
-    seed: int = 0
-    """Seed of the uniforms that decide every token: the same for all checkpoints, a row each prompt."""
-    batch_size: int = 8
-    """Responses drawn at a time."""
-    device: str = "cpu"
-    """Where the models are, a reward model that judges included."""
-    dtype: DType = "float32"
-    """Precision of their weights and activations."""
-    four_bit: bool = False
-    """Hold their weights in 4 bits."""
-
-    def __post_init__(self) -> None:
-        require_fields("template", self.template, ("instruction",))
-        if self.batch_size < 1 or not 1 <= self.min_tokens <= self.max_tokens:
-            raise ValueError(
-                f"batch_size {self.batch_size} and min_tokens {self.min_tokens} must be 1 or more, max_tokens "
-                f"{self.max_tokens} min_tokens or more"
-            )
-        if not 0 < self.temperature < float("inf") or self.seed < 0:
-            raise ValueError(f"temperature {self.temperature} must be above 0, seed {self.seed} 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +55,13 @@ class Checkpoint:
         whole = adapter_folder(ModelSource(name_or_path=self.source)) is None
         # a fresh adapter adds exactly nothing, and a whole model is held in few bits only with one
         lora = LoraSettings() if whole and (sampling.four_bit or sampling.dtype != "float32") else None
-        return load_policy(
-            self.source,
-            lora=lora,
-            four_bit=sampling.four_bit,
-            dtype=sampling.dtype,
-            device=sampling.device,
-        )
+        return load_policy(self.source, lora=lora, **sampling.held)
+
+
+def checkpoints(settings: PreferenceSettings) -> list[Checkpoint]:
+    """The first and the second."""
+    named = ((settings.first, settings.first_name), (settings.second, settings.second_name))
+    return [Checkpoint(source=source, name=name) for source, name in named]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +108,17 @@ def _fault(row: object, text: object, seen: Mapping[str, KeptPrompt]) -> str:
         (str(text).strip() in seen, "seen before"),
     )
     return next((reason for holds, reason in checks if holds), "")
+
+
+def usable_prompts(settings: PreferenceSettings, file: Path) -> KeptPrompts:
+    """Rows of the prompt file that both checkpoints can be given. Where an earlier call left ``file``, it says which
+    those are."""
+    prompts = read_prompts(Path(settings.prompts))
+    if settings.overwrite or not file.is_file():
+        return fitting(settings.sampling, prompts, checkpoints(settings))
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    kept = tuple(prompt for prompt in prompts.kept if prompt.row in set(earlier["kept"]))
+    return KeptPrompts(kept=kept, left_out=earlier["left_out"])
 
 
 def fitting(sampling: Sampling, prompts: KeptPrompts, checkpoints: Sequence[Checkpoint]) -> KeptPrompts:
@@ -214,10 +187,8 @@ def sampled(sampling: Sampling, checkpoint: Checkpoint, prompts: Sequence[KeptPr
     for start in trange(0, len(prompts), sampling.batch_size, desc=f"sampling {checkpoint.name}", disable=None):
         some = slice(start, start + sampling.batch_size)
         chosen = uniform[[prompt.row - 1 for prompt in prompts[some]]]
-        limits = Limits(
-            min_lengths=torch.full((len(chosen),), sampling.min_tokens),
-            max_lengths=torch.full((len(chosen),), sampling.max_tokens),
-        )
+        least, most = (torch.full((len(chosen),), limit) for limit in (sampling.min_tokens, sampling.max_tokens))
+        limits = Limits(min_lengths=least, max_lengths=most)
         sequences = policy.sample(ids[some], limits, chosen, temperature=sampling.temperature)
         texts = policy.decode(sequences.responses())
         drawn += [

@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from benchmarks.base.json_files import fingerprint
-from benchmarks.judging.judges import Judge, Unreadable, excerpt
-from benchmarks.judging.win_rates import Scores, probability
+from benchmarks.judging.judges import Judge, Scores, Unreadable, excerpt, probability
+from benchmarks.judging.sampled_responses import KeptPrompt, Response
 
 MOST_UNREADABLE = 0.2
 
@@ -36,6 +36,20 @@ class Verdict:
     unreadable: str | None
 
 
+def questions(
+    prompts: Sequence[KeptPrompt], first: Sequence[Response], second: Sequence[Response], judge: Judge
+) -> list[Question]:
+    """What the judge is to be asked: every pair, in both orders where order may matter; nothing about equal texts."""
+    asked: list[Question] = []
+    for prompt, one, other in zip(prompts, first, second, strict=True):
+        about: dict[str, Any] = {"row": prompt.row, "instruction": prompt.instruction}
+        forward = Question(**about, order="first_second", shown_first=one.output, shown_second=other.output)
+        backward = Question(**about, order="second_first", shown_first=other.output, shown_second=one.output)
+        if one.output != other.output:
+            asked += [forward, backward] if judge.order_sensitive else [forward]
+    return asked
+
+
 def ask_all(judge: Judge, questions: Sequence[Question], file: Path) -> list[Verdict]:
     """A verdict for every question. Each is appended to ``file`` at once, and what this judge, by its identity, said
     there about the same texts in the same order is not asked again.
@@ -52,7 +66,12 @@ def ask_all(judge: Judge, questions: Sequence[Question], file: Path) -> list[Ver
             key = fingerprint([named, question.instruction, question.shown_first, question.shown_second])
             if key not in known:
                 known[key] = _ask(judge, question)
-                about = {"row": question.row, "order": question.order, "judge": identity["name"], "key": key}
+                about: dict[str, Any] = {
+                    "row": question.row,
+                    "order": question.order,
+                    "judge": identity["name"],
+                    "key": key,
+                }
                 lines.write(json.dumps({**about, **vars(known[key])}, allow_nan=False) + "\n")
                 lines.flush()
             verdicts.append(known[key])
@@ -91,5 +110,5 @@ def _require_readable(verdicts: Sequence[Verdict], questions: int, file: Path) -
         shown = ", ".join(repr(excerpt(answer)) for answer in unreadable[:3])
         raise ValueError(
             f"{len(unreadable)} of {questions} answers are neither A, B nor tie, more than {MOST_UNREADABLE:.0%}: "
-            f"{shown} (all in {file}). Take another model or --judge_prompt; the responses are kept"
+            f"{shown} (all in {file}). Take another model or --endpoint.prompt; the responses are kept"
         )

@@ -4,10 +4,8 @@ Shares lie in [0, 1] and are those of the first of two checkpoints; a tie is hal
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Literal
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -16,8 +14,6 @@ from benchmarks.reporting.statistics import LEVEL, Array
 
 FEWEST_PAIRS = 10
 """Below so many pairs no regression is fitted."""
-Choice = Literal["first", "second", "tie"]
-CHOICES: Mapping[str, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
 NOTES = (
     "Brackets: 95 % intervals; of the win rate Wilson's (wider than need be where there are ties), at equal length "
     "those of a percentile bootstrap over prompts and of the profile likelihood together. Each checkpoint gave one "
@@ -28,18 +24,6 @@ NOTES = (
     "A pair decided differently in the two orders is a tie; so is one of equal texts, which is not judged. Pairs with "
     "an unreadable answer are left out.",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What a judge that scores responses one by one gave the two (any unit, higher is better); equal is a tie."""
-
-    first: float
-    second: float
-
-
-Preference = float | Choice | Scores
-"""What a judge may say: the probability that the response shown first is better, a choice, or two scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,23 +105,6 @@ class WinRates:
     def pairs(self) -> int:
         """Pairs that count."""
         return self.wins + self.ties + self.losses
-
-
-def probability(preference: object) -> float:
-    """What a judge said as the probability that the response shown first is better; equal scores are 0.5.
-
-    Raises:
-        ValueError: a number outside [0, 1], scores that are not finite, or an unknown word.
-    """
-    value = preference
-    if isinstance(preference, Scores):
-        difference = preference.first - preference.second
-        value = 0.5 + 0.5 * float(np.sign(difference)) if math.isfinite(difference) else difference
-    elif isinstance(preference, str):
-        value = CHOICES.get(preference)
-    if not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise ValueError(f"a judge said {preference!r}; expected a probability, Scores or one of {list(CHOICES)}")
-    return float(value)
 
 
 def decision(probability: float) -> float:

@@ -9,8 +9,6 @@ import json
 import resource
 import sys
 import time
-from collections import defaultdict
-from contextlib import contextmanager
 
 import torch
 from tokenizers import Tokenizer, models
@@ -19,7 +17,7 @@ from trl import AutoModelForCausalLMWithValueHead, PPOConfig, PPOTrainer
 
 
 class Stack:
-    """Models and trainer in the paper's settings; ``seconds`` by phase of the last step."""
+    """Models and trainer in the paper's settings."""
 
     def __init__(self, request):
         eos = request["eos_id"]
@@ -40,17 +38,10 @@ class Stack:
         optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=request["fused"] or None)
         optimizer.register_step_post_hook(self._count)
         self.trainer = PPOTrainer(config, policy, reference, tokenizer, optimizer=optimizer)
-        self.eos, self.seconds, self.optimizer_steps = eos, defaultdict(float), 0
+        self.eos, self.optimizer_steps = eos, 0
 
     def _count(self, *_):
         self.optimizer_steps += 1
-
-    @contextmanager
-    def phase(self, name):
-        """Add the CPU seconds of what is inside."""
-        start = time.process_time()
-        yield
-        self.seconds[name] += time.process_time() - start
 
     def generate(self, prompts, lengths):
         """Prompts and a response to each, of exactly the given length, as tensors."""
@@ -79,22 +70,17 @@ class Stack:
 
     def step(self, prompts, lengths):
         """A PPO step on the prompts, responses of exactly the given lengths."""
-        self.seconds.clear()
         self.optimizer_steps = 0
         scores = []
-        start, wall = time.process_time(), time.perf_counter()
-        with self.phase("generate"):
-            queries, responses = self.generate(prompts, lengths)
-        with self.phase("score"), torch.no_grad():
+        start = time.process_time()
+        queries, responses = self.generate(prompts, lengths)
+        with torch.no_grad():
             for query, response in zip(queries, responses, strict=True):
                 output = self.reward(torch.cat([query, response])[None], output_attentions=True)
                 scores.append(output.logits[0, 1] - output.logits[0, 0])
-        with self.phase("step"):
-            self.trainer.step(queries, responses, scores)
+        self.trainer.step(queries, responses, scores)
         return {
             "cpu_seconds": time.process_time() - start,
-            "wall_seconds": time.perf_counter() - wall,
-            "phases": dict(self.seconds),
             "tokens": sum(len(response) for response in responses),
             "optimizer_steps": self.optimizer_steps,
             "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
@@ -111,10 +97,10 @@ class Stack:
 
 
 def main():
-    """Build what the first line says, then answer the others."""
+    """Build the case that the command line holds, then answer a line of JSON with another."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    case = json.loads(sys.stdin.readline())["case"]
+    case = json.loads(sys.argv[1])
     if case["keep_freed_memory"]:  # as rlhf_core.run.freed_memory does
         libc = ctypes.CDLL(None)
         libc.mallopt(-1, 2**31 - 1)

@@ -36,6 +36,6 @@ LAST_KL: Columns = {f"KL, last {LAST}": average("kl", LAST)}
 LAST_KL_AND_LENGTH: Columns = {**LAST_KL, f"length, last {LAST}": average("length", LAST)}
 
 
-def cells(columns: Columns, results: Results, arm: str) -> tuple[Value, ...]:
-    """One arm's row."""
-    return tuple(column(results, arm) for column in columns.values())
+def rows(columns: Columns, results: Results) -> list[tuple[Value, ...]]:
+    """A row for every arm, which begins with its name."""
+    return [(arm, *(column(results, arm) for column in columns.values())) for arm in results.arms]

@@ -1,26 +1,15 @@
 """The report of a comparison: a table of quantities by arm, and one sentence on what it allows to be said."""
 
-import csv
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.base.json_files import jsonable, write_json
-from benchmarks.reporting import tables
+from benchmarks.reporting import statistics, tables
 from benchmarks.reporting.curve_readings import LAST, REFERENCE
-from benchmarks.reporting.statistics import (
-    FEWEST_SEEDS,
-    Difference,
-    Results,
-    Summary,
-    differences_to,
-    iqm,
-    smallest_p,
-    summarise,
-    variance_across_seeds,
-)
+from benchmarks.reporting.statistics import FEWEST_SEEDS, Array, Difference, Results, Summary, summarise
 from benchmarks.reporting.tables import Table, number
 
 
@@ -56,7 +45,7 @@ QUANTITIES = (
 Number = Summary | Difference | float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ArmsRow:
     """One quantity: its value for every arm."""
 
@@ -83,18 +72,20 @@ class Report:
 
 def build(results: Results) -> Report:
     """Reduce the curves to the table, its notes and its verdict."""
-
-    def average(quantity: Quantity, arm: str) -> Number:
-        known = quantity.metric in results.curves[arm]
-        return summarise(results.per_seed(arm, quantity.metric, quantity.last)) if known else math.nan
-
+    found = {one: {arm: summarise(values) for arm, values in _per_seed(results, one).items()} for one in QUANTITIES}
     measured = [
-        ArmsRow(key=one.key, title=one.title, values={arm: average(one, arm) for arm in results.arms})
-        for one in QUANTITIES
-        if any(one.metric in results.curves[arm] for arm in results.arms)
+        ArmsRow(one.key, one.title, {arm: known.get(arm, math.nan) for arm in results.arms})
+        for one, known in found.items()
+        if known
     ]
     rows = (measured[0], *_beside_the_average(results), *measured[1:], *_across_seeds(results))
     return Report(results=results, rows=rows, notes=notes(results), verdict=verdict(results))
+
+
+def _per_seed(results: Results, quantity: Quantity) -> dict[str, Array]:
+    """Its values by seed, for every arm that has it."""
+    arms = [arm for arm in results.arms if quantity.metric in results.curves[arm]]
+    return {arm: results.per_seed(arm, quantity.metric, quantity.last) for arm in arms}
 
 
 def _across_seeds(results: Results) -> list[ArmsRow]:
@@ -102,9 +93,9 @@ def _across_seeds(results: Results) -> list[ArmsRow]:
     titles = {"return_mean": "variance of a step's mean return across seeds", "score": "… of its score"}
     return [
         ArmsRow(
-            key=f"{metric}_variance_across_seeds",
-            title=title,
-            values={arm: variance_across_seeds(curves[metric]) for arm, curves in results.curves.items()},
+            f"{metric}_variance_across_seeds",
+            title,
+            {arm: statistics.variance_across_seeds(curves[metric]) for arm, curves in results.curves.items()},
         )
         for metric, title in titles.items()
         if all(metric in curves for curves in results.curves.values())
@@ -113,20 +104,13 @@ def _across_seeds(results: Results) -> list[ArmsRow]:
 
 def _beside_the_average(results: Results) -> list[ArmsRow]:
     """The average score's IQM, and where sparse ran, the difference to it."""
-    differences = differences_to_reference(results)
-
-    def row(key: str, title: str, value: Callable[[str], Number]) -> ArmsRow:
-        return ArmsRow(key=key, title=title, values={arm: value(arm) for arm in results.arms})
-
-    iqms = row("iqm", "average score, IQM of seeds", lambda arm: iqm(results.per_seed(arm, "score")))
-    if not differences:
-        return [iqms]
-    difference = f"average score, paired difference to {REFERENCE}"
-    return [
-        iqms,
-        row("difference", difference, lambda arm: differences.get(arm, math.nan)),
-        row("p_holm", "p of it, Holm-corrected", lambda arm: _p(differences.get(arm))),
-    ]
+    iqms = {arm: statistics.iqm(results.per_seed(arm, "score")) for arm in results.arms}
+    rows = [ArmsRow("iqm", "average score, IQM of seeds", iqms)]
+    if found := differences_to_reference(results):
+        differences = {arm: found.get(arm, math.nan) for arm in results.arms}
+        rows.append(ArmsRow("difference", f"average score, paired difference to {REFERENCE}", differences))
+        rows.append(ArmsRow("p_holm", "p of it, Holm-corrected", {arm: _p(found.get(arm)) for arm in results.arms}))
+    return rows
 
 
 def _p(difference: Difference | None) -> float:
@@ -139,7 +123,7 @@ def differences_to_reference(results: Results) -> dict[str, Difference]:
         return {}
     reference = results.per_seed(REFERENCE, AVERAGE_SCORE.metric)
     others = {arm: results.per_seed(arm, AVERAGE_SCORE.metric) for arm in results.arms if arm != REFERENCE}
-    return differences_to(reference, others)
+    return statistics.differences_to(reference, others)
 
 
 def notes(results: Results) -> tuple[str, ...]:
@@ -151,7 +135,7 @@ def notes(results: Results) -> tuple[str, ...]:
         brackets = (
             f"Brackets: 95 % t-interval over {seeds} seeds; for the difference a percentile bootstrap over seeds, "
             "nominally 95 %, which covers less with few seeds (80 to 85 % at 4 or 5): read its p instead. "
-            f"p: sign-flip test, two-sided, at least {smallest_p(seeds):.2g} before correction."
+            f"p: sign-flip test, two-sided, at least {statistics.smallest_p(seeds):.2g} before correction."
         )
     return (
         f"{results.task}, {_steps(results)} steps; averages run over all steps unless stated; – is undefined (equal "
@@ -203,46 +187,32 @@ def _ranged(results: Results, metric: str, unit: str) -> str:
 
 
 def write(report: Report, folder: Path) -> None:
-    """``table.md`` to read, ``table.csv`` (one line per cell) and ``results.json`` (per seed as well) to compute on."""
-    (folder / "table.md").write_text(tables.markdown(report.table), encoding="utf-8")
-    with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["quantity", "arm", "value", "low", "high", "kind"])
-        for row in report.rows:
-            writer.writerows([row.key, arm, *_numbers(value)] for arm, value in row.values.items())
+    """``table.md`` to read, ``table.csv`` and ``results.json`` (per seed as well) to compute on."""
+    tables.write(report.table, folder)
     write_json(folder / "results.json", as_json(report))
 
 
-def _numbers(value: Number) -> list[object]:
+def _numbers(value: Number) -> dict[str, object]:
     if isinstance(value, float):
-        return [_finite(value), None, None, ""]
+        return {"value": _finite(value), "low": None, "high": None, "kind": ""}
     kind = value.kind if isinstance(value, Summary) else "nominal 95 % paired bootstrap"
-    return [_finite(value.mean), _finite(value.low), _finite(value.high), kind]
+    return {"value": _finite(value.mean), "low": _finite(value.low), "high": _finite(value.high), "kind": kind}
 
 
 def as_json(report: Report) -> dict[str, Any]:
     """Table, verdict, and every quantity per seed; undefined numbers are null."""
     results = report.results
-    per_seed = {
-        arm: {
-            quantity.key: [_finite(x) for x in results.per_seed(arm, quantity.metric, quantity.last)]
-            for quantity in QUANTITIES
-            if quantity.metric in results.curves[arm]
-        }
-        for arm in results.arms
-    }
-    names = ("value", "low", "high", "kind")
-    table = {
-        row.key: {arm: dict(zip(names, _numbers(value), strict=True)) for arm, value in row.values.items()}
-        for row in report.rows
-    }
+    per_seed: dict[str, dict[str, list[float | None]]] = {arm: {} for arm in results.arms}
+    for quantity in QUANTITIES:
+        for arm, values in _per_seed(results, quantity).items():
+            per_seed[arm][quantity.key] = [_finite(value) for value in values]
     return {
         "task": results.task,
         "seeds": jsonable(results.seeds),
         "steps": _steps(results),
         "verdict": report.verdict,
         "notes": jsonable(report.notes),
-        "table": table,
+        "table": {row.key: {arm: _numbers(value) for arm, value in row.values.items()} for row in report.rows},
         "per_seed": per_seed,
     }
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from benchmarks.reporting.comparison_report import QUANTITIES
 from benchmarks.reporting.curve_readings import blocks
 from benchmarks.reporting.heat_map import ColouredResponse, shades, visible
 from benchmarks.reporting.statistics import FEWEST_SEEDS, Array, Results, band
@@ -26,16 +27,12 @@ SPARE_COLOURS = (
 )
 DASHES = ("-", "--", ":", "-.")
 FRONTIER = "score against KL"
-TITLES = {
+TITLES = {quantity.metric: quantity.title for quantity in QUANTITIES} | {
     "score": "score",
     "length": "response length (tokens)",
     "kl": "KL to the reference (nats a response)",
     "value_loss": "value loss (raw)",
-    "value_loss_paper": "value loss, the paper's mean",
     "gold_score": "true score",
-    "value_loss_normalised": "value loss / within-position variance",
-    "explained_variance": "explained variance",
-    "explained_variance_over_position": "explained variance over position",
 }
 FIGURES = {
     "reward": ("score", "length"),
@@ -126,10 +123,10 @@ def standard_deviations(curve: Array) -> tuple[Array, Array, Array, str]:
     return mean, mean - spread, mean + spread, "standard deviation"
 
 
-def behind(axes: Axes, curves: Mapping[str, Array]) -> None:
-    """The paper's own means over runs, thin and light behind ours, in the same colours."""
-    for arm, (colour, dash) in line_styles(list(curves)).items():
-        mean = curves[arm].mean(0)
+def behind(axes: Axes, results: Results, theirs: Mapping[str, Array]) -> None:
+    """The paper's own means over runs, of the arms that ran here: thin and light behind ours, in the same colours."""
+    for arm, (colour, dash) in line_styles([arm for arm in results.arms if arm in theirs]).items():
+        mean = theirs[arm].mean(0)
         axes.plot(np.arange(1, len(mean) + 1), mean, color=colour, linestyle=dash, linewidth=0.7, alpha=0.45, zorder=1)
 
 
@@ -172,20 +169,23 @@ def grid(panels: int, *, columns: int | None = None, width: float = PANEL[0]) ->
     down = -(-panels // across)
     figure = Figure(figsize=(width * across, PANEL[1] * down + 0.35))
     figure.subplots(down, across, squeeze=False)
+    for unused in figure.axes[panels:]:
+        unused.remove()
     return figure
 
 
 def frontier(axes: Axes, results: Results) -> None:
     """What a nat buys: score against KL, each point a mean over seeds and ``BLOCK`` steps, the last one marked."""
-    for arm, (colour, dash) in line_styles(results.arms).items():
+    for arm in results.arms:
         kl, score = (blocks(results.curves[arm][metric].mean(0)[None], BLOCK)[0] for metric in ("kl", "score"))
-        path(axes, kl, score, arm=arm, colour=colour, dash=dash)
+        path(axes, kl, score, results, arm)
     axes.set_title(f"score against KL (means over seeds and {BLOCK} steps)", loc="left")
     axes.set_xlabel("KL (nats a response)")
 
 
-def path(axes: Axes, x: Array, y: Array, *, arm: str, colour: str, dash: str) -> None:
+def path(axes: Axes, x: Array, y: Array, results: Results, arm: str) -> None:
     """An arm's line with a dot at its end."""
+    colour, dash = line_styles(results.arms)[arm]
     axes.plot(x, y, color=colour, linestyle=dash, label=arm)
     axes.plot(x[-1:], y[-1:], "o", color=colour, markersize=4)
 
@@ -200,9 +200,7 @@ def one_scale(panels: Sequence[Axes]) -> None:
 def band_meaning(results: Results) -> str:
     """What line and band are."""
     seeds = len(results.seeds)
-    if seeds < FEWEST_SEEDS:
-        return f"line: mean, band: range; seeds: {seeds}"
-    return f"line: mean, band: 95 % t-interval; seeds: {seeds}"
+    return f"line: mean, band: {'range' if seeds < FEWEST_SEEDS else '95 % t-interval'}; seeds: {seeds}"
 
 
 @style()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.reporting.statistics import Array, Results
+from benchmarks.reporting.statistics import Array
 
 TASKS = ("positive_generation", "summarisation", "dialogue")
 
@@ -45,8 +45,3 @@ def require_same_task(file: str | None, task: str) -> None:
     """Raise ValueError where the paper ran no such task, so that its curves cannot stand behind these."""
     if file is not None and task not in TASKS:
         raise ValueError(f"--paper_curves: the paper did not run the task {task!r}; it ran {', '.join(TASKS)}")
-
-
-def of_arms(curves: Mapping[str, Array], results: Results) -> Mapping[str, Array]:
-    """Those of the methods that ran here, under the same names."""
-    return {arm: curves[arm] for arm in results.arms if arm in curves}

@@ -13,10 +13,7 @@ from benchmarks.reporting.tables import Table
 def publish(table: Table, drawn: Mapping[str, Figure], out: Path, console: Console, *, name: str = "table") -> None:
     """NAME.md and .csv, every figure as its own name's .png and .pdf; the table on the console."""
     tables.write(table, out, name)
-    for figure_name, figure in drawn.items():
-        figures.save(figure, out, figure_name)
+    saved = [file.name for title, figure in drawn.items() for file in figures.save(figure, out, title)]
     tables.show(table, console)
-    names = ", ".join(
-        [f"{name}.md", f"{name}.csv", *(f"{figure}.{kind}" for figure in drawn for kind in ("png", "pdf"))]
-    )
-    console.print(f"written to {out}: {names}", markup=False, highlight=False)
+    files = ", ".join([f"{name}.md", f"{name}.csv", *saved])
+    console.print(f"written to {out}: {files}", markup=False, highlight=False)

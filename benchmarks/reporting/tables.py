@@ -60,24 +60,14 @@ def text(value: Value) -> str:
 def write(table: Table, folder: Path, name: str = "table") -> None:
     """``NAME.md`` to read and ``NAME.csv`` (an interval as three columns) to compute on."""
     (folder / f"{name}.md").write_text(markdown(table), encoding="utf-8")
+    columns: list[list[object]] = []
+    for heading, *values in zip(table.columns, *table.rows, strict=True):
+        columns.append([heading, *(getattr(value, "mean", value) for value in values)])
+        if any(isinstance(value, Summary | Difference) for value in values):
+            for end in ("low", "high"):
+                columns.append([f"{heading} {end}", *(getattr(value, end, None) for value in values)])
     with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        spread = [any(isinstance(row[i], Summary) for row in table.rows) for i in range(len(table.columns))]
-        writer.writerow(
-            [
-                part
-                for column, wide in zip(table.columns, spread, strict=True)
-                for part in ((column, f"{column} low", f"{column} high") if wide else (column,))
-            ]
-        )
-        for row in table.rows:
-            writer.writerow([part for value, wide in zip(row, spread, strict=True) for part in _parts(value, wide)])
-
-
-def _parts(value: Value, wide: bool) -> tuple[object, ...]:
-    if isinstance(value, Summary):
-        return value.mean, value.low, value.high
-    return (value, None, None) if wide else (value,)
+        csv.writer(file).writerows(zip(*columns, strict=True))
 
 
 def markdown(table: Table) -> str:

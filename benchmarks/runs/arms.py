@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -77,10 +78,9 @@ def parse_arms(given: str | Sequence[str]) -> tuple[Arm, ...]:
     """
     texts = _pieces(given, ",") if isinstance(given, str) else given
     arms = tuple(_arm(text.strip()) for text in texts if text.strip())
-    labels = [arm.label for arm in arms]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise ValueError(f"the arm {label} is named {labels.count(label)} times; once is enough")
+    for label, times in Counter(arm.label for arm in arms).items():
+        if times > 1:
+            raise ValueError(f"the arm {label} is named {times} times; once is enough")
     return arms
 
 
@@ -135,7 +135,7 @@ def _object(text: str, default: object) -> Arm:
     _require_part(method, type(default))
     settings = _settings(method, match["settings"] or "")
     made = Arm(label=_label(name, settings), method=method, settings=settings, changes={})
-    made.made()
+    made.made()  # a setting that the class refuses is said now
     return made
 
 
@@ -149,10 +149,8 @@ def _inner(text: str) -> Arm:
 
 def _label(method: str, named: Mapping[str, Any]) -> str:
     """A name for files and tables. Settings within settings stand between two +, so that each belongs to one method."""
-    parts = [method]
-    for name, value in named.items():
-        parts.append(f"{name.rpartition('.')[2]}{_shown(value)}")
-    return re.sub(r"[^\w.+-]", "", "-".join(parts))
+    parts = [f"{name.rpartition('.')[2]}{_shown(value)}" for name, value in named.items()]
+    return re.sub(r"[^\w.+-]", "", "-".join([method, *parts]))
 
 
 def _shown(value: Any) -> str:

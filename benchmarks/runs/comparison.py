@@ -113,8 +113,7 @@ class ComparisonSettings:
 
     def make_task(self) -> Task:
         """The task, with the settings that are given."""
-        given = {name: getattr(self, name) for name in TASK_SETTINGS}
-        return make_task(self.task, **given)
+        return make_task(self.task, **{name: getattr(self, name) for name in TASK_SETTINGS})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,27 +157,19 @@ def run_comparison(
         ValueError: an arm or a setting that cannot be; found before anything is trained with PPO.
     """
     out, config = Path(settings.out), ppo_of(task, ppo)
-    if settings.models is not None and _inside(Path(settings.models), out):
+    if settings.models is not None and Path(settings.models).resolve().is_relative_to(out.resolve()):
         raise ValueError(f"--out {out} would hold the models of --models {settings.models}; choose another")
-    recorded = {
-        **jsonable(settings),
-        "task_settings": jsonable(task),
-        "ppo": jsonable(config),
-        "options": jsonable(options),
-    }
+    recorded = {**jsonable(settings), **jsonable({"task_settings": task, "ppo": config, "options": options})}
     record = run_record(recorded, {}, made_by=MADE_BY)
     require_claimable(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
     runs_of = {panel.name: plan(settings, task, panel, config) for panel in panels}
     fingerprint = _checked(task, [run for some in runs_of.values() for run in some])
     runs_of = {name: [replace(run, fingerprint=fingerprint) for run in some] for name, some in runs_of.items()}
-    datasets = {"prompts and models": fingerprint}
+    record["datasets"] = {"prompts and models": fingerprint}
     with locked(out):
-        claim_folder(out, {**record, "datasets": datasets}, overwrite=settings.overwrite, may_change=MAY_CHANGE)
+        claim_folder(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
         run_all([run for some in runs_of.values() for run in some], settings.processes)
-    results = {
-        name: load_results(settings.task, list(dict.fromkeys(run.arm.label for run in some)), some)
-        for name, some in runs_of.items()
-    }
+    results = {name: load_results(settings.task, some) for name, some in runs_of.items()}
     return ComparisonResults(settings=settings, task=task, config=config, results=results)
 
 
@@ -228,7 +219,3 @@ def length_changes(low: int, high: int) -> dict[str, Any]:
     if not 1 <= low < high:
         raise ValueError(f"lengths must be ranges (low, high) with 1 <= low < high, got {(low, high)}")
     return {"min_length": low, "max_length": [low, high - 1]}
-
-
-def _inside(inner: Path, outer: Path) -> bool:
-    return inner.resolve() == outer.resolve() or outer.resolve() in inner.resolve().parents

@@ -1,7 +1,7 @@
 """The curves that finished runs leave behind."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ from benchmarks.runs.single_run import FINAL, Run
 from rlhf_core.files.file_errors import reading
 
 
-def load_results(task: str, arms: Sequence[str], runs: Sequence[Run]) -> Results:
+def load_results(task: str, runs: Sequence[Run]) -> Results:
     """The curves of finished runs. A figure that a step left undefined, or wrote as "nan", is NaN.
 
     Raises:
         ValueError: runs of one arm have different numbers of steps.
     """
+    folders: dict[str, list[tuple[Path, int]]] = {}
+    for run in runs:
+        folders.setdefault(run.arm.label, []).append((run.folder, run.steps))
     seeds = tuple(dict.fromkeys(run.config.seed for run in runs))
-    folders = {arm: [(run.folder, run.steps) for run in runs if run.arm.label == arm] for arm in arms}
     return Results(task=task, seeds=seeds, curves={arm: _curves(some) for arm, some in folders.items()})
 
 
@@ -47,15 +49,15 @@ def finished_curves(task: str, runs: Path) -> Results:
 def _curves(runs: Sequence[tuple[Path, int]]) -> dict[str, Array]:
     """Every metric of one arm's runs (folder, steps) as (seed, step), and the final figures as (seed, 1)."""
     lines = [_metrics(folder, steps) for folder, steps in runs]
-    names = {name for run_lines in lines for line in run_lines for name in line}
-    curves = {
-        name: np.array([[float(line.get(name, "nan")) for line in run_lines] for run_lines in lines])
-        for name in sorted(names - {"step"})
-    }
-    finals = [read_record(folder, FINAL)[FINAL] for folder, _ in runs]
-    for name in sorted({name for final in finals for name in final}):
-        curves[name] = np.array([[float(final.get(name, "nan"))] for final in finals])
-    return curves
+    finals = [[read_record(folder, FINAL)[FINAL]] for folder, _ in runs]
+    curves = _stacked(lines) | _stacked(finals)
+    return {name: curves[name] for name in curves if name != "step"}
+
+
+def _stacked(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Array]:
+    """Every number that a line of a run names, as (run, line)."""
+    names = sorted({name for lines in runs for line in lines for name in line})
+    return {name: np.array([[float(line.get(name, "nan")) for line in lines] for lines in runs]) for name in names}
 
 
 def _metrics(folder: Path, steps: int) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from benchmarks.reporting import arm_columns, figures
 from benchmarks.reporting.comparison_report import differences_to_reference
 from benchmarks.reporting.curve_readings import LAST, REFERENCE, best_of_mean, steps_to_pass, threshold
-from benchmarks.reporting.paper_curves import of_arms, paper_curves
+from benchmarks.reporting.paper_curves import paper_curves
 from benchmarks.reporting.statistics import Results
 from benchmarks.reporting.tables import Table, Value, number
 from benchmarks.runs.comparison import ComparisonResults
@@ -23,19 +23,19 @@ class Options:
     """Mean score of the last 10 steps below which a run failed (paper: 6); null: midway from start to the best arm."""
 
 
+PANELS = {"score": "reward", "value_loss_paper": "value_loss", "kl": "kl", "length": "length"}
+"""Metrics that are drawn, and what the paper's curves call them."""
+
+
 @figures.style()
 def draw(done: ComparisonResults, _: Options) -> Figure:
     """Score, value loss, KL and length per step, the paper's means behind."""
     results, file = done.only, done.settings.paper_curves
-    theirs = {
-        metric: of_arms(paper_curves(file, results.task, name), results)
-        for metric, name in (("score", "reward"), ("value_loss_paper", "value_loss"), ("kl", "kl"))
-    }
     figure = figures.grid(4)
-    for axes, metric in zip(figure.axes, ("score", "value_loss_paper", "kl", "length"), strict=True):
-        figures.behind(axes, theirs.get(metric, {}))
+    for axes, (metric, theirs) in zip(figure.axes, PANELS.items(), strict=True):
+        figures.behind(axes, results, paper_curves(file, results.task, theirs))
         figures.panel(axes, results, metric, edges=figures.standard_deviations)
-    behind = "; thin: the paper's means" if any(theirs.values()) else ""
+    behind = "; thin: the paper's means" if paper_curves(file, results.task, "reward") else ""
     title = f"{results.task} (line: mean, band: ± standard deviation; seeds: {len(results.seeds)}{behind})"
     figures.legend(figure, figure.axes[0], title)
     return figure
@@ -64,7 +64,7 @@ def table(done: ComparisonResults, options: Options) -> Table:
     notes = [limit.note(f"Failed: last {LAST} steps average")]
     if best is not None:
         notes.append(f"{REFERENCE}'s best seed mean is {number(best)}, at step {at}; a mean over few seeds is noisy.")
-    rows = tuple((arm, *arm_columns.cells(columns, results, arm)) for arm in results.arms)
+    rows = tuple(arm_columns.rows(columns, results))
     return Table(title=results.task, columns=("arm", *columns), rows=rows, notes=tuple(notes))
 
 

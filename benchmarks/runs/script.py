@@ -5,11 +5,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks.base.command_line import command_line
+from benchmarks.base.command_line import CommandParser, command_line
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table
@@ -18,6 +17,11 @@ from benchmarks.runs.single_run import Task
 from benchmarks.runs.worker_pool import Interrupted
 from rlhf_core.config import PPOConfig
 
+SECTIONS = {
+    "what is compared": ("task", "redistributors", "controls", "seeds", "steps", "out"),
+    "models and data": ("models", "cache", "policy", "reward", "data", "template", "reward_template"),
+    "how it runs": ("eval_every", "eval_prompts", "save_every", "processes", "overwrite"),
+}
 ABOUT_PPO = "PPO settings are --ppo.NAME, on top of the task's own."
 Write = Callable[[ComparisonResults, Any, Path, Console], None]
 
@@ -56,9 +60,10 @@ class Script:
     folder: str | None = None
     """Where below OUT it writes; None is the script's name, so that scripts may share runs."""
 
-    def parser(self) -> ArgumentParser:
+    def parser(self) -> CommandParser:
         """Flags of the comparison and of the script, and every PPO setting but the seed as --ppo.NAME."""
-        parser = command_line(ComparisonSettings, f"benchmarks.{self.name}", summary=f"{self.summary} {ABOUT_PPO}")
+        summary = f"{self.summary} {ABOUT_PPO}"
+        parser = command_line(ComparisonSettings, f"benchmarks.{self.name}", summary=summary, sections=SECTIONS)
         if fields(self.options):
             parser.add_class_arguments(self.options)
         parser.add_class_arguments(PPOConfig, "ppo", skip={"seed"}, instantiate=False)  # the task's settings come first
@@ -92,4 +97,4 @@ class Script:
         except Interrupted as stopped:
             parser.exit(130, f"\n{stopped}\n")
         except (ValueError, OSError) as error:
-            parser.exit(2, f"{parser.prog}: error: {error}\n")
+            parser.refuse(error)

@@ -19,6 +19,7 @@ from benchmarks.reporting.statistics import nan_mean, rank_correlation
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.samplers import SAMPLERS
 from benchmarks.tasks.definitions import Loaded
+from benchmarks.tasks.model_loading import optimizer_maker
 from benchmarks.tasks.model_settings import Loading
 from rlhf_core.config import PPOConfig
 from rlhf_core.prompts import encoded
@@ -75,14 +76,9 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """What decides this run's numbers; a finished run counts only if it is the same."""
-        named = {"task": identity(self.task), "redistributor": described(self.arm.redistributor()), "ppo": self.config}
-        return {
-            **jsonable(named),
-            "steps": self.steps,
-            "eval_every": self.eval_every,
-            "eval_prompts": self.eval_prompts,
-            "sampler": self.sampler,
-        }
+        numbers = {name: getattr(self, name) for name in ("steps", "eval_every", "eval_prompts", "sampler")}
+        method = described(self.arm.redistributor())
+        return {"task": identity(self.task), "redistributor": method, "ppo": jsonable(self.config), **numbers}
 
 
 def identity(task: Task) -> dict[str, Any]:
@@ -123,7 +119,7 @@ def execute(run: Run) -> None:
             redistributor,
             run.config,
             instruments=gold_instruments(loaded),
-            optimizer=run.task.loading.make_optimizer,
+            optimizer=optimizer_maker(run.task.loading),
         )
         before = frozen_rollout(loaded, [redistributor], run.config, held_out)
         figures = credit_figures(loaded, before, redistributor)
@@ -162,7 +158,6 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
         ValueError: evidence that the models do not give, a gamma the method cannot take, prompts that leave no room
             for the longest response, or fewer held-out prompts than are to be evaluated on.
     """
-    who = f"{run.arm.label}: "
     held_out = len(loaded.held_out_prompts)
     if run.eval_prompts > held_out:
         raise ValueError(f"eval_prompts {run.eval_prompts} exceed the task's {held_out} held-out prompts")
@@ -170,7 +165,7 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
         trainer = PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
         encoded(trainer.policy, trainer.reward, (*loaded.train_prompts, *loaded.held_out_prompts), run.config)
     except ValueError as error:
-        raise ValueError(f"{who}{error}") from error
+        raise ValueError(f"{run.arm.label}: {error}") from error
 
 
 def frozen_rollout(
@@ -199,10 +194,8 @@ def credit_figures(loaded: Loaded, rollout: Rollout, redistributor: Redistributo
         return {}
     token_scores = redistributor(rollout).numpy(force=True).astype(float)
     truths = loaded.contributions(rollout.sequences)
-    rhos = [
-        rank_correlation(row[: len(truth)], np.asarray(truth)) for row, truth in zip(token_scores, truths, strict=True)
-    ]
-    mean = float(nan_mean(np.array(rhos)))
+    pairs = zip(token_scores, map(np.asarray, truths), strict=True)
+    mean = float(nan_mean(np.array([rank_correlation(row[: len(truth)], truth) for row, truth in pairs])))
     return {} if np.isnan(mean) else {"credit_truth": mean}
 
 
@@ -218,21 +211,20 @@ def examples(
             methods[arm.label] = method
     rollout = frozen_rollout(loaded, list(methods.values()), config, prompts)
     token_scores = {label: method(rollout).tolist() for label, method in methods.items()}
-    truths = loaded.contributions(rollout.sequences) if loaded.contributions is not None else None
-    shown = []
-    for row, (prompt, response) in enumerate(
-        zip(rollout.sequences.prompts(), rollout.sequences.responses(), strict=True)
-    ):
-        shown.append(
-            ColouredResponse(
-                prompt=loaded.policy.decode([prompt])[0],
-                tokens=_token_texts(loaded.policy, response, bool(rollout.sequences.finished[row])),
-                score=float(rollout.scores[row]),
-                rows={label: tuple(scores[row][: len(response)]) for label, scores in token_scores.items()},
-                reference_rows={} if truths is None else {"true contribution": tuple(truths[row])},
-            )
+    truths = {} if loaded.contributions is None else {"true contribution": loaded.contributions(rollout.sequences)}
+    ended = rollout.sequences.finished.tolist()
+    return [
+        ColouredResponse(
+            prompt=prompt,
+            tokens=_token_texts(loaded.policy, response, ended[row]),
+            score=float(rollout.scores[row]),
+            rows={label: tuple(scores[row][: len(response)]) for label, scores in token_scores.items()},
+            reference_rows={label: tuple(scores[row]) for label, scores in truths.items()},
         )
-    return shown
+        for row, (prompt, response) in enumerate(
+            zip(loaded.policy.decode(rollout.sequences.prompts()), rollout.sequences.responses(), strict=True)
+        )
+    ]
 
 
 def _token_texts(policy: Policy, response: Sequence[int], ended: bool) -> tuple[str, ...]:

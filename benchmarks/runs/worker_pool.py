@@ -18,8 +18,9 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from benchmarks.base.quiet_libraries import quiet_libraries
-from benchmarks.base.run_folder import RECORD, differences, read_record
+from benchmarks.base.run_folder import RECORD, read_record
 from benchmarks.runs.single_run import Run, execute
+from rlhf_core.files.differences import differences
 from rlhf_core.run.freed_memory import keep_freed_memory
 from rlhf_core.run.run_folder import SETTINGS
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from benchmarks.base.json_files import fingerprint
 from benchmarks.data.preference_tokens import Tokenisation, read_demonstrations, split_prompts
-from benchmarks.data.reviews import held_out, read_reviews, review_prompts
+from benchmarks.data.reviews import SPLITS, by_hold_out, read_reviews, review_prompts
 from benchmarks.tasks import toy_reviews as toy
+from benchmarks.tasks.model_loading import held_policy, held_reward
 from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.prepared_folder import PromptRows, made_small, part, read_prompts
 from benchmarks.tasks.toy_models import ToyRecipe, toy_models
@@ -96,8 +97,8 @@ class Toy:
                 yield len(prompt), list(tokenizer.convert_ids_to_tokens([*prompt, *response]))
 
         return Loaded(
-            policy=self.loading.policy(str(folder / "policy")),
-            reward=self.loading.reward(str(folder / "reward"), "logit_difference"),
+            policy=held_policy(self.loading, str(folder / "policy")),
+            reward=held_reward(self.loading, str(folder / "reward"), "logit_difference"),
             train_prompts=prompts[:TRAIN_PROMPTS],
             held_out_prompts=prompts[TRAIN_PROMPTS:],
             gold=gold,
@@ -135,12 +136,12 @@ class PositiveGeneration:
             ValueError: models that cannot be used, or no prompts.
         """
         policy_name, reward_name = _names(self)
-        policy = self.loading.policy(policy_name)
+        policy = held_policy(self.loading, policy_name)
         splits = _review_prompts(self.data, policy) if self.models is None else read_prompts(self.models)
-        train, test = (frozen(row["ids"] for row in splits[split]) for split in ("train", "held_out"))
+        train, test = (frozen(row["ids"] for row in splits[split]) for split in SPLITS)
         return Loaded(
             policy=policy,
-            reward=self.loading.reward(reward_name, "logit_difference"),
+            reward=held_reward(self.loading, reward_name, "logit_difference"),
             train_prompts=train,
             held_out_prompts=test,
             gold=self._gold(),
@@ -151,7 +152,7 @@ class PositiveGeneration:
         """The second reward model, trained on other reviews, where ``prepare --gold true`` made one."""
         if self.models is None or not Path(self.models, "gold").is_dir():
             return None
-        judge = self.loading.reward(str(Path(self.models, "gold")), "logit_difference")
+        judge = held_reward(self.loading, str(Path(self.models, "gold")), "logit_difference")
         return lambda sequences: judge.score(sequences, frozenset()).scores.tolist()
 
 
@@ -187,13 +188,13 @@ class PreferenceTask:
     def load(self) -> Loaded:
         """As :meth:`PositiveGeneration.load`."""
         policy_name, reward_name = _names(self)
-        policy = self.loading.policy(policy_name)
+        policy = held_policy(self.loading, policy_name)
         splits = self._rendered(policy) if self.models is None else read_prompts(self.models, ("ids", "reward_ids"))
-        train, test = (frozen(row["ids"] for row in splits[split]) for split in ("train", "held_out"))
+        train, test = (frozen(row["ids"] for row in splits[split]) for split in SPLITS)
         renderings = {tuple(row["ids"]): tuple(row["reward_ids"]) for rows in splits.values() for row in rows}
         return Loaded(
             policy=policy,
-            reward=PromptedReward(reward=self.loading.reward(reward_name, "single_logit"), renderings=renderings),
+            reward=PromptedReward(reward=held_reward(self.loading, reward_name, "single_logit"), renderings=renderings),
             train_prompts=train,
             held_out_prompts=test,
             fingerprint=task_fingerprint(
@@ -267,9 +268,7 @@ def _names(task: PositiveGeneration | PreferenceTask) -> tuple[str, str]:
 
 def _review_prompts(data: str, policy: CausalPolicy) -> PromptRows:
     reviews = read_reviews([data])
-    texts: dict[str, list[str]] = {"train": [], "held_out": []}
-    for text in (*(review.text for review in reviews.labelled), *reviews.unlabelled):
-        texts["held_out" if held_out(text) else "train"].append(text)
+    texts = by_hold_out([*(review.text for review in reviews.labelled), *reviews.unlabelled], str)
     return {split: [{"ids": ids} for ids in review_prompts(some, policy.encode(some))] for split, some in texts.items()}
 
 

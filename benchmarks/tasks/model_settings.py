@@ -1,26 +1,10 @@
 """How a task's models are held: one group of settings for every task and script."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-
-from models.policy.causal_policy import CausalPolicy
-from models.policy.loading import load_policy
-from models.rewards.classifier_reward import ClassifierReward
-from models.rewards.loading import load_reward_model
-from models.rewards.score_kinds import ScoreKind
-from models.weights.adapters import LoraSettings
-from models.weights.four_bit import paged_adamw_8bit
-from models.weights.source import DType
-from rlhf_core.config import PPOConfig
-from rlhf_core.optimizer import make_optimizer
-
-OPTIMIZERS: dict[str, Callable[[Iterable[torch.nn.Parameter], PPOConfig], torch.optim.Optimizer]] = {
-    "torch": make_optimizer,
-    "paged_adamw_8bit": paged_adamw_8bit,
-}
+from models.weights.dtype_names import DType
+from models.weights.lora_settings import LoraSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,30 +27,3 @@ class Loading:
     """Further frozen models of the policy by name (a folder or hub name each), for redistributors that ask for them."""
     reward_tokens: int = 4096
     """Tokens of one forward pass of the reward model, padding included."""
-
-    def policy(self, name: str) -> CausalPolicy:
-        """Load a policy; raises as :func:`models.load_policy` does."""
-        return load_policy(
-            name,
-            lora=self.lora,
-            four_bit=self.four_bit,
-            dtype=self.dtype,
-            device=self.device,
-            gradient_checkpointing=self.gradient_checkpointing,
-            auxiliaries=self.auxiliaries,
-        )
-
-    def reward(self, name: str, score: ScoreKind) -> ClassifierReward:
-        """Load a reward model; raises as :func:`models.load_reward_model` does."""
-        return load_reward_model(
-            name,
-            score=score,
-            four_bit=self.four_bit,
-            dtype=self.dtype,
-            device=self.device,
-            micro_batch_tokens=self.reward_tokens,
-        )
-
-    def make_optimizer(self, parameters: Iterable[torch.nn.Parameter], config: PPOConfig) -> Any:
-        """The optimizer asked for."""
-        return OPTIMIZERS[self.optimizer](parameters, config)

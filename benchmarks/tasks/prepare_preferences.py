@@ -15,36 +15,22 @@ from benchmarks.data.preference_tokens import (
     TokenisedExample,
     read_comparisons,
     read_demonstrations,
-    reward_input,
     split_prompts,
 )
-from benchmarks.data.records import Faults, as_list, fingerprints
-from benchmarks.data.reviews import held_out
+from benchmarks.data.records import Faults, Sieve, as_list, fingerprints
+from benchmarks.data.reviews import SPLITS, by_hold_out
 from benchmarks.data.templates import check_template
-from benchmarks.tasks.prepared_folder import (
-    PromptRows,
-    prepared_folder,
-    reported,
-    require_prompts,
-    write_prompts,
-    write_report,
-)
+from benchmarks.tasks import prepared_folder as prepared
 from benchmarks.tasks.reward_accuracy import by_confidence
 from benchmarks.tasks.starting_models import base_tokenizer, continuations, from_base, from_scratch, require_context
 from benchmarks.tasks.training_recipes import PREFERENCES
+from models.training import supervised
 from models.training.finetuning import Adapted, adapted_language_model, adapted_reward_model
 from models.training.objectives import Completion, Pair
-from models.training.supervised import (
-    TrainingSettings,
-    last_token_scores,
-    new_classifier,
-    save,
-    train_completions,
-    train_language_model,
-    train_preference_model,
-)
-from models.weights.adapters import LoraSettings
-from models.weights.source import DType, ModelSource
+from models.training.settings import TrainingSettings
+from models.weights.dtype_names import DType
+from models.weights.lora_settings import LoraSettings
+from models.weights.source import ModelSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +111,8 @@ class PreferencePreparation:
     def resolved(self) -> "PreferencePreparation":
         """The same with every default that depends on the size or base written out."""
         size = None if self.base is not None else self.size or "tiny"
-        recipe: Mapping[str, Any] = PREFERENCES[size or ("base" if self.lora is None else "lora")]
-        return replace(self, size=size, **{name: getattr(self, name) or value for name, value in recipe.items()})
+        recipe = PREFERENCES[size or ("base" if self.lora is None else "lora")]
+        return prepared.with_recipe(replace(self, size=size), recipe)
 
 
 TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -146,7 +132,7 @@ def prepare_preferences(settings: PreferencePreparation) -> dict[str, Any]:
     settings = settings.resolved()
     compared = as_list(settings.comparisons)
     shown = compared if settings.demonstrations is None else as_list(settings.demonstrations)
-    with prepared_folder(Path(settings.out), overwrite=settings.overwrite) as folder:
+    with prepared.prepared_folder(Path(settings.out), overwrite=settings.overwrite) as folder:
         found = {"demonstrations": read_demonstrations(shown), "comparisons": read_comparisons(compared)}
         examples = found["demonstrations"].kept
         texts = [turn.content for row in examples for turn in row.prompt] + [row.responses[0] for row in examples]
@@ -164,16 +150,8 @@ def prepare_preferences(settings: PreferencePreparation) -> dict[str, Any]:
             print(sieve.summary(what), flush=True)
             if settings.faults == "error":
                 sieve.require_none_left_out()
-        data = {what: _split(sieve.kept, what) for what, sieve in sieves.items()}
-        prompts = split_prompts([row for sieve in sieves.values() for row in sieve.kept])
-        report = _build(settings, start, data, prompts, folder)
-        report["data"] |= {
-            "left_out": {
-                what: {reason: len(rows) for reason, rows in sieve.rejected.items()} for what, sieve in sieves.items()
-            },
-            "cut_to_fit": {what: len(sieve.truncated) for what, sieve in sieves.items()},
-        }
-        write_report(folder, report, settings, fingerprints(list(dict.fromkeys([*shown, *compared]))))
+        report = _build(settings, start, sieves, folder)
+        prepared.write_report(folder, report, settings, fingerprints(list(dict.fromkeys([*shown, *compared]))))
     return report
 
 
@@ -190,7 +168,7 @@ class Start:
         if self.source is not None:
             Adapted(adapters=model, tokenizer=self.tokenizer).save(str(folder))
         else:
-            save(model, self.tokenizer, folder)
+            supervised.save(model, self.tokenizer, folder)
 
 
 def _starting_point(settings: PreferencePreparation, texts: Sequence[str]) -> Start:
@@ -207,35 +185,39 @@ def _starting_point(settings: PreferencePreparation, texts: Sequence[str]) -> St
     return Start(model=model, tokenizer=tokenizer, source=None)
 
 
-SPLITS = {"train": False, "held_out": True}
 SIDES = ("chosen", "rejected")
 Split = Mapping[str, Sequence[TokenisedExample]]
 
 
 def _split(rows: Sequence[TokenisedExample], what: str) -> Split:
     """By the hash of each prompt; raises ValueError where a split is empty."""
-    splits = {name: [row for row in rows if held_out(row.key) == held] for name, held in SPLITS.items()}
-    require_prompts(splits, f"among the {what}; the hold-out is a tenth of the prompts, by their hash: give more rows")
+    splits = by_hold_out(rows, lambda row: row.key)
+    why = f"among the {what}; the hold-out is a tenth of the prompts, by their hash: give more rows"
+    prepared.require_prompts(splits, why)
     return splits
 
 
 def _build(
-    settings: PreferencePreparation, start: Start, data: Mapping[str, Split], prompts: PromptRows, folder: Path
+    settings: PreferencePreparation, start: Start, sieves: Mapping[str, Sieve[TokenisedExample]], folder: Path
 ) -> dict[str, Any]:
+    data = {what: _split(sieve.kept, what) for what, sieve in sieves.items()}
+    prompts = split_prompts([row for sieve in sieves.values() for row in sieve.kept])
     report: dict[str, Any] = {"score": "single_logit"}
-    with reported(report, "language_model") as measured:
+    with prepared.reported(report, "language_model") as measured:
         language_model = _fine_tuned(settings, start, data, measured)
     start.save(language_model, folder / "policy")
-    write_prompts(folder, prompts)
+    prepared.write_prompts(folder, prompts)
     held = [row["ids"] for row in prompts["held_out"]]
     report["samples"] = continuations(language_model, start.tokenizer, held, seed=settings.seed)
-    with reported(report, "reward_model") as measured:
+    with prepared.reported(report, "reward_model") as measured:
         reward_model = _reward_model(settings, start, language_model, data["comparisons"], measured)
     start.save(reward_model, folder / "reward")
     report["data"] = {
-        what: {part: len(rows) for part, rows in splits.items()}
-        for what, splits in (*data.items(), ("prompts", prompts))
-    } | {"hold_out": "prompts whose text has a SHA-256 divisible by 10"}
+        **{what: prepared.counts(splits) for what, splits in (*data.items(), ("prompts", prompts))},
+        "hold_out": "prompts whose text has a SHA-256 divisible by 10",
+        "left_out": {what: prepared.counts(sieve.rejected) for what, sieve in sieves.items()},
+        "cut_to_fit": {what: len(sieve.truncated) for what, sieve in sieves.items()},
+    }
     return report
 
 
@@ -251,12 +233,12 @@ def _fine_tuned(
         require_context(model.get_base_model(), str(settings.base), settings.longest)
     if settings.language is not None and settings.base is None:
         train, test = ([row.best for rows in data.values() for row in rows[part]] for part in SPLITS)
-        measured["whole_texts"] = train_language_model(model, train, test, settings.language)
+        measured["whole_texts"] = supervised.train_language_model(model, train, test, settings.language)
     rows, tests = (
         [Completion(ids=row.best, prompt_tokens=len(row.prompt)) for row in data["demonstrations"][part]]
         for part in SPLITS
     )
-    measured |= train_completions(model, rows, tests, settings.supervised)
+    measured |= supervised.train_completions(model, rows, tests, settings.supervised)
     return model
 
 
@@ -269,12 +251,9 @@ def _reward_model(
         assert settings.lora is not None
         model = adapted_reward_model(start.source, settings.lora, seed=settings.seed, checkpointing=True).adapters
     else:
-        model = new_classifier(language_model, seed=settings.seed, num_labels=1)
-    pairs, tests = (
-        [Pair(**{side: reward_input(row, ids) for side, ids in zip(SIDES, row.responses, strict=True)}) for row in rows]
-        for rows in (data[part] for part in SPLITS)
-    )
-    measured |= train_preference_model(model, pairs, tests, settings.reward)
-    chosen, rejected = (last_token_scores(model, [getattr(pair, side) for pair in tests]) for side in SIDES)
+        model = supervised.new_classifier(language_model, seed=settings.seed, num_labels=1)
+    pairs, tests = ([Pair(**dict(zip(SIDES, row.reward_inputs, strict=True))) for row in data[part]] for part in SPLITS)
+    measured |= supervised.train_preference_model(model, pairs, tests, settings.reward)
+    chosen, rejected = (supervised.last_token_scores(model, [getattr(pair, side) for pair in tests]) for side in SIDES)
     measured |= by_confidence(data["held_out"], (chosen - rejected).tolist())
     return model

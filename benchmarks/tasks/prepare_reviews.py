@@ -1,6 +1,7 @@
 """The models and prompts of positive generation, made from review files."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,20 +10,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.data.records import as_list, fingerprints
-from benchmarks.data.reviews import Reviews, half, held_out, read_reviews, review_prompts
-from benchmarks.tasks.prepared_folder import prepared_folder, reported, require_prompts, write_prompts, write_report
+from benchmarks.data.reviews import Reviews, by_hold_out, half, held_out, read_reviews, review_prompts
+from benchmarks.tasks import prepared_folder as prepared
 from benchmarks.tasks.starting_models import continuations, from_base, from_scratch
 from benchmarks.tasks.training_recipes import REVIEWS
 from models.texts.prompt_encoding import encode
+from models.training import supervised
 from models.training.objectives import Labelled
-from models.training.supervised import (
-    TrainingSettings,
-    model_input,
-    new_classifier,
-    save,
-    train_classifier,
-    train_language_model,
-)
+from models.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +63,7 @@ class ReviewPreparation:
     def resolved(self) -> "ReviewPreparation":
         """The same with every default that depends on the size or base written out."""
         size = None if self.base is not None else self.size or "tiny"
-        recipe: Mapping[str, Any] = REVIEWS[size or "base"]
-        return replace(self, size=size, **{name: getattr(self, name) or value for name, value in recipe.items()})
+        return prepared.with_recipe(replace(self, size=size), REVIEWS[size or "base"])
 
 
 def prepare_positive_generation(settings: ReviewPreparation) -> dict[str, Any]:
@@ -80,20 +74,19 @@ def prepare_positive_generation(settings: ReviewPreparation) -> dict[str, Any]:
         ValueError: unusable data or models that cannot be combined.
     """
     settings = settings.resolved()
-    with prepared_folder(Path(settings.out), overwrite=settings.overwrite) as folder:
+    with prepared.prepared_folder(Path(settings.out), overwrite=settings.overwrite) as folder:
         reviews = read_reviews(as_list(settings.data))
         _require_both_labels(reviews)
         print(reviews.summary(), flush=True)
         report = _build(settings, reviews, folder)
-        write_report(folder, report, settings, fingerprints(as_list(settings.data)))
+        prepared.write_report(folder, report, settings, fingerprints(as_list(settings.data)))
     return report
 
 
 def _build(settings: ReviewPreparation, reviews: Reviews, folder: Path) -> dict[str, Any]:
     assert settings.language is not None
     assert settings.reward is not None  # both resolved
-    kept = [review for review in reviews.labelled if not held_out(review.text)]
-    tested = [review for review in reviews.labelled if held_out(review.text)]
+    kept, tested = by_hold_out(reviews.labelled, lambda review: review.text).values()
     texts = [review.text for review in kept] + list(reviews.unlabelled)
     size, report = settings.max_tokens, dict[str, Any]()
     if settings.base is not None:
@@ -106,12 +99,12 @@ def _build(settings: ReviewPreparation, reviews: Reviews, folder: Path) -> dict[
         "train": review_prompts((review.text for review in kept), ids[: len(kept)], seed=settings.seed),
         "held_out": review_prompts((review.text for review in tested), test_ids, seed=settings.seed),
     }
-    require_prompts(splits, "they are beginnings of labelled reviews of more than 200 characters")
+    prepared.require_prompts(splits, "they are beginnings of labelled reviews of more than 200 characters")
 
-    with reported(report, "language_model") as measured:
+    with prepared.reported(report, "language_model") as measured:
         read, test_read = ([_read(tokenizer, row, size) for row in some] for some in (ids, test_ids))
-        measured.update(train_language_model(language_model, read, test_read, settings.language))
-    save(language_model, tokenizer, folder / "policy")
+        measured.update(supervised.train_language_model(language_model, read, test_read, settings.language))
+    supervised.save(language_model, tokenizer, folder / "policy")
 
     tests = _snippets(tokenizer, test_ids, [review.label for review in tested], settings)
     for index, name in enumerate(("reward", "gold") if settings.gold else ("reward",)):
@@ -120,32 +113,29 @@ def _build(settings: ReviewPreparation, reviews: Reviews, folder: Path) -> dict[
             for row, review in zip(ids, kept, strict=False)
             if not settings.gold or half(review.text) == index  # two halves that share no review
         ]
-        with reported(report, f"{name}_model") as measured:
-            classifier = new_classifier(language_model, seed=settings.seed + index)
-            measured.update(train_classifier(classifier, learned, tests, settings.reward), reviews=len(learned))
-        save(classifier, tokenizer, folder / name)
+        with prepared.reported(report, f"{name}_model") as measured:
+            classifier = supervised.new_classifier(language_model, seed=settings.seed + index)
+            measured.update(
+                supervised.train_classifier(classifier, learned, tests, settings.reward), reviews=len(learned)
+            )
+        supervised.save(classifier, tokenizer, folder / name)
 
-    write_prompts(
-        folder,
-        {
-            split: [{"ids": prompt, "text": tokenizer.decode(prompt)} for prompt in some]
-            for split, some in splits.items()
-        },
-    )
+    rows = {name: [{"ids": ids, "text": tokenizer.decode(ids)} for ids in some] for name, some in splits.items()}
+    prepared.write_prompts(folder, rows)
     report["data"] = {
         "labelled": len(reviews.labelled),
         "unlabelled": len(reviews.unlabelled),
         "held_out": len(tested),
-        "left_out": {reason: len(rows) for reason, rows in reviews.rejected.items()},
+        "left_out": prepared.counts(reviews.rejected),
         "hold_out": "labelled reviews whose cleaned text has a SHA-256 divisible by 10",
-        "prompts": {split: len(prompts) for split, prompts in splits.items()},
+        "prompts": prepared.counts(splits),
     }
     report["samples"] = continuations(language_model, tokenizer, splits["held_out"], seed=settings.seed)
     return report
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], size: int) -> list[int]:
-    return model_input(ids, eos_id=tokenizer.eos_token_id, max_tokens=size)
+    return supervised.model_input(ids, eos_id=tokenizer.eos_token_id, max_tokens=size)
 
 
 def _beginnings(
@@ -172,16 +162,8 @@ def _snippets(
 
 
 def _require_both_labels(reviews: Reviews) -> None:
-    counts = {
-        (part, label): sum(held_out(review.text) == part and review.label == label for review in reviews.labelled)
-        for part in (False, True)
-        for label in (0, 1)
-    }
-    if min(counts.values()) == 0:
-        raise ValueError(
-            "prepare: both labels are needed in the training rows and in the hold-out; got "
-            + ", ".join(
-                f"{count} {'held out' if part else 'to train on'} with label {label}"
-                for (part, label), count in counts.items()
-            )
-        )
+    found = Counter((held_out(review.text), review.label) for review in reviews.labelled)
+    kinds = {(part, label): words for part, words in ((False, "to train on"), (True, "held out")) for label in (0, 1)}
+    if len(found) < len(kinds):
+        got = ", ".join(f"{found[kind]} {words} with label {kind[1]}" for kind, words in kinds.items())
+        raise ValueError(f"prepare: both labels are needed in the training rows and in the hold-out; got {got}")

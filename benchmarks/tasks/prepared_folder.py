@@ -8,12 +8,15 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.base.json_files import write_json
 from benchmarks.base.run_folder import RECORD, is_free, read_record, require_made_by, run_record, temporary_sibling
+from benchmarks.data.reviews import SPLITS
 
+Settings = TypeVar("Settings", bound=Any)
 MADE_BY = "benchmarks.prepare"
 PromptRows = dict[str, list[dict[str, Any]]]
 """By split, "train" and "held_out": ``ids`` and what else a task needs to know."""
@@ -35,6 +38,16 @@ def prepared_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
         if out.exists():
             shutil.rmtree(out)
         folder.rename(out)
+
+
+def with_recipe(settings: Settings, recipe: Mapping[str, object]) -> Settings:
+    """The settings of a preparation, with the recipe's training wherever none is given."""
+    return replace(settings, **{name: getattr(settings, name) or value for name, value in recipe.items()})
+
+
+def counts(rows: Mapping[str, Sequence[object]]) -> dict[str, int]:
+    """How many rows stand under each name."""
+    return {name: len(some) for name, some in rows.items()}
 
 
 @contextmanager
@@ -81,13 +94,10 @@ def made_small(models: str | None) -> bool:
     """Whether ``benchmarks.prepare`` made these models from scratch in a size that the paper's settings hardly move."""
     if models is None or not Path(models, RECORD).is_file():
         return False
-    record = read_record(Path(models))
+    record = read_record(Path(models), "settings")
     if record.get("made_by", MADE_BY) != MADE_BY:
         raise ValueError(f"--models {models} was made by {record['made_by']}; give a folder made by {MADE_BY}")
-    settings = record.get("settings")
-    if not isinstance(settings, dict):
-        raise ValueError(f"{Path(models, RECORD)} is damaged: it holds no settings; prepare the folder again")
-    return settings.get("size") in ("micro", "tiny")
+    return record["settings"].get("size") in ("micro", "tiny")
 
 
 def read_prompts(models: str, columns: Sequence[str] = ("ids",)) -> PromptRows:
@@ -98,7 +108,7 @@ def read_prompts(models: str, columns: Sequence[str] = ("ids",)) -> PromptRows:
         ValueError: a line that is no such row, or a split without prompts.
     """
     file = part(models, "prompts.jsonl")
-    splits: PromptRows = {"train": [], "held_out": []}
+    splits: PromptRows = {split: [] for split in SPLITS}
     with file.open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             try:

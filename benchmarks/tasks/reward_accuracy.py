@@ -19,16 +19,11 @@ def by_confidence(rows: Sequence[TokenisedExample], margins: Sequence[float]) ->
         "pairs_where_the_shorter_won": len(shorter),
     }
     levels = sorted({row.confidence for row in rows if row.confidence is not None})
-    chosen = {level: [i for i, row in enumerate(rows) if row.confidence == level] for level in levels}
-    if levels:
-        report["by_confidence"] = {
-            str(level): {
-                "pairs": len(some),
-                "accuracy": _mean([right[i] for i in some]),
-                "longer_wins": _mean([longer[i] for i in some]),
-            }
-            for level, some in chosen.items()
-        }
+    for level in levels:
+        some = [i for i, row in enumerate(rows) if row.confidence == level]
+        accuracy, longest = (_mean([rule[i] for i in some]) for rule in (right, longer))
+        known = {"pairs": len(some), "accuracy": accuracy, "longer_wins": longest}
+        report.setdefault("by_confidence", {})[str(level)] = known
     return report
 
 

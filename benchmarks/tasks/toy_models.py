@@ -14,15 +14,9 @@ import numpy as np
 from benchmarks.base.json_files import fingerprint, jsonable, write_json
 from benchmarks.base.run_folder import temporary_sibling
 from benchmarks.tasks import toy_reviews as toy
+from models.training import supervised
 from models.training.objectives import Labelled
-from models.training.supervised import (
-    TrainingSettings,
-    new_classifier,
-    new_language_model,
-    save,
-    train_classifier,
-    train_language_model,
-)
+from models.training.settings import TrainingSettings
 
 REPORT = "report.json"
 
@@ -62,7 +56,7 @@ def toy_models(cache: str | Path | None = None, recipe: ToyRecipe | None = None)
     """
     recipe = recipe if recipe is not None else ToyRecipe()
     above = Path(cache) if cache is not None else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dense-rlhf"
-    code = [Path(inspect.getfile(part)) for part in (toy_models, toy.sample_review, train_classifier, Labelled)]
+    code = [Path(inspect.getfile(part)) for part in (toy_models, toy, supervised, Labelled)]
     folder = above.expanduser() / f"toy-{fingerprint([json.dumps(jsonable(recipe), sort_keys=True), *code])[:12]}"
     if folder.is_dir():
         return folder
@@ -81,26 +75,19 @@ def _build(folder: Path, recipe: ToyRecipe) -> dict[str, Any]:
     reviews = toy.sample_reviews(recipe.held_out + recipe.reviews, seed=recipe.seed)
     held_out, reviews = reviews[: recipe.held_out], reviews[recipe.held_out :]
     ids, held_out_ids = ([toy.encode(tokenizer, review) for review in some] for some in (reviews, held_out))
-    language_model = new_language_model(
-        tokenizer,
-        layers=recipe.layers,
-        width=recipe.width,
-        heads=recipe.heads,
-        context=recipe.context,
-        init_std=recipe.init_std,
-        seed=recipe.seed,
-    )
-    language = train_language_model(language_model, ids, held_out_ids, recipe.language)
-    save(language_model, tokenizer, folder / "policy")
-    reward_model = new_classifier(language_model, seed=recipe.seed)
+    shape = {"layers": recipe.layers, "width": recipe.width, "heads": recipe.heads, "context": recipe.context}
+    language_model = supervised.new_language_model(tokenizer, **shape, init_std=recipe.init_std, seed=recipe.seed)
+    language = supervised.train_language_model(language_model, ids, held_out_ids, recipe.language)
+    supervised.save(language_model, tokenizer, folder / "policy")
+    reward_model = supervised.new_classifier(language_model, seed=recipe.seed)
     read = with_gaps(reviews, share=recipe.gaps, seed=recipe.seed)
     rows = [Labelled(ids=toy.encode(tokenizer, some), labels=_readers(some, recipe)) for some in read]
     tested = [
         Labelled(ids=row, labels=[float(toy.prefix_scores(review)[-1] > 0)])
         for row, review in zip(held_out_ids, held_out, strict=True)
     ]
-    reward = train_classifier(reward_model, rows, tested, recipe.reward)
-    save(reward_model, tokenizer, folder / "reward")
+    reward = supervised.train_classifier(reward_model, rows, tested, recipe.reward)
+    supervised.save(reward_model, tokenizer, folder / "reward")
     return {"language_model": language, "reward_model": reward, "seconds": time.perf_counter() - started}
 
 

@@ -7,7 +7,7 @@ learns from no whole texts before its demonstrations.
 from collections.abc import Mapping
 from functools import partial
 
-from models.training.supervised import TrainingSettings
+from models.training.settings import TrainingSettings
 
 Recipes = Mapping[str, Mapping[str, TrainingSettings]]
 

@@ -12,27 +12,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.worlds.tabular import (
-    World,
-    policy_gradient,
-    probabilities,
-    random_world,
-    spread_within,
-    state_means,
-    true_gradient,
-)
+from benchmarks.worlds.tabular import TokenScores, World, probabilities, random_world, spread_within
 from benchmarks.worlds.tabular_evidence import evidence_for
 from redistributors import Sparse
+from redistributors.trial_rollouts import part_of
 from rlhf_core.returns import discounted_returns, generalized_advantages
-from rlhf_core.types import TENSORS, Learns, Redistributor, Rollout, Sequences
+from rlhf_core.types import Learns, Redistributor, Rollout
 
 TOLERANCE = 1e-6
 """Largest error that rounding explains; methods may compute in float32."""
 LAMS = (0.0, 0.5, 0.95, 1.0)
 EARLIER, ROWS = 4, 64
 """Rollouts that a method which learns has seen, and their responses."""
-
-TokenScores = Float[Tensor, "batch response"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,16 +95,10 @@ def token_scores(world: World, method: Redistributor) -> TokenScores:
 
 
 def drawn(world: World, rollout: Rollout, number: int) -> Rollout:
-    """So many responses drawn by the policy, measured as in ``rollout``."""
+    """``ROWS`` responses drawn by the policy, measured as in ``rollout``."""
     generator = torch.Generator().manual_seed(number)
     chosen = torch.multinomial(probabilities(world, world.logits), ROWS, replacement=True, generator=generator)
-    picked = {f.name: getattr(rollout, f.name)[chosen] for f in fields(Rollout) if f.name not in WHOLE}
-    sequences = Sequences(**{name: getattr(rollout.sequences, name)[chosen] for name in TENSORS})
-    evidence = {request: values[chosen] for request, values in rollout.evidence.items()}
-    return Rollout(sequences=sequences, evidence=evidence, score_scale=rollout.score_scale, **picked)
-
-
-WHOLE = ("sequences", "evidence", "score_scale")
+    return part_of(rollout, chosen.tolist(), int(rollout.sequences.response_lengths[chosen].max()))
 
 
 def measured_in(worlds: Worlds, make: Callable[[], Redistributor]) -> Measured:
@@ -121,13 +106,13 @@ def measured_in(worlds: Worlds, make: Callable[[], Redistributor]) -> Measured:
     :func:`token_scores`."""
     world, method = worlds.open, make()
     credit, mask = token_scores(world, method), world.sequences.response_mask
-    true, gamma = true_gradient(world, world.scores), discount(method)
+    true, gamma = world.true_gradient(world.scores), discount(method)
     return Measured(
         sum_error=float((credit.sum(1) - world.scores).abs().max()),
         lookahead=spread_within(world.nodes[mask], credit[mask]),
         shaping_error=shaping_error(world, credit, gamma=gamma),
-        cosine=cosine(policy_gradient(world, reward_to_go(world, credit, gamma)), true),
-        cosine_blind=cosine(policy_gradient(world, blind_advantages(world, credit, gamma, lam=0.95)), true),
+        cosine=cosine(world.policy_gradient(reward_to_go(world, credit, gamma)), true),
+        cosine_blind=cosine(world.policy_gradient(blind_advantages(world, credit, gamma, lam=0.95)), true),
         last_share=float(score_shares(worlds.fixed, make())[-1]),
         push_up=length_push(worlds.canary.rewarded(1.0), make()),
         push_down=length_push(worlds.canary.rewarded(-1.0), make()),
@@ -151,7 +136,7 @@ def blind_advantages(world: World, credit: TokenScores, gamma: float = 1.0, *, l
 
 def informed_advantages(world: World, credit: TokenScores, *, lam: float) -> TokenScores:
     """GAE with the critic that knows the expected reward-to-go of every state."""
-    values = state_means(world, reward_to_go(world, credit))
+    values = world.state_means(reward_to_go(world, credit))
     return generalized_advantages(credit, values, world.sequences.response_mask, gamma=1.0, lam=lam)
 
 
@@ -164,7 +149,7 @@ def shaping_error(world: World, credit: TokenScores, *, gamma: float) -> float:
     """
     mask, sparse = world.sequences.response_mask, Sparse()(world.rollout({})).double()
     gap = discounted_returns(sparse, mask, gamma=gamma) - discounted_returns(credit, mask, gamma=gamma)
-    potential = state_means(world, gap)
+    potential = world.state_means(gap)
     critic = torch.randn(len(world.logits), generator=torch.Generator().manual_seed(world.seed), dtype=torch.float64)
     values = torch.where(mask, critic[world.states], 0)
     errors = []
@@ -186,8 +171,8 @@ def score_shares(world: World, method: Redistributor) -> Float[Tensor, " respons
     ⟨ĝ_t, g_t⟩ / ⟨g_t, g_t⟩ over the logits of that token's states. The KL penalty is paid where it arises, so its
     gradient keeps its size and its coefficient weighs 1 / share times as much: T / (T − t + 1) for uniform credit.
     """
-    found = policy_gradient(world, reward_to_go(world, token_scores(world, method), discount(method)))
-    true = true_gradient(world, world.scores)
+    found = world.policy_gradient(reward_to_go(world, token_scores(world, method), discount(method)))
+    true = world.true_gradient(world.scores)
     shares = []
     for states in world.states.T:
         here = states.unique()
@@ -203,7 +188,7 @@ def length_push(world: World, method: Redistributor) -> float:
 def push(world: World, advantages: TokenScores) -> float:
     """The same for any advantages."""
     lengths = world.sequences.response_lengths.double()
-    return float((true_gradient(world, lengths) * policy_gradient(world, advantages)).sum())
+    return float((world.true_gradient(lengths) * world.policy_gradient(advantages)).sum())
 
 
 def together(found: Sequence[Measured]) -> Measured:

@@ -8,20 +8,9 @@ from fractions import Fraction
 
 import torch
 
-from benchmarks.worlds.declared_properties import (
-    LAMS,
-    TOLERANCE,
-    TokenScores,
-    Worlds,
-    blind_advantages,
-    cosine,
-    informed_advantages,
-    push,
-    reward_to_go,
-    score_shares,
-    shaping_error,
-)
-from benchmarks.worlds.tabular import World, policy_gradient, probabilities, random_world, true_gradient
+from benchmarks.worlds import declared_properties as properties
+from benchmarks.worlds.declared_properties import LAMS, TOLERANCE
+from benchmarks.worlds.tabular import TokenScores, World, probabilities, random_world
 from redistributors import Sparse, Uniform
 from redistributors.parts.credit import normalised, spread
 from rlhf_core.returns import discounted_returns
@@ -32,7 +21,7 @@ WORDS = {1: ("a", Fraction(1), Fraction(1, 10)), 2: ("b", Fraction(9, 10), Fract
 PUBLISHED = Fraction(10, 81)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Identity:
     """A claim, what enumeration finds, and whether that is as claimed."""
 
@@ -76,7 +65,7 @@ def found_threshold() -> float:
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        to_go = reward_to_go(world, counterexample_credit(world, middle))[:, 1]
+        to_go = properties.reward_to_go(world, counterexample_credit(world, middle))[:, 1]
         low, high = (middle, high) if to_go[a] > to_go[b] else (low, middle)
     return (low + high) / 2
 
@@ -84,14 +73,14 @@ def found_threshold() -> float:
 def fixed_point(beta: float, *, steps: int = 60) -> float:
     """The true expected score where gradient steps of unit length on expected reward-to-go end up."""
     world = counterexample()
-    to_go = reward_to_go(world, counterexample_credit(world, beta))
+    to_go = properties.reward_to_go(world, counterexample_credit(world, beta))
     for _ in range(steps):
-        gradient = policy_gradient(world, to_go)
+        gradient = world.policy_gradient(to_go)
         world = replace(world, logits=world.logits + gradient / gradient.norm())
     return float((probabilities(world, world.logits) * world.scores).sum())
 
 
-def identities(worlds: Worlds) -> list[Identity]:
+def identities(worlds: properties.Worlds) -> list[Identity]:
     """All of them, in worlds of one seed."""
     return [
         *_return_equivalence(worlds.open),
@@ -111,24 +100,19 @@ def random_credit(world: World) -> TokenScores:
 
 def _return_equivalence(world: World) -> list[Identity]:
     mask, credit = world.sequences.response_mask, random_credit(world)
-    true = true_gradient(world, world.scores)
+    true = world.true_gradient(world.scores)
     gaps, cosines = [], []
     for beta in (0.0, 0.5, 0.8, 1.0):
         token_scores = spread(world.scores, credit, mask, beta=beta).double()
         whole = token_scores.sum(1, keepdim=True).expand(mask.shape)
-        gaps.append(float((policy_gradient(world, whole) - true).abs().max()))
-        cosines.append(cosine(policy_gradient(world, reward_to_go(world, token_scores)), true))
+        gaps.append(float((world.policy_gradient(whole) - true).abs().max()))
+        cosines.append(properties.cosine(world.policy_gradient(properties.reward_to_go(world, token_scores)), true))
     discounted = discounted_returns(spread(world.scores, credit, mask, beta=1.0).double(), mask, gamma=GAMMA)[:, 0]
     kept = GAMMA ** (mask.sum(1) - 1) * world.scores
     return [
         _small("gradient on whole returns, any beta: error", max(gaps)),
         _equal("reward-to-go, beta 0: gradient cosine", cosines[0], 1.0),
-        Identity(
-            claim="reward-to-go, beta 1: gradient cosine",
-            expected="< 1",
-            found=f"{cosines[-1]:.4f}",
-            holds=cosines[-1] < 1 - TOLERANCE,
-        ),
+        Identity("reward-to-go, beta 1: gradient cosine", "< 1", f"{cosines[-1]:.4f}", cosines[-1] < 1 - TOLERANCE),
         _large(f"gamma {GAMMA}, beta 1: returns change by", float((discounted - kept).abs().max())),
     ]
 
@@ -137,12 +121,7 @@ def _counterexample() -> list[Identity]:
     exact = exact_threshold()
     below, above = (fixed_point(float(exact) + step) for step in (-0.01, 0.01))
     return [
-        Identity(
-            claim="counterexample: worse word from beta on",
-            expected=str(PUBLISHED),
-            found=str(exact),
-            holds=exact == PUBLISHED,
-        ),
+        Identity("counterexample: worse word from beta on", str(PUBLISHED), str(exact), exact == PUBLISHED),
         _equal("the same by bisection", found_threshold(), float(PUBLISHED)),
         _equal("beta 0.01 below: PPO's fixed point's worth", below, 1.0, tolerance=1e-3),
         _equal("beta 0.01 above", above, 0.9, tolerance=1e-3),
@@ -152,7 +131,7 @@ def _counterexample() -> list[Identity]:
 def _shaping(world: World) -> list[Identity]:
     sparse = Sparse()(world.rollout({})).double()
     errors = [
-        shaping_error(world, sparse + shaping_terms(world, discount), gamma=gamma)
+        properties.shaping_error(world, sparse + shaping_terms(world, discount), gamma=gamma)
         for gamma, discount in ((1.0, 1.0), (GAMMA, GAMMA), (GAMMA, 1.0))
     ]
     return [
@@ -173,12 +152,12 @@ def shaping_terms(world: World, gamma: float) -> TokenScores:
 
 def _lengths(canary: World) -> list[Identity]:
     sparse, uniform = (method(canary.rollout({})).double() for method in (Sparse(), Uniform()))
-    blind = push(canary, blind_advantages(canary, sparse, lam=0.95))
-    pushes = push(canary, reward_to_go(canary, uniform))
-    informed = max(abs(push(canary, informed_advantages(canary, sparse, lam=lam))) for lam in LAMS)
+    blind = properties.push(canary, properties.blind_advantages(canary, sparse, lam=0.95))
+    pushes = properties.push(canary, properties.reward_to_go(canary, uniform))
+    informed = [properties.push(canary, properties.informed_advantages(canary, sparse, lam=lam)) for lam in LAMS]
     return [
-        _small("score +1 for all: true gradient", float(true_gradient(canary, canary.scores).abs().max())),
-        _small("sparse, exact critic, any λ: length push", informed),
+        _small("score +1 for all: true gradient", float(canary.true_gradient(canary.scores).abs().max())),
+        _small("sparse, exact critic, any λ: length push", max(map(abs, informed))),
         _signed("sparse, λ 0.95, critic 0: length push", blind, -1),
         _signed("uniform: length push", pushes, 1),
     ]
@@ -188,23 +167,21 @@ def _kl_growth(world: World) -> Identity:
     """T / (T − t + 1) at every token of a fixed length under uniform credit."""
     longest = world.longest
     expected = torch.tensor([longest / (longest - t + 1) for t in range(1, longest + 1)], dtype=torch.float64)
-    growth = 1 / score_shares(world, Uniform())
+    growth = 1 / properties.score_shares(world, Uniform())
     return _small("uniform: KL growth less T / (T − t + 1)", float((growth - expected).abs().max()))
 
 
 def _small(claim: str, error: float) -> Identity:
-    return Identity(claim=claim, expected="0", found=f"{error:.1e}", holds=error <= TOLERANCE)
+    return Identity(claim, "0", f"{error:.1e}", error <= TOLERANCE)
 
 
 def _large(claim: str, difference: float) -> Identity:
-    return Identity(claim=claim, expected="not 0", found=f"{difference:.2g}", holds=difference > 1e-3)
+    return Identity(claim, "not 0", f"{difference:.2g}", difference > 1e-3)
 
 
 def _equal(claim: str, found: float, expected: float, tolerance: float = TOLERANCE) -> Identity:
-    close = abs(found - expected) <= tolerance
-    return Identity(claim=claim, expected=f"{expected:.4f}", found=f"{found:.4f}", holds=close)
+    return Identity(claim, f"{expected:.4f}", f"{found:.4f}", abs(found - expected) <= tolerance)
 
 
 def _signed(claim: str, found: float, sign: int) -> Identity:
-    expected = "> 0" if sign > 0 else "< 0"
-    return Identity(claim=claim, expected=expected, found=f"{found:+.2g}", holds=sign * found > 1e-4)
+    return Identity(claim, "> 0" if sign > 0 else "< 0", f"{found:+.2g}", sign * found > 1e-4)

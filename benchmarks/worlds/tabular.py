@@ -3,7 +3,7 @@
 Everything is float64 and exact: expectations are sums over all responses, gradients are those of the table's logits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
@@ -19,6 +19,7 @@ from rlhf_core.types import Rollout, Sequences
 EOS, PROMPT = 0, 1
 Tokens = tuple[int, ...]
 ScoreTable = Callable[[Tokens], float]
+TokenScores = Float[Tensor, "batch response"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,7 +56,7 @@ class World:
         return Sequences(
             prompt_ids=torch.full((rows, 1), PROMPT),
             prompt_mask=torch.ones(rows, 1, dtype=torch.bool),
-            response_ids=torch.tensor([[*row, *[EOS] * (width - len(row))] for row in self.responses]),
+            response_ids=_padded(self.responses),
             response_mask=torch.arange(width) < lengths[:, None],
             min_lengths=torch.full((rows,), self.shortest),
             max_lengths=torch.full((rows,), self.longest),
@@ -95,6 +96,29 @@ class World:
             score_scale=self.scale,
             evidence=evidence,
         )
+
+    def true_gradient(self, rewards: Float[Tensor, " batch"]) -> Float[Tensor, "state token"]:
+        """∇ Σ_y π(y) R(y): the gradient of the expected reward, differentiated as it stands."""
+        logits = self.logits.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((probabilities(self, logits) * rewards).sum(), logits)
+        return gradient
+
+    def policy_gradient(self, advantages: TokenScores) -> Float[Tensor, "state token"]:
+        """Σ_y π(y) Σ_t A_t ∇ log π(y_t | y_<t): what PPO's first step follows in expectation."""
+        logits = self.logits.clone().requires_grad_()
+        weights = probabilities(self, self.logits)[:, None] * advantages
+        (gradient,) = torch.autograd.grad((weights * token_logprobs(self, logits)).sum(), logits)
+        return gradient
+
+    def state_means(self, values: TokenScores) -> TokenScores:
+        """E[values_t | y_<t] under the policy, in the place of each token: with reward-to-go, the exact critic."""
+        mask = self.sequences.response_mask
+        weights = torch.where(mask, probabilities(self, self.logits)[:, None], 0)
+        totals, masses = (
+            torch.zeros(len(self.logits), dtype=torch.float64).index_add(0, self.states[mask], part[mask])
+            for part in (weights * values, weights)
+        )
+        return torch.where(mask, (totals / masses)[self.states], 0)
 
 
 def random_world(*, words: int, shortest: int, longest: int, seed: int) -> World:
@@ -144,9 +168,11 @@ def _responses(words: int, shortest: int, longest: int, prefix: Tokens = ()) -> 
 
 def _numbered(prefixes: list[list[Tokens]]) -> Int[Tensor, "batch response"]:
     numbers: dict[Tokens, int] = {}
-    width = max(map(len, prefixes))
-    rows = [[numbers.setdefault(prefix, len(numbers)) for prefix in row] for row in prefixes]
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    return _padded([[numbers.setdefault(prefix, len(numbers)) for prefix in row] for row in prefixes])
+
+
+def _padded(rows: Iterable[Sequence[int]]) -> Int[Tensor, "batch response"]:
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
 def distributions(world: World, logits: Float[Tensor, "state token"]) -> Float[Tensor, "batch response token"]:
@@ -165,32 +191,6 @@ def token_logprobs(world: World, logits: Float[Tensor, "state token"]) -> Float[
 def probabilities(world: World, logits: Float[Tensor, "state token"]) -> Float[Tensor, " batch"]:
     """The probability of every response; they sum to 1."""
     return token_logprobs(world, logits).sum(1).exp()
-
-
-def true_gradient(world: World, rewards: Float[Tensor, " batch"]) -> Float[Tensor, "state token"]:
-    """∇ Σ_y π(y) R(y): the gradient of the expected reward, differentiated as it stands."""
-    logits = world.logits.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad((probabilities(world, logits) * rewards).sum(), logits)
-    return gradient
-
-
-def policy_gradient(world: World, advantages: Float[Tensor, "batch response"]) -> Float[Tensor, "state token"]:
-    """Σ_y π(y) Σ_t A_t ∇ log π(y_t | y_<t): what PPO's first step follows in expectation."""
-    logits = world.logits.clone().requires_grad_()
-    weights = probabilities(world, world.logits)[:, None] * advantages
-    (gradient,) = torch.autograd.grad((weights * token_logprobs(world, logits)).sum(), logits)
-    return gradient
-
-
-def state_means(world: World, values: Float[Tensor, "batch response"]) -> Float[Tensor, "batch response"]:
-    """E[values_t | y_<t] under the policy, in the place of each token: with reward-to-go, the exact critic."""
-    mask = world.sequences.response_mask
-    weights = torch.where(mask, probabilities(world, world.logits)[:, None], 0)
-    totals, masses = (
-        torch.zeros(len(world.logits), dtype=torch.float64).index_add(0, world.states[mask], part[mask])
-        for part in (weights * values, weights)
-    )
-    return torch.where(mask, (totals / masses)[world.states], 0)
 
 
 def spread_within(groups: Int[Tensor, " item"], values: Float[Tensor, " item"]) -> float:

@@ -79,8 +79,7 @@ def _attention_row(seed: int, request: AttentionTap, prefix: Tokens) -> np.ndarr
     # Other layers are other draws; a layer counted from the end is one too.
     stream = generator(seed, f"{request.source} {request.layer}", *prefix)
     weights = np.exp(stream.normal(size=(HEADS, len(prefix))))
-    normalised: np.ndarray = weights / weights.sum(1, keepdims=True)
-    return normalised
+    return np.asarray(weights / weights.sum(1, keepdims=True))
 
 
 def _tapped(world: World, request: AttentionTap) -> Float[Tensor, "batch response"]:

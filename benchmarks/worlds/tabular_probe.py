@@ -9,7 +9,7 @@ Shapley values (Owen 1972, "Multilinear extensions of games").
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
+from itertools import compress, product
 from typing import final
 
 import torch
@@ -94,12 +94,9 @@ class TabularProbe:
         return _doubles([self._score(row, kept, "replace") for kept in there.tolist()])
 
     def _score(self, row: Tokens, kept: list[bool], absent: str) -> float:
-        pairs = list(zip(row, kept, strict=False))
-        altered = {
-            "delete": tuple(token for token, stands in pairs if stands),
-            "replace": tuple(token if stands else self._null for token, stands in pairs),
-        }
-        return self.world.table(altered[absent])
+        if absent == "delete":
+            return self.world.table(tuple(compress(row, kept)))
+        return self.world.table(tuple(token if here else self._null for token, here in zip(row, kept, strict=False)))
 
 
 def _extension(

@@ -15,20 +15,15 @@ from models.policy.network import Network
 from models.policy.restoring import read_adapter_back, read_model_back
 from models.policy.value_head import FILE, ValueHead
 from models.weights.adapter_weights import fit_vocabulary, save_adapter
-from models.weights.adapters import (
-    LoraSettings,
-    adapter_folder,
-    adapter_task,
-    add_fresh_adapter,
-    add_trained_adapter,
-    base_source,
-)
+from models.weights.adapters import adapter_folder, adapter_task, add_fresh_adapter, add_trained_adapter, base_source
+from models.weights.dtype_names import DType
 from models.weights.folder_kinds import require_adapter_kind
 from models.weights.language_model import frozen_copy, load_language_model, vocabulary
 from models.weights.language_model_check import check_language_model
+from models.weights.lora_settings import LoraSettings
 from models.weights.reference import AdapterOff, FrozenAdapter, FrozenCopy
 from models.weights.seeding import seeded
-from models.weights.source import DTYPES, DType, ModelSource
+from models.weights.source import DTYPES, ModelSource
 from models.weights.tokenizer import collect_eos_ids, load_tokenizer, named_ids
 from rlhf_core.files.file_errors import reading
 

@@ -18,7 +18,8 @@ from models.rewards.classifier import Classifier, Setting, null_token, why_not_n
 from models.rewards.classifier_head import find_head, last_hidden, require_own_logits, why_not_causal
 from models.rewards.classifier_probe import ClassifierProbe
 from models.rewards.pass_budgets import PassBudgets
-from models.rewards.score_kinds import Label, ScoreKind, find_score
+from models.rewards.score_kinds import Label, find_score
+from models.rewards.score_names import ScoreKind
 from models.texts.prompt_encoding import prompt_problems
 from rlhf_core.batching import micro_batches, run_in_parts
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, HiddenTap, Layout

@@ -11,12 +11,14 @@ from models.passes.fused import make_lean
 from models.rewards.classifier_head import HEAD_NAMES
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.loading import head_labels
-from models.rewards.score_kinds import Label, ScoreKind
+from models.rewards.score_kinds import Label
+from models.rewards.score_names import ScoreKind
 from models.rewards.trunk import load_trunk
 from models.weights.adapter_weights import carries_embeddings, put_on
 from models.weights.adapters import adapter_config, adapter_folder, adapter_task, base_source, only_low_rank
+from models.weights.dtype_names import DType
 from models.weights.folder_kinds import require_adapter_kind
-from models.weights.source import DType, ModelSource, same_place
+from models.weights.source import ModelSource, same_place
 from models.weights.tokenizer import load_tokenizer
 from rlhf_core.checks import why_not_provided
 from rlhf_core.evidence import EvidenceRequest, HiddenTap, PrefixScores

@@ -16,16 +16,18 @@ from transformers import (
 from models.passes.fused import make_lean
 from models.rewards.classifier_head import HEAD_NAMES
 from models.rewards.classifier_reward import ClassifierReward
-from models.rewards.score_kinds import Label, ScoreKind, find_score
+from models.rewards.score_kinds import Label, find_score
+from models.rewards.score_names import ScoreKind
 from models.rewards.trunk import load_trunk
 from models.weights.adapter_weights import WEIGHTS, fit_vocabulary, put_on
 from models.weights.adapters import adapter_folder, adapter_task, base_source
+from models.weights.dtype_names import DType
 from models.weights.folder_kinds import require_adapter_kind, require_kind
 from models.weights.four_bit import keep_unpacked
 from models.weights.integrity import require_intact, some
 from models.weights.language_model import read_model
 from models.weights.safe_files import read_settings
-from models.weights.source import DType, ModelSource
+from models.weights.source import ModelSource
 from models.weights.tokenizer import find_tokenizer, load_tokenizer
 from rlhf_core.files.file_errors import reading
 from rlhf_core.names import nearest

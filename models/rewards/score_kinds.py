@@ -6,16 +6,16 @@ leaves no choice, and named where it does.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from models.rewards.score_names import ScoreKind
 from rlhf_core.names import nearest
 
-ScoreKind = Literal["single_logit", "logit_difference", "log_odds", "label_logit"]
 Label = str | int
 LABELS: Mapping[str, int] = {"single_logit": 1, "logit_difference": 2}
 """How many labels the kinds take that need no name of one; the others take two or more."""

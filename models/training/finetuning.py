@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from models.passes.gradient_checkpointing import recompute_activations
 from models.rewards.trunk import load_trunk
 from models.weights.adapter_weights import save_adapter
-from models.weights.adapters import LoraSettings, add_fresh_adapter, fresh_adapter_config, put_fresh
+from models.weights.adapters import add_fresh_adapter, fresh_adapter_config, put_fresh
 from models.weights.language_model import load_language_model
+from models.weights.lora_settings import LoraSettings
 from models.weights.seeding import seeded
 from models.weights.source import ModelSource
 from models.weights.tokenizer import load_tokenizer

@@ -3,16 +3,16 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
 
+from models.weights.dtype_names import DType
 from models.weights.integrity import check_folder
 from rlhf_core.names import nearest
 from rlhf_core.run.model_card import HUB_NAME
 
-DType = Literal["float32", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OTHER_WORDS = {"bf16": "'bfloat16'", "fp32": "'float32'", "fp16": "'bfloat16'", "half": "'bfloat16'"}
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LONGEST = 4000
+LONGEST_DESCRIPTION = 4000
 """Characters of a description that are written down; of a longer one the beginning and a hash."""
-PLAIN = (
+PLAIN_VALUES = (
     *(type(None), bool, int, float, complex, str, range, torch.dtype, torch.device, re.Pattern),
     *(date, time, timedelta, Decimal),
 )
@@ -47,7 +47,7 @@ def described(value: object) -> str:
     since. None that is called a key, token, secret, password or credential is ever read.
     """
     words = _described(value, ())
-    return words if len(words) <= LONGEST else f"{words[:200]} ... (sha256 {_hash(words.encode())})"
+    return words if len(words) <= LONGEST_DESCRIPTION else f"{words[:200]} ... (sha256 {_hash(words.encode())})"
 
 
 def code_of(value: object) -> str:
@@ -62,7 +62,7 @@ def code_of(value: object) -> str:
 
 
 def _described(value: object, outer: tuple[int, ...]) -> str:
-    if isinstance(value, PLAIN) and not isinstance(value, Enum):
+    if isinstance(value, PLAIN_VALUES) and not isinstance(value, Enum):
         return repr(value)
     if id(value) in outer:
         return f"{type(value).__qualname__}(...)"

@@ -10,12 +10,13 @@ import torch
 from tqdm import tqdm
 
 from rlhf_core.config import PPOConfig
+from rlhf_core.files.differences import differences
 from rlhf_core.metrics import rollout_metrics
 from rlhf_core.plain_numbers import make_plain
 from rlhf_core.prompts import Prompts, shuffled_batch
 from rlhf_core.run.checkpoint import TrainerState, checkpoints, prune, save_checkpoint, sweep
 from rlhf_core.run.closed_stdout import lasting_output
-from rlhf_core.run.identity import changed_models, differences, model_measurement, prompt_settings
+from rlhf_core.run.identity import MAY_CHANGE, changed_models, model_measurement, prompt_settings
 from rlhf_core.run.loggers import Logger, Rewinds
 from rlhf_core.run.run_folder import METRICS, SAMPLES, SKIPPED, RunFolder
 from rlhf_core.run.stopping import StopRequest, stop_requests
@@ -156,7 +157,7 @@ class Fit:
         """
         noted = self.run.settings()
         first, trained, models = (noted.pop(name) for name in ("first_step", "trained", "models"))
-        changed = [*differences(noted, self._settings())]
+        changed = differences(noted, self._settings(), free=MAY_CHANGE)
         now = self._models() if not changed else {}
         changed = changed or [*changed_models(models, now, self.trainer.policy.compute_dtype)]
         if changed:

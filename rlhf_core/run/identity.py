@@ -14,6 +14,7 @@ import torch
 from rlhf_core.checks import log_ratio_bounds
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import AuxiliaryLogprobs
+from rlhf_core.files.differences import differences
 from rlhf_core.files.file_errors import reading
 from rlhf_core.prompts import Prompts, own_row
 from rlhf_core.run.description import HasIdentity, code_of, described
@@ -76,16 +77,6 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     """As it comes back from a file: tuples are lists."""
     found: dict[str, Any] = json.loads(json.dumps(settings))
     return found
-
-
-def differences(noted: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Each setting that is another now and must not be, in words."""
-    for name in sorted(noted.keys() | now.keys()):
-        was, is_now = noted.get(name), now.get(name)
-        if isinstance(was, dict) and isinstance(is_now, dict):
-            yield from differences(was, is_now, f"{prefix}{name}.")
-        elif was != is_now and f"{prefix}{name}" not in MAY_CHANGE:
-            yield f"{prefix}{name} was {was!r} and is {is_now!r}"
 
 
 @runtime_checkable
@@ -162,7 +153,7 @@ def require_same_run(trainer: OfARun, numbers: Mapping[str, Any], checkpoint: Pa
     if run is not None and trainer.run is not None:  # one made by hand has no prompts to compare
         before |= {name: value for name, value in run.items() if name != "models"}
         now |= {name: value for name, value in trainer.run.items() if name != "models"}
-    changed = [*differences(before, now)]
+    changed = differences(before, now, free=MAY_CHANGE)
     if models is not None and not changed:
         again = measured_again(models, trainer, str(checkpoint))
         changed = [*changed_models(models, again, trainer.policy.compute_dtype)]

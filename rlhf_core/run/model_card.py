@@ -13,7 +13,7 @@ TAGS = ("dense-rlhf", "ppo", "rlhf")
 HUB_NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 PATH = re.compile(r"(~|[A-Za-z]:|\.{1,2})?[/\\]")
 FOLDERS = re.compile(r"(~\w*|\b[A-Za-z]:|(?<![\w.:/\\~]))[/\\]([^\s/\\'\"]+[/\\])+")
-LONGEST = 200
+LONGEST_LINE = 200
 LOADING = """\
 ```python
 {imports}
@@ -122,7 +122,7 @@ def _last_component(path: str) -> str:
 def _shown(text: str) -> str:
     """One line that Markdown and HTML show as it is, without the folders of this machine."""
     text = _last_component(text) if PATH.match(text) else FOLDERS.sub("", text)
-    text = text[:LONGEST] + (" …" if len(text) > LONGEST else "")
+    text = text[:LONGEST_LINE] + (" …" if len(text) > LONGEST_LINE else "")
     text = "".join(char if char.isprintable() else " " for char in text)
     return html.escape(re.sub(r"([\\`*\[\]|~#$!])", r"\\\1", text), quote=False)
 

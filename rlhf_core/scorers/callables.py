@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.probe import AttentionMaps, Baseline, Cost, Experiment, MapGradients, PathPoint, Variants, measured
 from rlhf_core.scorers.signatures import RewardFunction, require_signature, scores_of, validate_columns
-from rlhf_core.types import Policy, RewardModel, Row, Scored, Sequences
+from rlhf_core.types import Policy, RewardModel, Row, SaysWhyNot, Scored, Sequences
 
 Scores = Callable[[Sequences, list[int], list[list[int]]], Float[Tensor, " row"]]
 """Scores of other responses, as token ids, in the place of those of the given rows."""
@@ -32,6 +32,18 @@ class ScoresResponses(Protocol):
         ...
 
 
+def provides(self: SaysWhyNot, request: EvidenceRequest) -> bool:
+    """Whether nothing speaks against a request; a method of every reward model that is made of a function."""
+    return not self.why_not(request)
+
+
+def require_measurable(needs: frozenset[EvidenceRequest], why_not: Callable[[EvidenceRequest], str]) -> None:
+    """Raise ValueError, with the reason, for a request that cannot be answered."""
+    for request in needs:
+        if reason := why_not(request):
+            raise ValueError(f"{request} cannot be measured: {reason}")
+
+
 def _score(self: ScoresResponses, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
     """Scores, then evidence.
 
@@ -39,9 +51,7 @@ def _score(self: ScoresResponses, sequences: Sequences, needs: frozenset[Evidenc
         ValueError: a need that a function cannot answer, what it returns is not one number a response, or a column that
             it asks for is missing.
     """
-    for request in needs:
-        if reason := why_not(request):
-            raise ValueError(f"{request} cannot be measured: {reason}")
+    require_measurable(needs, callable_why_not)
     home = sequences.response_ids.device
     scores = self.scores(sequences, list(range(len(sequences))), sequences.responses()).to(home)
     evidence: dict[EvidenceRequest, Tensor] = {
@@ -52,19 +62,22 @@ def _score(self: ScoresResponses, sequences: Sequences, needs: frozenset[Evidenc
     return Scored(scores=scores, evidence=evidence)
 
 
+def callable_why_not(request: EvidenceRequest) -> str:
+    """Why a callable cannot answer a request, in words, and what works with one; empty where it can."""
+    if not isinstance(request, Experiment):
+        return f"a callable returns a score and shows nothing else; these methods work with one: {METHODS}"
+    beyond = ", ".join(sorted(request.uses - {"delete"}))
+    if not beyond:
+        return ""
+    return (
+        f"a callable can score responses without some of their tokens, but not {beyond}; these methods work with one: "
+        f"{METHODS}"
+    )
+
+
 def _probe(self: ScoresResponses, sequences: Sequences) -> "CallableProbe":
     """A probe of these responses, to measure an experiment alone and see what it costs."""
     return CallableProbe(scores_of=self.scores, sequences=sequences)
-
-
-def _provides(_: object, request: EvidenceRequest) -> bool:
-    """Experiments that only delete tokens."""
-    return not why_not(request)
-
-
-def _why_not(_: object, request: EvidenceRequest) -> str:
-    """Why a request cannot be answered; empty where it can."""
-    return why_not(request)
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,8 @@ class TokenReward:
 
     fn: RewardFunction
 
-    validate_columns, score, provides, why_not, probe = validate_columns, _score, _provides, _why_not, _probe
+    validate_columns, score, provides, probe = validate_columns, _score, provides, _probe
+    why_not = staticmethod(callable_why_not)
 
     def __post_init__(self) -> None:
         require_signature(self.fn)
@@ -107,7 +121,8 @@ class TextReward:
     fn: RewardFunction
     decode: Decode
 
-    validate_columns, score, provides, why_not, probe = validate_columns, _score, _provides, _why_not, _probe
+    validate_columns, score, provides, probe = validate_columns, _score, provides, _probe
+    why_not = staticmethod(callable_why_not)
 
     def __post_init__(self) -> None:
         require_signature(self.fn)
@@ -132,19 +147,6 @@ def given(sequences: Sequences, rows: Sequence[int]) -> list[Row]:
 def in_own_words(decoded: list[str], rows: Sequence[Row]) -> list[Any]:
     """The prompts as their caller wrote them; those that were token ids, as decoded."""
     return [row.get("prompt", text) for row, text in zip(rows, decoded, strict=True)] if rows else decoded
-
-
-def why_not(request: EvidenceRequest) -> str:
-    """Why a callable cannot answer a request, in words, and what works with one; empty where it can."""
-    if not isinstance(request, Experiment):
-        return f"a callable returns a score and shows nothing else; these methods work with one: {METHODS}"
-    beyond = ", ".join(sorted(request.uses - {"delete"}))
-    if not beyond:
-        return ""
-    return (
-        f"a callable can score responses without some of their tokens, but not {beyond}; these methods work with one: "
-        f"{METHODS}"
-    )
 
 
 @final

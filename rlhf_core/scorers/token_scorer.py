@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest, Source
-from rlhf_core.scorers.callables import UNDEMANDING, Decode, in_own_words, texts
+from rlhf_core.scorers.callables import UNDEMANDING, Decode, in_own_words, provides, require_measurable, texts
 from rlhf_core.scorers.signatures import RewardFunction, lists_of, require_signature, validate_columns
 from rlhf_core.scorers.spans import as_spans, byte_offsets, ends_of_prefixes, row_shares, shared_bytes
 from rlhf_core.types import Scored, Sequences
@@ -38,21 +38,19 @@ class RewardsTokens(Protocol):
 def _score(self: RewardsTokens, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
     """The sum of each response's rewards, and what of it each token has where that is asked for; raises as ``rewards``
     does."""
-    for request in needs:
-        if reason := why_not(request):
-            raise ValueError(f"{request} cannot be measured: {reason}")
+    require_measurable(needs, token_scorer_why_not)
     rewards = self.rewards(sequences).float().to(sequences.response_ids.device)
     return Scored(scores=rewards.sum(1), evidence=dict.fromkeys(needs, rewards))
 
 
-def _provides(_: object, request: EvidenceRequest) -> bool:
-    """Its own rewards and nothing else."""
-    return not why_not(request)
-
-
-def _why_not(_: object, request: EvidenceRequest) -> str:
-    """Why a request cannot be answered; empty where it can."""
-    return why_not(request)
+def token_scorer_why_not(request: EvidenceRequest) -> str:
+    """Why a scorer of parts cannot answer a request, in words, and what works with one; empty where it can."""
+    if isinstance(request, OwnTokenRewards):
+        return ""
+    return (
+        "a scorer with rewards of its own shows OwnTokenRewards and nothing else; these methods work with one: "
+        f"OwnRewards, {UNDEMANDING}"
+    )
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,8 @@ class PerTokenReward:
 
     fn: RewardFunction
 
-    validate_columns, score, provides, why_not = validate_columns, _score, _provides, _why_not
+    validate_columns, score, provides = validate_columns, _score, provides
+    why_not = staticmethod(token_scorer_why_not)
 
     def __post_init__(self) -> None:
         require_signature(self.fn)
@@ -106,7 +105,8 @@ class SpanReward:
     fn: RewardFunction
     decode: Decode
 
-    validate_columns, score, provides, why_not = validate_columns, _score, _provides, _why_not
+    validate_columns, score, provides = validate_columns, _score, provides
+    why_not = staticmethod(token_scorer_why_not)
 
     def __post_init__(self) -> None:
         require_signature(self.fn)
@@ -139,16 +139,6 @@ class SpanReward:
             before, prompt = [], ""
         prefixes = self.decode([[*before, *ids[: k + 1]] for k in range(len(ids))])
         return as_spans(ends_of_prefixes(prefixes, prompt + response)) - len(prompt.encode())
-
-
-def why_not(request: EvidenceRequest) -> str:
-    """Why a scorer of parts cannot answer a request, in words, and what works with one; empty where it can."""
-    if isinstance(request, OwnTokenRewards):
-        return ""
-    return (
-        "a scorer with rewards of its own shows OwnTokenRewards and nothing else; these methods work with one: "
-        f"OwnRewards, {UNDEMANDING}"
-    )
 
 
 def _spans(given: Any, text: str, who: str) -> tuple[Int[Tensor, "span 2"], Float[Tensor, " span"]]:

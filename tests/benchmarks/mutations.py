@@ -53,8 +53,8 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/data/preference_tokens.py",
-        "return [*row.reward_prompt, *response]",
-        "return [*row.prompt, *response]",
+        "[[*self.reward_prompt, *response]",
+        "[[*self.prompt, *response]",
         "tests/benchmarks/data/test_preference_formats.py::test_the_reward_model_reads_its_own_prompt_and_the_same_response",
     ),
     Mutation(
@@ -74,6 +74,12 @@ MUTATIONS = (
         "return 0.5 if margin == 0 else float(margin > 0)",
         "return float(margin >= 0)",
         "tests/benchmarks/data/test_preference_formats.py::test_accuracy_beside_the_longer_response",
+    ),
+    Mutation(
+        "benchmarks/base/settings_checks.py",
+        "default=least) < least:",
+        "default=least) <= least:",
+        "tests/benchmarks/base/test_settings_checks.py::test_settings_that_can_be",
     ),
     Mutation(
         "benchmarks/cost/memory_prediction.py",
@@ -124,7 +130,7 @@ MUTATIONS = (
         "tests/benchmarks/judging/test_preference.py::test_responses_depend_neither_on_batches_nor_on_other_prompts",
     ),
     Mutation(
-        "benchmarks/preference.py",
+        "benchmarks/judging/verdicts.py",
         "if one.output != other.output:",
         "if True:",
         "tests/benchmarks/judging/test_preference.py::test_both_are_given_the_same_uniforms_and_equal_texts_are_not_judged",
@@ -191,18 +197,18 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/judging/chat_endpoint.py",
-        "status, wait, said = within(self.timeout_seconds, ask)",
+        "status, wait, said = within(self.settings.timeout_seconds, ask)",
         "status, wait, said = ask()",
         "tests/benchmarks/judging/test_chat_endpoint.py::test_the_time_out_bounds_a_whole_answer_however_it_drips",
     ),
     Mutation(
-        "benchmarks/judging/chat_endpoint.py",
+        "benchmarks/judging/hidden_key.py",
         "chr(int(coded[1], 16)), unescape(text))",
         "chr(int(coded[1], 16)), text)",
         "tests/benchmarks/judging/test_chat_endpoint.py::test_the_key_is_shown_in_no_spelling",
     ),
     Mutation(
-        "benchmarks/judging/chat_endpoint.py",
+        "benchmarks/judging/hidden_key.py",
         "for start in range(4):",
         "for start in range(1):",
         "tests/benchmarks/judging/test_chat_endpoint.py::test_the_key_is_shown_in_no_spelling",
@@ -287,7 +293,7 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/worlds/tabular.py",
-        "weights = torch.where(mask, probabilities(world, world.logits)[:, None], 0)",
+        "weights = torch.where(mask, probabilities(self, self.logits)[:, None], 0)",
         "weights = torch.where(mask, torch.ones_like(values), 0)",
         "tests/benchmarks/worlds/test_theory.py::test_state_means_by_hand",
     ),

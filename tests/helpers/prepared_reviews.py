@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.tasks.prepare_reviews import ReviewPreparation, prepare_positive_generation
-from models.training.supervised import TrainingSettings
+from models.training.settings import TrainingSettings
 
 QUICK = TrainingSettings(steps=3, batch_size=4)
 

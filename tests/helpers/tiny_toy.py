@@ -1,7 +1,7 @@
 """The smallest settings of the embedded task."""
 
 from benchmarks.tasks.toy_models import ToyRecipe
-from models.training.supervised import TrainingSettings
+from models.training.settings import TrainingSettings
 
 TINY = ToyRecipe(
     layers=1,

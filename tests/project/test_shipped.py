@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 from setuptools import find_packages
 
-from benchmarks.base.command_line import PRESETS, command_line
 from benchmarks.cost.engine_processes import INSTALL, WORKER
-from benchmarks.throughput import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = configparser.ConfigParser()
@@ -97,9 +95,3 @@ def test_every_file_of_the_packages_is_shipped():
     assert files - shipped() == ONLY_IN_THE_REPOSITORY
     assert WORKER.is_file()
     assert INSTALL.is_file()
-
-
-def test_help_says_where_the_presets_lie():
-    said = "".join(command_line(Settings, "benchmarks.throughput").format_help().split())
-    assert "".join(str(PRESETS).split()) in said
-    assert PRESETS.is_absolute()

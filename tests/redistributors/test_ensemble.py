@@ -18,7 +18,7 @@ from models.rewards.ensemble import RewardEnsemble, load_reward_ensemble
 from models.rewards.loading import load_reward_model
 from models.tiny import save_tiny, tiny_gpt2_classifier, tiny_tokenizer
 from models.training.finetuning import adapted_reward_model
-from models.weights.adapters import LoraSettings
+from models.weights.lora_settings import LoraSettings
 from models.weights.source import ModelSource
 from redistributors import DecoderAttention, PotentialProjection, PrefixDifference, RewardAttention, Sparse
 from redistributors.ensemble import EnsembleCredit

@@ -382,9 +382,9 @@ MUTATIONS = (
         "tests/rlhf_core/test_trainer.py::test_a_gradient_that_is_not_finite_touches_neither_weights_nor_optimizer_and_ends_the_run_when_it_stays",
     ),
     Mutation(
-        "rlhf_core/run/identity.py",
-        "not in MAY_CHANGE:",
-        "in MAY_CHANGE:",
+        "rlhf_core/files/differences.py",
+        "if path in free or was == is_now:",
+        "if was == is_now:",
         "tests/rlhf_core/run/test_resume.py::test_a_run_with_other_settings_is_refused_with_every_difference",
     ),
     Mutation(

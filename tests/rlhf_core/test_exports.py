@@ -1,4 +1,5 @@
-"""The public line of the engine: what it exports is documented, and holds what the README names."""
+"""The public line of the packages: what they export is declared once; the engine's is documented and holds what the
+README names."""
 
 import ast
 import inspect
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import models
+import redistributors
 import rlhf_core
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,15 +23,22 @@ def test_every_export_is_documented(name):
     assert not documentation.startswith(f"{name}(")  # what a dataclass has that nobody described
 
 
-def test_exports_are_sorted_and_are_all_that_is_imported():
-    imported = {
-        alias.name
-        for node in ast.parse(inspect.getsource(rlhf_core)).body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert set(rlhf_core.__all__) == imported
-    assert sorted(rlhf_core.__all__) == rlhf_core.__all__
+@pytest.mark.parametrize("package", [rlhf_core, redistributors, models], ids=lambda package: package.__name__)
+def test_what_is_public_is_what_the_stub_imports_and_declares(package):
+    tree = ast.parse(Path(package.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imported = [alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    (declared,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    assert package.__all__ == sorted(declared) == sorted(imported) == dir(package)
+    assert all(hasattr(package, name) for name in declared)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(AttributeError, match="rlhf_core attribute PPOTrainr"):
+        rlhf_core.PPOTrainr  # noqa: B018
 
 
 def test_classes_of_the_engine_that_the_readme_names_are_exported():

@@ -24,7 +24,7 @@ from redistributors import REDISTRIBUTORS, LeaveOneOut, OwnRewards, Sparse
 from rlhf_core import PerTokenReward, PPOTrainer, SpanReward, TokenReward
 from rlhf_core.checks import check_needs
 from rlhf_core.prompts import encoded
-from rlhf_core.scorers.callables import METHODS, UNDEMANDING, TextReward, why_not
+from rlhf_core.scorers.callables import METHODS, UNDEMANDING, TextReward, callable_why_not
 from rlhf_core.types import Sequences
 
 GIVEN = ["w2  w3", "w4 ?", "w5\nw6", "w7"]
@@ -230,7 +230,7 @@ def test_a_method_that_a_callable_cannot_serve_is_refused_with_those_it_can(plai
         return [r for r in REDISTRIBUTORS[name]().needs if r.source == "reward" and not served(r)]
 
     undemanding = {name for name in REDISTRIBUTORS if not unmet(name, lambda request: False)}
-    served = {name for name in REDISTRIBUTORS if not unmet(name, lambda request: not why_not(request))}
+    served = {name for name in REDISTRIBUTORS if not unmet(name, lambda request: not callable_why_not(request))}
     assert set(UNDEMANDING.split(", ")) == undemanding
     assert set(METHODS.split(", ")) == served
     for name in REDISTRIBUTORS.keys() - served:

@@ -41,7 +41,8 @@ from models.passes.gradient_checkpointing import checkpointed_modules, pass_mode
 from models.passes.layout import policy_layout, right_padded
 from models.policy.loading import load_policy
 from models.tiny import gpt2_config, llama_config, save_tiny
-from models.weights.adapters import LoraSettings, add_fresh_adapter
+from models.weights.adapters import add_fresh_adapter
+from models.weights.lora_settings import LoraSettings
 from redistributors import DecoderAttention
 
 CPU = torch.device("cpu")
@@ -427,7 +428,7 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     folder, file = save_tiny(tmp_path / "tiny", "llama"), tmp_path / "settings.yaml"
     file.write_text(f"preset: positive_generation\npolicy: {folder}\nreward: {folder}\nrollout_batch_size: 8\n")
-    memory.main(["--config", str(file), "--rollout_batch_size", "4", "--card-gib=50"])
+    memory.main(["--config", str(file), "--rollout_batch_size", "4", "--card_gib=50"])
     said = capsys.readouterr().out
     for words in (
         "dtype float32",
@@ -464,7 +465,7 @@ def test_a_measurement_is_printed_beside_the_prediction(monkeypatch, capsys):
     said = capsys.readouterr().out
     ratio = (predict(settings, *shapes(settings)).total("update") - CONTEXT_BYTES) / GIB
     assert f"update                      {ratio:.2f}       1.00                   {ratio:.2f}" in said
-    assert "measured on a card under a cap of 7.25 GiB; torch's allocator held 2.00 GiB at most" in said
+    assert "Measured on a card under a cap of 7.25 GiB; torch's allocator held 2.00 GiB at most." in said
 
 
 def test_the_cap_is_lifted_again_and_the_meter_remembers(monkeypatch):

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks import evidence_cost, levers, sampling_speed, throughput
 from benchmarks.cost import engine_processes
 from benchmarks.cost.machine_floor import Rates, Work, flop_counter
-from benchmarks.cost.timed_step import PHASES, Case, Engine, answer, built
+from benchmarks.cost.timed_step import PHASES, Case, Engine, built
 from benchmarks.throughput import TimedCase, Timing, engines_table, phases_table, require_same
 from rlhf_core.trainer import PPOTrainer
 
@@ -128,7 +128,7 @@ def test_settings_that_cannot_be_say_what_to_do(flags, words, capsys):
 def in_this_process(case):
     """What a worker answers, without starting one, which takes seconds."""
     engine = built(json.loads(json.dumps(asdict(replace(case, keep_freed_memory=False)))))
-    yield lambda **request: json.loads(json.dumps(answer(engine, **request)))
+    yield lambda do, **request: json.loads(json.dumps(getattr(engine, do)(**request)))
 
 
 def test_the_command_writes_both_tables(tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_samplers_draw_the_same_tokens_or_are_not_compared(tmp_path, monkeypatch
 
 
 def test_levers_are_compared_with_what_does_the_same(tmp_path):
-    for name, _, ours, theirs in levers.levers(levers.SIZES["small"]):
+    for name, _, ours, theirs in levers.levers("small"):
         mine, other = ours(), theirs()
         if isinstance(mine, torch.Tensor):
             torch.testing.assert_close(mine, other, msg=name)

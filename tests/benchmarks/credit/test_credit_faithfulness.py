@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from fakes import TablePolicy, ragged_sequences, sequences_of
+from fakes import TablePolicy, ragged_sequences, rollout_of, sequences_of
 from PIL import Image
 from prepared import prepared
 from table_task import PPO, table_loaded
@@ -38,7 +38,6 @@ from models.tiny import save_tiny, tiny_gpt2_classifier, tiny_tokenizer
 from redistributors import LeaveOneOut, LogRatio, PrefixDifference, RewardAttention
 from redistributors.leave_one_out import Occlusion
 from rlhf_core import TokenReward
-from rlhf_core.batching import TokenBudget
 from rlhf_core.config import PPOConfig
 from rlhf_core.probe import Experiment, Variants, generators
 from rlhf_core.rewards import ScoreMoments
@@ -173,11 +172,9 @@ def expected(policy, prompt, response, low, high):
 
 
 def oracle(sequences, continuations, tokens=4096):
-    scores = ODD.score(sequences, frozenset()).scores
-    budget = TokenBudget(setting="this test's", tokens=tokens)
-    return value_differences(
-        Eighths(), ODD, sequences, scores, temperature=1.0, continuations=continuations, budget=budget
-    )
+    rollout = rollout_of(sequences, ODD.score(sequences, frozenset()).scores)
+    config = PPOConfig(temperature=1.0, sampling_tokens=tokens)
+    return value_differences(Eighths(), ODD, rollout, config, continuations=continuations)
 
 
 def test_value_differences_are_those_of_all_continuations(monkeypatch):
@@ -375,7 +372,7 @@ def test_a_study_that_cannot_be_is_refused(changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"responses": 0}, "responses is too small"),
+        ({"responses": 0}, "responses must be 1 or more, got 0"),
         ({"continuations": 3}, "continuations must be even"),
         ({"absent": ()}, "absent must name"),
         ({"redistributors": "sparse@lam=1"}, "no PPO setting acts"),

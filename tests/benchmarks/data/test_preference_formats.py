@@ -11,7 +11,6 @@ from benchmarks.data.preference_tokens import (
     TokenisedExample,
     read_comparisons,
     read_demonstrations,
-    reward_input,
     split_prompts,
 )
 from benchmarks.data.records import HUB, RowFault, fingerprints, read_rows
@@ -221,7 +220,7 @@ def test_long_rows_are_dropped_or_cut_and_counted(tokenizer, tmp_path):
 def test_the_reward_model_reads_its_own_prompt_and_the_same_response(tokenizer, tmp_path):
     source = write(tmp_path / "rows.jsonl", [{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}])
     (row,) = tokens(tokenizer).examples(read_comparisons([source]), "comparisons").kept
-    assert tokenizer.decode(reward_input(row, row.responses[0])[:-1]) == "###Human: Why? ###Assistant:  Because."
+    assert tokenizer.decode(row.reward_inputs[0][:-1]) == "###Human: Why? ###Assistant:  Because."
     assert row.best[len(row.prompt) :] == list(row.responses[0])
     splits = split_prompts([row, row])
     assert sum(map(len, splits.values())) == 1
@@ -241,7 +240,7 @@ def test_every_text_begins_once(template, tmp_path):
     source = write(tmp_path / "rows.jsonl", [{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}])
     whole_rows = tokens(tokenizer, max_prompt_tokens=200, max_response_tokens=40, template=template, reads=template)
     (row,) = whole_rows.examples(read_comparisons([source]), "comparisons").kept
-    for whole in (row.best, reward_input(row, row.responses[1])):
+    for whole in (row.best, row.reward_inputs[1]):
         assert whole[0] == first
         assert first not in whole[1:-1]
 

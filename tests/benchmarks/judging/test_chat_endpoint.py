@@ -12,8 +12,10 @@ from urllib.parse import quote
 import pytest
 from stub_endpoint import serving
 
-from benchmarks.judging.chat_endpoint import EndpointError, EndpointJudge, within, without_key
+from benchmarks.judging.chat_endpoint import EndpointError, EndpointJudge, within
+from benchmarks.judging.hidden_key import without_key
 from benchmarks.judging.judges import Unreadable
+from benchmarks.judging.settings import EndpointSettings
 
 KEY = "sk-secret/+0123456789&x"
 SPELT = {
@@ -42,7 +44,7 @@ SPELT = {
 
 def judge(url, **changes):
     settings = {"model": "m", "attempts": 1, "timeout_seconds": 5.0, "api_key_env": "JUDGE_KEY"}
-    return EndpointJudge(url=url, **{**settings, **changes})
+    return EndpointJudge(settings=EndpointSettings(url=url, **{**settings, **changes}))
 
 
 @pytest.fixture(autouse=True)

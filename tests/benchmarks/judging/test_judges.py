@@ -8,7 +8,9 @@ import torch
 from stub_endpoint import Stub, longer_wins, serving, shown
 
 from benchmarks.judging.chat_endpoint import EndpointError, EndpointJudge
-from benchmarks.judging.judges import CallableJudge, RewardJudge, Unreadable, as_judge
+from benchmarks.judging.judges import CallableJudge, Unreadable, as_judge
+from benchmarks.judging.reward_judge import RewardJudge
+from benchmarks.judging.settings import EndpointSettings, RewardSettings
 from benchmarks.judging.verdicts import Question, ask_all
 from models.rewards.loading import load_reward_model
 from models.tiny import save_tiny
@@ -25,7 +27,7 @@ def serve():
 
 def endpoint(stub, **changes):
     settings = {"url": stub.url, "model": "judge-1", "attempts": 3, "backoff_seconds": 0.01, "timeout_seconds": 5.0}
-    return EndpointJudge(**{**settings, **changes})
+    return EndpointJudge(settings=EndpointSettings(**{**settings, **changes}))
 
 
 def test_the_endpoint_is_asked_what_is_stated(serve, monkeypatch):
@@ -118,25 +120,25 @@ def test_waits_grow_and_obey_the_server_within_bounds(serve, monkeypatch):
         ({"api_key_env": "NOT_SET"}, "NOT_SET, named as the API key's, is not set"),
         ({"api_key_env": "BROKEN_KEY"}, "BROKEN_KEY, named as the API key's, holds white space"),
         ({"attempts": 0}, "attempts must be above 0"),
-        ({"judge_prompt": "{first} or {second}?"}, "judge_prompt must hold {instruction}, {first}, {second}, {mark}"),
-        ({"judge_prompt": "{"}, "no format string"),
+        ({"prompt": "{first} or {second}?"}, "endpoint.prompt must hold {instruction}, {first}, {second}, {mark}"),
+        ({"prompt": "{"}, "no format string"),
     ],
 )
 def test_endpoints_that_cannot_be_are_refused_without_showing_a_key(monkeypatch, changes, said):
     monkeypatch.setenv("BROKEN_KEY", KEY + "\nX-Header: 1")
     monkeypatch.delenv("NOT_SET", raising=False)
     with pytest.raises(ValueError) as refused:
-        EndpointJudge(**{"url": "https://example.org/v1", "model": "m"} | changes)
+        EndpointSettings(**{"url": "https://example.org/v1", "model": "m"} | changes)
     assert said in str(refused.value)
     assert KEY not in str(refused.value)
 
 
 def test_plain_http_is_for_loopback_unless_asked_for():
     for url in ("http://localhost:8000/v1", "http://127.0.0.1/v1", "http://[::1]:80/v1", "https://example.org/v1"):
-        assert EndpointJudge(url=url, model="m").url == url
+        assert EndpointSettings(url=url, model="m").url == url
     with pytest.raises(ValueError, match="http"):
-        EndpointJudge(url="http://example.org/v1", model="m")
-    assert EndpointJudge(url="http://example.org/v1", model="m", plain_http="anywhere").plain_http == "anywhere"
+        EndpointSettings(url="http://example.org/v1", model="m")
+    assert EndpointSettings(url="http://example.org/v1", model="m", plain_http="anywhere").plain_http == "anywhere"
 
 
 def test_loopback_is_not_asked_through_a_proxy(serve, monkeypatch):
@@ -210,7 +212,8 @@ def reward(tmp_path_factory):
 
 
 def reward_judge(folder, **changes):
-    return RewardJudge(model=load_reward_model(folder, score="single_logit"), source=folder, weights="w", **changes)
+    settings = RewardSettings(model=folder, **changes)
+    return RewardJudge(settings=settings, model=load_reward_model(folder, score="single_logit"), weights="w")
 
 
 def test_a_reward_model_scores_in_its_own_template(reward):
@@ -232,5 +235,5 @@ def test_a_reward_model_scores_in_its_own_template(reward):
 def test_a_reward_model_says_what_it_cannot_read(reward):
     with pytest.raises(ValueError, match=r"cannot score two responses to 'w8': row 1 has 72 tokens.*Leave the prompt"):
         reward_judge(reward).prefer("w8", " w9", " w9" * 70)
-    with pytest.raises(ValueError, match="reward_template must hold {instruction}, {response}"):
+    with pytest.raises(ValueError, match="reward.template must hold {instruction}, {response}"):
         reward_judge(reward, template="{response}")

@@ -11,11 +11,13 @@ from rich.console import Console
 from stub_endpoint import longer_wins, serving
 
 from benchmarks.judging import sampled_responses as responses
-from benchmarks.judging.sampled_responses import Sampling, read_prompts
-from benchmarks.preference import PreferenceSettings, compare, main
+from benchmarks.judging.pairwise_comparison import compare, named_judge
+from benchmarks.judging.sampled_responses import checkpoints, read_prompts
+from benchmarks.judging.settings import EndpointSettings, PreferenceSettings, RewardSettings, Sampling
+from benchmarks.preference import main
 from models.policy.loading import load_policy
 from models.tiny import save_tiny
-from models.weights.adapters import LoraSettings
+from models.weights.lora_settings import LoraSettings
 
 KEY = "sk-secret/+0123456789"
 HOSTILE = "\x1b[31m[bold]\u202e"
@@ -78,7 +80,7 @@ def test_all_files_and_nothing_done_twice(settings, tmp_path, monkeypatch):
     out = tmp_path / "out"
     assert {file.name for file in out.iterdir()} == {
         *("run.json", "prompts.json", "responses-first.json", "responses-second.json", "responses-first.tokens.json"),
-        *("responses-second.tokens.json", "verdicts.jsonl", "table.md", "results.json"),
+        *("responses-second.tokens.json", "verdicts.jsonl", "table.md", "table.csv", "results.json"),
     }
     first, second = (json.loads((out / f"responses-{which}.json").read_text()) for which in ("first", "second"))
     assert [set(row) for row in first] == [{"instruction", "output", "generator", "dataset"}] * 12
@@ -103,7 +105,7 @@ def test_all_files_and_nothing_done_twice(settings, tmp_path, monkeypatch):
 def test_other_settings_are_refused_and_another_judge_reuses_the_responses(settings, folders, tmp_path, monkeypatch):
     run(settings, Counting())
     warmer = replace(settings, sampling=replace(settings.sampling, temperature=0.5))
-    with pytest.raises(FileExistsError, match=r"settings.sampling.temperature: 1.0 -> 0.5"):
+    with pytest.raises(FileExistsError, match=r"sampling.temperature was 1.0 and is 0.5"):
         run(warmer, Counting())
     (tmp_path / "prompts.json").write_text(json.dumps([{"instruction": "w2"}]))
     with pytest.raises(FileExistsError, match=r"datasets.prompts"):
@@ -126,7 +128,7 @@ def test_both_are_given_the_same_uniforms_and_equal_texts_are_not_judged(setting
 
 def test_responses_depend_neither_on_batches_nor_on_other_prompts(settings, tmp_path):
     prompts = read_prompts(tmp_path / "prompts.json").kept
-    one, two = settings.checkpoints()[0], replace(settings.sampling, batch_size=3)
+    one, two = checkpoints(settings)[0], replace(settings.sampling, batch_size=3)
     whole = responses.sampled(settings.sampling, one, prompts)
     assert responses.sampled(two, one, prompts[4:9]) == whole[4:9]
     assert any(response.finished for response in whole)
@@ -160,7 +162,7 @@ def test_responses_that_were_changed_are_not_used(settings, tmp_path):
 
 
 def test_a_reward_model_judges_once_a_pair_and_reports_margins(settings, reward, tmp_path):
-    report, text = run(replace(settings, reward=reward, reward_template="{instruction} {response}"))
+    report, text = run(replace(settings, reward=RewardSettings(model=reward, template="{instruction} {response}")))
     lines = [json.loads(line) for line in (tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()]
     assert {line["order"] for line in lines} == {"first_second"}
     assert report.counts["mean_margin"] == pytest.approx(np.mean([line["margin"] for line in lines]))
@@ -243,20 +245,29 @@ def test_over_long_prompts_are_an_error_or_dropped(settings, tmp_path):
         run(replace(drop, out=str(tmp_path / "none")), Counting())
 
 
+ENDPOINT = {"url": "https://example.org", "model": "m"}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"second_name": "abc"}, "different names"),
-        ({"endpoint": "https://example.org"}, "belong together"),
-        ({"model": "m"}, "belong together"),
+        ({"endpoint": {"url": "https://example.org"}}, "belong together"),
+        ({"endpoint": {"model": "m"}}, "belong together"),
         ({"resamples": 0}, "resamples must be 1 or more"),
         ({}, "name one judge"),
-        ({"reward": "r", "endpoint": "https://example.org", "model": "m"}, "name one judge"),
+        ({"reward": {"model": "r"}, "endpoint": ENDPOINT}, "name one judge"),
     ],
 )
 def test_settings_that_do_not_go_together(settings, changes, said):
+    changes = dict(changes)
+
+    def judge():
+        endpoint, reward = EndpointSettings(**changes.pop("endpoint", {})), RewardSettings(**changes.pop("reward", {}))
+        return named_judge(replace(settings, endpoint=endpoint, reward=reward, **changes))
+
     with pytest.raises(ValueError, match=said):
-        replace(settings, **changes).judge()
+        judge()
 
 
 @pytest.mark.parametrize(
@@ -265,7 +276,7 @@ def test_settings_that_do_not_go_together(settings, changes, said):
         ({"template": "Human:"}, "template must hold {instruction}"),
         ({"template": "{instruction.__class__}"}, "template must hold {instruction}"),
         ({"template": "{instruction!r}"}, "template must hold {instruction}"),
-        ({"min_tokens": 9, "max_tokens": 8}, "max_tokens 8 min_tokens or more"),
+        ({"min_tokens": 9, "max_tokens": 8}, "max_tokens must be 9 or more, got 8"),
         ({"temperature": 0}, "temperature 0 must be above 0"),
     ],
 )
@@ -290,7 +301,8 @@ def test_the_command_line_asks_an_endpoint_and_writes_the_key_nowhere(settings, 
         return f"unsure, {KEY} {HOSTILE}" if n == 1 else longer_wins(text, n)
 
     stub = serve(play)
-    flags = ["--endpoint", stub.url, "--model", "judge-1", "--api_key_env", "JUDGE_KEY", "--backoff_seconds", "0.01"]
+    flags = ["--endpoint.url", stub.url, "--endpoint.model", "judge-1", "--endpoint.api_key_env", "JUDGE_KEY"]
+    flags += ["--endpoint.backoff_seconds", "0.01"]
     flags += ["--sampling.template", "w2 {instruction}\nw3"]
     main(arguments(settings, *flags))
     said = capsys.readouterr()
@@ -299,7 +311,7 @@ def test_the_command_line_asks_an_endpoint_and_writes_the_key_nowhere(settings, 
     assert (results["counts"]["unreadable"], results["counts"]["pairs_left_out"]) == (1, 1)
     assert results["judge"] == "judge-1"
     assert "unsure, [key]" in (tmp_path / "out" / "verdicts.jsonl").read_text()
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["api_key_env"] == "JUDGE_KEY"
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["endpoint"]["api_key_env"] == "JUDGE_KEY"
     for file in (tmp_path / "out").iterdir():
         assert KEY not in file.read_text()
         assert json.dumps(KEY)[1:-1] not in file.read_text()
@@ -308,19 +320,22 @@ def test_the_command_line_asks_an_endpoint_and_writes_the_key_nowhere(settings, 
     main(arguments(settings, *flags))  # all is there: nobody is asked
     assert len(stub.requests) == asked
     with pytest.raises(SystemExit) as ended:
-        main(arguments(settings, *flags, "--answer_tokens", "3"))
+        main(arguments(settings, *flags, "--endpoint.answer_tokens", "3"))
     assert "refused with HTTP 401: bad key [key]; call again" in str(ended.value)
     said = (said, capsys.readouterr())
     assert KEY not in "".join(part for one in said for part in one)
+
+
+HTTPS = ["--endpoint.url", "https://example.org", "--endpoint.model", "m"]
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ([], "name one judge"),
-        (["--endpoint", "http://example.org", "--model", "m"], "readable by anyone"),
-        (["--endpoint", "https://example.org", "--model", "m", "--api_key_env", KEY], "must be the NAME"),
-        (["--sampling.template", "x", "--reward", "r"], "template must hold {instruction}"),
+        (["--endpoint.url", "http://example.org", "--endpoint.model", "m"], "readable by anyone"),
+        ([*HTTPS, "--endpoint.api_key_env", KEY], "must be the NAME"),
+        (["--sampling.template", "x", "--reward.model", "r"], "template must hold {instruction}"),
         (["--sampling.over_long", "ignore"], "over_long"),
         (["--first_name", "second"], "different names"),
     ],
@@ -347,4 +362,4 @@ def test_model_texts_and_names_cannot_control_the_terminal(settings, tmp_path):
 
 def test_two_judges_are_one_too_many(settings, reward):
     with pytest.raises(ValueError, match="two judges"):
-        run(replace(settings, reward=reward), Counting())
+        run(replace(settings, reward=RewardSettings(model=reward)), Counting())

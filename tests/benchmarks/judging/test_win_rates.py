@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
+from benchmarks.judging.judges import Scores, probability
 from benchmarks.judging.win_rates import (
     JudgedPair,
     RateEstimate,
-    Scores,
     decision,
     fitted,
     length_controlled,
     position_bias,
-    probability,
     profiled,
     verdict,
     why_not_controlled,

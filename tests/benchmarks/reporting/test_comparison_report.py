@@ -119,10 +119,13 @@ def test_files_say_the_same(tmp_path):
     write(report, tmp_path)
     saved = json.loads((tmp_path / "results.json").read_text())
     lines = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
-    assert len(lines) == sum(len(row.values) for row in report.rows)
-    for line in lines:
-        value = saved["table"][line["quantity"]][line["arm"]]["value"]
-        assert (float(line["value"]) if line["value"] else None) == value
+    for row, line in zip(report.rows, lines, strict=True):
+        for arm, value in saved["table"][row.key].items():
+            written = {
+                part: line.get(f"{arm}{end}") for part, end in (("value", ""), ("low", " low"), ("high", " high"))
+            }
+            known = {part: float(text) for part, text in written.items() if text not in (None, "", "nan")}
+            assert known == {part: value[part] for part in written if value[part] is not None}
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert saved["verdict"] in text
     assert "| average score | 1.00 [0.902, 1.10] | 2.00 [1.90, 2.10] |" in text

@@ -20,7 +20,7 @@ from benchmarks.reporting.curve_readings import (
     steps_to_pass,
     threshold,
 )
-from benchmarks.reporting.paper_curves import of_arms, paper_curves, require_same_task
+from benchmarks.reporting.paper_curves import paper_curves, require_same_task
 from benchmarks.reporting.statistics import Results, Summary
 from benchmarks.reporting.tables import Table
 
@@ -108,7 +108,6 @@ def test_the_papers_curves(tmp_path):
     found = paper_curves(str(file), "dialogue", "reward")
     assert found["abc"].tolist() == [[1.0, 2.0]]
     assert found["sparse"].tolist() == [[0.0, 1.0], [2.0, 3.0]]  # runs of unequal length: the shortest decides
-    assert list(of_arms(found, results(abc=[[1], [1]], other=[[1], [1]]))) == ["abc"]
     assert paper_curves(None, "dialogue", "reward") == {}
     assert paper_curves(str(file), "dialogue", "kl") == {}
     with pytest.raises(ValueError, match="did not run the task 'toy'"):

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from table_task import PPO, TableTask, settings, table_loaded
 
-from benchmarks.base.command_line import PRESETS
+from benchmarks.base.presets import PRESETS
 from benchmarks.reporting.comparison_report import build
 from benchmarks.reporting.heat_map import terminal
 from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
@@ -125,9 +125,9 @@ def test_end_to_end_resume_and_refusals(tmp_path, request):
     assert again.verdict == report.verdict
 
     # Other settings are refused by name, and nothing is touched.
-    with pytest.raises(FileExistsError, match=r"ppo\.lam: 0\.95 -> 0\.5"):
+    with pytest.raises(FileExistsError, match=r"ppo\.lam was 0\.95 and is 0\.5"):
         run_compare(chosen, ppo={"lam": 0.5})
-    with pytest.raises(FileExistsError, match="steps: 2 -> 3"):
+    with pytest.raises(FileExistsError, match="steps was 2 and is 3"):
         run_compare(replace(chosen, steps=3))
     assert len(list(out.glob("runs/*/seed-*/run.json"))) == 4
 
@@ -142,9 +142,9 @@ def test_a_run_by_itself(tmp_path):
     assert record["settings"]["ppo"]["seed"] == 3
     assert record["settings"]["redistributor"] == "Sparse()"
     assert run.folder == tmp_path / "out" / "runs" / "sparse-lam1" / "seed-3"
-    with pytest.raises(FileExistsError, match=r"seed-3 holds a finished run.*steps: 2 -> 5"):
+    with pytest.raises(FileExistsError, match=r"seed-3 holds a finished run.*steps was 2 and is 5"):
         finished(replace(run, steps=5))
-    results = load_results("t", ["sparse-lam1"], [run])
+    results = load_results("t", [run])
     assert results.seeds == (3,)
     assert results.curves["sparse-lam1"]["held_out_gold"].shape == (1, 1)
 
@@ -162,12 +162,12 @@ def test_a_finished_run_with_lines_missing_is_not_averaged(tmp_path):
     del lines[1]["score"]
     lines[0]["kl"] = "nan"
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    curves = load_results("t", ["sparse"], [run]).curves["sparse"]
+    curves = load_results("t", [run]).curves["sparse"]
     assert np.isnan(curves["score"]).tolist() == [[False, True]]
     assert np.isnan(curves["kl"]).tolist() == [[True, False]]
     metrics.write_text(json.dumps(lines[0]) + "\n")
     with pytest.raises(ValueError, match="has 1 steps, not the 2"):
-        load_results("t", ["sparse"], [run])
+        load_results("t", [run])
 
 
 def test_a_failing_run_is_named(tmp_path, in_threads):

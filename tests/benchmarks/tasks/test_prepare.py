@@ -102,7 +102,7 @@ def test_overwriting_replaces_only_once_the_new_one_is_complete(prepared, tmp_pa
     prepare_positive_generation(settings)
     after = (out / "prompts.jsonl").stat().st_mtime_ns
     assert after != before
-    monkeypatch.setattr("benchmarks.tasks.prepare_reviews.train_classifier", None)
+    monkeypatch.setattr("benchmarks.tasks.prepare_reviews.supervised.train_classifier", None)
     with pytest.raises(TypeError, match="NoneType"):
         prepare_positive_generation(settings)
     assert (out / "prompts.jsonl").stat().st_mtime_ns == after

@@ -16,7 +16,7 @@ from benchmarks.tasks.prepare_preferences import TASK_DEFAULTS, PreferencePrepar
 from benchmarks.tasks.prepared_folder import read_prompts
 from models import LoraSettings
 from models.tiny import save_tiny
-from models.training.supervised import TrainingSettings
+from models.training.settings import TrainingSettings
 
 QUICK = TrainingSettings(steps=2, batch_size=4)
 STAGES = {"language": QUICK, "supervised": QUICK, "reward": QUICK}

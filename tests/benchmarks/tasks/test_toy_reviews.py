@@ -151,7 +151,7 @@ def test_an_interrupted_build_leaves_nothing_that_looks_complete(tmp_path, monke
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("benchmarks.tasks.toy_models.train_classifier", interrupted)
+    monkeypatch.setattr("benchmarks.tasks.toy_models.supervised.train_classifier", interrupted)
     with pytest.raises(KeyboardInterrupt):
         toy_models(tmp_path, TINY)
     assert list(tmp_path.iterdir()) == []

@@ -25,15 +25,7 @@ from benchmarks.worlds.declared_properties import (
     shaping as says_shaping,
 )
 from benchmarks.worlds.general_claims import exact_threshold, fixed_point, found_threshold, identities
-from benchmarks.worlds.tabular import (
-    policy_gradient,
-    probabilities,
-    random_world,
-    spread_within,
-    state_means,
-    token_logprobs,
-    true_gradient,
-)
+from benchmarks.worlds.tabular import probabilities, random_world, spread_within, token_logprobs
 from benchmarks.worlds.tabular_evidence import Unanswerable, attention, evidence_for
 from benchmarks.worlds.tabular_probe import TabularProbe
 from redistributors import (
@@ -82,7 +74,7 @@ def test_states_and_nodes_number_the_text_before_and_with_a_token():
 
 def test_the_true_gradient_is_the_slope_of_the_expected_score():
     world, step = world_of(longest=3), 1e-6
-    gradient = true_gradient(world, world.scores)
+    gradient = world.true_gradient(world.scores)
     for state, token in ((0, 0), (2, 1), (1, 2)):
         moved = [world.logits.clone() for _ in range(2)]
         for logits, sign in zip(moved, (1, -1), strict=True):
@@ -94,7 +86,7 @@ def test_the_true_gradient_is_the_slope_of_the_expected_score():
 def test_a_baseline_of_the_state_changes_no_expected_gradient():
     world = world_of()
     baseline = torch.randn(len(world.logits), dtype=torch.float64)[world.states]
-    assert float(policy_gradient(world, baseline).abs().max()) < 1e-12
+    assert float(world.policy_gradient(baseline).abs().max()) < 1e-12
 
 
 def test_state_means_by_hand():
@@ -102,7 +94,7 @@ def test_state_means_by_hand():
     world = world_of(words=1, longest=2)
     stop = float(token_logprobs(world, world.logits)[0, 0].exp())
     again = float(token_logprobs(world, world.logits)[1, 1].exp())
-    means = state_means(world, torch.tensor([[1.0, 0], [2, 10], [4, 20]], dtype=torch.float64))
+    means = world.state_means(torch.tensor([[1.0, 0], [2, 10], [4, 20]], dtype=torch.float64))
     first = stop * 1 + (1 - stop) * (again * 2 + (1 - again) * 4)
     assert means[:, 0].tolist() == pytest.approx([first] * 3)
     assert means[1:, 1].tolist() == pytest.approx([10 * again + 20 * (1 - again)] * 2)

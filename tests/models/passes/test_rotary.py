@@ -31,7 +31,8 @@ from models.passes.sampling import CachedDecoder, left_padded
 from models.rewards.classifier_head import find_head, require_own_logits
 from models.tiny import tiny_tokenizer
 from models.training.objectives import language_loss
-from models.training.supervised import TrainingSettings, train_language_model
+from models.training.settings import TrainingSettings
+from models.training.supervised import train_language_model
 from models.weights.language_model_check import check_language_model
 from rlhf_core.types import Limits, Sequences
 

@@ -12,7 +12,8 @@ from models.rewards.prompted_reward import PromptedReward
 from models.tiny import EOS_ID, save_tiny
 from models.training.finetuning import adapted_language_model, adapted_reward_model
 from models.training.objectives import Completion, Pair
-from models.training.supervised import TrainingSettings, last_token_scores, train_completions, train_preference_model
+from models.training.settings import TrainingSettings
+from models.training.supervised import last_token_scores, train_completions, train_preference_model
 from models.weights.source import ModelSource
 from redistributors import RewardAttention
 from rlhf_core import PPOConfig, PPOTrainer

@@ -10,8 +10,8 @@ from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.loading import load_reward_model
 from models.tiny import tiny_gpt2, tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
 from models.training.objectives import Completion, Labelled, Pair, label_batch, label_loss, pair_batch, pair_loss
+from models.training.settings import TrainingSettings
 from models.training.supervised import (
-    TrainingSettings,
     last_token_scores,
     model_input,
     new_classifier,

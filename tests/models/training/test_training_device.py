@@ -5,7 +5,8 @@ import torch
 from transformers import Trainer
 
 from models.tiny import tiny_gpt2
-from models.training.supervised import TrainingSettings, _arguments, train_language_model
+from models.training.settings import TrainingSettings
+from models.training.supervised import _arguments, train_language_model
 
 SETTINGS = TrainingSettings(steps=1, batch_size=2)
 

@@ -332,12 +332,14 @@ socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
 from benchmarks.base.run_folder import claim_folder, run_record
 from benchmarks.runs.comparison import ComparisonSettings
 from benchmarks.judging.chat_endpoint import EndpointJudge
+from benchmarks.judging.settings import EndpointSettings
 from models import LoraSettings, load_policy, load_reward_model
 from redistributors import RewardAttention
 from rlhf_core import PPOConfig, PPOTrainer
 
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-judge = EndpointJudge(url="https://example.org/v1", model="judge", api_key_env="OPENAI_API_KEY")
+endpoint = EndpointSettings(url="https://example.org/v1", model="judge", api_key_env="OPENAI_API_KEY")
+judge = EndpointJudge(settings=endpoint)
 claim_folder(out, run_record(ComparisonSettings(), {"judge": str(judge.identity)}, made_by="test"), overwrite=False)
 reward = load_reward_model(str(folder / "reward"), score="single_logit")
 load_reward_model(str(folder / "reward-adapter"), score="single_logit")

@@ -1,0 +1,121 @@
+"""``--help`` on two screens: a line or two for each setting of the command itself, and one for each nested group.
+
+``--help all`` has every setting and every sentence. The text has no colour, and fits the terminal's width.
+"""
+
+import json
+import re
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from jsonargparse import ArgumentParser
+
+from benchmarks.base.flags import Flag, flags_of, groups_of, placeholder
+from benchmarks.base.presets import preset_names
+
+Sections = Mapping[str, Sequence[str]]
+"""Titles, and the settings under each."""
+COLUMN = 24
+"""Where the second column begins."""
+SENTENCE = re.compile(r".+?[.;](?=\s|$)", re.DOTALL)
+
+
+def short_help(parser: ArgumentParser, sections: Sections) -> str:
+    """The settings of the command itself, one sentence each, and the nested groups by name.
+
+    ``sections`` puts settings under titles of their own; what none of them names stands under "settings".
+    """
+    nested, flags = groups_of(parser), flags_of(parser)
+    top = [flag for flag in flags if not flag.prefix and flag.name not in nested]
+    pages = [_head(parser), *_titled(top, sections, short=True)]
+    if nested:
+        counts = {name: sum(flag.prefix == name for flag in flags) for name in nested}
+        rows = [_row(f"--{name}.*", f"{_title(kind)} ({counts[name]} settings)") for name, kind in nested.items()]
+        pages.append(_section("nested settings, listed by --help all", rows))
+    return "\n".join([*pages, _section("more", _common())])
+
+
+def full_help(parser: ArgumentParser, sections: Sections) -> str:
+    """Every setting with all that is said of it; ``sections`` as for :func:`short_help`."""
+    nested, flags = groups_of(parser), flags_of(parser)
+    pages = [_head(parser), *_titled([flag for flag in flags if not flag.prefix], sections, short=False)]
+    for name, kind in nested.items():
+        inside = [_entry(flag, flag.help) for flag in flags if flag.prefix == name]
+        pages.append(_section(f"--{name}.*: {_title(kind)}", inside))
+    return "\n".join([*pages, _section("more", _common())])
+
+
+def _titled(flags: Sequence[Flag], sections: Sections, *, short: bool) -> list[str]:
+    """A section for each title, and one for the rest."""
+    titles = {name: title for title, names in sections.items() for name in names}
+    found: dict[str, list[str]] = {title: [] for title in ("settings", *sections)}
+    for flag in sorted(flags, key=lambda flag: not flag.positional):
+        said = first_sentence(flag.help) if short else flag.help
+        found[titles.get(flag.name, "settings")].append(_entry(flag, said))
+    return [_section(title, rows) for title, rows in found.items() if rows]
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop or semicolon, which becomes a full stop."""
+    plain = " ".join(text.split())
+    found = SENTENCE.match(plain)
+    return found[0].rstrip(";.") + "." if found else plain
+
+
+def _head(parser: ArgumentParser) -> str:
+    words = " ".join(
+        flag.name.upper() + ("..." if placeholder(flag.kind) == "[...]" else "")
+        for flag in flags_of(parser)
+        if flag.positional
+    )
+    usage = " ".join(filter(None, ["usage:", parser.prog, words, "[--config NAME] [--SETTING VALUE ...]"]))
+    return f"{usage}\n\n{_wrapped(parser.description or '', '')}\n"
+
+
+def _common() -> list[str]:
+    presets = f"take settings from a preset ({', '.join(preset_names())}) or a YAML file; flags after it override it"
+    return [
+        _row("--config NAME", presets),
+        _row("--print_config", "print the settings as YAML, and end"),
+        _row("--help all", "all settings, with everything there is to know about each"),
+    ]
+
+
+def _section(title: str, rows: Sequence[str]) -> str:
+    return f"{title}:\n" + "".join(rows)
+
+
+def _entry(flag: Flag, said: str) -> str:
+    name = flag.name.upper() if flag.positional else f"--{flag.name} {placeholder(flag.kind)}"
+    return _row(name, " ".join(filter(None, [" ".join(said.split()), _default(flag)])))
+
+
+def _default(flag: Flag) -> str:
+    if flag.required:
+        return "(required)"
+    if flag.default is None or isinstance(flag.default, Mapping) or hasattr(flag.default, "__dict__"):
+        return ""
+    shown = flag.default if isinstance(flag.default, str) else json.dumps(flag.default, default=str)
+    return f"(default: {shown})" if shown else ""
+
+
+def _row(left: str, right: str) -> str:
+    """Two columns; what is too long for the first stands on a line of its own."""
+    indent = " " * COLUMN
+    beside = f"  {left}".ljust(COLUMN)
+    text = _wrapped(right, indent)
+    return (beside + text[COLUMN:] if len(beside) == COLUMN and beside.endswith(" ") else f"  {left}\n{text}") + "\n"
+
+
+def _wrapped(text: str, indent: str) -> str:
+    width = max(shutil.get_terminal_size().columns, COLUMN + 16)
+    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
+    return "\n\n".join(
+        textwrap.fill(part, min(width, 100), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+        for part in paragraphs
+    )
+
+
+def _title(kind: type) -> str:
+    return first_sentence(kind.__doc__ or kind.__name__).rstrip(".")
