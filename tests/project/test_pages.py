@@ -10,7 +10,7 @@ import re
 import sys
 
 import pytest
-from pages import PAGES, ROOT, blocks, name_of
+from pages import PAGES, ROOT, blocks, commands, module_and_arguments, name_of
 
 import rlhf_core
 from models import save_tiny
@@ -86,6 +86,24 @@ def test_python_that_is_not_run_names_what_exists(block):
     assert known
     for call in known:
         inspect.signature(names[call.func.id]).bind_partial(**{word.arg: None for word in call.keywords})
+
+
+COMMANDS = [
+    (name_of(block.page), " ".join(words), *module_and_arguments(words))
+    for block in BLOCKS
+    if block.language == "sh"
+    for words in commands(block)
+]
+
+
+@pytest.mark.parametrize(("page", "module", "arguments"), [(page, *rest) for page, _, *rest in COMMANDS])
+def test_every_command_of_a_page_is_one_with_its_flags(page, module, arguments, capsys):
+    """Each is parsed up to where it would begin."""
+    command = importlib.import_module(module)
+    main = getattr(command, "main", None) or command.SCRIPT.main
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--print_config"])
+    assert ended.value.code in (None, 0), capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
