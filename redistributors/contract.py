@@ -28,7 +28,7 @@ MADE_UP = (
 @dataclass(frozen=True, kw_only=True)
 class ContractTest:
     """One test of a method: its ``name``, whether it ``held`` (None: this rollout cannot tell), what was ``seen``, and
-    whether the method ``declared`` it. All of the contract is declared by whoever calls himself a redistributor, but
+    whether the method ``declared`` it. Every redistributor declares all of the contract, but
     for "sum", "causal" and "shaping"."""
 
     name: str

@@ -166,7 +166,7 @@ class Segment:
         return token_scores.masked_fill(~rollout.sequences.response_mask, 0).detach()
 
     def metrics(self, rollout: Rollout) -> dict[str, float]:
-        """``segments``: mean number a response; and what the inner method reports."""
+        """``segments``: mean number per response; and what the inner method reports."""
         inner = self.inner.metrics(rollout) if isinstance(self.inner, ReportsMetrics) else {}
         return {**inner, "segments": float(self._ends(rollout).sum(1).float().mean())}
 

@@ -52,7 +52,7 @@ class Estimator:
     critic: bool
 
     def update_settings(self, config: PPOConfig) -> PPOConfig:
-        """``config`` as the update is to follow it: without a critic the value loss weighs nothing."""
+        """``config`` as the update is to follow it: without a critic the value loss has weight 0."""
         return config if self.critic else replace(config, value_coef=0.0)
 
     def defined(self, figures: Mapping[str, float]) -> dict[str, float]:

@@ -112,7 +112,7 @@ class ValueTap(AttentionTap):
     multiplied by the factor of its key."""
 
     def factors(self, values: Float[Tensor, "batch value_head key channel"]) -> Float[Tensor, "batch value_head key"]:
-        """One number a key and head, made of its value vector (float32). Where there are fewer value heads than query
+        """One number per key and head, made of its value vector (float32). Where there are fewer value heads than query
         heads, consecutive query heads share one."""
         raise TypeError(f"{type(self).__name__} must say what it makes of value vectors")
 

@@ -259,7 +259,7 @@ class ClassifierReward:
         return self._classifier.scores(hidden, attention_mask), found
 
     def _require_readable(self, sequences: Sequences) -> None:
-        """Refuse rows that the model would crash on, or score without a word although it cannot read them."""
+        """Refuse rows that the model would crash on, or would score although it cannot read them."""
         rows = right_padded(sequences)
         lengths, limit = rows.attention_mask.sum(1), context_length(self.model)
         if limit is not None and bool((lengths > limit).any()):

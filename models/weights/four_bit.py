@@ -58,7 +58,7 @@ def keep_unpacked(model: nn.Module) -> None:
 
     On CPUs with AVX512-BF16, bitsandbytes rewrites a layer's weights in place (scales rounded to bfloat16) the first
     time it runs in eval mode, and computes with them outside autograd from then on: the frozen reference moves, and
-    gradients stop at the layer without a word.
+    gradients stop at the layer, without a warning.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -48,7 +48,8 @@ def _score(self: ScoresResponses, sequences: Sequences, needs: frozenset[Evidenc
     """Scores, then evidence.
 
     Raises:
-        ValueError: a need that a function cannot answer, what it returns is not one number a response, or a column that
+        ValueError: a need that a function cannot answer, what it returns is not one number per response, or a column
+        that
             it asks for is missing.
     """
     require_measurable(needs, callable_why_not)

@@ -76,7 +76,7 @@ class PerTokenReward:
         """What each response token of ``sequences`` earned, (batch, response) in float64, raw score units.
 
         Raises:
-            ValueError: not one list a response, or one of another length than its response; names the row. A column
+            ValueError: not one list per response, or one of another length than its response; names the row. A column
                 that the function asks for is missing.
         """
         given = lists_of(self.fn, sequences.prompts(), sequences.responses(), sequences.given)
@@ -120,7 +120,7 @@ class SpanReward:
         """What each response token of ``sequences`` earned, (batch, response) in float64, raw score units.
 
         Raises:
-            ValueError: not one list of spans a response, or a span that is none or lies outside; names the row. A
+            ValueError: not one list of spans per response, or a span that is none or lies outside; names the row. A
                 column that the function asks for is missing.
         """
         prompts, responses = texts(self.decode, sequences.prompts(), sequences.responses())
