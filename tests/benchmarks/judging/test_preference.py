@@ -108,7 +108,7 @@ def test_other_settings_are_refused_and_another_judge_reuses_the_responses(setti
     with pytest.raises(FileExistsError, match=r"sampling.temperature was 1.0 and is 0.5"):
         run(warmer, Counting())
     (tmp_path / "prompts.json").write_text(json.dumps([{"instruction": "w2"}]))
-    with pytest.raises(FileExistsError, match=r"datasets.prompts"):
+    with pytest.raises(FileExistsError, match=r"other datasets \(prompts was"):
         run(settings, Counting())
     run(replace(warmer, overwrite=True), Counting())
     monkeypatch.setattr(responses, "load_policy", None)
