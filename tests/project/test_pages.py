@@ -7,7 +7,10 @@ import importlib
 import inspect
 import json
 import re
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 from pages import PAGES, ROOT, blocks, commands, module_and_arguments, name_of
@@ -20,11 +23,19 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 LANGUAGES = {"python", "sh", "text", "", "{toctree}", "{eval-rst}"}
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" and block.run for block in blocks(page))]
 WORDS = ["Tell", "me", "about", "tea.", "What", "is", "a", "quark?", "please", "This", "film", "was", "good", "bad"]
+REWARDS = """
+def concise(prompts, responses):
+    return [-len(response.split()) for response in responses]
+
+
+def praise(prompts, responses):
+    return [response.split().count("good") for response in responses]
+"""
 
 
 @pytest.fixture
 def folder_of_a_reader(tmp_path, monkeypatch):
-    """A working folder with the models that the pages speak of, and nothing else."""
+    """A working folder with the models that the pages speak of, prompts and rewards."""
     tiny = {"family": "llama", "context": 128, "words": WORDS}
     save_tiny(tmp_path / "my-policy", **tiny)
     save_tiny(tmp_path / "my-reward", head="classifier", **tiny)
@@ -32,6 +43,8 @@ def folder_of_a_reader(tmp_path, monkeypatch):
     labels = {"id2label": {"0": "negative", "1": "positive"}, "label2id": {"negative": 0, "positive": 1}}
     config = tmp_path / "my-sentiment/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | labels))
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "Tell me about {i}."}}\n' for i in range(40)))
+    (tmp_path / "my_rewards.py").write_text(REWARDS)
     save_tiny(tmp_path / "another-reward", "gpt2", head="classifier", context=256, words=["<s>", *reversed(WORDS)])
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -86,6 +99,36 @@ def test_python_that_is_not_run_names_what_exists(block):
     assert known
     for call in known:
         inspect.signature(names[call.func.id]).bind_partial(**{word.arg: None for word in call.keywords})
+
+
+SMALL = "--ppo.rollout_batch_size 4 --ppo.minibatch_size 2 --ppo.max_length [6,6] --ppo.min_length 1".split()
+FEW_STEPS = ["--steps", "2"]
+SMALLER: Mapping[str, Sequence[str]] = {
+    "benchmarks.compare": [*FEW_STEPS, "--seeds", "1", "--processes", "1", *SMALL],
+    "benchmarks.train": [*FEW_STEPS, *SMALL],
+    "benchmarks.check": SMALL,
+}
+"""What is added to a command to make it small: of two equal flags the later counts."""
+RUN = [page for page in PAGES if any(block.run and commands(block) for block in blocks(page) if block.language == "sh")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN, ids=name_of)
+def test_the_commands_of_a_page_run(page, folder_of_a_reader, monkeypatch):
+    """From top to bottom, with the files that it tells its reader to save."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with contextlib.chdir(folder_of_a_reader):
+        for block in blocks(page):
+            if block.saved_as:
+                Path(block.saved_as).write_text(block.text)
+            elif block.run and block.language == "sh":
+                for written in re.findall(r"^cat > .*?^END$", block.text, re.DOTALL | re.MULTILINE):
+                    subprocess.run(["bash", "-c", written], check=True)
+                for words in commands(block):
+                    module, arguments = module_and_arguments(words)
+                    command = [sys.executable, "-m", module, *arguments, *SMALLER.get(module, ())]
+                    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+                    assert ended.returncode == 0, ended.stderr
 
 
 COMMANDS = [
