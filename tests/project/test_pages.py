@@ -101,7 +101,10 @@ def test_python_that_is_not_run_names_what_exists(block):
         inspect.signature(names[call.func.id]).bind_partial(**{word.arg: None for word in call.keywords})
 
 
-SMALL = "--ppo.rollout_batch_size 4 --ppo.minibatch_size 2 --ppo.max_length [6,6] --ppo.min_length 1".split()
+SMALL = (
+    *("--ppo.rollout_batch_size", "4", "--ppo.minibatch_size", "2"),
+    *("--ppo.max_length", "[6,6]", "--ppo.min_length", "1"),
+)
 FEW_STEPS = ["--steps", "2"]
 SMALLER: Mapping[str, Sequence[str]] = {
     "benchmarks.compare": [*FEW_STEPS, "--seeds", "1", "--processes", "1", *SMALL],
