@@ -10,8 +10,9 @@ from transformers import BertConfig, BertForSequenceClassification
 from models import ClassifierReward, RetokenisedReward, Telling, load_policy, load_reward_model, save_tiny
 from models.tiny import tiny_tokenizer
 from redistributors import REDISTRIBUTORS, LeaveOneOut, OwnRewards, Position, PotentialProjection, Segment, Shapley
-from rlhf_core import SpanReward, TextReward
+from rlhf_core import PPOConfig, SpanReward, TextReward
 from rlhf_core.checks import why_not_provided
+from rlhf_core.config import OTHER_WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 RELIABILITY = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
@@ -109,3 +110,28 @@ def test_what_is_said_below_that_table_is_so(policy, rewards):
     assert not works(LeaveOneOut(absent="replace"), function, policy)
     assert not works(Shapley(absent="replace"), function, policy)
     assert works(LeaveOneOut(absent="replace"), rewards["classifier"], policy)
+
+
+MIGRATING = (ROOT / "docs/migrating.md").read_text(encoding="utf-8")
+SETTINGS = [
+    (name, ours)
+    for theirs, ours in re.findall(r"^\| (`.*?`) \| (.*?) \| .*\|$", MIGRATING.split("## Objects")[0], re.MULTILINE)
+    for name in re.findall(r"`(\w+)`", theirs)
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), SETTINGS)
+def test_a_setting_of_trl_is_told_as_the_page_on_migrating_has_it(theirs, ours):
+    """The constructor refuses the other name; where it knows ours, the page says the same."""
+    if theirs in PPOConfig.__dataclass_fields__:
+        assert theirs in ours
+        return
+    with pytest.raises(TypeError, match=theirs):
+        PPOConfig(**{theirs: 1})
+    if theirs in OTHER_WORDS and "nothing" not in OTHER_WORDS[theirs]:
+        assert set(re.findall(r"\w{3,}", OTHER_WORDS[theirs])) & set(re.findall(r"\w{3,}", ours))
+
+
+def test_the_page_on_migrating_has_every_name_that_the_constructor_knows_of_trl():
+    newer = {"lr", "num_ppo_epochs", "num_generations", "response_length", "kl_coef", "max_new_tokens"}
+    assert set(OTHER_WORDS) - newer <= {name for name, _ in SETTINGS}
