@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.base.json_files import jsonable, write_json
+from benchmarks.base.out_folder import is_free, require_free
 from rlhf_core.distributed import require_one_process
 from rlhf_core.files.differences import differences
 from rlhf_core.files.plain_files import read_object
@@ -103,8 +104,7 @@ def measurement_folder(settings: Any, prog: str) -> Path:
     folder that is taken ends the process with the reason."""
     folder, name = Path(settings.out), prog.removeprefix("benchmarks.")
     try:
-        if not is_free(folder) and not settings.overwrite:
-            raise FileExistsError(f"{folder} is not empty; choose another --out, or pass --overwrite true")
+        require_free(settings)
         claim_folder(folder, run_record(settings, {}, made_by=name), overwrite=settings.overwrite)
     except (FileExistsError, ValueError) as error:
         sys.exit(f"python -m {prog}: error: {error}")
@@ -121,11 +121,6 @@ def temporary_sibling(folder: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def is_free(folder: Path) -> bool:
-    """Whether there is nothing at ``folder`` that could be lost."""
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def require_made_by(folder: Path, made_by: str) -> None:

@@ -81,6 +81,7 @@ def compare(
     report = reduced(settings, first, second, list(said.values()), str(chosen.identity["name"]))
     write_json(out / "results.json", _without_nan(jsonable(report) | {"notes": list(NOTES)}))
     publish(report.table, {}, out, console)
+    console.print("and responses-first.json, responses-second.json, verdicts.jsonl, results.json", highlight=False)
     return report
 
 

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser
 import redistributors
 from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
+from rlhf_core.names import nearest
 from rlhf_core.types import Redistributor
 
 METHOD = re.compile(r"(?P<method>[\w-]+(\.\w+)*)(\((?P<settings>.*)\))?", re.DOTALL)
@@ -91,7 +92,9 @@ def _arm(text: str) -> Arm:
         raise ValueError(f"cannot read the arm {text!r}; write name, name(setting=value) or name@ppo_setting=value")
     method = match["method"]
     if "." not in method and method not in REDISTRIBUTORS:
-        raise ValueError(f"no redistributor {method!r}; one of {', '.join(REDISTRIBUTORS)}, or package.module.Class")
+        meant = nearest(method, REDISTRIBUTORS) or ";"
+        names = f"{', '.join(REDISTRIBUTORS)}, or package.module.Class"
+        raise ValueError(f"no redistributor {method!r}{meant} one of {names}")
     try:
         _require_method(method)
         settings = _settings(method, match["settings"] or "")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.base.json_files import write_json
-from benchmarks.base.run_folder import RECORD, is_free, read_record, require_made_by, run_record, temporary_sibling
+from benchmarks.base.out_folder import is_free
+from benchmarks.base.run_folder import RECORD, read_record, require_made_by, run_record, temporary_sibling
 from benchmarks.data.reviews import SPLITS
 
 Settings = TypeVar("Settings", bound=Any)

@@ -345,4 +345,16 @@ MUTATIONS = (
         "return nan_mean(curve[:, -LAST:]) - curve[:, 0]",
         "tests/benchmarks/runs/test_length_drift.py::test_change_and_drift_by_hand",
     ),
+    Mutation(
+        "benchmarks/base/out_folder.py",
+        "if not settings.overwrite and not is_free(Path(settings.out)):",
+        "if False:",
+        "tests/benchmarks/worlds/test_theory.py::test_the_command_ends_with_status_one_where_something_fails",
+    ),
+    Mutation(
+        "benchmarks/judging/settings.py",
+        "if bool(self.reward.model) == bool(self.endpoint.url):",
+        "if not self.reward.model and not self.endpoint.url:",
+        "tests/benchmarks/judging/test_preference.py::test_settings_that_do_not_go_together",
+    ),
 )

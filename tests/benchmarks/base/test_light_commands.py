@@ -13,12 +13,13 @@ HEAVY = frozenset(
         *("pandas", "pyarrow", "tokenizers", "safetensors", "huggingface_hub", "jaxtyping", "einops"),
     }
 )
-COMMANDS = ("env",)
+COMMANDS = ("credit_faithfulness", "env", "gradient_quality", "preference", "theory")
 """Modules below ``benchmarks`` that are light: a command that becomes light is added here."""
 SETTINGS = (
     *("rlhf_core", "redistributors", "models", "rlhf_core.config", "models.weights.lora_settings"),
     *("models.weights.dtype_names", "models.training.settings", "models.rewards.score_names"),
     *("benchmarks.tasks.model_settings", "benchmarks.tasks.training_recipes", "benchmarks.base.command_line"),
+    *("benchmarks.credit.settings", "benchmarks.judging.settings", "benchmarks.base.out_folder"),
 )
 """Modules that a command file may import at its top."""
 CALL = """
@@ -52,4 +53,29 @@ def test_help_and_a_typo_import_nothing_heavy(name):
     mistyped, modules = imported(CALL, f"benchmarks.{name}", "--no-such-flag", "3")
     assert mistyped.returncode == 2
     assert mistyped.stderr.startswith(f"python -m benchmarks.{name}: error: --no_such_flag")
+    assert HEAVY & modules == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("theory --worlds 0", "--worlds must be 1 or more, got 0"),
+        ("theory --out FULL", "is not empty; choose another --out"),
+        ("credit_faithfulness --continuations 3", "--continuations must be even"),
+        ("gradient_quality --sparse_steps [1,1]", "--sparse_steps must be different numbers"),
+        ("preference --first a --second b --prompts FILE", "name one judge"),
+        ("preference --first a --second b --prompts nowhere.json", "there is no file nowhere.json"),
+        (
+            "preference --first a --second b --prompts FILE --endpoint.url http://x --endpoint.model y",
+            "readable by anyone",
+        ),
+        ("preference --first a --second b --prompts FILE --sampling.template x", "--sampling.template must hold"),
+    ],
+)
+def test_a_wrong_value_imports_nothing_heavy(words, said, tmp_path):
+    (tmp_path / "theirs").touch()
+    name, *values = words.replace("FULL", str(tmp_path)).replace("FILE", str(tmp_path / "theirs")).split()
+    done, modules = imported(CALL, f"benchmarks.{name}", *values)
+    assert done.returncode == 2
+    assert said in done.stderr
     assert HEAVY & modules == set()

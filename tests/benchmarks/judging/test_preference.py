@@ -255,6 +255,7 @@ ENDPOINT = {"url": "https://example.org", "model": "m"}
         ({"endpoint": {"url": "https://example.org"}}, "belong together"),
         ({"endpoint": {"model": "m"}}, "belong together"),
         ({"resamples": 0}, "resamples must be 1 or more"),
+        ({"prompts": "nowhere.json"}, "there is no file nowhere.json"),
         ({}, "name one judge"),
         ({"reward": {"model": "r"}, "endpoint": ENDPOINT}, "name one judge"),
     ],
@@ -277,7 +278,7 @@ def test_settings_that_do_not_go_together(settings, changes, said):
         ({"template": "{instruction.__class__}"}, "template must hold {instruction}"),
         ({"template": "{instruction!r}"}, "template must hold {instruction}"),
         ({"min_tokens": 9, "max_tokens": 8}, "max_tokens must be 9 or more, got 8"),
-        ({"temperature": 0}, "temperature 0 must be above 0"),
+        ({"temperature": 0}, "temperature must be above 0 and finite, got 0"),
     ],
 )
 def test_sampling_that_cannot_be(changes, said):
