@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 from pages import PAGES, ROOT, blocks, commands, module_and_arguments, name_of
 
+import benchmarks.compare
 import rlhf_core
+from benchmarks.compare import compare
 from models import save_tiny
 from rlhf_core import PPOConfig, PPOTrainer
 
@@ -63,6 +65,11 @@ def small_runs(monkeypatch):
     def two_steps(self, prompts, steps, **given):
         fit(self, prompts, min(steps, 2), **given)
 
+    def small_compare(**given):
+        ppo = {"rollout_batch_size": 4, "minibatch_size": 2, "min_length": 1, "max_length": (6, 6)}
+        return compare(**{**given, "seeds": 1, "steps": 2, "ppo": ppo})
+
+    monkeypatch.setattr(benchmarks.compare, "compare", small_compare)
     monkeypatch.setattr(rlhf_core, "PPOConfig", small_config)
     monkeypatch.setattr(PPOTrainer, "fit", two_steps)
 
