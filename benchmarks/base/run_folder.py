@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.base.command_line import CONSOLE_SCRIPT, called_as
 from benchmarks.base.json_files import jsonable, write_json
 from benchmarks.base.out_folder import is_free, require_free
 from rlhf_core.distributed import require_one_process
@@ -31,11 +32,17 @@ def run_record(settings: object, datasets: Mapping[str, str], *, made_by: str) -
     return {
         "made_by": made_by,
         "settings": jsonable(settings),
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": command_words(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_VERSIONS}},
         "git": git_state(Path(__file__).parents[2]),
         "datasets": dict(datasets),
     }
+
+
+def command_words() -> str:
+    """The command of this process, to be typed again: that of ``python`` or of ``dense-rlhf``."""
+    through_the_script = Path(sys.argv[0]).stem == CONSOLE_SCRIPT
+    return shlex.join([CONSOLE_SCRIPT, *sys.argv[1:]] if through_the_script else ["python", *sys.orig_argv[1:]])
 
 
 def git_state(folder: Path) -> dict[str, Any]:
@@ -76,6 +83,7 @@ def claim_folder(folder: Path, record: Mapping[str, Any], *, overwrite: bool, ma
     Raises:
         FileExistsError: the folder holds anything else, or another run's settings (every difference is named).
     """
+
     require_one_process()
     require_claimable(folder, record, overwrite=overwrite, may_change=may_change)
     if (folder / RECORD).is_file():
@@ -107,7 +115,7 @@ def measurement_folder(settings: Any, prog: str) -> Path:
         require_free(settings)
         claim_folder(folder, run_record(settings, {}, made_by=name), overwrite=settings.overwrite)
     except (FileExistsError, ValueError) as error:
-        sys.exit(f"python -m {prog}: error: {error}")
+        sys.exit(f"{called_as(prog)}: error: {error}")
     return folder
 
 

@@ -17,7 +17,7 @@ from benchmarks.reporting import figures, tables
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.statistics import Array, Summary, band, summarise
 from benchmarks.reporting.tables import Table, Value, text
-from benchmarks.runs.arms import PAPER_SETTINGS, with_settings
+from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.tasks.definitions import make_task
 from rlhf_core.probe import Absence
 

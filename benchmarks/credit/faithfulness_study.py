@@ -16,11 +16,12 @@ from benchmarks.credit.settings import DIRECTIONS, FaithfulnessSettings
 from benchmarks.credit.value_oracle import ValueDifferences, value_differences
 from benchmarks.reporting.statistics import Array, rank_correlation
 from benchmarks.runs.arms import Arm, parse_arms
-from benchmarks.tasks.definitions import Loaded
+from benchmarks.tasks.loaded import Loaded
 from redistributors import REDISTRIBUTORS
 from redistributors.leave_one_out import Occlusion
 from rlhf_core.config import PPOConfig
 from rlhf_core.probe import Absence, generators, measured
+from rlhf_core.prompts import encoded
 from rlhf_core.rewards import ScoreMoments
 from rlhf_core.rollout import Draw, sample
 from rlhf_core.scorers.callables import as_reward_model
@@ -98,7 +99,8 @@ def study(loaded: Loaded, config: PPOConfig, settings: FaithfulnessSettings) -> 
         raise ValueError(f"the models provide for none of the methods: {refused}")
     warm(methods.values(), loaded, reward, config, rollouts=settings.warm, moments=ScoreMoments())
     needs = frozenset(request for method in methods.values() for request in method.needs)
-    sequences = sample(policy, prompts, config, Draw(seed=config.seed, name="evaluation", step=0))
+    ids = encoded(policy, reward, prompts, config)
+    sequences = sample(policy, ids, config, Draw(seed=config.seed, name="evaluation", step=0))
     rollout, costs = evidence_apart(policy, reward, sequences, needs, config)
     credits = {label: credit_of(method, rollout, costs) for label, method in methods.items()}
     frozen = freeze(loaded, reward, rollout, config, settings)

@@ -24,9 +24,11 @@ from benchmarks.credit.settings import GradientSettings
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.statistics import Summary, bootstrap_interval
 from benchmarks.reporting.tables import Table, Value
-from benchmarks.runs.arms import PAPER_SETTINGS, Arm, parse_arms, with_settings
+from benchmarks.runs.arms import Arm, parse_arms
+from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.single_run import Task
-from benchmarks.tasks.definitions import Loaded, make_task
+from benchmarks.tasks.definitions import make_task
+from benchmarks.tasks.loaded import Loaded
 from benchmarks.tasks.model_loading import optimizer_maker
 from redistributors import Credit, Sparse, compare_on
 from rlhf_core.checks import check_needs

@@ -20,7 +20,14 @@ from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
 from models.policy.network import Network
 from models.policy.value_head import ValueHead
-from models.texts.prompt_encoding import Frame, encode, encode_chats, padding_problems, prompt_problems
+from models.texts.prompt_encoding import (
+    Frame,
+    encode,
+    encode_chats,
+    encode_responses,
+    padding_problems,
+    prompt_problems,
+)
 from models.texts.sentence_ends import sentence_ends
 from models.weights.adapter_weights import require_wide
 from models.weights.language_model import vocabulary
@@ -149,6 +156,10 @@ class CausalPolicy:
     def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Token ids of ``chats``, up to where the assistant answers; see ``models.texts.prompt_encoding``."""
         return encode_chats(self._network.tokenizer, chats)
+
+    def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of whole responses: each text by itself, with nothing before it and EOS after it."""
+        return encode_responses(self._network.tokenizer, texts, self.eos_ids)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """The texts of ``ids`` without special tokens."""

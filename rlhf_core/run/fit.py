@@ -123,10 +123,12 @@ class Fit:
 
     def _loop(self, first: int) -> None:
         last, who = first + self.plan.steps, type(self.trainer.redistributor).__name__
+        begun = self.trainer.steps_done
         tqdm.write(f"{who}: {_said(self.plan, self.trainer.config)}", file=sys.stderr)
         with (
             stop_requests() as asked,
-            tqdm(total=last, initial=self.trainer.steps_done, desc=who, unit="step", dynamic_ncols=True) as bar,
+            # a log that is no terminal gets no bar
+            tqdm(total=last, initial=begun, desc=who, unit="step", dynamic_ncols=True, disable=None) as bar,
         ):
             while self.trainer.steps_done < last and asked.signal is None:
                 self._step(last)

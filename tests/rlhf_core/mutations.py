@@ -4,6 +4,36 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "rlhf_core/pages/document.py",
+        "return html.escape(visible(text), quote=True)",
+        "return visible(text)",
+        "tests/rlhf_core/pages/test_heat_map.py::test_hostile_text_stays_text",
+    ),
+    Mutation(
+        "rlhf_core/pages/heat_map.py",
+        "return math.isclose(total, score, rel_tol=1e-4, abs_tol=1e-4)",
+        "return True",
+        "tests/rlhf_core/pages/test_heat_map.py::test_a_row_that_loses_score_is_marked",
+    ),
+    Mutation(
+        "rlhf_core/pages/credit_maps.py",
+        "sums.append(math.fsum(values[place : place + one.tokens]))",
+        "sums.append(values[place])",
+        "tests/rlhf_core/pages/test_credit_maps.py::test_the_credit_of_a_split_character_is_the_sum_over_its_tokens",
+    ),
+    Mutation(
+        "rlhf_core/pages/shades.py",
+        "return math.copysign(largest * (place / DEPTHS) ** 2, place)",
+        "return largest * place / DEPTHS",
+        "tests/rlhf_core/pages/test_shades.py::test_the_legend_names_the_middle_of_each_shade",
+    ),
+    Mutation(
+        "rlhf_core/pages/token_texts.py",
+        "if text and BROKEN not in text:",
+        "if text:",
+        "tests/rlhf_core/pages/test_token_texts.py::test_a_cut_character_is_one_text",
+    ),
+    Mutation(
         "rlhf_core/returns.py",
         "errors = rewards + gamma * next_values - values",
         "errors = rewards + gamma * values - next_values",

@@ -13,7 +13,20 @@ HEAVY = frozenset(
         *("pandas", "pyarrow", "tokenizers", "safetensors", "huggingface_hub", "jaxtyping", "einops"),
     }
 )
-COMMANDS = ("credit_faithfulness", "env", "gradient_quality", "preference", "theory")
+COMMANDS = (
+    *(
+        "env",
+        "presets",
+        "credit_of_text",
+        "value_loss_variance",
+        "beta_sweep",
+        "generation_length",
+        "length_drift",
+        "over_optimisation",
+    ),
+    *("reward_kl", "sampling_mismatch", "learning_curves", "positive_generation", "summarisation", "dialogue"),
+    *("table1", "credit_faithfulness", "gradient_quality", "preference", "theory"),
+)
 """Modules below ``benchmarks`` that are light: a command that becomes light is added here."""
 SETTINGS = (
     *("rlhf_core", "redistributors", "models", "rlhf_core.config", "models.weights.lora_settings"),
@@ -41,6 +54,12 @@ def imported(code, *words):
 def test_settings_are_imported_without_anything_heavy(name):
     code = f"import json, sys, {name}; print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
     _, modules = imported(code)
+    assert HEAVY & modules == set()
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["evn"]], ids=" ".join)
+def test_the_list_of_commands_imports_nothing_heavy(words):
+    _, modules = imported(CALL, "benchmarks", *words)
     assert HEAVY & modules == set()
 
 
@@ -76,6 +95,45 @@ def test_a_wrong_value_imports_nothing_heavy(words, said, tmp_path):
     (tmp_path / "theirs").touch()
     name, *values = words.replace("FULL", str(tmp_path)).replace("FILE", str(tmp_path / "theirs")).split()
     done, modules = imported(CALL, f"benchmarks.{name}", *values)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert HEAVY & modules == set()
+
+
+@pytest.mark.parametrize("task", ["positive_generation", "summarisation", "dialogue"])
+def test_a_preparation_is_refused_before_anything_heavy_is_imported(task, tmp_path):
+    data = {"positive_generation": "--data"}.get(task, "--comparisons")
+    wrong = {
+        (task, "--no_such"): f"benchmarks.prepare {task}: error: --no_such",
+        (task, "--out", str(tmp_path / "out"), data, "absent.jsonl"): "error: no file absent.jsonl",
+        (task[:-1],): f"error: no task '{task[:-1]}'; did you mean '{task}'?",
+        (task, "--out", "o", data, "x", "--size", "huge"): "--size: must be one of micro, tiny, small, gpt2",
+    }
+    for words, said in wrong.items():
+        done, modules = imported(CALL, "benchmarks.prepare", *words)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert HEAVY & modules == set()
+    for words in (["--help"], [task, "--help"]):
+        done, modules = imported(CALL, "benchmarks.prepare", *words)
+        assert done.stdout.startswith("usage: python -m benchmarks.prepare")
+        assert HEAVY & modules == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--redistributors", "sprase"], "no redistributor 'sprase'; did you mean 'sparse'?"),
+        (["--redistributors", "sparse@lamm=1"], "arm sparse@lamm=1: no PPO setting 'lamm'; did you mean 'lam'?"),
+        (["--ppo.lam", "3"], "--ppo.lam must be in [0, 1], got 3"),
+        (["--ppo.rollout_batch_size", "6"], "minibatch_size"),
+        (["--seeds", "0"], "--seeds must be different numbers"),
+        (["--paper_curves", "absent.json.gz"], "--paper_curves: no file absent.json.gz"),
+        (["--task", "dialog"], "--task: must be one of toy, positive_generation, summarisation, dialogue"),
+    ],
+)
+def test_a_wrong_comparison_is_refused_before_anything_heavy_is_imported(words, said):
+    done, modules = imported(CALL, "benchmarks.reward_kl", *words)
     assert done.returncode == 2
     assert said in done.stderr
     assert HEAVY & modules == set()

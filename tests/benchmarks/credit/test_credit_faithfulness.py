@@ -30,7 +30,7 @@ from benchmarks.credit.faithfulness_study import methods_of, study
 from benchmarks.credit.frozen_credit import cost_of, evidence_apart, warm
 from benchmarks.credit.settings import FaithfulnessSettings
 from benchmarks.credit.value_oracle import Walk, value_differences
-from benchmarks.runs.arms import PAPER_SETTINGS, with_settings
+from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from models import load_policy
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.retokenised import RetokenisedReward

@@ -8,7 +8,8 @@ from transformers import GenerationConfig
 
 from benchmarks.data.reviews import clean, held_out, read_reviews, review_prompts
 from benchmarks.prepare import main
-from benchmarks.tasks.prepare_reviews import ReviewPreparation, prepare_positive_generation
+from benchmarks.tasks.preparation_settings import ReviewPreparation
+from benchmarks.tasks.prepare_reviews import prepare_positive_generation
 from benchmarks.tasks.prepared_folder import read_prompts
 from benchmarks.tasks.starting_models import continuations
 from models.rewards.loading import load_reward_model
