@@ -42,7 +42,7 @@ class RolloutBuffer:
         return sum(len(part.sequences) for part in self._experience)
 
     def add(self, experience: Experience) -> None:
-        """Append; advantages are whitened over everything added."""
+        """Append ``experience``; advantages are whitened over everything added."""
         self._experience.append(experience)
 
     def contents(self) -> Experience:
@@ -61,7 +61,8 @@ class RolloutBuffer:
         return Experience(sequences=sequences, **tensors)
 
     def minibatches(self, size: int, generator: np.random.Generator) -> Iterator[Minibatch]:
-        """Shuffle the rows and hand them out ``size`` at a time (the last may be smaller)."""
+        """Shuffle the rows with ``generator`` and hand them out ``size`` at a time (the last may be smaller). Raises
+        ValueError where nothing was added."""
         held = self.contents()
         whole = Minibatch(
             sequences=held.sequences,

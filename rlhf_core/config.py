@@ -97,7 +97,7 @@ class PPOConfig:
     """λ of GAE and of the λ-returns."""
     advantages: Literal["gae", "rloo"] = "gae"
     """GAE with a critic; or "rloo", each response's total against the mean of the others' to the same prompt, without
-    a critic, whose value loss then weighs nothing, and without gamma and lam (``advantages.ESTIMATORS``)."""
+    a critic: the value loss has weight 0, and gamma and lam are not used (``advantages.ESTIMATORS``)."""
     clip_range: float = 0.2
     """Clipping of the probability ratio, 1 ± clip_range."""
     value_clip_range: float = 0.2
@@ -107,7 +107,9 @@ class PPOConfig:
     entropy_coef: float = 0.0
     """Weight of the entropy bonus (nats per token); 0 is off."""
     kl: KLConfig = field(default_factory=KLConfig)
+    """The penalty against the reference, and how its coefficient adapts."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    """What is done to scores before they are redistributed."""
     epochs: int = 4
     """Passes over a rollout batch."""
     rollout_batch_size: int = 64

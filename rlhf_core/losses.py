@@ -23,10 +23,15 @@ def policy_loss(
 ) -> Loss:
     """Clipped surrogate: masked mean of max(−A · ratio, −A · clip(ratio, 1 ± clip_range)), ratio = exp(new − old).
 
+    ``new_logprobs`` are those of the policy now, ``logprobs`` those of the rollout (nats); ``advantages`` are A, in any
+    unit, whitened or not; ``mask`` is True on response tokens.
     Source: Schulman et al. 2017, "Proximal policy optimization algorithms", eq. 7, as a loss to minimise.
     Stats (means over tokens, detached): ``clip_fraction``, where the clipped term decides; ``approx_kl``,
-    ½(new − old)²; ``logprob_drop``, old − new (nats); ``ratio``; ``log_ratio``, |new − old| (nats); and the largest
-    ratio and |log ratio| of a token, ``ratio_max`` and ``log_ratio_max``.
+    ½(new − old)²; ``logprob_drop``, old − new (nats); ``ratio``; ``log_ratio``, abs(new − old) (nats); and the largest
+    ratio and abs(log ratio) of a token, ``ratio_max`` and ``log_ratio_max``.
+
+    Raises:
+        ValueError: the mask selects nothing.
     """
     log_ratio = torch.where(mask, new_logprobs - logprobs, 0)
     ratio = log_ratio.clamp(max=LOG_RATIO_LIMIT).exp()
@@ -56,9 +61,13 @@ def value_loss(
 ) -> Loss:
     """0.5 · masked mean of max((V − R)², (clip(V, V_old ± clip_range) − R)²), in squared score units.
 
-    Source: OpenAI baselines' PPO2, kept by lm-human-preferences and TRL 0.7.4.
-    Stats (detached): ``value_clip_fraction``, the share of tokens where the clipped term decides; ``response_loss``,
-    the same loss averaged within each response first, then over responses (the paper's quantity).
+    ``new_values`` are V, ``values`` V_old of the rollout, ``returns`` R, all in score units; ``mask`` is True on
+    response tokens. Source: OpenAI baselines' PPO2, kept by lm-human-preferences and TRL 0.7.4. Stats (detached):
+    ``value_clip_fraction``, the share of tokens where the clipped term decides; ``response_loss``, the same loss
+    averaged within each response first, then over responses (the paper's quantity).
+
+    Raises:
+        ValueError: the mask selects nothing.
     """
     clipped = values + (new_values - values).clamp(-clip_range, clip_range)
     plain_error = torch.where(mask, new_values - returns, 0).square()

@@ -96,7 +96,7 @@ def measure(
         MemoryError: a single row ran out of memory.
         FloatingPointError: a log-probability, value, KL, score or piece of evidence is not finite, or too large; names
             the row.
-        ValueError: a reward model that does not return one score a response.
+        ValueError: a reward model that does not return one score per response.
     """
     of_policy = frozenset(request for request in needs if request.source != "reward")
     asked = of_policy | ({FullKL()} if config.kl.kind == "full" else frozenset())

@@ -76,7 +76,9 @@ def ppo_update(
     guard: StepGuard | None = None,
     budgets: Budgets | None = None,
 ) -> dict[str, float]:
-    """Run the epochs of one step; ``check_first(max, mean)`` is given the first minibatch's |log ratio|.
+    """Run the epochs of one step on what ``buffer`` holds: train ``policy`` with ``optimizer`` as ``config`` says;
+    figures of the update. ``step`` fixes the order of the minibatches; ``check_first(max, mean)`` is given abs(log
+    ratio) of the first minibatch (nats).
 
     A minibatch whose token-mean ratio exceeds ``config.ratio_threshold`` is skipped without an optimizer step, and so
     is one that ``guard`` refuses, whose rows it is given. With ``target_kl`` the remaining epochs are dropped once

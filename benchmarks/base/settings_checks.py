@@ -5,17 +5,18 @@ from collections.abc import Collection
 from rlhf_core.names import nearest
 
 
-def require_at_least(settings: object, **smallest: float) -> None:
-    """Raise ValueError unless each setting named here, or every number in it, is so large or larger."""
-    for name, least in smallest.items():
+def require_at_least(settings: object, **least: float) -> None:
+    """Raise ValueError unless each setting named here, or every number in it, is so large or larger; NaN is not."""
+    for name, smallest in least.items():
         value = getattr(settings, name)
         for number in value if isinstance(value, tuple) else (value,):
-            if not number >= least:
-                raise ValueError(f"{name} must be {least} or more, got {number}")
+            if not number >= smallest:
+                raise ValueError(f"{name} must be {smallest} or more, got {number}")
 
 
 def require_known(settings: object, **known: Collection[str]) -> None:
-    """Raise ValueError unless each setting named here holds one or more of its known names, and no other."""
+    """Raise ValueError unless each setting named here holds one or more of its known names, and no other; says the
+    nearest one."""
     for name, names in known.items():
         given, listed = getattr(settings, name), ", ".join(map(repr, names))
         if not given:

@@ -1,4 +1,4 @@
-"""Files that others wrote: whatever goes wrong while one is read names it."""
+"""Files that others wrote: turn any read error into one that names the file."""
 
 import sys
 from collections.abc import Iterator

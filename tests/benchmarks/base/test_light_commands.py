@@ -17,8 +17,8 @@ COMMANDS = (
     *("env", "presets", "report", "check", "compare", "train", "credit_of_text"),
     *("value_loss_variance", "beta_sweep", "generation_length", "length_drift", "over_optimisation"),
     *("reward_kl", "sampling_mismatch", "learning_curves", "positive_generation", "summarisation", "dialogue"),
-    *("table1", "credit_faithfulness", "gradient_quality", "preference", "theory"),
     *("evidence_cost", "levers", "memory", "sampling_speed", "throughput"),
+    *("table1", "credit_faithfulness", "gradient_quality", "preference", "theory"),
 )
 """Modules below ``benchmarks`` that are light: a command that becomes light is added here."""
 SETTINGS = (
@@ -72,18 +72,6 @@ def test_help_and_a_typo_import_nothing_heavy(name):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("memory --reward openai-community/gpt3", "--reward 'openai-community/gpt3' is no folder"),
-        ("memory --preset dialoge", "did you mean 'dialogue'?"),
-        ("memory --minibatch-size 17", "--minibatch_size 17 exceeds rollout_batch_size 16"),
-        ("throughput --cases [papers]", "did you mean 'paper'?"),
-        ("throughput --against trl-0.7.4", "then give --published_python DIR/bin/python"),
-        ("throughput --out FULL", "is not empty; choose another --out"),
-        ("sampling_speed --repeats 1", "--repeats must be 2 or more, got 1"),
-        ("sampling_speed --out FULL", "is not empty; choose another --out"),
-        ("levers --seconds -1", "--seconds must be 0 or more, got -1.0"),
-        ("levers --out FULL", "is not empty; choose another --out"),
-        ("evidence_cost --rows [0]", "--rows must be 1 or more, got 0"),
-        ("evidence_cost --out FULL", "is not empty; choose another --out"),
         ("theory --worlds 0", "--worlds must be 1 or more, got 0"),
         ("theory --out FULL", "is not empty; choose another --out"),
         ("credit_faithfulness --continuations 3", "--continuations must be even"),
@@ -142,4 +130,33 @@ def test_a_wrong_comparison_is_refused_before_anything_heavy_is_imported(words, 
     done, modules = imported(CALL, "benchmarks.reward_kl", *words)
     assert done.returncode == 2
     assert said in done.stderr
+    assert HEAVY & modules == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("memory", ("--reward", "openai-community/gpt3"), "--reward 'openai-community/gpt3' is no folder"),
+        ("memory", ("--preset", "chess"), "dialogue"),
+        ("memory", ("--minibatch-size", "17"), "--minibatch_size 17 exceeds rollout_batch_size 16"),
+        ("throughput", ("--cases", "[papers]"), "did you mean 'paper'?"),
+        ("throughput", ("--against", "trl-0.7.4"), "then give --published_python DIR/bin/python"),
+        ("sampling_speed", ("--repeats", "1"), "--repeats must be 2 or more, got 1"),
+        ("levers", ("--seconds", "-1"), "--seconds must be 0 or more, got -1.0"),
+        ("evidence_cost", ("--rows", "[0]"), "--rows must be 1 or more, got 0"),
+    ],
+)
+def test_wrong_values_are_refused_before_anything_heavy_is_imported(name, words, said):
+    refused, modules = imported(CALL, f"benchmarks.{name}", *words)
+    assert refused.returncode == 2
+    assert said in refused.stderr
+    assert HEAVY & modules == set()
+
+
+@pytest.mark.parametrize("name", ["evidence_cost", "levers", "sampling_speed", "throughput"])
+def test_a_folder_that_is_taken_is_refused_before_anything_heavy_is_imported(name, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    refused, modules = imported(CALL, f"benchmarks.{name}", "--out", str(tmp_path))
+    assert refused.returncode != 0
+    assert "is not empty; choose another --out" in refused.stderr
     assert HEAVY & modules == set()
