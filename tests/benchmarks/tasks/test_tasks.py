@@ -103,6 +103,7 @@ def test_what_a_task_changes_in_the_papers_settings_is_known_without_loading_it(
     assert CHANGES.keys() == TASKS.keys()
     (tmp_path / "run.json").write_text(json.dumps({"made_by": MADE_BY, "settings": {"size": "tiny"}}))
     for name, changes in CHANGES.items():
-        small = None if name == "toy" else str(tmp_path)
+        small = None if name in ("toy", "own") else str(tmp_path)
+        given = {"policy": "p", "data": "d", "reward": "r"} if name == "own" else {}
         for models in (None, small):
-            assert make_task(name, models=models).ppo == changes(models)
+            assert make_task(name, models=models, **given).ppo == changes(models)
