@@ -158,7 +158,7 @@ class CausalPolicy:
         return encode_chats(self._network.tokenizer, chats)
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of whole responses: each text by itself, with nothing before it and EOS after it."""
+        """Token ids of ``texts`` as whole responses: each by itself, with nothing before it and EOS after it."""
         return encode_responses(self._network.tokenizer, texts, self.eos_ids)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:

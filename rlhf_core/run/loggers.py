@@ -37,8 +37,12 @@ class Rewinds(Protocol):
 
 
 class JSONLines:
-    """Appends one JSON object per record. As "new" it refuses a file that exists, so that nothing is ever mixed up or
-    overwritten."""
+    """Appends one JSON object per record to the file ``path``. With ``mode`` "new" it refuses a file that exists, so
+    that nothing is ever mixed up or overwritten; "append" continues one.
+
+    Raises:
+        FileExistsError: the file exists, and ``mode`` is "new".
+    """
 
     def __init__(self, path: Path, mode: Literal["new", "append"] = "new") -> None:
         if mode == "new" and path.exists():
@@ -107,7 +111,8 @@ def _until(path: Path, lines: Sequence[bytes], step: int) -> Iterator[bytes]:
 
 
 class TensorBoard:
-    """Writes scalars for TensorBoard; needs ``pip install dense-rlhf[tensorboard]``."""
+    """Writes scalars for TensorBoard; needs ``pip install dense-rlhf[tensorboard]``. The files go
+    into ``folder``. ImportError without that package."""
 
     def __init__(self, folder: str) -> None:
         try:
@@ -139,6 +144,11 @@ class WeightsAndBiases:
     A run that is taken up again by another process is another one there, which begins where the first was cut, unless
     ``run_id`` names one to go on with. What has been sent cannot be taken back: steps that are taken again are not sent
     again.
+
+    ``project`` and ``name`` are those of the run there; ``run_id`` continues the run of that id.
+
+    Raises:
+        ImportError: the package is not installed.
     """
 
     def __init__(self, project: str, name: str | None = None, *, run_id: str | None = None) -> None:
