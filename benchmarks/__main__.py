@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "compare": "compare methods on your own prompts and reward, on paired seeds",
         "value_loss_variance": "compare methods on the embedded task, or one of the paper's",
         "credit": "show a text's credit under any methods, without training",
+        "report": "write a page for runs or comparisons, finished or not",
         "prepare": "make models and prompts of a task from data files",
         "presets": "list the settings files that are shipped, or copy one",
         "check": "check a comparison without running it, and its cost",

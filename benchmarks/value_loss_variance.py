@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.value_loss_variance --out DIR`` compares sparse, uniform and abc on the embedded task. A run that
 has finished is never repeated: call again to resume, or to add arms or seeds. DIR then holds run.json (settings,
-versions, git state), table.md, table.csv, results.json, heatmap.html, figures/ and runs/ARM/seed-N/.
+versions, git state), report.html, table.md, table.csv, results.json, heatmap.html, figures/ and runs/ARM/seed-N/.
 """
 
 from typing import Any

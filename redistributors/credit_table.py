@@ -58,8 +58,11 @@ class Credit:
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class CreditTable(Mapping[str, Credit]):
-    """Every method's credit by its label, ``credits``, for the responses of ``rollout``; ``decode`` makes texts of the
-    ids. Printed, a table with a row for each. A notebook draws it, with the heat maps of the first responses."""
+    """Every method's credit by its label, ``credits``, for the responses of ``rollout``.
+
+    Printed, it is a table with a row for each method. A notebook draws it, with heat maps of the first responses, whose
+    token ids ``decode`` turns into texts.
+    """
 
     credits: Mapping[str, Credit]
     rollout: Rollout

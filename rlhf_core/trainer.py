@@ -282,6 +282,7 @@ class PPOTrainer:
         save_every: int = 0,
         keep: int | None = None,
         resume: bool = False,
+        methods: Mapping[str, Redistributor] | None = None,
     ) -> None:
         """Take ``steps`` steps over shuffled ``prompts``; write everything under the new folder ``out``.
 
@@ -289,7 +290,11 @@ class PPOTrainer:
         first ``prompts`` where there are none) before the first step, every ``eval_every`` steps and at the end.
         ``skipped.jsonl``: what was skipped because its numbers were not in order, if anything was. ``checkpoint-N``:
         policy and trainer after N steps, at the end and every ``save_every`` steps (0: at the end only); the newest
-        ``keep`` of them are kept (None: all). Close the loggers yourself: ``fit`` may be called again.
+        ``keep`` of them are kept (None: all).
+        ``report.html``: a page on the run as it stands, written at each evaluation, with what it shows beside the
+        other files in ``report.json``. It shows the credit of the latest responses under the trainer's method and under
+        those of ``methods``, by label, that need no further evidence.
+        Close the loggers yourself: ``fit`` may be called again.
 
         ``resume`` continues the run in ``out`` from its newest complete checkpoint, to ``steps`` steps in all, as if it
         had never ended: to the bit on a CPU (a card needs ``torch.use_deterministic_algorithms(True)`` for that). Make
@@ -315,6 +320,7 @@ class PPOTrainer:
             save_every=save_every,
             keep=keep,
             resume=resume,
+            methods=methods or {},
         )
         Fit(self, plan)()
 

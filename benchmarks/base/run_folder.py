@@ -15,7 +15,6 @@ from typing import Any
 from benchmarks.base.command_line import CONSOLE_SCRIPT, called_as
 from benchmarks.base.json_files import jsonable, write_json
 from benchmarks.base.out_folder import is_free, require_free
-from rlhf_core.distributed import require_one_process
 from rlhf_core.files.differences import differences
 from rlhf_core.files.plain_files import read_object
 
@@ -83,6 +82,7 @@ def claim_folder(folder: Path, record: Mapping[str, Any], *, overwrite: bool, ma
     Raises:
         FileExistsError: the folder holds anything else, or another run's settings (every difference is named).
     """
+    from rlhf_core.distributed import require_one_process
 
     require_one_process()
     require_claimable(folder, record, overwrite=overwrite, may_change=may_change)

@@ -12,7 +12,8 @@ from typing import Any
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.text_columns import in_columns
 from benchmarks.cost.architectures import shape_of
-from benchmarks.cost.memory_prediction import GIB, MemorySettings, predict
+from benchmarks.cost.memory_prediction import predict
+from benchmarks.cost.memory_settings import GIB, MemorySettings
 from benchmarks.runs.comparison import Panel, plan, ppo_of, require_free
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import Run, Task, require_runnable

@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.base.json_files import jsonable, write_json
 from benchmarks.base.run_folder import RECORD, run_record
+from benchmarks.reporting.run_sets import FINAL
 from benchmarks.reporting.statistics import nan_mean, rank_correlation
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.samplers import SAMPLERS
@@ -34,7 +35,6 @@ from rlhf_core.scorers.callables import METHODS, as_reward_model
 from rlhf_core.trainer import Instrument, PPOTrainer
 from rlhf_core.types import Learns, Policy, ReadsRows, Redistributor, RewardModel, Rollout, Sequences
 
-FINAL = "final"
 TRIED = 4
 """Responses that a reward function is tried on before any run."""
 PLACES = ("models", "cache")
@@ -158,11 +158,18 @@ def train(run: Run, loaded: Loaded) -> dict[str, float]:
         save_every=run.save_every,
         keep=1,
         resume=True,
+        methods={run.arm.label: redistributor, **unlearned_methods()},
     )
     figures |= held_out_figures(loaded, frozen_rollout(loaded, [], run.config, held_out))
     record = run_record(run.settings(), {"prompts and models": loaded.fingerprint}, made_by="a run")
     write_json(run.folder / RECORD, {**record, FINAL: figures})
     return figures
+
+
+def unlearned_methods() -> dict[str, Redistributor]:
+    """Every registered method by name, but those that learn, which have seen nothing."""
+    made = {name: make() for name, make in REDISTRIBUTORS.items()}
+    return {name: method for name, method in made.items() if not isinstance(method, Learns)}
 
 
 def gold_instruments(loaded: Loaded) -> list[Instrument]:

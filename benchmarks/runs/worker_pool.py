@@ -20,8 +20,8 @@ from benchmarks.base.run_folder import RECORD, read_record
 from benchmarks.runs.progress import LOOK_SECONDS, Progress, Tail
 from benchmarks.runs.single_run import Run, execute, log_of
 from rlhf_core.files.differences import differences
+from rlhf_core.pages.run_record import SETTINGS
 from rlhf_core.run.freed_memory import keep_freed_memory
-from rlhf_core.run.run_folder import SETTINGS
 
 
 class RunFailed(RuntimeError):
@@ -129,12 +129,12 @@ def _await(run_of: Mapping[Future[None], Run], progress: Progress) -> None:
     pending = set(run_of)
     while pending:
         done, pending = wait(pending, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
-        progress.look()
         for future in done:
             run, error = run_of[future], future.exception()
             if error is not None:
                 raise failure(run, error) from error
             progress.finished(run)
+        progress.look()
 
 
 @contextlib.contextmanager

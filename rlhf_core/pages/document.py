@@ -10,6 +10,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Content security policy: inline styles, and nothing else, whatever a text may hold."""
 SIGNS = {"\n": "⏎", "\t": "⇥", "\ufffd": "\ufffd"}
 """Characters shown by a sign of their own."""
+OURS = '<meta name="generator" content="dense-rlhf">'
 LIGHT = {"paper": "#ffffff", "ink": "#1a1a1a", "muted": "#595f69", "line": "#d5d9e0", "bad": "#b3122a"}
 DARK = {"paper": "#15181d", "ink": "#e8eaed", "muted": "#a3abb8", "line": "#39404b", "bad": "#ff9a8a"}
 """Colours by the CSS variable that holds them. Every text colour reads on ``paper`` with a contrast of 4.5 and more."""
@@ -47,6 +48,7 @@ def document(title: str, body: str, css: str = "") -> str:
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            OURS,
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escaped(title)}</title><style>{CSS}{css}</style></head><body>",
             f"<h1>{escaped(title)}</h1>",
@@ -55,6 +57,11 @@ def document(title: str, body: str, css: str = "") -> str:
             "",
         ]
     )
+
+
+def is_ours(content: str) -> bool:
+    """Whether this is a document that :func:`document` made, which may be replaced by a newer one."""
+    return OURS in content[:1000]
 
 
 def escaped(text: str) -> str:

@@ -107,8 +107,8 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/base/settings_checks.py",
-        "default=least) < least:",
-        "default=least) <= least:",
+        "if not number >= smallest:",
+        "if not number > smallest:",
         "tests/benchmarks/base/test_settings_checks.py::test_settings_that_can_be",
     ),
     Mutation(

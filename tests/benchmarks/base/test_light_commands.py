@@ -14,17 +14,10 @@ HEAVY = frozenset(
     }
 )
 COMMANDS = (
-    *(
-        "env",
-        "presets",
-        "credit_of_text",
-        "value_loss_variance",
-        "beta_sweep",
-        "generation_length",
-        "length_drift",
-        "over_optimisation",
-    ),
+    *("env", "presets", "report", "check", "compare", "train", "credit_of_text"),
+    *("value_loss_variance", "beta_sweep", "generation_length", "length_drift", "over_optimisation"),
     *("reward_kl", "sampling_mismatch", "learning_curves", "positive_generation", "summarisation", "dialogue"),
+    *("evidence_cost", "levers", "memory", "sampling_speed", "throughput"),
     *("table1", "credit_faithfulness", "gradient_quality", "preference", "theory"),
 )
 """Modules below ``benchmarks`` that are light: a command that becomes light is added here."""
@@ -47,7 +40,8 @@ finally:
 
 def imported(code, *words):
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
-    return done, {name.split(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}
+    (modules,) = (line for line in done.stderr.splitlines() if line.startswith("["))  # what ends it may come after
+    return done, {name.split(".")[0] for name in json.loads(modules)}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -136,4 +130,33 @@ def test_a_wrong_comparison_is_refused_before_anything_heavy_is_imported(words, 
     done, modules = imported(CALL, "benchmarks.reward_kl", *words)
     assert done.returncode == 2
     assert said in done.stderr
+    assert HEAVY & modules == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("memory", ("--reward", "openai-community/gpt3"), "--reward 'openai-community/gpt3' is no folder"),
+        ("memory", ("--preset", "chess"), "dialogue"),
+        ("memory", ("--minibatch-size", "17"), "--minibatch_size 17 exceeds rollout_batch_size 16"),
+        ("throughput", ("--cases", "[papers]"), "did you mean 'paper'?"),
+        ("throughput", ("--against", "trl-0.7.4"), "then give --published_python DIR/bin/python"),
+        ("sampling_speed", ("--repeats", "1"), "--repeats must be 2 or more, got 1"),
+        ("levers", ("--seconds", "-1"), "--seconds must be 0 or more, got -1.0"),
+        ("evidence_cost", ("--rows", "[0]"), "--rows must be 1 or more, got 0"),
+    ],
+)
+def test_wrong_values_are_refused_before_anything_heavy_is_imported(name, words, said):
+    refused, modules = imported(CALL, f"benchmarks.{name}", *words)
+    assert refused.returncode == 2
+    assert said in refused.stderr
+    assert HEAVY & modules == set()
+
+
+@pytest.mark.parametrize("name", ["evidence_cost", "levers", "sampling_speed", "throughput"])
+def test_a_folder_that_is_taken_is_refused_before_anything_heavy_is_imported(name, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    refused, modules = imported(CALL, f"benchmarks.{name}", "--out", str(tmp_path))
+    assert refused.returncode != 0
+    assert "is not empty; choose another --out" in refused.stderr
     assert HEAVY & modules == set()

@@ -97,7 +97,8 @@ def test_end_to_end_resume_and_refusals(tmp_path, request):
     report, printed = run_compare(chosen)
     out = tmp_path / "out"
     assert report.verdict in printed.replace("\n", " ") or "no method is called better" in printed
-    expected = {"run.json", "table.md", "table.csv", "results.json", "heatmap.html", "figures", "runs"}
+    expected = {"run.json", "report.html", "report.json", "table.md", "table.csv", "results.json", "heatmap.html"}
+    expected |= {"figures", "runs"}
     assert {path.name for path in out.iterdir()} == expected
     assert "true contribution" in (out / "heatmap.html").read_text(encoding="utf-8")
     records = sorted(out.glob("runs/*/seed-*/run.json"))
