@@ -169,7 +169,7 @@ class CausalPolicy:
         return self._decoded(ids, skip_special_tokens=False)
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
-        """Raise ValueError, listing every bad row of ``prompts``: empty, unknown ids, or no room for ``max_length`` more."""
+        """Raise ValueError, listing the rows, for ``prompts``: empty, unknown ids, no room for ``max_length`` more."""
         self._require_prompts(prompts, [max_length] * len(prompts))
 
     def validate_ids(self, prompts: Sequence[Sequence[int]]) -> None:

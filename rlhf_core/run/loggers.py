@@ -42,7 +42,7 @@ class LogsSamples(Protocol):
     """A logger that shows texts too."""
 
     def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Take the responses of one evaluation, as ``samples.jsonl`` holds them: each with its ``prompt``,
+        """Take the responses of the evaluation after ``step``, as ``samples.jsonl`` has them: each with its ``prompt``,
         ``response``, ``score``, ``length`` and ``finished``."""
         ...
 
