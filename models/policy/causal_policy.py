@@ -149,8 +149,7 @@ class CausalPolicy:
         )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of ``texts``, with the special tokens the tokenizer puts in front, unless a text has them
-        already."""
+        """Token ids of ``texts``, with the tokenizer's special tokens in front, unless a text has them already."""
         return encode(self._network.tokenizer, texts)
 
     def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
@@ -158,7 +157,7 @@ class CausalPolicy:
         return encode_chats(self._network.tokenizer, chats)
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of whole responses: each text by itself, with nothing before it and EOS after it."""
+        """Token ids of ``texts`` as whole responses: each by itself, with nothing before it and EOS after it."""
         return encode_responses(self._network.tokenizer, texts, self.eos_ids)
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -170,8 +169,7 @@ class CausalPolicy:
         return self._decoded(ids, skip_special_tokens=False)
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
-        """Raise ValueError, listing every bad row of ``prompts``: empty, ids outside the vocabulary, or no room for a
-        response of ``max_length`` tokens in the context (skipped for a model without a limit)."""
+        """Raise ValueError, listing the rows, for ``prompts``: empty, unknown ids, no room for ``max_length`` more."""
         self._require_prompts(prompts, [max_length] * len(prompts))
 
     def validate_ids(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -202,8 +200,7 @@ class CausalPolicy:
         *,
         temperature: float = 1.0,
     ) -> Sequences:
-        """Draw a response for each of ``prompts`` (token ids) within its ``limits``; ``uniforms[i, t]`` in [0, 1),
-        float64, decides token t of row i. See :func:`models.passes.sampling.sample_responses`.
+        """Draw a response per row of ``prompts`` within ``limits``; ``uniforms[i, t]`` in [0, 1) decides its token t.
 
         Raises:
             ValueError: prompts that ``validate`` refuses, or limits and uniforms that do not fit them.
@@ -226,8 +223,7 @@ class CausalPolicy:
     def evaluate(
         self, sequences: Sequences, needs: frozenset[EvidenceRequest], *, temperature: float = 1.0
     ) -> Evaluation:
-        """Teacher-forced pass over ``sequences``: log-probabilities, values, entropy (batch, response), and the
-        evidence in ``needs`` (without gradient).
+        """Teacher-forced pass over ``sequences``, and the evidence in ``needs`` (without gradient).
 
         Runs in train mode with gradient checkpointing (where wanted) while gradients are enabled and in eval mode
         otherwise; every dropout is zero, so both compute the same. A banned EOS in a response has log-probability
@@ -278,8 +274,7 @@ class CausalPolicy:
         return self._trainable
 
     def provides(self, request: EvidenceRequest) -> bool:
-        """Whether ``evaluate`` can answer ``request``: full KL, token entropy and sentence ends; log-probabilities
-        under its auxiliaries; attention of the policy and of its reference where the architecture lets it be read."""
+        """Whether ``evaluate`` can answer ``request``; :meth:`why_not` says why it cannot."""
         return not self.why_not(request)
 
     def save(self, folder: str) -> None:

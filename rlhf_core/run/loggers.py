@@ -42,14 +42,18 @@ class LogsSamples(Protocol):
     """A logger that shows texts too."""
 
     def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Take the responses of one evaluation, as ``samples.jsonl`` holds them: each with its ``prompt``,
+        """Take the responses of the evaluation after ``step``, as ``samples.jsonl`` has them: each with its ``prompt``,
         ``response``, ``score``, ``length`` and ``finished``."""
         ...
 
 
 class JSONLines:
-    """Appends one JSON object per record. As "new" it refuses a file that exists, so that nothing is ever mixed up or
-    overwritten."""
+    """Appends one JSON object per record to the file ``path``. With ``mode`` "new" it refuses a file that exists, so
+    that nothing is ever mixed up or overwritten; "append" continues one.
+
+    Raises:
+        FileExistsError: the file exists, and ``mode`` is "new".
+    """
 
     def __init__(self, path: Path, mode: Literal["new", "append"] = "new") -> None:
         if mode == "new" and path.exists():
@@ -118,7 +122,11 @@ def _until(path: Path, lines: Sequence[bytes], step: int) -> Iterator[bytes]:
 
 
 class TensorBoard:
-    """Writes scalars and samples for TensorBoard; needs ``pip install dense-rlhf[tensorboard]``."""
+    """Writes scalars and samples for TensorBoard into ``folder``; needs ``pip install dense-rlhf[tensorboard]``.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
 
     def __init__(self, folder: str) -> None:
         try:
@@ -154,6 +162,11 @@ class WeightsAndBiases:
     A run that is taken up again by another process is another one there, which begins where the first was cut, unless
     ``run_id`` names one to go on with. What has been sent cannot be taken back: steps that are taken again are not sent
     again.
+
+    ``project`` and ``name`` are those of the run there; ``run_id`` continues the run of that id.
+
+    Raises:
+        ImportError: the package is not installed.
     """
 
     def __init__(self, project: str, name: str | None = None, *, run_id: str | None = None) -> None:
