@@ -14,9 +14,9 @@ from rlhf_core.run.closed_stdout import make_lasting
 
 COMMANDS: Mapping[str, Mapping[str, str]] = {
     "start here": {
-        "train": "train one policy on your own prompts and reward",
-        "compare": "compare methods on your own prompts and reward, on paired seeds",
-        "value_loss_variance": "compare methods on the embedded task, or one of the paper's",
+        "train": "train one policy on your prompts and reward",
+        "compare": "compare methods on your prompts and reward",
+        "value_loss_variance": "compare methods on the embedded task or the paper's",
         "credit": "show a text's credit under any methods, without training",
         "report": "write a page for runs or comparisons, finished or not",
         "prepare": "make models and prompts of a task from data files",

@@ -88,10 +88,10 @@ class ComparisonSettings:
             if beside:
                 raise ValueError(f"--models {self.models} holds policy, reward and prompts: leave out {beside}")
         if self.paper_curves is not None and not Path(self.paper_curves).is_file():
-            raise ValueError(f"paper_curves: no file {self.paper_curves}")
+            raise ValueError(f"--paper_curves: no file {self.paper_curves}")
         if self.paper_curves is not None and self.task not in PAPER_TASKS:
             ran = ", ".join(PAPER_TASKS)
-            raise ValueError(f"paper_curves: the paper did not run the task {self.task!r}; it ran {ran}")
+            raise ValueError(f"--paper_curves: the paper did not run the task {self.task!r}; it ran {ran}")
         for text in (*arm_texts(self.redistributors), *arm_texts(self.controls)):
             read_arm(text, METHOD_NAMES)
 
