@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test test-slow test-oldest test-newest lint docs
 
 demo: $(INSTALLED)
-	$(VENV)/bin/python -m benchmarks.value_loss_variance --config benchmarks/presets/demo.yaml --out $(OUT)
+	$(VENV)/bin/python -m benchmarks value_loss_variance --config demo --out $(OUT)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n 2
