@@ -135,8 +135,10 @@ def refusals(prog: str) -> Iterator[None]:
 def called_as(prog: str) -> str:
     """How the user calls the command, as ``dense-rlhf prepare`` or ``python -m benchmarks.prepare``."""
     called = Path(sys.argv[0])
-    through_the_list = called.stem == CONSOLE_SCRIPT or called.parts[-2:] == ("benchmarks", "__main__.py")
-    return f"{program()} {prog.removeprefix('benchmarks.')}" if through_the_list else f"python -m {prog}"
+    if called.stem != CONSOLE_SCRIPT and called.parts[-2:] != ("benchmarks", "__main__.py"):
+        return f"python -m {prog}"
+    _, *further = prog.split()
+    return " ".join([program(), *sys.argv[1:2], *further])  # as it was typed: a module may have another name
 
 
 def program() -> str:

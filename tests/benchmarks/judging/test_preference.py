@@ -3,7 +3,8 @@
 import io
 import json
 import shutil
-from dataclasses import replace
+import sys
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from benchmarks.judging import sampled_responses as responses
 from benchmarks.judging.pairwise_comparison import compare, named_judge
 from benchmarks.judging.sampled_responses import checkpoints, read_prompts
 from benchmarks.judging.settings import EndpointSettings, PreferenceSettings, RewardSettings, Sampling
-from benchmarks.preference import main
+from benchmarks.preference import SHORT, main
 from models.policy.loading import load_policy
 from models.tiny import save_tiny
 from models.weights.lora_settings import LoraSettings
@@ -269,6 +270,22 @@ def test_settings_that_do_not_go_together(settings, changes, said):
 
     with pytest.raises(ValueError, match=said):
         judge()
+
+
+def test_flags_may_be_written_without_their_group(monkeypatch):
+    read = []
+    monkeypatch.setattr(PreferenceSettings, "require_one_judge", lambda settings: read.append(settings) or sys.exit())
+    common = ["--first", "a", "--second", "b", "--prompts", "c"]
+    short = ["--endpoint=http://x", "--model", "m", "--timeout-seconds", "7", "--api_key_env", "K"]
+    full = ["--endpoint.url", "http://x", "--endpoint.model", "m"]
+    for words in (short, full):
+        with pytest.raises(SystemExit):
+            main([*common, *words])
+    assert read[0].endpoint == replace(read[1].endpoint, timeout_seconds=7.0, api_key_env="K")
+    assert set(SHORT.values()) <= {
+        *(f"--endpoint.{field.name}" for field in fields(EndpointSettings)),
+        *(f"--reward.{field.name}" for field in fields(RewardSettings)),
+    }
 
 
 @pytest.mark.parametrize(
