@@ -245,7 +245,7 @@ def test_a_command_is_named_as_it_was_called(monkeypatch):
         ("/x/benchmarks/__main__.py", "python -m benchmarks env"),
         ("/x/benchmarks/env.py", "python -m benchmarks.env"),
     ):
-        monkeypatch.setattr(sys, "argv", [path])
+        monkeypatch.setattr(sys, "argv", [path, "env"])
         assert called_as("benchmarks.env") == said
 
 

@@ -274,10 +274,11 @@ def test_settings_that_do_not_go_together(settings, changes, said):
 
 def test_flags_may_be_written_without_their_group(monkeypatch):
     read = []
+    monkeypatch.setenv("K", "secret")
     monkeypatch.setattr(PreferenceSettings, "require_one_judge", lambda settings: read.append(settings) or sys.exit())
     common = ["--first", "a", "--second", "b", "--prompts", "c"]
-    short = ["--endpoint=http://x", "--model", "m", "--timeout-seconds", "7", "--api_key_env", "K"]
-    full = ["--endpoint.url", "http://x", "--endpoint.model", "m"]
+    short = ["--endpoint=https://x", "--model", "m", "--timeout-seconds", "7", "--api_key_env", "K"]
+    full = ["--endpoint.url", "https://x", "--endpoint.model", "m"]
     for words in (short, full):
         with pytest.raises(SystemExit):
             main([*common, *words])
