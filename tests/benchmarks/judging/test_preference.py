@@ -272,11 +272,12 @@ def test_settings_that_do_not_go_together(settings, changes, said):
         judge()
 
 
-def test_flags_may_be_written_without_their_group(monkeypatch):
+def test_flags_may_be_written_without_their_group(monkeypatch, tmp_path):
     read = []
     monkeypatch.setenv("K", "secret")
     monkeypatch.setattr(PreferenceSettings, "require_one_judge", lambda settings: read.append(settings) or sys.exit())
-    common = ["--first", "a", "--second", "b", "--prompts", "c"]
+    (tmp_path / "rows.json").touch()
+    common = ["--first", "a", "--second", "b", "--prompts", str(tmp_path / "rows.json")]
     short = ["--endpoint=https://x", "--model", "m", "--timeout-seconds", "7", "--api_key_env", "K"]
     full = ["--endpoint.url", "https://x", "--endpoint.model", "m"]
     for words in (short, full):
