@@ -23,9 +23,11 @@ def read_texts(path: str | Path, prompt: str | None = None) -> list[Row]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not UTF-8 text, a row lacks a prompt or a response, or it holds none at all.
+        ValueError: there is none, it is not UTF-8 text, a row lacks a prompt or a response, or it holds none at all.
     """
     file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"text must be a file (.jsonl, or plain text), and there is none at {path}")
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

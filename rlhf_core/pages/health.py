@@ -20,6 +20,8 @@ class HealthFigure:
     advice: str
 
 
+FAR = 5
+"""Times the target: a KL that deserves a look."""
 CSS = """
 .scroll { overflow-x: auto } table.plain { border-collapse: collapse; width: 100%; font-size: .875rem }
 .plain th, .plain td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
@@ -42,7 +44,8 @@ def health(run: RunRecord) -> list[HealthFigure]:
     """The figures of a run that were logged; none before its first step."""
     if not run.metrics:
         return []
-    return [*_counts(run), *_bounded(run), *_conservation(run), *_divergence(run), *_ended(run), *_critic(run)]
+    parts = (_counts, _bounded, _conservation, _divergence, _entropy, _ended, _critic)
+    return [row for part in parts for row in part(run)]
 
 
 def table(rows: list[HealthFigure]) -> str:
@@ -121,14 +124,31 @@ def _conservation(run: RunRecord) -> Iterator[HealthFigure]:
 def _divergence(run: RunRecord) -> Iterator[HealthFigure]:
     known = _known(run, "kl")
     if known:
-        negative = sum(value < -0.1 for value in known)
-        advice = "sampling and training distributions differ" if negative >= 3 else ""
+        target = run.config.get("kl", {}).get("target", 6.0)
+        advice = ""
+        if max(known) > FAR * target:
+            advice = "the policy is far from its reference: lower learning_rate, or raise kl.init_coef"
+        if sum(value < -0.1 for value in known) >= 3:
+            advice = "sampling and training distributions differ"
         yield HealthFigure(
             name="KL from the reference, nats per response",
             now=number(known[-1]),
-            worst=f"{number(min(known))} lowest",
-            due="0 or more",
+            worst=f"{number(min(known))} lowest, {number(max(known))} highest",
+            due=f"0 to a few times the target ({number(target)})",
             advice=advice,
+        )
+
+
+def _entropy(run: RunRecord) -> Iterator[HealthFigure]:
+    known = _known(run, "entropy")
+    if known:
+        advice = "the policy says one thing only: lower learning_rate, or raise kl.init_coef"
+        yield HealthFigure(
+            name="entropy, nats per token",
+            now=number(known[-1]),
+            worst=f"{number(min(known))} lowest",
+            due=f"at least a tenth of the first step's ({number(known[0])})",
+            advice=advice if known[-1] < known[0] / 10 else "",
         )
 
 

@@ -93,8 +93,11 @@ def summary(run: RunRecord) -> str:
     planned, written = run.report.get("last_step"), run.report.get("written", "")
     of = f" of {planned}" if planned else ""
     said = [f"Step {run.step}{of}{f', written {written}' if written else ''}."]
+    error = run.report.get("error")
+    if error:
+        said.append(f"It ended with an error: {error} skipped.jsonl, if there is one, has what was skipped before it.")
     ends = _ends(run, "score")
-    if ends:
+    if ends and not error:
         (first, begin), (last, end) = ends
         verb = "rose" if end > begin else "fell" if end < begin else "stayed"
         said.append(
@@ -103,8 +106,8 @@ def summary(run: RunRecord) -> str:
         )
     concerns = [row.name for row in health_table.health(run) if row.advice]
     if concerns:
-        said.append(f"Look at: {', '.join(concerns)}.")
-    elif run.metrics:
+        said.append(f"Look at: {'; '.join(concerns)}.")
+    elif run.metrics and not error:
         said.append("All health figures are as they should be.")
     return " ".join(said)
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from rlhf_core.batching import Budgets
 from rlhf_core.checks import usable
 from rlhf_core.config import PPOConfig
+from rlhf_core.files.plain_files import read_object
 from rlhf_core.files.plain_files import replace as write_whole
 from rlhf_core.masking import last_token
 from rlhf_core.pages.credit_maps import credit_maps
@@ -66,8 +67,13 @@ def update_page(folder: Path, trainer: OnPage, rollout: Rollout | None, last_ste
         with _told_where_it_fails(folder):  # a page without credit is better than none
             if rollout is not None:
                 found |= {"credit_step": trainer.steps_done, "credit": noted(credit(trainer, rollout, methods))}
-        write_whole(folder / REPORT, (json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        write_report(folder, found)
         write_page(folder)
+
+
+def write_report(folder: Path, found: Mapping[str, Any]) -> None:
+    """What the page says beside figures and samples, as JSON."""
+    write_whole(folder / REPORT, (json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 @contextmanager
@@ -75,6 +81,11 @@ def page_at_the_end(folder: Path) -> Iterator[None]:
     """Write the page once more after the block, however that ends: a run that went wrong is the one to look at."""
     try:
         yield
+    except Exception as error:
+        with _told_where_it_fails(folder):
+            noted_so_far = read_object(folder / REPORT)
+            write_report(folder, noted_so_far | {"error": f"{type(error).__name__}: {error}"})
+        raise
     finally:
         with _told_where_it_fails(folder):
             write_page(folder)

@@ -9,7 +9,7 @@ from run_folders import HOSTILE, run_folder
 
 from rlhf_core.pages.document import is_ours
 from rlhf_core.pages.health import health
-from rlhf_core.pages.run_page import page
+from rlhf_core.pages.run_page import page, summary
 from rlhf_core.pages.run_record import as_number, read_run
 
 
@@ -113,6 +113,8 @@ def test_damaged_credit_is_refused_by_name(folder):
         ({"refused_minibatches": 2.0}, "minibatches refused"),
         ({"skipped_rollout": 1.0}, "steps skipped"),
         ({"finished": 0.4}, "responses that end by themselves"),
+        ({"entropy": 1e-6}, "entropy"),
+        ({"kl": 31.0}, "KL from the reference"),
     ],
 )
 def test_a_figure_out_of_bounds_is_said_on_top_and_in_the_table(folder, figures, concern):
@@ -121,6 +123,14 @@ def test_a_figure_out_of_bounds_is_said_on_top_and_in_the_table(folder, figures,
     [row] = [row for row in health(run) if row.advice]
     assert row.name.startswith(concern)
     assert f"Look at: {row.name}." in page(run)
+
+
+def test_a_run_that_ended_with_an_error_says_so_first(folder):
+    changed(folder, "report.json", error="Diverged: 4 optimizer steps in a row had to be skipped")
+    said = summary(read_run(folder))
+    assert "It ended with an error: Diverged: 4 optimizer steps in a row had to be skipped" in said
+    assert "rose" not in said
+    assert "as they should be" not in said
 
 
 def test_a_method_that_does_not_conserve_is_not_blamed_for_it(folder):

@@ -149,7 +149,9 @@ def test_a_run_that_is_ended_by_an_error_has_its_last_steps_on_the_page(tmp_path
     learner = PPOTrainer(TablePolicy(), TokenReward(reward), Sparse(), CONFIG)
     with pytest.raises(RuntimeError, match="the judge is gone"):
         learner.fit(PROMPTS, 9, out=tmp_path / "run", eval_every=100)
-    assert "Step 4 of 9" in (tmp_path / "run" / "report.html").read_text()
+    content = (tmp_path / "run" / "report.html").read_text()
+    assert "Step 4 of 9" in content
+    assert "It ended with an error: RuntimeError: the judge is gone" in content
 
 
 def test_a_run_that_is_taken_up_goes_on_with_the_texts_of_before_its_first_step(tmp_path):
