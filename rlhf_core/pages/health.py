@@ -35,7 +35,7 @@ CSS = """
 .stacks th, .stacks td { border: 0; padding: 0 } .stacks tbody th, .stacks .wide { grid-column: 1 / -1 }
 .stacks td.n { white-space: normal } .stacks td[data-is]::before { content: attr(data-is) " "; color: var(--muted) }
 .lines tr { grid-template-columns: 1fr }
-.lines td { display: flex; justify-content: space-between; gap: 1rem } .lines td.n { white-space: nowrap }
+.lines td { display: flex; justify-content: space-between; gap: 1rem } .lines td.n { white-space: normal }
 }
 """
 
