@@ -1,5 +1,6 @@
 # make demo    set up .venv and run the main job on the embedded task
 # make test    set up .venv and run the tests
+# make docs    set up .venv and build the book of docs/ in build/docs; a warning is an error
 # make test-oldest, make test-newest   the core tests with the oldest and newest packages that setup.cfg admits (torch: the
 #              pinned one), each in an environment of its own
 # PIP_OPTIONS  is passed to pip, for another build of torch: make demo PIP_OPTIONS="--index-url ..."
@@ -9,16 +10,19 @@ PIP_OPTIONS ?=
 OUT ?= runs/demo
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest test-newest lint
+.PHONY: demo test test-slow test-oldest test-newest lint docs
 
 demo: $(INSTALLED)
-	$(VENV)/bin/python -m benchmarks.value_loss_variance --config benchmarks/presets/demo.yaml --out $(OUT)
+	$(VENV)/bin/python -m benchmarks value_loss_variance --config demo --out $(OUT)
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n 2
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n 2 -m "slow and not gpu"
+
+docs: $(INSTALLED)
+	$(VENV)/bin/sphinx-build -W --keep-going -q docs build/docs
 
 # What leans on other packages most. Old packages warn of what a newer torch deprecates, which is theirs to mend.
 CORE := tests/models tests/rlhf_core/test_golden.py tests/project/test_readme.py
@@ -49,5 +53,5 @@ lint: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@

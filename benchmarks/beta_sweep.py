@@ -1,84 +1,24 @@
 """How much of the score follows the credit: the paper's figure 7, beta from 0 (sparse) to 1."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
-from benchmarks.reporting import arm_columns, figures
-from benchmarks.reporting.curve_readings import LAST
-from benchmarks.reporting.paper_curves import paper_curves
-from benchmarks.reporting.tables import Table
-from benchmarks.runs.arms import parse_arms
-from benchmarks.runs.comparison import ComparisonResults, ComparisonSettings, Panel
-from benchmarks.runs.script import Script, published
-
-COLUMNS: arm_columns.Columns = {
-    **arm_columns.AVERAGE_SCORE,
-    "std over seeds": lambda results, arm: float(results.per_seed(arm, "score").std()),
-    **arm_columns.LAST_SCORE,
-    **arm_columns.LAST_KL_AND_LENGTH,
-}
+from benchmarks.experiments.settings import BetaSweep
+from benchmarks.runs.script import Script
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Which shares, of which method."""
+def experiment() -> Any:
+    """What runs and is drawn, imported once the settings are read."""
+    from benchmarks.experiments.beta_sweep import EXPERIMENT
 
-    method: str = "abc"
-    """Redistributor that takes a beta."""
-    betas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    """Shares of the score that follow the credit; 0 is sparse."""
-
-    def __post_init__(self) -> None:
-        if not self.betas or len(set(self.betas)) < len(self.betas) or not all(0 <= beta <= 1 for beta in self.betas):
-            raise ValueError(f"betas must be different shares between 0 and 1, got {self.betas}")
-
-
-def panels(_: ComparisonSettings, options: Options) -> Sequence[Panel]:
-    """One panel whose arms are the betas."""
-    return [Panel(arms=parse_arms([f"{options.method}(beta={beta:g})" for beta in options.betas]))]
-
-
-@figures.style()
-def draw(done: ComparisonResults, options: Options) -> Figure:
-    """Average score, KL and length over beta: single runs, means, and ± one standard deviation as in the paper."""
-    results = done.only
-    theirs = paper_curves(done.settings.paper_curves, "beta_sweep")
-    figure = figures.grid(3)
-    for axes, metric in zip(figure.axes, ("score", "kl", "length"), strict=True):
-        last = None if metric == "score" else LAST
-        values = np.stack([results.per_seed(name, metric, last) for name in results.arms])
-        colour = figures.COLOURS.get(options.method, "#000000")
-        axes.plot(options.betas, values, ".", color=colour, markersize=3, alpha=0.4)
-        axes.errorbar(options.betas, values.mean(1), values.std(1), color=colour, capsize=2, linewidth=1.2)
-        axes.set_title(figures.TITLES[metric] + (", average" if last is None else f", last {last}"), loc="left")
-        axes.set_xlabel("beta")
-        if metric == "score" and theirs:
-            betas = sorted(theirs, key=float)
-            means = [theirs[beta].mean() for beta in betas]
-            axes.plot([float(beta) for beta in betas], means, color="0.5", linewidth=0.7, label="the paper's means")
-            axes.legend(frameon=False)
-    said = f"dots: {len(results.seeds)} runs; line: mean ± standard deviation"
-    figure.suptitle(f"{results.task}, {options.method} ({said})", fontsize=7.5, x=0.01, ha="left")
-    return figure
-
-
-def table(done: ComparisonResults, options: Options) -> Table:
-    """A row for every beta."""
-    arms = zip(options.betas, arm_columns.rows(COLUMNS, done.only), strict=True)
-    rows = tuple((float(beta), *cells) for beta, (_, *cells) in arms)
-    return Table(title=f"{done.only.task}: {options.method} by beta", columns=("beta", *COLUMNS), rows=rows)
+    return EXPERIMENT
 
 
 SCRIPT = Script(
     name="beta_sweep",
     summary="Sweep beta, the share of the score that follows the credit (figure 7 of the paper). --redistributors and "
     "--controls are not used.",
-    write=published("betas", table, draw),
-    panels=panels,
-    options=Options,
+    experiment=experiment,
+    options=BetaSweep,
 )
 
 if __name__ == "__main__":

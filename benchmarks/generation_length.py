@@ -1,77 +1,23 @@
 """Longer responses, sparser reward: the paper's figure 4, with every run drawn and failures counted."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
-from matplotlib.figure import Figure
-
-from benchmarks.reporting import arm_columns, figures
-from benchmarks.reporting.curve_readings import LAST, threshold
-from benchmarks.reporting.paper_curves import paper_curves
-from benchmarks.reporting.tables import Table
-from benchmarks.runs.comparison import ComparisonResults, ComparisonSettings, Panel, length_changes
-from benchmarks.runs.script import Script, published
+from benchmarks.experiments.settings import GenerationLength
+from benchmarks.runs.script import Script
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Which lengths."""
+def experiment() -> Any:
+    """What runs and is drawn, imported once the settings are read."""
+    from benchmarks.experiments.generation_length import EXPERIMENT
 
-    lengths: tuple[tuple[int, int], ...] = ((20, 30), (40, 60), (90, 110), (140, 160))
-    """Ranges of response tokens: the lower end is the minimum; each row's maximum is drawn from the range."""
-    failed_below: float | None = None
-    """Mean score of the last 10 steps below which a run failed (paper: 6); null: midway from start to the best arm."""
-
-    def __post_init__(self) -> None:
-        for length in self.lengths:
-            length_changes(*length)
-
-
-def panels(_: ComparisonSettings, options: Options) -> Sequence[Panel]:
-    """A panel a range."""
-    return [Panel(name=f"{low}-{high}", changes=length_changes(low, high)) for low, high in options.lengths]
-
-
-@figures.style()
-def draw(done: ComparisonResults, _: Options) -> Figure:
-    """Above, means with their bands; below, every run of every arm."""
-    count = len(done.results)
-    figure = figures.grid(2 * count, columns=count)
-    panels = zip(figure.axes[:count], figure.axes[count:], done.results.items(), strict=True)
-    for axes, single, (name, results) in panels:
-        figures.behind(axes, results, paper_curves(done.settings.paper_curves, "length_sweep", name))
-        figures.panel(axes, results, "score")
-        axes.set_title(f"{name} tokens", loc="left")
-        figures.runs(single, results, "score")
-        single.set_title("every run", loc="left")
-    figures.legend(figure, figure.axes[0], f"{results.task}: score ({figures.band_meaning(results)})")
-    return figure
-
-
-def table(done: ComparisonResults, options: Options) -> Table:
-    """A row for every range and arm."""
-    rows, notes = [], []
-    for name, results in done.results.items():
-        limit = threshold(results, options.failed_below)
-        notes.append(limit.note(f"{name}: failed"))
-        columns = {
-            **arm_columns.AVERAGE_SCORE,
-            **arm_columns.LAST_SCORE,
-            f"std over seeds, last {LAST}": arm_columns.deviation_over_seeds(LAST),
-            **arm_columns.failures(limit),
-            **arm_columns.LAST_KL_AND_LENGTH,
-        }
-        rows += [(name, *row) for row in arm_columns.rows(columns, results)]
-    heads = ("tokens", "arm", *columns)
-    return Table(title="score by response length", columns=heads, rows=tuple(rows), notes=tuple(notes))
+    return EXPERIMENT
 
 
 SCRIPT = Script(
     name="generation_length",
     summary="Sweep the response length (figure 4 of the paper): means, single runs, failed runs.",
-    write=published("lengths", table, draw),
-    panels=panels,
-    options=Options,
+    experiment=experiment,
+    options=GenerationLength,
 )
 
 if __name__ == "__main__":

@@ -1,152 +1,25 @@
-"""The length canary: every response earns the same score, so no length is better; which methods move it all the same?
+"""The length canary: every response earns the same score, so no length is better; which methods move it?"""
 
-At a constant score the true gradient is zero. Credit that lands before the last token makes reward-to-go depend on
-how long the response became, and PPO follows it. Sparse at lam 1 with a critic that stays at 0 has no gradient at all;
-a critic that learns moves it too: at lam below 1 through the advantages, and at any lam through the weights that policy
-and value head share. Centring takes the constant away before it is redistributed. The KL penalty is on, as always: it
-pulls length back to the reference's and never away from it.
-"""
+from typing import Any
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
-
-from matplotlib.figure import Figure
-
-from benchmarks.reporting import arm_columns, figures
-from benchmarks.reporting.curve_readings import LAST
-from benchmarks.reporting.statistics import Array, Summary, nan_mean, summarise
-from benchmarks.reporting.tables import Table
-from benchmarks.runs.comparison import ComparisonResults, ComparisonSettings, Panel
-from benchmarks.runs.constant_score import ConstantTask
-from benchmarks.runs.script import Script, published
+from benchmarks.experiments.settings import LengthDrift
+from benchmarks.runs.script import Script
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Which constants, under which settings, at which lengths."""
+def experiment() -> Any:
+    """What runs and is drawn, imported once the settings are read."""
+    from benchmarks.experiments.length_drift import EXPERIMENT
 
-    values: tuple[float, ...] = (1.0, -1.0)
-    """The score of every response, before centring."""
-    lams: tuple[float, ...] = (1.0, 0.95)
-    """λ of GAE, with a critic that learns."""
-    extras: tuple[Literal["no_critic", "centred"], ...] = ("no_critic", "centred")
-    """Panels besides, at the first λ: a critic that stays at 0 (value_coef 0), and a critic that learns while the score
-    is centred by its running mean. A centred constant is 0 whatever it was, so that is run for the first value only."""
-    lengths: tuple[int, int] = (1, 48)
-    """Fewest tokens of a response and most: a wide range, or nothing can drift."""
-
-    def __post_init__(self) -> None:
-        low, high = self.lengths
-        if not 1 <= low < high:
-            raise ValueError(f"lengths must be (fewest, most) with 1 <= fewest < most, got {self.lengths}")
-        for name, given in (("values", self.values), ("lams", self.lams)):
-            if not given or len(set(given)) < len(given):
-                raise ValueError(f"{name} must be different numbers, at least one, got {given}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One panel: what every response scores, λ, and what else is changed."""
-
-    value: float
-    lam: float
-    kind: str = "plain"
-
-    @property
-    def name(self) -> str:
-        """Folder."""
-        return f"{self.value:+g}-lam{self.lam:g}{'' if self.kind == 'plain' else '-' + self.kind.replace('_', '-')}"
-
-
-WORDS = {"plain": "critic learns", "no_critic": "critic stays 0", "centred": "centred"}
-CHANGES: Mapping[str, Mapping[str, Any]] = {
-    "plain": {},
-    "no_critic": {"value_coef": 0.0},
-    "centred": {"score.centring": "running_mean"},
-}
-
-
-def settings_of(options: Options) -> list[Setting]:
-    """Every panel's setting, in the order they are shown."""
-    settings = [Setting(value=value, lam=lam) for lam in options.lams for value in options.values]
-    values = {"no_critic": options.values, "centred": options.values[:1]}
-    return settings + [
-        Setting(value=value, lam=options.lams[0], kind=kind) for kind in options.extras for value in values[kind]
-    ]
-
-
-def panels(_: ComparisonSettings, options: Options) -> Sequence[Panel]:
-    """A panel for every setting."""
-    low, high = options.lengths
-    return [
-        Panel(
-            name=setting.name,
-            changes={"lam": setting.lam, "min_length": low, "max_length": [high, high], **CHANGES[setting.kind]},
-            task=partial(ConstantTask, value=setting.value),
-        )
-        for setting in settings_of(options)
-    ]
-
-
-@figures.style()
-def draw(done: ComparisonResults, options: Options) -> Figure:
-    """Length over steps, a panel for every setting, all of one height."""
-    figure = figures.grid(len(done.results), columns=min(2, len(done.results)))
-    for axes, setting in zip(figure.axes, settings_of(options), strict=True):
-        results = done.results[setting.name]
-        figures.panel(axes, results, "length")
-        axes.set_title(f"score {setting.value:+g}, lam {setting.lam:g}, {WORDS[setting.kind]}", loc="left")
-    figures.one_scale(figure.axes)
-    title = f"{results.task}: response length (tokens) at a constant score ({figures.band_meaning(results)})"
-    figures.legend(figure, figure.axes[0], title)
-    return figure
-
-
-def change(curve: Array) -> Array:
-    """Mean of the last ``LAST`` steps minus the first step, which precedes any update, for each seed."""
-    return nan_mean(curve[:, 1:][:, -LAST:]) - curve[:, 0]
-
-
-def drifts(measured: Summary) -> str:
-    """Whether the interval leaves 0 out, and on which side."""
-    side = "longer" if measured.low > 0 else "shorter" if measured.high < 0 else "no"
-    return side if measured.kind == "95 % interval" else f"{side} (range)"
-
-
-COLUMNS: arm_columns.Columns = {
-    "length, step 1": lambda results, arm: summarise(results.curves[arm]["length"][:, 0]),
-    "change": lambda results, arm: summarise(change(results.curves[arm]["length"])),
-    "drifts": lambda results, arm: drifts(summarise(change(results.curves[arm]["length"]))),
-    **arm_columns.LAST_KL,
-}
-
-
-def table(done: ComparisonResults, options: Options) -> Table:
-    """A row for every setting and arm."""
-    rows = tuple(
-        (f"{setting.value:+g}", float(setting.lam), WORDS[setting.kind], *row)
-        for setting in settings_of(options)
-        for row in arm_columns.rows(COLUMNS, done.results[setting.name])
-    )
-    notes = (
-        f"Change: mean length of the last {LAST} steps minus that of step 1, before any update; 95 % t-interval over "
-        "seeds (range below 4). It drifts where that leaves 0 out, which one row in twenty does by chance.",
-        f"Responses of {options.lengths[0]} to {options.lengths[1]} tokens; a constant score has no gradient.",
-    )
-    columns = ("score", "lam", "panel", "arm", *COLUMNS)
-    return Table(title="length at a constant score", columns=columns, rows=rows, notes=notes)
+    return EXPERIMENT
 
 
 SCRIPT = Script(
     name="length_drift",
     summary="The length canary: PPO at a constant score, whose true gradient is zero; length per step of every method "
     "at lam 1 and 0.95, for a positive and a negative constant, without a critic, and centred.",
-    write=published("drift", table, draw),
-    panels=panels,
-    options=Options,
     defaults={"controls": "", "seeds": 4, "steps": 40, "eval_every": 40, "eval_prompts": 8},
+    experiment=experiment,
+    options=LengthDrift,
 )
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Learning curves on the paper's task "positive_generation" (figure 3)."""
 
-from benchmarks.runs.learning_curve_script import learning_curve_script
+from benchmarks.experiments.learning_curve_command import learning_curve_script
 
 SCRIPT = learning_curve_script(
     "positive_generation", "figure 3", task="positive_generation", redistributors="sparse,uniform,abc,abc-d,abc-d2"

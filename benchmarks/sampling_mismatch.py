@@ -1,94 +1,25 @@
-"""Is "sparse diverges when responses are long" sparsity, or the published stack's sampling mistakes?
+"""Is "sparse diverges when responses are long" sparsity, or the published stack's sampling mistakes?"""
 
-The same arms and seeds under our sampler and under each mistake of the published stack (benchmarks.runs.samplers), at
-short and at long responses: failed runs, runs with a negative KL, scores.
-"""
+from typing import Any
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from matplotlib.figure import Figure
-
-from benchmarks.reporting import arm_columns, figures
-from benchmarks.reporting.curve_readings import LAST, negative_kl, threshold
-from benchmarks.reporting.tables import Table
-from benchmarks.runs.comparison import ComparisonResults, ComparisonSettings, Panel, length_changes
-from benchmarks.runs.samplers import SAMPLERS
-from benchmarks.runs.script import Script, published
+from benchmarks.experiments.settings import SamplingMismatch
+from benchmarks.runs.script import Script
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Which mistakes, at which lengths."""
+def experiment() -> Any:
+    """What runs and is drawn, imported once the settings are read."""
+    from benchmarks.experiments.sampling_mismatch import EXPERIMENT
 
-    samplers: tuple[str, ...] = tuple(SAMPLERS)
-    """Samplers compared; "matched" is ours."""
-    lengths: tuple[tuple[int, int], ...] = ((8, 16), (90, 110))
-    """Ranges of response tokens, upper end excluded."""
-    failed_below: float | None = None
-    """Mean score of the last 10 steps below which a run failed (paper: 6); null: midway from start to the best arm of
-    our sampler at that length."""
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.samplers if name not in SAMPLERS]
-        if unknown or "matched" not in self.samplers:
-            raise ValueError(f"samplers must be of {', '.join(SAMPLERS)}, matched among them, got {self.samplers}")
-        for length in self.lengths:
-            length_changes(*length)
-
-
-def panels(_: ComparisonSettings, options: Options) -> Sequence[Panel]:
-    """A panel for every length and sampler."""
-    return [
-        Panel(name=f"{low}-{high}-{sampler}", changes=length_changes(low, high), sampler=sampler)
-        for low, high in options.lengths
-        for sampler in options.samplers
-    ]
-
-
-@figures.style()
-def draw(done: ComparisonResults, _: Options) -> Figure:
-    """Every run's score above and KL below, a column for every length and sampler."""
-    columns = len(done.results)
-    figure = figures.grid(2 * columns, columns=columns, width=2.3)
-    for metric, row in (("score", figure.axes[:columns]), ("kl", figure.axes[columns:])):
-        for axes, (name, results) in zip(row, done.results.items(), strict=True):
-            figures.runs(axes, results, metric)
-            axes.set_title(f"{name}: {metric}", loc="left")
-            if metric == "kl":
-                axes.axhline(0, color="0.6", linewidth=0.6)
-    figures.legend(figure, figure.axes[0], f"{results.task}: every run (seeds: {len(results.seeds)})")
-    return figure
-
-
-def table(done: ComparisonResults, options: Options) -> Table:
-    """A row for every length, sampler and arm."""
-    rows, notes = [], []
-    for tokens in (f"{low}-{high}" for low, high in options.lengths):
-        limit = threshold(done.results[f"{tokens}-matched"], options.failed_below)
-        notes.append(limit.note(f"{tokens} tokens: failed"))
-        columns = {
-            **arm_columns.AVERAGE_SCORE,
-            **arm_columns.LAST_SCORE,
-            **arm_columns.failures(limit),
-            "negative KL": arm_columns.runs_of_all(negative_kl),
-            **arm_columns.LAST_KL_AND_LENGTH,
-        }
-        for sampler in options.samplers:
-            rows += [(tokens, sampler, *row) for row in arm_columns.rows(columns, done.results[f"{tokens}-{sampler}"])]
-    notes.append(f"Negative KL: runs whose last {LAST} steps average below 0, which no KL between two policies is.")
-    heads = ("tokens", "sampler", "arm", *columns)
-    return Table(title="the published stack's sampling", columns=heads, rows=tuple(rows), notes=tuple(notes))
+    return EXPERIMENT
 
 
 SCRIPT = Script(
     name="sampling_mismatch",
     summary="The same arms under our sampler and under the published stack's mistakes: EOS banned while sampling but "
     "not in the log-probabilities, and dropout while sampling.",
-    write=published("mismatch", table, draw),
-    panels=panels,
-    options=Options,
     defaults={"controls": ""},
+    experiment=experiment,
+    options=SamplingMismatch,
 )
 
 if __name__ == "__main__":

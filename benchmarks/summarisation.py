@@ -1,6 +1,6 @@
 """Learning curves on the paper's task "summarisation" (table 1)."""
 
-from benchmarks.runs.learning_curve_script import learning_curve_script
+from benchmarks.experiments.learning_curve_command import learning_curve_script
 
 SCRIPT = learning_curve_script("summarisation", "table 1", task="summarisation")
 

@@ -3,113 +3,23 @@
 ``python -m benchmarks.table1 --comparisons '[runs/positive_generation,runs/summarisation,runs/dialogue]' --out DIR``
 """
 
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
-from rich.console import Console
+from benchmarks.base.command_line import parse, refusals
+from benchmarks.experiments.settings import TableOne
 
-from benchmarks.base.command_line import parse
-from benchmarks.base.run_folder import read_record
-from benchmarks.data.records import as_list
-from benchmarks.reporting import arm_columns, figures
-from benchmarks.reporting.paper_curves import paper_curves
-from benchmarks.reporting.publishing import publish
-from benchmarks.reporting.statistics import Results, summarise
-from benchmarks.reporting.tables import Table
-from benchmarks.runs.comparison import MADE_BY
-from benchmarks.runs.finished_runs import finished_curves
-
-STEPS = 101
-"""Steps that the paper's averages run over (recomputed from its curves)."""
+NAME = "benchmarks.table1"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableOne:
-    """Average reward of every comparison and arm with 95 % intervals, read from comparisons that have run."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; bad input ends the process with the reason."""
+    settings = parse(TableOne, NAME, argv)
+    with refusals(NAME):
+        settings.require_comparisons()
+        from benchmarks.experiments import table1
 
-    comparisons: str | list[str]
-    """Folders of comparisons (the --out of benchmarks.value_loss_variance and kin)."""
-    out: str = "runs/table1"
-    """Where table.md, table.csv, table1.png and table1.pdf go; files of that name there are replaced."""
-    steps: int | None = None
-    """Average over the first so many steps; null: all."""
-    paper_curves: str | None = None
-    """The paper's own curves (paper_curves.json.gz), for its numbers over 101 steps beside ours."""
-
-    def folders(self) -> list[Path]:
-        """The comparisons, as paths."""
-        return [Path(folder) for folder in as_list(self.comparisons)]
-
-
-def read(folder: Path) -> Results:
-    """The finished runs of a comparison.
-
-    Raises:
-        FileNotFoundError, ValueError: it is no comparison, or none of its runs has finished.
-    """
-    if not (folder / "run.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no comparison (no run.json)")
-    record = read_record(folder)
-    if record.get("made_by") != MADE_BY:
-        raise ValueError(f"{folder} was made by {record.get('made_by')}, not by a comparison")
-    return finished_curves(record["settings"]["task"], folder / "runs")
-
-
-def table(found: Sequence[Results], settings: TableOne) -> Table:
-    """A row for every comparison and arm, with length and KL beside the reward."""
-    rows = []
-    for results in found:
-        theirs = paper_curves(settings.paper_curves, results.task, "reward")
-        for arm in results.arms:
-            score = results.curves[arm]["score"]
-            ours = summarise(score[:, : settings.steps].mean(1))
-            costs = [column(results, arm) for column in arm_columns.LAST_KL_AND_LENGTH.values()]
-            rows.append((results.task, arm, len(score), ours, *costs, _papers(theirs[arm]) if arm in theirs else None))
-    columns = ("task", "arm", "seeds", "average score", *arm_columns.LAST_KL_AND_LENGTH, f"paper, {STEPS} steps")
-    note = (
-        f"Ours: mean over {'all' if settings.steps is None else f'the first {settings.steps}'} steps, 95 % t-interval "
-        "over seeds (range below 4). The paper's: recomputed from its curves, ± 2 standard errors (ddof 0), as its "
-        "authors did. Scores of different reward models are not comparable."
-    )
-    return Table(title="average reward", columns=columns, rows=tuple(rows), notes=(note,))
-
-
-def _papers(curve: np.ndarray) -> str:
-    values = curve[:, :STEPS].mean(1)
-    return f"{values.mean():.2f} ± {2 * values.std() / np.sqrt(len(values)):.2f}"
-
-
-@figures.style()
-def draw(found: Sequence[Results], settings: TableOne) -> Figure:
-    """A dot and its interval for every arm, a panel for every comparison."""
-    figure = figures.grid(len(found), columns=len(found))
-    for axes, results in zip(figure.axes, found, strict=True):
-        for place, (arm, (colour, _)) in enumerate(figures.line_styles(results.arms).items()):
-            score = summarise(results.curves[arm]["score"][:, : settings.steps].mean(1))
-            axes.plot([score.low, score.high], [place, place], color=colour)
-            axes.plot([score.mean], [place], "o", color=colour, markersize=4)
-        axes.set_yticks(range(len(results.arms)), labels=results.arms)
-        axes.invert_yaxis()
-        axes.set_title(f"{results.task}: average score", loc="left")
-    return figure
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Command line."""
-    settings = parse(TableOne, "benchmarks.table1", argv)
-    try:
-        found = [read(folder) for folder in settings.folders()]
-        made = table(found, settings)
-        out = Path(settings.out)
-        out.mkdir(parents=True, exist_ok=True)
-        publish(made, {"table1": draw(found, settings)}, out, Console())
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+        table1.run(settings)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -2,42 +2,25 @@
 
 ``python -m benchmarks.value_loss_variance --out DIR`` compares sparse, uniform and abc on the embedded task. A run that
 has finished is never repeated: call again to resume, or to add arms or seeds. DIR then holds run.json (settings,
-versions, git state), table.md, table.csv, results.json, heatmap.html, figures/ and runs/ARM/seed-N/.
+versions, git state), report.html, table.md, table.csv, results.json, heatmap.html, figures/ and runs/ARM/seed-N/.
 """
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from benchmarks.reporting import comparison_report, figures, heat_map, tables
-from benchmarks.runs.comparison import ComparisonResults
 from benchmarks.runs.script import Script
-from benchmarks.runs.single_run import examples
-
-EXAMPLES = 6
 
 
-def write(done: ComparisonResults, _: Any, out: Path, console: Console) -> None:
-    """Table, figures and heat map in ``out``; heat map, table and verdict on the console."""
-    settings, loaded = done.settings, done.task.load()
-    config = replace(done.config, seed=settings.seed_list()[0])
-    shown = examples(loaded, settings.arms(), config, loaded.held_out_prompts[:EXAMPLES])
-    report = comparison_report.build(done.only)
-    comparison_report.write(report, out)
-    figures.write(done.only, shown[0], out / "figures")
-    heat_map.write(f"Credit on {settings.task}", shown, out / "heatmap.html")
-    console.print(heat_map.terminal(shown[:2]))
-    tables.show(report.table, console)
-    console.print(f"written to {out}: table.md, results.json, figures/, heatmap.html", markup=False, highlight=False)
+def experiment() -> Any:
+    """What runs and is written, imported once the settings are read."""
+    from benchmarks.experiments.value_loss_variance import EXPERIMENT
+
+    return EXPERIMENT
 
 
 SCRIPT = Script(
     name="value_loss_variance",
     summary="Compare redistributors on paired seeds: table, figures, heat map and one honest sentence.",
-    write=write,
-    folder="",
+    experiment=experiment,
 )
 
 if __name__ == "__main__":

@@ -145,8 +145,12 @@ def save_tiny(
 ) -> str:
     """Write a loadable transformers folder with model and tokenizer, and return its path.
 
-    ``settings`` are those of :func:`tiny_gpt2` and :func:`tiny_llama` (``vocab_size``, ``seed``, ``std``,
-    ``dropout``, ...); the config's pad id follows ``padding`` unless given.
+    ``family``: "gpt2" or "llama". ``head``: "lm" for a policy, "classifier" for a reward model. ``padding`` and
+    ``words`` as in :func:`tiny_tokenizer`. ``settings`` are those of :func:`tiny_gpt2` and :func:`tiny_llama`
+    (``vocab_size``, ``seed``, ``std``, ``dropout``, ...); the config's pad id follows ``padding`` unless given.
+
+    Raises:
+        ValueError: more ``words`` than the vocabulary holds.
     """
     tokenizer = tiny_tokenizer(vocab_size=settings.get("vocab_size", 32), words=words, padding=padding)
     settings.setdefault("pad_id", tokenizer.pad_token_id)

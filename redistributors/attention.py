@@ -44,9 +44,13 @@ class Attention:
     and the gradients' positive part.
     ``sinks``: so many first tokens of a response get nothing. ``floor``: so many times the mean weight of the other
     tokens is subtracted from each of them, and what falls below 0 is 0. Where nothing is left, the last token gets all.
+    ``beta``: the share of the score that follows the weights; the rest stays on the last token.
 
     Costs: row and value norms ride on the scoring pass; rollout takes a forward pass under eager attention, gradient a
     forward and a backward pass, with the maps of all layers of a micro-batch in memory.
+
+    Raises:
+        ValueError: a setting of another kind, or out of its range.
     """
 
     reading: str = "row"
@@ -91,7 +95,8 @@ class Attention:
         return spread(rollout.scores, normalised(self.weights(rollout), mask), mask, beta=self.beta)
 
     def weights(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
-        """What credit is in proportion to: the mean over requests, without sinks and floor.
+        """What credit is in proportion to in this ``rollout``, (batch, response): the mean over requests, without sinks
+        and floor.
 
         Raises:
             ValueError: evidence that is missing, negative or not finite.

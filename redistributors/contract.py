@@ -27,9 +27,9 @@ MADE_UP = (
 
 @dataclass(frozen=True, kw_only=True)
 class ContractTest:
-    """One test of a method: whether it held (None: this rollout cannot tell), what was seen, and whether the method
-    declares it. All of the contract is declared by whoever calls himself a redistributor, but for "sum", "causal" and
-    "shaping"."""
+    """One test of a method: its ``name``, whether it ``held`` (None: this rollout cannot tell), what was ``seen``, and
+    whether the method ``declared`` it. Every redistributor declares all of the contract, but
+    for "sum", "causal" and "shaping"."""
 
     name: str
     held: bool | None
@@ -46,7 +46,7 @@ class ContractTest:
 
 @dataclass(frozen=True, kw_only=True)
 class ContractReport:
-    """What :func:`check` found of a method; written out, it is a table."""
+    """What :func:`check` found of a ``method`` (as it is written): its ``tests``, in order; printed, a table."""
 
     method: str
     tests: tuple[ContractTest, ...]
@@ -68,7 +68,8 @@ class ContractReport:
 
 
 def check(method: object, rollout: Rollout | None = None) -> ContractReport:
-    """Try a redistributor on a small rollout, print a table of what held, and return it; the method stays as it is.
+    """Try the redistributor ``method`` on a small rollout, print a table of what held, and return it; the method stays
+    as it is.
 
     ``members``: it has ``needs``, ``causal`` and ``conserving``, and is called with a rollout. ``answer``: a tensor
     (batch, response), in the scores' precision at least. ``finite``, ``padding`` (0 there), ``gradient`` (none).

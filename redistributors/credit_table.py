@@ -3,7 +3,7 @@
 Nothing is trained, and no model is asked anything.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,11 +16,18 @@ from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.checks import check_gamma, check_placement, require_token_scores
 from rlhf_core.config import PPOConfig
 from rlhf_core.metrics import credit_metrics, critic_metrics
+from rlhf_core.pages import heat_map
+from rlhf_core.pages.credit_maps import credit_maps
+from rlhf_core.pages.document import escaped
+from rlhf_core.pages.heat_map import CreditMap
+from rlhf_core.pages.token_texts import Decode
 from rlhf_core.rewards import penalised
 from rlhf_core.types import Redistributor, ReportsMetrics, Rollout
 
 Named = str | Redistributor | Callable[[], Redistributor]
 """A method: its name, itself, or what makes it, as the registry's entries do."""
+DRAWN = 4
+"""Responses that a notebook draws."""
 COLUMNS = {
     "credited tokens": "credit_concentration",
     "sum error": "conservation_error",
@@ -51,9 +58,15 @@ class Credit:
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class CreditTable(Mapping[str, Credit]):
-    """Every method's credit by its label; written out, a table with a row for each."""
+    """Every method's credit by its label, ``credits``, for the responses of ``rollout``.
+
+    Printed, it is a table with a row for each method. A notebook draws it, with heat maps of the first responses, whose
+    token ids ``decode`` turns into texts.
+    """
 
     credits: Mapping[str, Credit]
+    rollout: Rollout
+    decode: Decode
 
     def __getitem__(self, label: str) -> Credit:
         return self.credits[label]
@@ -65,9 +78,32 @@ class CreditTable(Mapping[str, Credit]):
         return len(self.credits)
 
     def __repr__(self) -> str:
-        rows = [["method", *COLUMNS], *([label, *_cells(credit)] for label, credit in self.credits.items())]
+        rows = self._lines()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+    def maps(self) -> list[CreditMap]:
+        """A heat map of each response, for ``rlhf_core.pages.heat_map.write``, say."""
+        return credit_maps(
+            self.rollout, {label: credit.token_scores for label, credit in self.credits.items()}, self.decode
+        )
+
+    def _repr_html_(self) -> str:
+        head, *rows = (f"<td>{'</td><td>'.join(map(escaped, line))}</td>" for line in self._lines())
+        table = "".join(f"<tr>{row}</tr>" for row in rows)
+        maps = self.maps()
+        more = f"<p>{DRAWN} of {len(maps)} responses; .maps() has all.</p>" if len(maps) > DRAWN else ""
+        drawn = "\n".join(map(heat_map.section, maps[:DRAWN]))
+        head = head.replace("td>", "th>")
+        return f"<style>{heat_map.CSS}</style><table><tr>{head}</tr>{table}</table>\n{drawn}\n{more}"
+
+    def _lines(self) -> list[list[str]]:
+        return [["method", *COLUMNS], *([label, *_cells(credit)] for label, credit in self.credits.items())]
+
+
+def ids_as_texts(rows: Sequence[Sequence[int]]) -> list[str]:
+    """Token ids as they are, for a rollout whose tokenizer nobody named."""
+    return ["".join(f"⟨{token}⟩" for token in row) for row in rows]
 
 
 def _cells(credit: Credit) -> list[str]:
@@ -80,13 +116,15 @@ def compare_on(
     *,
     config: PPOConfig | None = None,
     kl_coef: float | None = None,
+    decode: Decode = ids_as_texts,
 ) -> CreditTable:
     """Every method's credit for ``rollout``; each sees the evidence it asks for and no other.
 
     ``methods``: names of the registry, instances, or both, or any of them by labels of your own; else the label is the
     name, or what the instance is written as. A method that learns is compared as it is. ``config`` says what is made of
     token scores (``gamma``, ``lam``, ``advantages``), and is ``PPOConfig()`` where none is given. ``kl_coef`` is the
-    penalty in score units per nat, by default the config's at the first step.
+    penalty in score units per nat, by default the config's at the first step. ``decode`` makes texts of token ids where
+    the table is drawn: ``policy.decode``, or ``policy.decode_with_special``.
 
     ``trainer.collect(prompts, methods=[...])`` collects a rollout that holds the evidence of all.
 
@@ -100,7 +138,8 @@ def compare_on(
     made, config = _by_label(methods), config or PPOConfig()
     coef = config.kl.init_coef if kl_coef is None else kl_coef
     _require_evidence(made, rollout)
-    return CreditTable(credits={label: _credit(one, rollout, config, coef) for label, one in made.items()})
+    credits = {label: _credit(one, rollout, config, coef) for label, one in made.items()}
+    return CreditTable(credits=credits, rollout=rollout, decode=decode)
 
 
 def _credit(method: Redistributor, rollout: Rollout, config: PPOConfig, kl_coef: float) -> Credit:

@@ -24,7 +24,11 @@ class DecoderAttention:
     row sees the last token, so attention gives it nothing.
 
     ``shift``: attention on token k is credited to token k + shift. 0 is what the text says; the authors' public code
-    does 1, so that the first token gets nothing.
+    does 1, so that the first token gets nothing. ``layer``: a number, negative from the last. ``beta``: the share of
+    the score that follows attention; the rest stays on the last token.
+
+    Raises:
+        ValueError: a setting of another kind, or out of its range.
     """
 
     rows: Rows = "mean"

@@ -25,6 +25,10 @@ class EnsembleCredit:
     all ("uniform"), or "nowhere".
 
     ``members`` and ``aggregate`` must be those of the reward model, a ``RewardEnsemble``.
+
+    Raises:
+        ValueError: fewer than one member, no redistributor or aggregate, an unknown ``residual``, or an ``inner`` that
+            learns.
     """
 
     inner: Redistributor = field(default_factory=RewardAttention)

@@ -85,12 +85,12 @@ class PotentialProjection:
         return token_scores.to(rollout.scores.dtype).detach()
 
     def potential(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
-        """Φ of the state before every token, in raw score units, float64; 0 before the first."""
+        """Φ of the state before every token of ``rollout``, in raw score units, float64; 0 before the first."""
         later = _later_states(rollout)
         return torch.where(later, self._states(rollout) @ self._fit.weights().to(later.device), 0)
 
     def observe(self, rollout: Rollout) -> None:
-        """Take in what the inner method gave, for the steps to come."""
+        """Take in what the inner method gave in ``rollout``, for the steps to come."""
         later = _later_states(rollout)
         self._fit.observe(self._states(rollout)[later], self._target(rollout)[later])
 
@@ -99,7 +99,7 @@ class PotentialProjection:
         return self._fit.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from them; raises ValueError for those of other features."""
+        """Continue from ``state``, the sums of a regression; raises ValueError for those of other features."""
         self._fit.load_state(state)
 
     def metrics(self, rollout: Rollout) -> dict[str, float]:

@@ -30,6 +30,9 @@ class PrefixDifference:
     (sums to the score less the share).
 
     ``gamma`` must be the config's. A reward model that reads on before it scores (BERT) refuses.
+
+    Raises:
+        ValueError: ``gamma`` outside [0, 1], an unknown ``prompt_share``, or "last" with another gamma than 1.
     """
 
     gamma: float = 1.0

@@ -20,6 +20,12 @@ class RewardAttention:
     restricted to the response and renormalised to sum 1. The authors' public code takes the row of the last response
     token instead, which is another row where pooling reads an earlier token (pad = eos); here the two coincide,
     because pooling reads the last real token. Eq. 7's additive form (sum 2 x score) is only the paper's derivation.
+
+    ``beta``: the share of the score that follows attention; the rest stays on the last token (paper: 0.8). ``layer``:
+    an attention layer's number, negative from the last.
+
+    Raises:
+        ValueError: ``beta`` outside [0, 1], or a ``layer`` that is no whole number.
     """
 
     beta: float = 0.8

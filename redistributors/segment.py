@@ -36,7 +36,7 @@ class Boundaries(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class NGrams:
-    """Segments of ``n`` tokens; the last of a response may be shorter."""
+    """Segments of ``n`` tokens; the last of a response may be shorter. ValueError for ``n`` below 1."""
 
     n: int = 5
     needs: ClassVar[frozenset[EvidenceRequest]] = frozenset()
@@ -47,7 +47,7 @@ class NGrams:
             raise ValueError(f"NGrams: n is a number of tokens, at least 1, got {self.n!r}")
 
     def ends(self, rollout: Rollout) -> Bool[Tensor, "batch response"]:
-        """True on every ``n``-th token."""
+        """True on every ``n``-th token of the ``rollout``."""
         mask = rollout.sequences.response_mask
         return (torch.arange(1, mask.shape[1] + 1, device=mask.device) % self.n == 0).expand_as(mask)
 
@@ -57,6 +57,9 @@ class Sentences:
     """Sentences, as far as single tokens tell: a segment ends with a token that holds one of ``marks``.
 
     "3.14" and "e.g." are cut too, where a token of theirs holds a full stop.
+
+    Raises:
+        ValueError: no ``marks``.
     """
 
     marks: str = SentenceEnds.marks
@@ -84,6 +87,9 @@ class EntropyPeaks:
 
     A fixed threshold, neither a quantile of the response nor a comparison with the next token, so that the cut before a
     token is known before it is drawn.
+
+    Raises:
+        ValueError: a ``threshold`` that is no number of 0 or more.
     """
 
     threshold: float = 2.0
@@ -113,6 +119,10 @@ class Segment:
 
     Sums are undiscounted, so ``gamma`` is 1. ``inner`` must not learn: nothing would tell it what to observe.
     Costs what ``inner`` costs.
+
+    Raises:
+        ValueError: an ``inner`` that is no redistributor, is made for a discount, or learns; ``boundaries`` that are
+            none; an unknown ``place``.
     """
 
     inner: Redistributor = field(default_factory=RewardAttention)
@@ -156,7 +166,7 @@ class Segment:
         return token_scores.masked_fill(~rollout.sequences.response_mask, 0).detach()
 
     def metrics(self, rollout: Rollout) -> dict[str, float]:
-        """``segments``: mean number a response; and what the inner method reports."""
+        """``segments``: mean number per response; and what the inner method reports."""
         inner = self.inner.metrics(rollout) if isinstance(self.inner, ReportsMetrics) else {}
         return {**inner, "segments": float(self._ends(rollout).sum(1).float().mean())}
 

@@ -17,7 +17,7 @@ from rlhf_core.types import Rollout
 
 Split = Literal["equal", "owen"]
 LARGEST = 16
-"""Spans whose coalitions may be enumerated at most: 65536 passes a response."""
+"""Spans whose coalitions may be enumerated at most: 65536 passes per response."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,21 +69,24 @@ class ShapleyValues(Experiment):
 class Shapley:
     """token_score_t = φ of the token's span, divided within the span, times the score's scale; sums to the score.
 
-    φ_i = Σ_{S ∌ i} |S|! (n − |S| − 1)! / n! · (v(S ∪ {i}) − v(S)), with v(S) = r(x, the response with the spans in S
-    only) (Shapley 1953). The φ sum to r(x, y) − r(x, nothing); ``residual`` says where the rest of the score goes. SCAR
-    (Cao et al. 2025) is the same idea for RLHF.
+    φ_i = Σ_{S ∌ i} s! (n − s − 1)! / n! · (v(S ∪ {i}) − v(S)), s spans in S, with v(S) = r(x, the response with the
+    spans in S only) (Shapley 1953). The φ sum to r(x, y) − r(x, nothing); ``residual`` says where the rest of the score
+    goes. SCAR (Cao et al. 2025) is the same idea for RLHF.
 
-    ``players``: spans a response at most, contiguous and as equal as can be; a response of no more tokens has a span a
-    token. ``split``: each token gets an "equal" part of its span's φ, or its own value in the game in which the tokens
-    of a span come in one after the other, other spans as a whole ("owen": Owen 1977). ``absent``: spans left out are
-    taken out ("delete", which any callable can score too), or become the null token ("replace").
+    ``players``: spans per response at most, contiguous and as equal as can be; a response of no more tokens has a span
+    per token. ``split``: each token gets an "equal" part of its span's φ, or its own value in the game in which the
+    tokens of a span come in one after the other, other spans as a whole ("owen": Owen 1977). ``absent``: spans left out
+    are taken out ("delete", which any callable can score too), or become the null token ("replace").
 
     Up to ``exact_up_to`` spans all coalitions are enumerated; Owen's split only where every token is a span. Elsewhere
     φ is the mean over ``permutations`` orders (Castro, Gómez and Tejada 2009), drawn in pairs of an order and its
     reverse (Mitchell et al. 2022); every order adds up to r(x, y) − r(x, nothing), so the mean does too.
 
-    Cost in forward passes a response of T tokens, n = min(players, T): 2ⁿ, 64 as it stands; where orders are drawn,
+    Cost in forward passes per response of T tokens, n = min(players, T): 2ⁿ, 64 as it stands; where orders are drawn,
     permutations · (n − 1) + 2, with Owen's split permutations · (T − 1) + 2. None backward.
+
+    Raises:
+        ValueError: a setting of another kind, or out of its range; an odd number of ``permutations``.
     """
 
     players: int = 6
@@ -143,7 +146,7 @@ class Shapley:
 
 
 def spans_of(mask: Bool[Tensor, "batch response"], players: int) -> Int[Tensor, "batch response"]:
-    """The number of each token's span, from 0, of at most ``players`` contiguous spans a row; -1 on padding.
+    """The number of each token's span, from 0, of at most ``players`` contiguous spans per row; -1 on padding.
 
     Token t of T is in span ⌊t · n / T⌋, n = min(players, T): lengths differ by one at most, and no span is empty.
     """

@@ -17,6 +17,9 @@ class Uniform:
 
     ``beta`` is the share spread, the rest stays on the last token. The paper ran uniform at 1 and ABC at 0.8: set
     0.8 here for a like-for-like comparison.
+
+    Raises:
+        ValueError: ``beta`` outside [0, 1].
     """
 
     beta: float = 1.0

@@ -48,7 +48,7 @@ class RolloutBuffer:
         return sum(len(part.sequences) for part in self._experience)
 
     def add(self, experience: Experience) -> None:
-        """Append; advantages are scaled over everything added."""
+        """Append ``experience``; advantages are scaled over everything added."""
         self._experience.append(experience)
 
     def contents(self) -> Experience:
@@ -67,7 +67,8 @@ class RolloutBuffer:
         return Experience(sequences=sequences, **tensors)
 
     def minibatches(self, size: int, generator: np.random.Generator) -> Iterator[Minibatch]:
-        """Shuffle the rows and hand them out ``size`` at a time (the last may be smaller)."""
+        """Shuffle the rows with ``generator`` and hand them out ``size`` at a time (the last may be smaller). Raises
+        ValueError where nothing was added."""
         held = self.contents()
         whole = Minibatch(
             sequences=held.sequences,

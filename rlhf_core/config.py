@@ -142,7 +142,9 @@ class PPOConfig:
     entropy_coef: float = 0.0
     """Weight of the entropy bonus (nats per token); 0 is off."""
     kl: KLConfig = field(default_factory=KLConfig)
+    """The penalty against the reference, and how its coefficient adapts."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    """What is done to scores before they are redistributed."""
     epochs: int = 4
     """Passes over a rollout batch."""
     rollout_batch_size: int = 64

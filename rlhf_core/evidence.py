@@ -21,9 +21,10 @@ Source = Literal["policy", "reference", "reward"]
 class Layout:
     """Where the tokens of a batch stand in the rows the model is given.
 
-    ``response_positions[i, t]`` is the column of response token t (0 on padding); ``read_positions[i]`` the column
-    whose output is of interest: where a reward model pools its score, and, in a policy, the column that predicts the
-    last response token. The output that predicts response token t stands at ``response_positions[i, t] - 1``.
+    ``response_positions[i, t]`` is the column of response token t (0 on padding, where ``response_mask`` is False);
+    ``read_positions[i]`` the column whose output is of interest: where a reward model pools its score, and, in a
+    policy, the column that predicts the last response token. The output that predicts response token t stands at
+    ``response_positions[i, t] - 1``.
     """
 
     response_positions: Int[Tensor, "batch response"]
@@ -33,46 +34,50 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class EvidenceRequest:
-    """Base of every request; a model answers it with a float tensor of the shape it states, 0 on padding."""
+    """Base of every request; a model answers it with a float tensor of the shape it states, 0 on padding. ``source``
+    says which model is asked: "policy", "reference" or "reward"."""
 
     source: Source
 
     def shape(self, batch: int, response: int) -> tuple[int, ...]:
-        """Shape of the answer for so many responses of so many tokens, padding included; its first axis is the
+        """Shape of the answer for ``batch`` responses of ``response`` tokens, padding included; the first axis is the
         batch."""
         return (batch, response)
 
     def why_not(self, layers: int, heads: int) -> str:
-        """Why a model of so many attention layers of so many heads cannot answer, in words; empty where it can."""
+        """Why a model of ``layers`` attention layers with ``heads`` heads each cannot answer; empty where it can."""
         return ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionTap(EvidenceRequest):
-    """Evidence read off one layer's attention weights (negative ``layer`` counts from the last)."""
+    """Evidence read off one layer's attention weights of the ``source`` (negative ``layer`` counts from the last).
+
+    A tap of your own subclasses this, and says which ``rows`` it reads and how it reduces them; without that, ``rows``
+    and ``reduce`` raise TypeError.
+    """
 
     layer: int = -1
 
     def why_not(self, layers: int, heads: int) -> str:
-        """It lacks the layer."""
+        """Why a model with so many ``layers`` lacks this one; the number of ``heads`` does not matter."""
         return "" if -layers <= self.layer < layers else f"it has attention layers 0 to {layers - 1}, not {self.layer}"
 
     def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
-        """Query columns whose attention weights are wanted, -1 where a row of the batch wants fewer."""
+        """Query columns whose attention weights are wanted, given the ``layout``; -1 where a row wants fewer."""
         raise TypeError(f"{type(self).__name__} must say which attention rows it reads")
 
     def reduce(
         self, weights: Float[Tensor, "batch head row key"], rows: Int[Tensor, "batch row"], layout: Layout
     ) -> Float[Tensor, "batch response"]:
-        """Reduce weights after softmax (0 where ``rows`` is -1) to one number a response token.
-
-        Called on consecutive chunks of rows; the results are added up, so it must be additive over rows."""
+        """Reduce ``weights`` after softmax (0 where ``rows`` is -1) to one number per response token; ``layout`` says
+        where the tokens stand. Called on consecutive chunks of rows, whose results are added up."""
         raise TypeError(f"{type(self).__name__} must say how it reduces attention rows")
 
     def finish(
         self, total: Float[Tensor, "batch response"], seen_by: Int[Tensor, "batch response"]
     ) -> Float[Tensor, "batch response"]:
-        """Make the evidence of the sum over all rows; the sum itself, unless a tap says otherwise.
+        """The evidence, from the ``total`` over all rows: the total itself, unless a tap says otherwise.
 
         ``seen_by`` counts the rows asked for that may look at each response token: causality, padding and a sliding
         window of the layer decide, not the weights."""
@@ -82,16 +87,17 @@ class AttentionTap(EvidenceRequest):
 @dataclass(frozen=True, kw_only=True)
 class ColumnTap(AttentionTap):
     """A tap whose number for a response token depends on the weights placed on that token alone. Where a model allows
-    it, weights on other tokens are never computed."""
+    it, weights on other tokens are never computed. ``source`` and ``layer`` as in :class:`AttentionTap`."""
 
     def of_columns(self, weights: Float[Tensor, "batch head row column"]) -> Float[Tensor, "batch column"]:
-        """One number of each column by itself, additive over rows; the weights are as ``reduce`` gets them."""
+        """One number per column, additive over rows; ``weights`` are as ``reduce`` gets them. TypeError unless a tap
+        says how."""
         raise TypeError(f"{type(self).__name__} must say what it makes of the weights on one token")
 
     def reduce(
         self, weights: Float[Tensor, "batch head row key"], rows: Int[Tensor, "batch row"], layout: Layout
     ) -> Float[Tensor, "batch response"]:
-        """``of_columns`` on the response."""
+        """``of_columns`` of ``weights``, at the response tokens that ``layout`` names; ``rows`` are not used."""
         return on_response(self.of_columns(weights), layout)
 
 
@@ -106,7 +112,7 @@ class ValueTap(AttentionTap):
     multiplied by the factor of its key."""
 
     def factors(self, values: Float[Tensor, "batch value_head key channel"]) -> Float[Tensor, "batch value_head key"]:
-        """One number a key and head, made of its value vector (float32). Where there are fewer value heads than query
+        """One number per key and head, made of its value vector (float32). Where there are fewer value heads than query
         heads, consecutive query heads share one."""
         raise TypeError(f"{type(self).__name__} must say what it makes of value vectors")
 
@@ -116,7 +122,7 @@ class HiddenTap(EvidenceRequest):
     """Evidence read off the last hidden states of a causal reward model, at the states *before* each response token.
 
     No state knows the token it precedes or anything later, so neither does the evidence: it is causal, and a model
-    whose earlier states change with later tokens refuses it.
+    whose earlier states change with later tokens refuses it. ``source`` is always "reward".
     """
 
     source: Source = "reward"
@@ -127,27 +133,27 @@ class HiddenTap(EvidenceRequest):
         score: Callable[[Float[Tensor, "batch response hidden"]], Float[Tensor, "batch response"]],
     ) -> Float[Tensor, "batch response ..."]:
         """Reduce ``hidden[:, t]``, the state that has read the prompt and the tokens before t; ``score`` is the model's
-        own head, in raw score units. What stands on padding is thrown away."""
+        own head, in raw score units. What stands on padding is thrown away. TypeError unless a tap says how."""
         raise TypeError(f"{type(self).__name__} must say what it reads off hidden states")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixScores(HiddenTap):
     """r(x, y_<t), the raw score of the state before response token t: what the reward model would say of a response
-    that ends there. Column 0 is r(x, nothing); r(x, y) itself is ``rollout.raw_scores``."""
+    that ends there. Column 0 is r(x, nothing); r(x, y) itself is ``rollout.raw_scores``. ``source`` is "reward"."""
 
     def read(
         self,
         hidden: Float[Tensor, "batch response hidden"],
         score: Callable[[Float[Tensor, "batch response hidden"]], Float[Tensor, "batch response"]],
     ) -> Float[Tensor, "batch response"]:
-        """The head at every state."""
+        """``score``, the head, at every state of ``hidden``."""
         return score(hidden)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FullKL(EvidenceRequest):
-    """Exact KL(policy || reference) over the vocabulary at every response token, in nats."""
+    """Exact KL(policy || reference) over the vocabulary at every response token, in nats; ``source`` is "policy"."""
 
     source: Source = "policy"
 

@@ -22,11 +22,12 @@ KL_ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = {
 def kl_estimate(
     logprobs: Float[Tensor, "batch response"], ref_logprobs: Float[Tensor, "batch response"], kind: str
 ) -> Float[Tensor, "batch response"]:
-    """Estimate KL(policy || reference) in nats from the sampled token, with x = log π − log π_ref.
+    """Estimate KL(policy || reference) in nats from the sampled token, with x = ``logprobs`` − ``ref_logprobs``.
 
-    "k1": x, unbiased; "abs": |x|; "k2": x²/2, low variance; "k3": exp(−x) − 1 + x, unbiased and never negative.
-    Source: Schulman 2020, "Approximating KL divergence"; "abs" as in TRL 0.7.4. "full", the exact sum over the
-    vocabulary, cannot be had from two numbers: it is measured in the log-probability pass (``evidence.FullKL``).
+    ``kind``: "k1" is x, unbiased; "abs" is abs(x); "k2" is x²/2, low variance; "k3" is exp(−x) − 1 + x, unbiased and
+    never negative. Source: Schulman 2020, "Approximating KL divergence"; "abs" as in TRL 0.7.4. "full", the exact sum
+    over the vocabulary, cannot be had from two numbers: it is measured in the log-probability pass
+    (``evidence.FullKL``).
 
     Raises:
         ValueError: an unknown kind, "full" included.
@@ -40,30 +41,32 @@ def kl_estimate(
 
 @runtime_checkable
 class KLController(Protocol):
-    """Owner of the penalty's coefficient (score units per nat)."""
+    """Owner of ``coef``, the penalty's coefficient (score units per nat)."""
 
     coef: float
 
     def update(self, mean_response_kl: float, n_responses: int) -> None:
-        """Told once per step, after the update: k1 summed over a response (nats), batch mean; and how many."""
+        """Called once per step, after the update: ``mean_response_kl`` is k1 summed over a response, mean over the
+        ``n_responses`` of the batch (nats)."""
         ...
 
 
 @dataclass
 class FixedKL:
-    """A coefficient that never moves."""
+    """A coefficient ``coef`` (score units per nat) that never moves."""
 
     coef: float
 
     def update(self, mean_response_kl: float, n_responses: int) -> None:
-        """Nothing to do."""
+        """Nothing to do, whatever ``mean_response_kl`` and ``n_responses`` are."""
 
 
 @dataclass
 class AdaptiveKL:
     """Proportional controller of Ziegler et al. 2019, section 2.2, as in TRL 0.7.4.
 
-    ``target``: k1 in nats summed over a response, mean over the batch. ``horizon``: in responses.
+    ``init_coef``: the first coefficient, in score units per nat. ``target``: k1 summed over a response, mean over the
+    batch (nats). ``horizon``: in responses.
 
     Raises:
         ValueError: at construction, a coefficient that is negative, or a target or horizon that is not above 0.
@@ -79,7 +82,8 @@ class AdaptiveKL:
         self.coef = self.init_coef
 
     def update(self, mean_response_kl: float, n_responses: int) -> None:
-        """coef ← coef · (1 + clip(kl / target − 1, ±0.2) · n_responses / horizon); once per step, after the update.
+        """coef ← coef · (1 + clip(mean_response_kl / target − 1, ±0.2) · n_responses / horizon); once per step, after
+        the update.
 
         Raises:
             ValueError: a horizon so short that the coefficient might become negative, or a KL that is not finite.

@@ -25,15 +25,18 @@ def policy_loss(
 ) -> Loss:
     """Clipped surrogate: masked mean of max(−A · ratio, −A · clip(ratio, 1 ± clip_range)), ratio = exp(new − old).
 
+    ``new_logprobs`` are those of the policy now, ``logprobs`` those of the rollout (nats); ``advantages`` are A, in any
+    unit, whitened or not; ``mask`` is True on response tokens.
     Source: Schulman et al. 2017, "Proximal policy optimization algorithms", eq. 7, as a loss to minimise. The others
     that ``surrogate`` names, ``clip_range_high`` (None: the same as ``clip_range``), ``dual_clip`` and ``loss_mean``
-    stand in :mod:`~rlhf_core.surrogates`; ``longest`` is what "fixed" divides by (tokens).
+    are in :mod:`~rlhf_core.surrogates`; ``longest`` is what "fixed" divides by (tokens).
     Stats (means over tokens, detached): ``clip_fraction``, where the clipped term decides; ``approx_kl``,
-    ½(new − old)²; ``logprob_drop``, old − new (nats); ``ratio``; ``log_ratio``, |new − old| (nats); and the largest
-    ratio and |log ratio| of a token, ``ratio_max`` and ``log_ratio_max``.
+    ½(new − old)²; ``logprob_drop``, old − new (nats); ``ratio``; ``log_ratio``, abs(new − old) (nats); and the largest
+    ratio and abs(log ratio) of a token, ``ratio_max`` and ``log_ratio_max``.
 
     Raises:
         KeyError: an unknown ``surrogate`` or ``loss_mean``.
+        ValueError: the mask selects nothing.
     """
     log_ratio = torch.where(mask, new_logprobs - logprobs, 0)
     clip = Clip(low=clip_range, high=clip_range if clip_range_high is None else clip_range_high, dual=dual_clip)
@@ -62,9 +65,13 @@ def value_loss(
 ) -> Loss:
     """0.5 · masked mean of max((V − R)², (clip(V, V_old ± clip_range) − R)²), in squared score units.
 
-    Source: OpenAI baselines' PPO2, kept by lm-human-preferences and TRL 0.7.4.
-    Stats (detached): ``value_clip_fraction``, the share of tokens where the clipped term decides; ``response_loss``,
-    the same loss averaged within each response first, then over responses (the paper's quantity).
+    ``new_values`` are V, ``values`` V_old of the rollout, ``returns`` R, all in score units; ``mask`` is True on
+    response tokens. Source: OpenAI baselines' PPO2, kept by lm-human-preferences and TRL 0.7.4. Stats (detached):
+    ``value_clip_fraction``, the share of tokens where the clipped term decides; ``response_loss``, the same loss
+    averaged within each response first, then over responses (the paper's quantity).
+
+    Raises:
+        ValueError: the mask selects nothing.
     """
     clipped = values + (new_values - values).clamp(-clip_range, clip_range)
     plain_error = torch.where(mask, new_values - returns, 0).square()

@@ -44,7 +44,7 @@ def masked_whiten(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Flo
 
 
 def last_token(mask: Bool[Tensor, "batch response"]) -> Bool[Tensor, "batch response"]:
-    """True on the last selected token of each (right-padded) row."""
+    """True on the last token that ``mask`` selects in each (right-padded) row."""
     following = torch.nn.functional.pad(mask[:, 1:], (0, 1))
     return mask & ~following
 

@@ -1,5 +1,5 @@
-"""Every figure of a step that does not come out of the update itself; how to read them stands in the glossary of the
-repository's README.
+"""Every figure of a step that does not come from the update itself. docs/metrics.md in the repository says how to read
+them.
 
 A figure that is undefined for a batch (the spread of a single response, say) is left out rather than made up.
 """

@@ -28,9 +28,9 @@ Baseline = Literal["null", "zero"]
 class Variants:
     """Altered responses, as many of every row: ``keep[i, v, t]`` says whether token t of row i stands in variant v.
 
-    What does not stand is taken out ("delete"), or becomes the model's null token ("replace"). Prompts are never
-    touched; a response may lose all its tokens. Equal variants of a row are scored once, so that rows which need fewer
-    can repeat one.
+    ``absent``: what does not stand is taken out ("delete"), or becomes the model's null token ("replace"). Prompts are
+    never touched; a response may lose all its tokens. Equal variants of a row are scored once, so that rows which need
+    fewer can repeat one.
     """
 
     keep: Bool[Tensor, "batch variant response"]
@@ -103,12 +103,12 @@ class Probe(Protocol):
         ...
 
     def select(self, rows: Int[Tensor, " row"]) -> "Probe":
-        """The same model asked about some of the rows, without the columns that are padding in all of them; what it
+        """The same model asked about the given ``rows``, without the columns that are padding in all of them; what it
         spends counts here too."""
         ...
 
     def scores(self, variants: Variants) -> Float[Tensor, "batch variant"]:
-        """Scores of altered responses."""
+        """Scores of the altered responses ``variants``."""
         ...
 
     def prefix_scores(self) -> Float[Tensor, "batch response"]:
@@ -116,8 +116,8 @@ class Probe(Protocol):
         ...
 
     def embedding_gradients(self, alpha: float, baseline: Baseline) -> PathPoint:
-        """Score and gradient on the straight path from a baseline (the null token's embedding, or zeros, in the place
-        of every response token; the prompt as it is) to the response."""
+        """Score and gradient at the share ``alpha`` of the straight path from a ``baseline`` (the null token's
+        embedding, or zeros, in the place of every response token; the prompt as it is) to the response."""
         ...
 
     def attention(
@@ -130,18 +130,20 @@ class Probe(Protocol):
     def attention_gradients(
         self, reduce: Callable[[MapGradients], Float[Tensor, "batch response ..."]]
     ) -> Float[Tensor, "batch response ..."]:
-        """The same of the maps and of the score's gradient with respect to them."""
+        """What ``reduce`` makes of the maps and of the score's gradient with respect to them."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(EvidenceRequest):
-    """Evidence measured with a probe; ``uses`` names what the probe must be able to do."""
+    """Evidence measured with a probe of the ``source``; ``uses`` names what the probe must be able to do. An experiment
+    of your own subclasses this and defines ``measure``."""
 
     uses: ClassVar[frozenset[Ability]] = frozenset()
 
     def measure(self, probe: Probe) -> Float[Tensor, "batch ..."]:
-        """The evidence, of the shape that the request states."""
+        """The evidence, asked of ``probe``, of the shape that the request states; TypeError unless a subclass says
+        how."""
         raise TypeError(f"{type(self).__name__} must say what it measures")
 
 

@@ -113,7 +113,7 @@ def _all_read(prompts: Any) -> list[Written]:
     written, problems = [], []
     for place, given in enumerate(prompts):
         try:
-            written.append(_read(given))
+            written.append(read_prompt(given))
         except ValueError as problem:
             problems.append(f"prompt {place} {problem}")
     every = {name for one in written for name in one.columns}
@@ -147,7 +147,7 @@ def _require_list(prompts: Any) -> None:
         raise ValueError("no prompts were given")
 
 
-def _read(given: Any) -> Written:
+def read_prompt(given: Any) -> Written:
     """Raises ValueError, in words that go on from "prompt 3", for anything but a prompt or a row with one."""
     if not isinstance(given, Mapping):
         return _read_prompt(given)

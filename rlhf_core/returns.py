@@ -18,7 +18,9 @@ def generalized_advantages(
     gamma: float,
     lam: float | Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch response"]:
-    """Generalized advantage estimates, A_t = Σ_k (γλ)ᵏ δ_{t+k} with δ_t = r_t + γ V_{t+1} − V_t.
+    """Generalized advantage estimates, A_t = Σ_k (γλ)ᵏ δ_{t+k} with δ_t = r_t + γ V_{t+1} − V_t, in score units.
+
+    ``rewards`` are r_t, ``values`` V_t before token t, ``mask`` is True on response tokens; ``gamma`` is γ, ``lam`` λ.
 
     Source: Schulman et al. 2016, "High-dimensional continuous control using generalized advantage estimation",
     eq. 11 and 16. Recursion: A_t = δ_t + γ λ A_{t+1}. λ = 0 is the TD error, λ = 1 the reward-to-go minus
@@ -40,6 +42,8 @@ def lambda_returns(
 ) -> Float[Tensor, "batch response"]:
     """λ-returns, G_t = r_t + γ ((1 − λ) V_{t+1} + λ G_{t+1}): the value loss's targets; advantages are G − V.
 
+    ``rewards`` are r_t, ``values`` V_t before token t, ``mask`` is True on response tokens; ``gamma`` is γ, ``lam`` λ.
+
     Source: Sutton and Barto 2018, "Reinforcement learning", eq. 12.18 (recursive form, with state values).
     """
     rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
@@ -50,7 +54,8 @@ def lambda_returns(
 def discounted_returns(
     rewards: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"], *, gamma: float
 ) -> Float[Tensor, "batch response"]:
-    """Discounted reward-to-go, G_t = r_t + γ G_{t+1} (Sutton and Barto 2018, eq. 3.9)."""
+    """Discounted reward-to-go, G_t = r_t + γ G_{t+1} (Sutton and Barto 2018, eq. 3.9), of ``rewards`` where ``mask``;
+    ``gamma`` is γ."""
     return torch.where(mask, _discounted_sum(torch.where(mask, rewards, 0), gamma), 0)
 
 

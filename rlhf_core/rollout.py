@@ -1,7 +1,7 @@
 """Collecting a rollout: sample, evaluate, compare with the reference, score. No gradient, no update."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -96,7 +96,7 @@ def measure(
         MemoryError: a single row ran out of memory.
         FloatingPointError: a log-probability, value, KL, score or piece of evidence is not finite, or too large; names
             the row.
-        ValueError: a reward model that does not return one score a response.
+        ValueError: a reward model that does not return one score per response.
     """
     of_policy = frozenset(request for request in needs if request.source != "reward")
     asked = of_policy | ({FullKL()} if config.kl.kind == "full" else frozenset())
@@ -139,6 +139,36 @@ def measure(
         score_scale=scale,
         evidence=evidence,
     )
+
+
+@torch.no_grad()
+def with_evidence(
+    rollout: Rollout,
+    needs: frozenset[EvidenceRequest],
+    *,
+    policy: Policy,
+    reward: RewardModel,
+    config: PPOConfig,
+    budgets: Budgets,
+) -> Rollout:
+    """``rollout`` with the evidence ``needs`` and no other; everything else stays as it was measured.
+
+    Only the models that ``needs`` name are asked again, so that sparse credit costs nothing.
+
+    Raises:
+        MemoryError: a single row ran out of memory.
+        FloatingPointError: a piece of evidence is not finite, or too large; names the row.
+    """
+    of_policy = frozenset(request for request in needs if request.source != "reward")
+    evidence: dict[EvidenceRequest, Tensor] = {}
+    if of_policy:
+        evidence |= _evaluate(policy, rollout.sequences, of_policy, config.temperature, budgets.micro_batch).evidence
+    if needs - of_policy:
+        evidence |= reward.score(rollout.sequences, needs - of_policy).evidence
+    found = {request: evidence[request].to(rollout.kl.device) for request in needs}
+    for request, values in found.items():
+        require_usable(f"evidence {request!r}", values, policy, rollout.sequences)
+    return replace(rollout, evidence=found)
 
 
 def _limits(config: PPOConfig, rows: int, draw: Draw) -> Limits:

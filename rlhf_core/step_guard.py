@@ -8,9 +8,9 @@ from typing import Any
 from rlhf_core.config import PPOConfig
 
 SETTLED = 20
-"""Gradient norms to have seen before one can stand out."""
+"""Optimizer steps before ``spike_factor`` applies."""
 WINDOW = 100
-"""Steps over which the mean norm forgets."""
+"""Averaging window of the gradient norm, in steps."""
 
 
 class Diverged(FloatingPointError):
@@ -28,8 +28,8 @@ class StepGuard:
 
     A step is not admitted whose loss or gradient norm is not finite, nor, with ``spike_factor``, one whose gradient
     norm exceeds that many times the mean of those admitted before. Rollouts with numbers that are not finite, or
-    larger than ``checks.LARGEST_NUMBER``, are counted with them. ``skipped`` holds a record of each, for whoever writes
-    them down to take away.
+    larger than ``checks.LARGEST_NUMBER``, are counted with them. ``skipped`` holds a record of each, until
+    ``fit`` has written it down.
     """
 
     max_skipped: int

@@ -57,23 +57,25 @@ MakeOptimizer = Callable[[Iterable[torch.nn.Parameter], PPOConfig], torch.optim.
 class PPOTrainer:
     """PPO with pluggable credit assignment.
 
-    ``step`` is the whole algorithm; each stage is public, so that one can be called, replaced or studied alone:
-    ``collect``, ``redistribute``, ``estimate_returns``, ``update``, then ``conclude`` with the same rollout. Without
-    it KL controller, score moments and random streams would stand still, so the next ``collect`` asks for it.
+    ``step`` is the whole algorithm. Each stage is public, so that you can call, replace or study one alone:
+    ``collect``, ``redistribute``, ``estimate_returns``, ``update``. If you call the stages yourself, end each step with
+    ``conclude(rollout)``, which moves the KL coefficient, the score moments and the random streams on.
 
-    The reward is a reward model, or any callable on (prompts, responses), ``def reward(prompts, responses, answer)``:
-    it gets the caller's own prompts, responses as texts without special tokens, and by name the columns of the prompts'
-    rows that it asks for. ``TextReward(fn, policy.decode_with_special)`` gets responses with special tokens, and
-    ``TokenReward(fn)`` token ids.
-    A prompt is a text, to which the tokenizer adds what it puts around every text unless it is there already; token
-    ids, which are taken as they are; or a chat, a list of messages, which the tokenizer's chat template writes out.
-    Prompts are a list of one kind, or rows (a list of mappings, or a ``datasets.Dataset``) that hold one each as
-    ``prompt``, beside any further columns. They are given once each,
-    ``rollout_batch_size / responses_per_prompt`` for a step of the config's size; each gets ``responses_per_prompt``
+    Prompts are a list of texts, of token ids (taken as they are) or of chats (lists of messages, for the tokenizer's
+    template), or rows with one of these as ``prompt`` and further columns (mappings, or a ``datasets.Dataset``). A step
+    of the config's size takes ``rollout_batch_size / responses_per_prompt`` of them. Each gets ``responses_per_prompt``
     responses, in rows one after the other.
-    Several trainers may share a policy: each gives it the temperature of its own config with every call.
-    ``instruments`` are asked for further figures of every rollout, logged with the rest; ``optimizer`` makes another
-    optimizer than the config's (``models.paged_adamw_8bit``, say) from the trainable parameters and the config.
+
+    Args:
+        policy: what is trained, with its value head and its frozen reference. Trainers may share one.
+        reward: a reward model, or a function ``def reward(prompts, responses, answer)`` that returns a number per
+            response. It gets your own prompts, the responses as texts without special tokens, and by name the columns
+            that it asks for. ``TextReward`` and ``TokenReward`` change what it gets.
+        redistributor: the method of credit assignment, an instance.
+        config: all settings.
+        loggers: get the figures of every step of ``fit``; yours to close.
+        instruments: functions of a rollout that give further figures, logged with the rest.
+        optimizer: makes an optimizer from the trainable parameters and the config (``models.paged_adamw_8bit``, say).
 
     Raises:
         TypeError: ``redistributor`` or ``reward`` is something else, or a callable with another signature.
@@ -114,7 +116,8 @@ class PPOTrainer:
         self.run: dict[str, Any] | None = None
 
     def step(self, prompts: Prompts) -> dict[str, float]:
-        """One PPO step on the given prompts; its metrics (see the README in the repository). Writes nothing to disk.
+        """One PPO step on the given ``prompts``; its metrics (see docs/metrics.md in the repository). Writes nothing to
+        disk.
 
         Raises:
             HealthError: numbers that no honest run produces (first step, unless the config asks for warnings).
@@ -141,9 +144,9 @@ class PPOTrainer:
         return figures | {"seconds": seconds, "tokens_per_second": tokens / seconds}
 
     def collect(self, prompts: Prompts, methods: Iterable[Redistributor] = ()) -> Rollout:
-        """Sample the responses of each prompt and measure them, with the evidence of the trainer's own method and of
-        further ``methods``, each of which can then be called on the rollout. The draw is fixed by (seed, steps done),
-        so it can be repeated, whatever is measured. Checks, before the first update, that the policy is its reference.
+        """Sample responses to ``prompts`` and measure them, with the evidence that the trainer's own method and the
+        further ``methods`` need; each of them can then be called on the rollout. The draw is fixed by (seed, steps
+        done), whatever is measured. Before the first update, checks that the policy equals its reference.
 
         Raises:
             TypeError, ValueError: what is no method, or needs evidence that the models cannot give; names it and why,
@@ -164,7 +167,7 @@ class PPOTrainer:
         return rollout
 
     def redistribute(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
-        """The redistributor's token scores, checked against its contract.
+        """The redistributor's token scores for ``rollout``, in score units, checked against its contract.
 
         Raises:
             HealthError: a fault of the method: any before the first update, later one of shape, gradient or padding.
@@ -186,7 +189,8 @@ class PPOTrainer:
         return token_scores
 
     def estimate_returns(self, rollout: Rollout, token_scores: Float[Tensor, "batch response"]) -> Experience:
-        """Subtract the KL penalty; then advantages and returns as ``config.advantages`` says.
+        """Subtract the KL penalty of ``rollout`` from ``token_scores``; then advantages and returns (score units), as
+        ``config.advantages`` says.
 
         Raises:
             HealthError: dense credit that the estimator would lose (before the first update, unless the config asks for
@@ -203,7 +207,8 @@ class PPOTrainer:
         return experience
 
     def update(self, experience: Experience) -> dict[str, float]:
-        """Epochs of clipped PPO on the experience, then one step of the learning-rate schedule; then ``conclude``."""
+        """Epochs of clipped PPO on ``experience``, and one step of the learning-rate schedule; figures of the update.
+        Raises as :func:`ppo_update`."""
         buffer = RolloutBuffer(self.estimator.scaled)
         buffer.add(experience)
         learning_rate = self.optimizer.param_groups[0]["lr"]
@@ -223,8 +228,8 @@ class PPOTrainer:
         return self.estimator.defined(figures) | {"learning_rate": float(learning_rate)}
 
     def conclude(self, rollout: Rollout) -> dict[str, float]:
-        """What follows an update: a redistributor that learns, KL controller, running score moments, the step count;
-        figures where the redistributor could not learn.
+        """End a step: show ``rollout`` to a redistributor that learns, move the KL coefficient, store the running score
+        moments, count the step. Returns figures only where the redistributor could not learn.
 
         Raises:
             Diverged: one step too many in a row could not be learned from.
@@ -257,7 +262,8 @@ class PPOTrainer:
     def figures(
         self, rollout: Rollout, token_scores: Float[Tensor, "batch response"], experience: Experience
     ) -> dict[str, float]:
-        """The figures of a rollout before its update, the redistributor's own among them."""
+        """Figures of ``rollout``, its ``token_scores`` and its ``experience``, with those of the redistributor and the
+        instruments. Raises ValueError for a figure that is no number, or a name that is taken."""
         figures = {"kl_coef": self.kl_controller.coef}
         figures |= rollout_metrics(rollout) | credit_metrics(token_scores, rollout)
         figures |= self.estimator.defined(critic_metrics(experience))
@@ -268,8 +274,8 @@ class PPOTrainer:
         return figures
 
     def evaluate(self, prompts: Prompts) -> dict[str, float]:
-        """Score, k1 (nats summed over a response) and length on held-out prompts, sampled with uniforms that are the
-        same at every call, so that evaluations differ by the policy alone."""
+        """Score, k1 (nats per response) and length on held-out ``prompts``, sampled with the same uniforms at every
+        call, so that evaluations differ by the policy alone."""
         return evaluation_figures(self.evaluation_rollout(prompts))
 
     def fit(
@@ -283,20 +289,24 @@ class PPOTrainer:
         save_every: int = 0,
         keep: int | None = None,
         resume: bool = False,
+        methods: Mapping[str, Redistributor] | None = None,
     ) -> None:
         """Take ``steps`` steps over shuffled ``prompts``; write everything under the new folder ``out``.
 
-        ``metrics.jsonl``: one object per step. ``samples.jsonl``: the responses to the first held-out prompts (of
-        ``prompts`` where there are none) before the first step, every ``eval_every`` steps and at the end.
-        ``skipped.jsonl``: what was skipped because its numbers were not in order, if anything was.
-        ``checkpoint-N``: policy and trainer after N steps, at the end and every ``save_every`` steps (0: at the end
-        only); the newest ``keep`` of them are kept (None: all).
-        The trainer's own loggers are the caller's to close, so that ``fit`` can be called again.
+        ``metrics.jsonl``: one object per step. ``samples.jsonl``: the responses to the first ``eval_prompts`` (to the
+        first ``prompts`` where there are none) before the first step, every ``eval_every`` steps and at the end.
+        ``skipped.jsonl``: what was skipped because its numbers were not in order, if anything was. ``checkpoint-N``:
+        policy and trainer after N steps, at the end and every ``save_every`` steps (0: at the end only); the newest
+        ``keep`` of them are kept (None: all).
+        ``report.html``: a page on the run as it stands, written at each evaluation, with what it shows beside the
+        other files in ``report.json``. It shows the credit of the latest responses under the trainer's method and under
+        those of ``methods``, by label, that need no further evidence.
+        Close the loggers yourself: ``fit`` may be called again.
 
-        ``resume`` goes on with the run in ``out`` from its newest complete checkpoint, to ``steps`` steps in all, as if
-        it had never ended: to the bit on a CPU (a card needs ``torch.use_deterministic_algorithms(True)`` for that).
-        Make models, redistributor and trainer as at first. Where no run was begun in ``out``, one is. SIGTERM and
-        SIGINT end a run after the step in progress, with a checkpoint; a second one ends it at once.
+        ``resume`` continues the run in ``out`` from its newest complete checkpoint, to ``steps`` steps in all, as if it
+        had never ended: to the bit on a CPU (a card needs ``torch.use_deterministic_algorithms(True)`` for that). Make
+        models, redistributor and trainer as at first. If there is no run in ``out``, one begins. SIGTERM and SIGINT end
+        a run after the step in progress, with a checkpoint; a second one ends it at once.
 
         Raises:
             FileExistsError: ``out`` is a folder that is not empty, or a file.
@@ -317,11 +327,12 @@ class PPOTrainer:
             save_every=save_every,
             keep=keep,
             resume=resume,
+            methods=methods or {},
         )
         Fit(self, plan)()
 
     def skip(self, reason: str) -> dict[str, float]:
-        """Count the step at hand as taken, because its rollout cannot be used; figures for the log.
+        """Count this step as taken, because its rollout cannot be used for the ``reason`` given; figures for the log.
 
         Raises:
             Diverged: one too many in a row.

@@ -23,10 +23,10 @@ Row = Mapping[str, Any]
 class Sequences:
     """Prompts and the responses generated for them, as token ids.
 
-    Prompts are left-padded, responses right-padded; what stands on padding has no meaning.
-    ``response_mask`` is True on every generated token, EOS included, and is the only mask of the engine.
-    ``min_lengths`` and ``max_lengths`` are in tokens, EOS counted: EOS was banned on the first ``min_lengths``
-    tokens, and generation was cut after ``max_lengths``. ``finished`` is False where it was cut.
+    ``prompt_ids`` are left-padded and ``prompt_mask`` is True on their tokens; ``response_ids`` are right-padded. Ids
+    on padding have no meaning. ``response_mask`` is True on every generated token, EOS included, and is the only mask
+    of the engine. ``min_lengths`` and ``max_lengths`` are in tokens, EOS counted: EOS was banned on the first
+    ``min_lengths`` tokens, and generation was cut after ``max_lengths``. ``finished`` is False where it was cut.
     ``given`` holds, for each row, what its caller wrote and ids do not tell: ``prompt`` (a text or a chat; left out
     where ids were given) and the further columns. It is empty where nobody wrote any such thing.
 
@@ -78,7 +78,7 @@ class Sequences:
         return self.prompt_lengths + self.response_lengths
 
     def select(self, rows: Int[Tensor, " row"]) -> "Sequences":
-        """The given rows, without the columns that are padding in all of them.
+        """The given ``rows`` (numbers, in any order), without the columns that are padding in all of them.
 
         Raises:
             ValueError: no rows.
@@ -105,7 +105,7 @@ class Sequences:
 
     @staticmethod
     def concatenate(parts: "Sequence[Sequences]") -> "Sequences":
-        """Stack batches of different widths, padding each to the widest."""
+        """Stack the batches ``parts``, padding each to the widest."""
         prompt = max(part.prompt_ids.shape[1] for part in parts)
         response = max(part.response_ids.shape[1] for part in parts)
         padded: dict[str, list[Tensor]] = {name: [] for name in TENSORS}
@@ -162,8 +162,9 @@ def _rows(ids: Tensor, mask: Tensor) -> list[list[int]]:
 class Rollout:
     """Everything that was measured on a batch of responses before any update.
 
-    Log-probabilities, values and ``kl`` (the configured estimator; nats) are per token; ``raw_scores`` are the
-    reward model's, ``scores`` the same after centring, scaling and clipping, and ``score_scale`` the factor that
+    Of the responses in ``sequences``, per token: ``logprobs`` under the policy and ``ref_logprobs`` under the reference
+    (nats), ``values`` before each token (score units), ``kl`` by the configured estimator (nats). Per response:
+    ``raw_scores`` of the reward model, and ``scores``, the same after centring, scaling and clipping; ``score_scale``
     turns a difference of raw scores into one of ``scores``, so that attributions in raw units can be converted.
     ``evidence`` holds what the redistributor asked for and nothing else.
     """
@@ -181,7 +182,9 @@ class Rollout:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Experience:
-    """What the update learns from. ``advantages`` are not whitened: the buffer does that once, over all it holds."""
+    """What the update learns from: ``sequences``, and per token the rollout's ``logprobs`` (nats) and ``values``, its
+    ``advantages`` and its ``returns`` (score units). Advantages are not whitened: the buffer does that once, over all
+    it holds."""
 
     sequences: Sequences
     logprobs: Float[Tensor, "batch response"]
@@ -193,10 +196,10 @@ class Experience:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation:
-    """A policy's teacher-forced pass over responses: nats per token, 0 on padding, with gradient where enabled.
+    """A policy's teacher-forced pass over responses: 0 on padding, with gradient where enabled.
 
-    ``values`` are those of the state *before* each token; ``entropy`` is that of the distribution the token was
-    drawn from (tempered, EOS banned below the minimum length).
+    ``logprobs`` are in nats; ``values`` those of the state *before* each token; ``entropy`` that of the distribution
+    the token was drawn from (nats; tempered, EOS banned below the minimum length); ``evidence`` as asked for.
     """
 
     logprobs: Float[Tensor, "batch response"]
@@ -248,15 +251,15 @@ class Redistributor(Protocol):
 
 @runtime_checkable
 class ReportsMetrics(Protocol):
-    """A redistributor with figures of its own, logged on every step."""
+    """A redistributor with figures of its own: ``metrics`` gives finite numbers of a ``rollout`` by name, to log."""
 
     def metrics(self, rollout: Rollout) -> dict[str, float]: ...
 
 
 @runtime_checkable
 class Learns(Protocol):
-    """A redistributor that learns from rollouts; it sees one only after the update that used it. What ``state`` gives
-    is saved in every checkpoint and handed to ``load_state`` when a run goes on."""
+    """A redistributor that learns from rollouts. ``observe`` gets a ``rollout`` only after the update that used it.
+    What ``state`` gives is saved in every checkpoint; ``load_state`` gets that ``state`` back when a run is resumed."""
 
     def observe(self, rollout: Rollout) -> None: ...
     def state(self) -> Mapping[str, Tensor]: ...
@@ -265,7 +268,7 @@ class Learns(Protocol):
 
 @runtime_checkable
 class HasVocabulary(Protocol):
-    """A policy or reward model that can say which token each id stands for."""
+    """A policy or reward model that knows which token each id stands for; the two are compared."""
 
     @property
     def vocabulary(self) -> Mapping[str, int]: ...
@@ -284,7 +287,7 @@ class SaysWhyNot(Protocol):
     """A policy or reward model that says why it cannot give a piece of evidence."""
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """The reason, in words; empty where ``provides`` is true."""
+        """The reason why it cannot answer ``request``, in words; empty where ``provides`` is true."""
         ...
 
 
@@ -293,8 +296,8 @@ class ValidatesPrompts(Protocol):
     """A reward model that knows before anything is generated which prompts it could not score."""
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
-        """Raise ValueError, listing the rows, for a prompt that it could not read with ``max_length`` response tokens
-        after it."""
+        """Raise ValueError, listing the rows, for ``prompts`` (token ids) that it could not read with ``max_length``
+        response tokens after them."""
         ...
 
 
@@ -303,8 +306,8 @@ class ValidatesIds(Protocol):
     """A policy that knows which prompts its tokenizer would not have made."""
 
     def validate_ids(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Raise ValueError, listing the rows, for padding among ids that a caller made himself; warn where they lack
-        what the tokenizer puts before every text (BOS)."""
+        """Raise ValueError, listing the rows, for padding among ``prompts`` that a caller gave as ids; warn where they
+        lack what the tokenizer puts before every text (BOS)."""
         ...
 
 
@@ -313,8 +316,8 @@ class EncodesChats(Protocol):
     """A policy whose tokenizer may have a chat template."""
 
     def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """Token ids up to where the response begins; raise ValueError, listing the rows, for chats that the template
-        refuses, or where there is none."""
+        """Token ids of ``chats`` up to where the response begins; raise ValueError, listing the rows, for those that
+        the template refuses, or if there is no template."""
         ...
 
 
@@ -331,10 +334,12 @@ class ReadsRows(Protocol):
 class Policy(Protocol):
     """A language model with a value head and a frozen reference.
 
-    One distribution serves everything: logits divided by ``temperature``, EOS banned on a row's first
-    ``min_lengths`` tokens, and ids without a token not in it. ``sample``, ``evaluate`` and ``reference_logprobs`` all
-    use it. The temperature comes with every call, so that whoever shares a policy changes nothing for the others.
-    Optional: ``SaysWhyNot``, ``ValidatesIds``, ``HasVocabulary``, ``HasIdRange``, ``EncodesChats``.
+    One distribution serves everything: logits divided by ``temperature``, EOS banned on a row's first ``min_lengths``
+    tokens, and ids without a token not in it. ``sample``, ``evaluate`` and ``reference_logprobs`` all use it. The
+    temperature comes with every call, so that trainers may share a policy. ``encode`` gives the token ids of ``texts``,
+    ``decode`` the texts of ``ids`` without special tokens; ``provides`` says whether ``evaluate`` can answer an
+    evidence ``request``; ``reference_logprobs`` are those of ``sequences`` under the reference, in nats. Optional:
+    ``SaysWhyNot``, ``ValidatesIds``, ``HasVocabulary``, ``HasIdRange``, ``EncodesChats``.
     """
 
     @property
@@ -345,8 +350,8 @@ class Policy(Protocol):
     def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]: ...
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
-        """Raise ValueError, listing the rows, for a prompt that is empty, holds ids outside the vocabulary, or does
-        not leave room for ``max_length`` response tokens."""
+        """Raise ValueError, listing the rows, for ``prompts`` (token ids) that are empty, hold ids outside the
+        vocabulary, or do not leave room for ``max_length`` response tokens."""
         ...
 
     def sample(
@@ -357,11 +362,13 @@ class Policy(Protocol):
         *,
         temperature: float,
     ) -> Sequences:
-        """Draw a response per prompt by inverse CDF: token t of row i is decided by ``uniforms[i, t]`` (float64)."""
+        """Draw a response per row of ``prompts`` (token ids) within its ``limits``, by inverse CDF: ``uniforms[i, t]``
+        (float64) decides token t of row i. ``temperature`` divides the logits."""
         ...
 
     def evaluate(self, sequences: Sequences, needs: frozenset[EvidenceRequest], *, temperature: float) -> Evaluation:
-        """Teacher-forced pass; the same function at rollout time and in the update."""
+        """Teacher-forced pass over ``sequences`` with the evidence that ``needs`` names; the same function at rollout
+        time and in the update. ``temperature`` divides the logits."""
         ...
 
     def reference_logprobs(self, sequences: Sequences, *, temperature: float) -> Float[Tensor, "batch response"]: ...
@@ -375,7 +382,7 @@ class Policy(Protocol):
         ...
 
     def restore(self, folder: str) -> None:
-        """Read back what ``save`` wrote, to the bit, into the parameters that are there; the reference stays."""
+        """Read back what ``save`` wrote into ``folder``, to the bit; the reference stays as it is."""
         ...
 
 
@@ -383,8 +390,10 @@ class Policy(Protocol):
 class RewardModel(Protocol):
     """Scores whole responses (any unit, higher is better) and measures evidence in the same forward pass.
 
-    Optional: ``SaysWhyNot``, ``ValidatesPrompts``, ``ReadsRows``; ``HasVocabulary`` and ``HasIdRange``, which are
-    compared with the policy's.
+    ``score`` gives the scores of ``sequences`` and the evidence in ``needs``; ``provides``, whether it has a
+    ``request``.
+
+    Optional: ``SaysWhyNot``, ``ValidatesPrompts``, ``ReadsRows``, ``HasVocabulary``, ``HasIdRange``.
     """
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored: ...

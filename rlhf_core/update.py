@@ -79,7 +79,9 @@ def ppo_update(
     budgets: Budgets | None = None,
     kl_coef: float = 0.0,
 ) -> dict[str, float]:
-    """Run the epochs of one step; ``check_first(max, mean)`` is given the first minibatch's |log ratio|.
+    """Run the epochs of one step on what ``buffer`` holds: train ``policy`` with ``optimizer`` as ``config`` says;
+    figures of the update. ``step`` fixes the order of the minibatches; ``check_first(max, mean)`` is given abs(log
+    ratio) of the first minibatch (nats).
 
     ``kl_coef`` weights the KL penalty in the loss, of the config's kind (score units per nat).
 

@@ -134,12 +134,16 @@ def refusals(prog: str) -> Iterator[None]:
 
 def called_as(prog: str) -> str:
     """How the user calls the command, as ``dense-rlhf prepare`` or ``python -m benchmarks.prepare``."""
-    program, name = Path(sys.argv[0]), prog.removeprefix("benchmarks.")
-    if program.stem == CONSOLE_SCRIPT:
-        return f"{CONSOLE_SCRIPT} {name}"
-    if program.parts[-2:] == ("benchmarks", "__main__.py"):
-        return f"python -m benchmarks {name}"
-    return f"python -m {prog}"
+    called = Path(sys.argv[0])
+    if called.stem != CONSOLE_SCRIPT and called.parts[-2:] != ("benchmarks", "__main__.py"):
+        return f"python -m {prog}"
+    _, *further = prog.split()
+    return " ".join([program(), *sys.argv[1:2], *further])  # as it was typed: a module may have another name
+
+
+def program() -> str:
+    """How the user calls the list of commands."""
+    return CONSOLE_SCRIPT if Path(sys.argv[0]).stem == CONSOLE_SCRIPT else "python -m benchmarks"
 
 
 def _with_underscores(word: str) -> str:

@@ -10,6 +10,7 @@ from rlhf_core.names import nearest
 
 UNKNOWN_WORD = re.compile(r"unrecognized arguments: (\S+)")
 NO_VALUE = re.compile(r"argument --([\w.]+)(?:/\S+)?: expected (?:one|at least one) argument")
+BAD_CHOICE = re.compile(r"argument --([\w.]+): invalid \w+(?: value)?: '(.*?)'")
 MISSING = re.compile(r"the following arguments are required: (.+)")
 UNKNOWN_SETTING = re.compile(
     r"Group '(?P<group>[\w.]+)' does not accept option '(?P<option>[\w.]+)'"
@@ -75,6 +76,11 @@ def _no_value(message: str, line: Line) -> str:
     return f"--{found[1]}: the value is missing" + (f"; it must be {allowed(kind)}" if kind else "")
 
 
+def _bad_choice(message: str, line: Line) -> str:
+    found = BAD_CHOICE.search(message)
+    return _refused(found[1], found[2], line) if found and found[1] in line.kinds else ""
+
+
 def _missing(message: str, line: Line) -> str:
     found = MISSING.search(message)
     words = {flag.name for flag in line.flags if flag.positional}
@@ -98,9 +104,7 @@ def _wrong_value(message: str, line: Line) -> str:
     key, value = _joined(KEY.findall(message)), VALUE.search(message) or NO_SETTINGS.search(message)
     if not value or key not in line.kinds:
         return ""
-    kind, given = line.kinds[key], next(filter(None, value.groups()), "")
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
-    return f"--{key}: must be {allowed(kind)}, got {given!r}{nearest(given, map(str, choices))}"
+    return _refused(key, next(filter(None, value.groups()), ""), line)
 
 
 def _bad_file(message: str, line: Line) -> str:
@@ -110,10 +114,16 @@ def _bad_file(message: str, line: Line) -> str:
 
 
 READINGS: tuple[Callable[[str, Line], str], ...] = (
-    *(_unknown_word, _no_value, _missing, _unknown_setting, _wrong_value),
+    *(_unknown_word, _no_value, _bad_choice, _missing, _unknown_setting, _wrong_value),
     _bad_file,
 )
 """Ways to read a message, in order; each returns an empty text for a message of another kind."""
+
+
+def _refused(key: str, given: str, line: Line) -> str:
+    kind = line.kinds[key]
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    return f"--{key}: must be {allowed(kind)}, got {given!r}{nearest(given, map(str, choices))}"
 
 
 def _no_such(name: str, shown: str, line: Line) -> str:

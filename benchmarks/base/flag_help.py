@@ -5,14 +5,13 @@
 
 import json
 import re
-import shutil
-import textwrap
 from collections.abc import Mapping, Sequence
 
 from jsonargparse import ArgumentParser
 
 from benchmarks.base.flags import Flag, flags_of, groups_of, placeholder
 from benchmarks.base.presets import preset_names
+from benchmarks.base.text_columns import in_columns, wrapped
 
 Sections = Mapping[str, Sequence[str]]
 """Titles, and the settings under each."""
@@ -64,13 +63,13 @@ def first_sentence(text: str) -> str:
 
 
 def _head(parser: ArgumentParser) -> str:
-    words = " ".join(
-        flag.name.upper() + ("..." if placeholder(flag.kind) == "[...]" else "")
-        for flag in flags_of(parser)
-        if flag.positional
-    )
+    words = " ".join(_word(flag) for flag in flags_of(parser) if flag.positional)
     usage = " ".join(filter(None, ["usage:", parser.prog, words, "[--config NAME] [--SETTING VALUE ...]"]))
-    return f"{usage}\n\n{_wrapped(parser.description or '', '')}\n"
+    return f"{usage}\n\n{wrapped(parser.description or '')}\n"
+
+
+def _word(flag: Flag) -> str:
+    return flag.name.upper() if flag.required else f"[{flag.name.upper()}]"
 
 
 def _common() -> list[str]:
@@ -94,27 +93,14 @@ def _entry(flag: Flag, said: str) -> str:
 def _default(flag: Flag) -> str:
     if flag.required:
         return "(required)"
-    if flag.default is None or isinstance(flag.default, Mapping) or hasattr(flag.default, "__dict__"):
+    if flag.default in (None, "", []) or isinstance(flag.default, Mapping) or hasattr(flag.default, "__dict__"):
         return ""
     shown = flag.default if isinstance(flag.default, str) else json.dumps(flag.default, default=str)
-    return f"(default: {shown})" if shown else ""
+    return f"(default: {shown})"
 
 
 def _row(left: str, right: str) -> str:
-    """Two columns; what is too long for the first stands on a line of its own."""
-    indent = " " * COLUMN
-    beside = f"  {left}".ljust(COLUMN)
-    text = _wrapped(right, indent)
-    return (beside + text[COLUMN:] if len(beside) == COLUMN and beside.endswith(" ") else f"  {left}\n{text}") + "\n"
-
-
-def _wrapped(text: str, indent: str) -> str:
-    width = max(shutil.get_terminal_size().columns, COLUMN + 16)
-    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
-    return "\n\n".join(
-        textwrap.fill(part, min(width, 100), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-        for part in paragraphs
-    )
+    return in_columns(f"  {left}", right, column=COLUMN) + "\n"
 
 
 def _title(kind: type) -> str:

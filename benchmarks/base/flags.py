@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from argparse import Action, _StoreAction
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -53,7 +54,7 @@ def flags_of(parser: ArgumentParser) -> tuple[Flag, ...]:
 
 def _flags(parser: ArgumentParser) -> Iterator[Flag]:
     for action in parser._actions:
-        kind = getattr(action, "_typehint", None)
+        kind = getattr(action, "_typehint", None) or _plain_kind(action)
         if kind is None or action.dest.endswith(".help"):  # jsonargparse's own, beside every optional dataclass
             continue
         yield Flag(
@@ -68,6 +69,13 @@ def _flags(parser: ArgumentParser) -> Iterator[Flag]:
             inner = ArgumentParser()
             inner.add_class_arguments(part, action.dest)
             yield from _flags(inner)
+
+
+def _plain_kind(action: Action) -> Any:
+    """What an argument takes that was added without an annotation; None for one that is no setting."""
+    if type(action) is not _StoreAction:
+        return None
+    return Literal[tuple(action.choices)] if action.choices else action.type or str
 
 
 def groups_of(parser: ArgumentParser) -> Mapping[str, type]:

@@ -1,6 +1,7 @@
 """Presets: the YAML files of settings that are shipped in ``benchmarks/presets``, found by name from any folder."""
 
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 
 from rlhf_core.names import nearest
@@ -12,6 +13,12 @@ PRESETS = Path(str(files("benchmarks") / "presets"))
 def preset_names() -> tuple[str, ...]:
     """What ``--config`` takes besides a file, sorted."""
     return tuple(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+
+
+def about(name: str) -> str:
+    """What a preset says of itself: the comment that it begins with."""
+    lines = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
 def config_path(name: str) -> Path:

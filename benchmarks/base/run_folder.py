@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.base.command_line import CONSOLE_SCRIPT, called_as
 from benchmarks.base.json_files import jsonable, write_json
-from rlhf_core.distributed import require_one_process
+from benchmarks.base.out_folder import is_free, require_free
 from rlhf_core.files.differences import differences
 from rlhf_core.files.plain_files import read_object
 
@@ -30,11 +31,17 @@ def run_record(settings: object, datasets: Mapping[str, str], *, made_by: str) -
     return {
         "made_by": made_by,
         "settings": jsonable(settings),
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": command_words(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in RECORDED_VERSIONS}},
         "git": git_state(Path(__file__).parents[2]),
         "datasets": dict(datasets),
     }
+
+
+def command_words() -> str:
+    """The command of this process, to be typed again: that of ``python`` or of ``dense-rlhf``."""
+    through_the_script = Path(sys.argv[0]).stem == CONSOLE_SCRIPT
+    return shlex.join([CONSOLE_SCRIPT, *sys.argv[1:]] if through_the_script else ["python", *sys.orig_argv[1:]])
 
 
 def git_state(folder: Path) -> dict[str, Any]:
@@ -75,6 +82,8 @@ def claim_folder(folder: Path, record: Mapping[str, Any], *, overwrite: bool, ma
     Raises:
         FileExistsError: the folder holds anything else, or another run's settings (every difference is named).
     """
+    from rlhf_core.distributed import require_one_process
+
     require_one_process()
     require_claimable(folder, record, overwrite=overwrite, may_change=may_change)
     if (folder / RECORD).is_file():
@@ -103,11 +112,10 @@ def measurement_folder(settings: Any, prog: str) -> Path:
     folder that is taken ends the process with the reason."""
     folder, name = Path(settings.out), prog.removeprefix("benchmarks.")
     try:
-        if not is_free(folder) and not settings.overwrite:
-            raise FileExistsError(f"{folder} is not empty; choose another --out, or pass --overwrite true")
+        require_free(settings)
         claim_folder(folder, run_record(settings, {}, made_by=name), overwrite=settings.overwrite)
     except (FileExistsError, ValueError) as error:
-        sys.exit(f"python -m {prog}: error: {error}")
+        sys.exit(f"{called_as(prog)}: error: {error}")
     return folder
 
 
@@ -121,11 +129,6 @@ def temporary_sibling(folder: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def is_free(folder: Path) -> bool:
-    """Whether there is nothing at ``folder`` that could be lost."""
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def require_made_by(folder: Path, made_by: str) -> None:

@@ -1,24 +1,26 @@
 """Checks that settings share. Each error names the setting, what it may be, and what it is."""
 
 from collections.abc import Collection
-from typing import Any
 
 from rlhf_core.names import nearest
 
 
-def require_at_least(settings: Any, **smallest: int) -> None:
-    """Raise ValueError unless each setting named here, or every number in it, is so large or larger."""
-    for name, least in smallest.items():
+def require_at_least(settings: object, **least: float) -> None:
+    """Raise ValueError unless each setting named here, or every number in it, is so large or larger; NaN is not."""
+    for name, smallest in least.items():
         value = getattr(settings, name)
-        if min(value if isinstance(value, tuple) else (value,), default=least) < least:
-            raise ValueError(f"{name} must be {least} or more, got {value}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if not number >= smallest:
+                raise ValueError(f"{name} must be {smallest} or more, got {number}")
 
 
-def require_known(settings: Any, **known: Collection[str]) -> None:
-    """Raise ValueError unless each setting named here holds one or more of the known names, and no other."""
+def require_known(settings: object, **known: Collection[str]) -> None:
+    """Raise ValueError unless each setting named here holds one or more of its known names, and no other; says the
+    nearest one."""
     for name, names in known.items():
-        given = getattr(settings, name)
-        unknown = [one for one in given if one not in names]
-        if unknown or not given:
-            meant = nearest(unknown[0], names) if unknown else ""
-            raise ValueError(f"{name} must be of {'; '.join(names)}, got {given}{meant}")
+        given, listed = getattr(settings, name), ", ".join(map(repr, names))
+        if not given:
+            raise ValueError(f"{name} must hold at least one of {listed}")
+        for one in given:
+            if one not in names:
+                raise ValueError(f"{name} must be of {listed}, got {one!r}{nearest(one, names)}")

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from benchmarks.cost.memory_prediction import MemorySettings, ModelShape, packed
+from benchmarks.cost.memory_prediction import ModelShape, packed
+from benchmarks.cost.memory_settings import MemorySettings
 from models.passes.fused import make_lean, share_tied_gradient
 from models.passes.gradient_checkpointing import checkpointed_modules
 from models.policy.causal_policy import CausalPolicy

@@ -1,21 +1,20 @@
 """Engines in processes of their own, ours and the published stack's, so that neither measures the other's memory.
 
-A line of JSON in is a request, a line out is its answer.
+A line of JSON in is a request, a line out is its answer. Nothing heavy is imported here.
 """
 
-import dataclasses
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import IO, Any, cast
 
-from benchmarks.cost.timed_step import Case
-from models.tiny import EOS_ID
+from benchmarks.cost.cases import Case
 
 WORKER = Path(__file__).parents[1] / "published_stack" / "worker.py"
 INSTALL = WORKER.with_name("install.sh")
@@ -28,22 +27,43 @@ VARIANTS: Mapping[str, Mapping[str, bool]] = {
 Ask = Callable[..., dict[str, Any]]
 
 
-def require_published_python(against: str, python: str) -> None:
-    """Raises ValueError, with the way out, where a stack is asked for that has no interpreter."""
-    if against != "nothing" and not Path(python).is_file():
-        raise ValueError(
-            f"--against {against} needs its own environment: run {INSTALL} DIR, "
-            f"then give --published_python DIR/bin/python (got {python!r})"
-        )
+@dataclass(frozen=True, kw_only=True)
+class PublishedStack:
+    """The stack that the paper was published on, in an environment of its own.
+
+    Raises:
+        ValueError: at construction, where there is no such interpreter; says how to make the environment.
+    """
+
+    name: str
+    python: str
+    variants: tuple[str, ...] = ("as run",)
+
+    def __post_init__(self) -> None:
+        if not Path(self.python).is_file():
+            raise ValueError(
+                f"--against {self.name} needs its own environment: run {INSTALL} DIR, "
+                f"then give --published_python DIR/bin/python (got {self.python!r})"
+            )
+
+
+def require_device(device: str) -> None:
+    """Raise ValueError where ``device`` is not there, before an engine is started on it."""
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device {device} needs a CUDA device, and there is none: leave --device cpu")
 
 
 @contextmanager
 def process(command: Sequence[str], case: Mapping[str, Any]) -> Iterator[Ask]:
-    """A worker that builds ``case``, its last argument, and answers lines of JSON; what it prints besides is shown only
-    if it fails.
+    """Start a worker that builds ``case``, its last argument, and answers lines of JSON. What else it prints is shown
+    only if it fails.
 
     Raises:
-        RuntimeError: it ended instead of answering, with the last of what it said.
+        RuntimeError: it ended instead of answering; the message ends with the last it printed.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     with (
@@ -73,10 +93,12 @@ def process(command: Sequence[str], case: Mapping[str, Any]) -> Iterator[Ask]:
 
 def ours(case: Case) -> AbstractContextManager[Ask]:
     """Our engine on a case."""
-    return process([sys.executable, "-m", "benchmarks.cost.timed_step"], dataclasses.asdict(case))
+    return process([sys.executable, "-m", "benchmarks.cost.timed_step"], asdict(case))
 
 
-def published(case: Case, folders: Mapping[str, str], variant: str, *, python: str) -> AbstractContextManager[Ask]:
-    """The published stack on the weights in ``folders``, policy and reward model."""
-    sizes = {"rollout_batch_size": case.prompts, "minibatch_size": case.minibatch_size, "eos_id": EOS_ID}
-    return process([python, str(WORKER)], {**folders, **sizes, **VARIANTS[variant]})
+def published(
+    stack: PublishedStack, variant: str, case: Case, models: Mapping[str, object]
+) -> AbstractContextManager[Ask]:
+    """The published stack on a case, with the ``models`` that :func:`benchmarks.cost.timed_step.saved` saved."""
+    sizes = {"rollout_batch_size": case.prompts, "minibatch_size": case.minibatch_size}
+    return process([stack.python, str(WORKER)], {**models, **sizes, **VARIANTS[variant]})

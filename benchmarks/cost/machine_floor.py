@@ -14,12 +14,12 @@ ADAM_BYTES = 28
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What one thread, or a card, was measured to do."""
+    """Measured rates of one thread, or of a card."""
 
     flops: float
-    """Floating-point operations a second in a large matrix product."""
+    """Floating-point operations per second in a large matrix product."""
     bytes: float
-    """Bytes read a second."""
+    """Bytes read per second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def measured_rates(dtype: torch.dtype, device: torch.device) -> Rates:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts the products of everything inside, a CPU's fused attention too, which torch leaves out."""
+    """Counts the operations of everything inside, with those of a CPU's fused attention, which torch leaves out."""
     return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
 
 
@@ -63,7 +63,7 @@ CPU_ATTENTION: dict[Any, Any] = {
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """What ``work`` takes by :func:`clock`."""
+    """Seconds that ``work`` takes, by :func:`clock`."""
     start = clock(device)
     work()
     return clock(device) - start

@@ -16,7 +16,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from benchmarks.cost.architectures import lora_of, random_models, score_kind
-from benchmarks.cost.memory_prediction import MemorySettings, packed
+from benchmarks.cost.memory_prediction import packed
+from benchmarks.cost.memory_settings import MemorySettings
 from models.policy.causal_policy import CausalPolicy
 from models.policy.loading import load_policy
 from models.rewards.classifier_reward import ClassifierReward
@@ -43,11 +44,11 @@ class Meter(Protocol):
         ...
 
     def peak(self) -> int:
-        """Most that tensors took at a time since ``reset``."""
+        """The most that tensors took at one time since ``reset``."""
         ...
 
     def held(self) -> int:
-        """Most that the allocator took from the device so far."""
+        """The most that the allocator has taken from the device so far."""
         ...
 
 
@@ -131,7 +132,7 @@ def measure_step(
 
 @contextmanager
 def _phase(name: str, meter: Meter, peaks: dict[str, int]) -> Iterator[None]:
-    """Enter the peak of what happens inside under ``name``."""
+    """Record the peak of what happens inside under ``name``."""
     meter.reset()
     try:
         with warnings.catch_warnings():

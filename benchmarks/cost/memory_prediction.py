@@ -1,22 +1,20 @@
 """GPU memory of one PPO step, predicted from two model configurations and the run's settings; nothing is loaded.
 
 Weights are counted exactly; what lives for the length of a pass follows the formulas below. They hold for SDPA (GPT-J:
-eager) attention, which keeps queries, keys, values, output and one float32 log-sum-exp a head (float32 with grouped
+eager) attention, which keeps queries, keys, values, output and one float32 log-sum-exp per head (float32 with grouped
 queries may get a CUDA kernel that keeps more), for rows at their longest, and for a step after the first, when the
 optimizer's states exist. Not in the figures: fragments of torch's allocator.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks.cost.memory_settings import CONTEXT_BYTES, MemorySettings
 from models.attention.reader import CHUNK_CELLS as ATTENTION_CELLS
 from models.passes.distribution import CHUNK_CELLS as LOGITS_CELLS
 
-GIB = 2**30
-CONTEXT_BYTES = 768 * 2**20
-"""Assumed: CUDA context, loaded kernels and library workspaces (0.3 to 0.7 GiB are usual)."""
 COMPONENTS = (
     *("policy weights", "reference copy", "adapters, head", "gradients", "optimizer", "reward weights"),
     *("KV cache", "activations", "logits", "evidence", "CUDA context"),
@@ -24,84 +22,6 @@ COMPONENTS = (
 PHASES = ("load", "sample", "old log-probs", "reference", "reward", "update")
 Bytes = Mapping[str, float]
 Model = Literal["policy", "reference", "reward"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemorySettings:
-    """Predict, and on a GPU measure, the memory of a PPO step; defaults are the dialogue preset's.
-
-    MemorySettings that cannot be are a ValueError that lists them all.
-    """
-
-    policy: str = "VMware/open-llama-7b-open-instruct"
-    """Policy: a built-in shape by hub name, or a local folder with config.json."""
-    reward: str = "weqweasdas/hh_rlhf_rm_open_llama_3b"
-    """Reward model, named likewise."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Weights and activations of both; adapters and value head are float32 always."""
-    four_bit: Literal["none", "policy", "reward", "both"] = "both"
-    """Whose linear layers are held in NF4 with double quantisation (the paper's: policy)."""
-    training: Literal["full", "lora"] = "lora"
-    """All weights against a frozen copy, or a LoRA adapter against the model without it."""
-    lora_rank: int = 32
-    """Rank of the adapter (PEFT's default target modules); not used by full fine-tuning."""
-    gradient_checkpointing: bool = True
-    """Recompute each layer's activations in the backward pass."""
-    optimizer: Literal["adam", "paged_adamw_8bit"] = "adam"
-    """Float32 states, or 8-bit ones that can be paged out to the host."""
-    rollout_batch_size: int = 16
-    """Responses of a step."""
-    minibatch_size: int = 1
-    """Responses per optimizer step; an update's micro-batch holds no more of them (paper: 1)."""
-    micro_batch_tokens: int = 4096
-    """Prompt and response tokens of one pass of the policy or its reference."""
-    reward_micro_batch_tokens: int = 4096
-    """The same of the reward model."""
-    sampling_tokens: int = 16_384
-    """The same of all rows that are sampled side by side."""
-    prompt_tokens: int = 256
-    """Longest prompt."""
-    response_tokens: int = 256
-    """Longest response."""
-    evidence: Literal["none", "reward", "decoder"] = "reward"
-    """Attention read for credit: nothing, the reward model's row (abc), or the policy's rows (abc-d)."""
-    card_gib: float = 48.0
-    """Memory of the card, in GiB."""
-    measure: Literal["auto", "never", "required"] = "auto"
-    """Measure beside the prediction where there is a CUDA device; "required" fails without one."""
-
-    def __post_init__(self) -> None:
-        if problems := list(_problems(self)):
-            raise ValueError("; ".join(problems))
-
-    @property
-    def width(self) -> int:
-        """Bytes of a number in ``dtype``."""
-        return 4 if self.dtype == "float32" else 2
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and response of a row."""
-        return self.prompt_tokens + self.response_tokens
-
-    def rows(self, budget: int, most: int) -> int:
-        """Rows of a micro-batch under a budget of tokens, as ``rlhf_core.batching`` cuts it."""
-        return max(1, min(most, budget // self.tokens))
-
-
-def _problems(settings: MemorySettings) -> Iterator[str]:
-    """Every setting that cannot be, in words."""
-    for field in fields(settings):
-        if field.type is int and getattr(settings, field.name) < 1:
-            yield f"{field.name} must be 1 or more, got {getattr(settings, field.name)}"
-    if not CONTEXT_BYTES / GIB < settings.card_gib < math.inf:
-        yield f"card_gib must be finite and above {CONTEXT_BYTES / GIB:g} (the CUDA context), got {settings.card_gib}"
-    if settings.minibatch_size > settings.rollout_batch_size:
-        yield f"minibatch_size {settings.minibatch_size} exceeds rollout_batch_size {settings.rollout_batch_size}"
-    if settings.training == "full" and settings.four_bit in ("policy", "both"):
-        yield f"four_bit {settings.four_bit!r} weights cannot be trained: choose training 'lora'"
-    if settings.training == "full" and settings.dtype != "float32":
-        yield f"training 'full' needs dtype 'float32', got {settings.dtype!r}: use it, or training 'lora'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +63,8 @@ def weight_bytes(settings: MemorySettings, shape: ModelShape, model: Model) -> i
 def four_bit_bytes(numbers: int) -> int:
     """One NF4 layer with double quantisation, as bitsandbytes 0.50 stores it (Dettmers et al. 2023, section 3).
 
-    Half a byte a number; an 8-bit scale a block of 64; a float32 scale a nested block of 256 scales; per layer two code
-    books (16 and 256 float32) and an offset.
+    Half a byte per number; an 8-bit scale per block of 64; a float32 scale per nested block of 256 scales; per layer
+    two code books (16 and 256 float32) and an offset.
     """
     blocks = math.ceil(numbers / 64)
     return math.ceil(numbers / 2) + blocks + 4 * math.ceil(blocks / 256) + 4 * (16 + 256 + 1)
@@ -160,8 +80,8 @@ def trained_sizes(settings: MemorySettings, policy: ModelShape) -> tuple[int, ..
 def optimizer_bytes(settings: MemorySettings, policy: ModelShape) -> tuple[int, int]:
     """States that must be on the card, and those that may be paged out to the host, which torch does not count.
 
-    Adam: two float32 a number. Paged 8-bit: the same for tensors below 4,096 numbers; for others two bytes, paged from
-    100,000 numbers on, and two float32 scales a block of 256.
+    Adam: two float32 per number. Paged 8-bit: the same for tensors below 4,096 numbers; for others two bytes, paged
+    from 100,000 numbers on, and two float32 scales per block of 256.
     """
     sizes = trained_sizes(settings, policy)
     if settings.optimizer == "adam":
@@ -177,9 +97,10 @@ def cache_bytes(shape: ModelShape, width: int, tokens: int) -> int:
 
 
 def kept_by_layer(settings: MemorySettings, shape: ModelShape) -> float:
-    """Bytes a token that one layer keeps for its backward pass, without checkpointing.
+    """Bytes per token that one layer keeps for its backward pass, without checkpointing.
 
-    With b bytes a number, h hidden, a = heads x head size, k the same of the keys, i the MLP's width, S tokens a row:
+    With b bytes per number, h hidden, a = heads x head size, k the same of the keys, i the MLP's width, S tokens
+    per row:
 
     - Llama, Qwen2: norms 2 (4 h + 4), in float32; attention b (2 a + 2 k) + 4 heads; gated MLP 3 b i;
     - GPT-2: norms 2 (b h + 8); attention 4 b h + 4 heads; MLP b i, for its GELU is one operation here;
@@ -214,7 +135,7 @@ def kept_by_pass(settings: MemorySettings, shape: ModelShape, tokens: int) -> fl
 def backward_bytes(settings: MemorySettings, shape: ModelShape, tokens: int) -> float:
     """Working memory of the backward pass on top of :func:`kept_by_pass`.
 
-    The larger of three gradients in the MLP, b (3 i + h) a token, and a float32 norm's in Llama, (20 + b) h, or those
+    The larger of three gradients in the MLP, b (3 i + h) per token, and a float32 norm's in Llama, (20 + b) h, or those
     of GPT-J's attention, 8 heads S, when its MLP's 4 b i are free again; the layer being recomputed, where layers are
     checkpointed; one weight in full size, dequantised, or a gradient about to be added.
     """
@@ -230,9 +151,9 @@ def backward_bytes(settings: MemorySettings, shape: ModelShape, tokens: int) -> 
 def forward_bytes(settings: MemorySettings, shape: ModelShape, rows: int, row: int, model: Model) -> float:
     """Working memory of a pass without gradient over ``rows`` rows of ``row`` tokens: one layer's widest moment.
 
-    Bytes a token, letters as in :func:`kept_by_layer`, in MLP or attention: Llama b (4 h + 3 i), or under the policy's
-    adapter 4 b h + 16 h where that is more; GPT-2 b (5 h + 2 i); GPT-J b (6 h + 2 i) + (b heads + 4) S, or in its eager
-    attention (6 b + 8) h + ((8 + b) heads + 4) S. With 4-bit weights, one of them in full size besides.
+    Bytes per token, letters as in :func:`kept_by_layer`, in MLP or attention: Llama b (4 h + 3 i), or under the
+    policy's adapter 4 b h + 16 h where that is more; GPT-2 b (5 h + 2 i); GPT-J b (6 h + 2 i) + (b heads + 4) S, or in
+    its eager attention (6 b + 8) h + ((8 + b) heads + 4) S. With 4-bit weights, one of them in full size besides.
     """
     b, h, i, heads = settings.width, shape.hidden, shape.inner, shape.heads
     adapter = (4 * b + 16) * h if model == "policy" and settings.training == "lora" else 0
@@ -334,7 +255,7 @@ def _held(settings: MemorySettings, policy: ModelShape, reward: ModelShape) -> B
 
 def _sampling(settings: MemorySettings, policy: ModelShape) -> list[Bytes]:
     """The prompts' pass, all rows side by side, and the last token: the whole cache, one tensor of it twice (rows that
-    leave are copied), and the distribution in float32 and float64, 20 bytes a (row, vocab) cell beside the logits."""
+    leave are copied), and the distribution in float32 and float64, 20 bytes per (row, vocab) cell beside the logits."""
     b, rows = settings.width, settings.rows(settings.sampling_tokens, settings.rollout_batch_size)
     prompts, whole = rows * settings.prompt_tokens, rows * settings.tokens
     copied = cache_bytes(policy, b, whole) / (2 * policy.layers)
@@ -350,7 +271,7 @@ def _sampling(settings: MemorySettings, policy: ModelShape) -> list[Bytes]:
 
 def _scoring(settings: MemorySettings, policy: ModelShape, model: Model) -> list[Bytes]:
     """A pass over whole rows without gradient: its widest layer; then logits in ``dtype`` and one float32 chunk, 16
-    bytes a cell with the policy's entropy, 9 without."""
+    bytes per cell with the policy's entropy, 9 without."""
     rows = settings.rows(settings.micro_batch_tokens, settings.rollout_batch_size)
     responses = rows * settings.response_tokens
     trunk = forward_bytes(settings, policy, rows, settings.tokens, model)
@@ -363,7 +284,7 @@ def _scoring(settings: MemorySettings, policy: ModelShape, model: Model) -> list
 
 
 def _reward(settings: MemorySettings, reward: ModelShape) -> list[Bytes]:
-    """The reward model's pass; its head reads one position a row."""
+    """The reward model's pass; its head reads one position per row."""
     rows = settings.rows(settings.reward_micro_batch_tokens, settings.rollout_batch_size)
     trunk = forward_bytes(settings, reward, rows, settings.tokens, "reward")
     read = evidence_bytes(settings, reward, rows, 1) if settings.evidence == "reward" else 0

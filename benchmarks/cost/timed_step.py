@@ -9,18 +9,19 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
 
 from benchmarks.cost.architectures import random_models
+from benchmarks.cost.cases import Case
 from benchmarks.cost.equal_rows import equal_rows
 from benchmarks.cost.gpt2_sizes import gpt2_of
 from benchmarks.cost.machine_floor import ADAM_BYTES, Work, clock, flop_counter, measured_rates
-from benchmarks.cost.memory_prediction import MemorySettings
+from benchmarks.cost.memory_settings import MemorySettings
 from models.policy.causal_policy import CausalPolicy
 from models.tiny import EOS_ID
 from redistributors import REDISTRIBUTORS
@@ -31,36 +32,6 @@ from rlhf_core.trainer import PPOTrainer
 
 PHASES = ("generate", "log-probabilities", "score", "redistribute", "returns", "update", "optimizer")
 PROMPT_LENGTHS = (2, 8)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """The work of a step: GPT-2 shaped models with random weights, policy, reference and reward model alike."""
-
-    layers: int = 12
-    hidden: int = 768
-    vocab: int = 50_257
-    prompts: int = 16
-    lengths: tuple[int, int] = (8, 15)
-    """Closed range the response lengths are drawn from; the other stack is told ours."""
-    minibatch_size: int = 1
-    micro_batch_tokens: int = 4096
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    training: Literal["full", "lora"] = "full"
-    four_bit: Literal["none", "both"] = "none"
-    keep_freed_memory: bool = True
-    device: Literal["cpu", "cuda"] = "cpu"
-
-    @property
-    def words(self) -> str:
-        """As the tables name it."""
-        (low, high), weights = self.lengths, " on 4-bit weights" if self.four_bit == "both" else ""
-        return (
-            f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}; {self.prompts} prompts, "
-            f"{low}-{high} tokens, minibatch {self.minibatch_size}, passes of up to {self.micro_batch_tokens} tokens; "
-            f"{self.training} fine-tuning in {self.dtype}{weights} on {self.device}"
-            + ("" if self.keep_freed_memory else ", freed memory given back")
-        )
 
 
 class Engine:
@@ -135,8 +106,8 @@ class Engine:
         }
 
     def noise(self) -> dict[str, float]:
-        """Before anything is learned, nats a token: rows alone, as a minibatch of one, against the rollout they came
-        from; and the policy against its reference."""
+        """Differences before anything is learned, in nats per token: each row as a minibatch of one against the rollout
+        it came from, and the policy against its reference."""
         rollout = self.trainer.collect(self.prompts(0))
         rows, mask = torch.arange(len(rollout.sequences)), rollout.sequences.response_mask
         with torch.no_grad():
@@ -164,8 +135,8 @@ class Engine:
         return answer, {phase: Work(flops=self._flops[phase], bytes=b) for phase, b in self._bytes(answer).items()}
 
     def _bytes(self, answer: dict[str, Any]) -> dict[str, float]:
-        """Bytes no implementation can avoid: weights once a pass (forward, and backward beside the gradients it
-        writes), one pass a token while sampling, and Adam's states."""
+        """Bytes no implementation can avoid: the weights once per pass (forward, and backward beside the gradients it
+        writes), one pass per token while sampling, and Adam's states."""
         width = torch.finfo(getattr(torch, self.case.dtype)).bits // 8
         weights, trained = width * self.weights, sum(p.numel() for p in self.policy.parameters())
         return {  # at best one pass holds every row
@@ -208,7 +179,7 @@ class Engine:
             return torch.cuda.max_memory_allocated(self.device)
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    def save(self, folder: str) -> dict[str, str]:
+    def save(self, folder: str) -> dict[str, str | int]:
         """Policy and reward model as folders that another stack can load."""
         return saved(Path(folder), self.policy.language_model, self.reward.model)
 
@@ -221,11 +192,11 @@ class Engine:
         return {"logprob": float(logprobs.sum()), "score": float(score)}
 
 
-def saved(folder: Path, policy: PreTrainedModel, reward: PreTrainedModel) -> dict[str, str]:
-    """Where each model was saved, under ``folder``."""
+def saved(folder: Path, policy: PreTrainedModel, reward: PreTrainedModel) -> dict[str, str | int]:
+    """Save both models under ``folder``; where they are, and the id of EOS, as the published stack takes it."""
     for name, model in (("policy", policy), ("reward", reward)):
         model.save_pretrained(folder / name)
-    return {name: str(folder / name) for name in ("policy", "reward")}
+    return {"policy": str(folder / "policy"), "reward": str(folder / "reward"), "eos_id": EOS_ID}
 
 
 def built(case: Mapping[str, Any]) -> Engine:

@@ -4,15 +4,44 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.console import Console
 
+from benchmarks.base.interruption import stoppable
+from benchmarks.base.json_files import write_json
+from benchmarks.base.quiet_libraries import quiet_libraries
+from benchmarks.base.run_folder import RECORD, measurement_folder, read_record
 from benchmarks.credit.faithfulness import spearman_brown
-from benchmarks.credit.faithfulness_study import RANDOM, TRUTH, Study, ranked_alike
-from benchmarks.reporting import figures
+from benchmarks.credit.faithfulness_study import RANDOM, TRUTH, Study, methods_of, ranked_alike, study, with_methods
+from benchmarks.credit.settings import FaithfulnessSettings
+from benchmarks.reporting import figures, tables
+from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.statistics import Array, Summary, band, summarise
 from benchmarks.reporting.tables import Table, Value, text
+from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
+from benchmarks.tasks.definitions import make_task
 from rlhf_core.probe import Absence
 
 VERBS = {"deletion": "taken away", "insertion": "given alone"}
+
+
+def run(settings: FaithfulnessSettings, made_by: str) -> None:
+    """Study the credit, write tables, curves and figure to the out folder of command ``made_by``, and show the tables.
+
+    Raises:
+        ValueError, OSError: settings or models that cannot be, before anything is measured.
+    """
+    settings = with_methods(settings)
+    methods_of(settings)
+    task = make_task(settings.task, models=settings.models, cache=settings.cache, loading=settings.loading)
+    quiet_libraries()
+    loaded, config = task.load(), with_settings(PAPER_SETTINGS, {**task.ppo, "seed": settings.seed})
+    out, console = measurement_folder(settings, made_by), Console()
+    with stoppable(f"{out} is incomplete: pass --overwrite true to begin again"):
+        found = study(loaded, config, settings)
+    write_json(out / RECORD, {**read_record(out), "datasets": {"prompts and models": loaded.fingerprint}})
+    tables.write(curve_table(found), out, "curves")
+    publish(over_random(found), {}, out, console, name="over_random")
+    publish(table(found), {"curves": figure(found)}, out, console)
 
 
 def defined(values: Array) -> Summary | None:

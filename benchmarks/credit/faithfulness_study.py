@@ -1,8 +1,8 @@
-"""The credit of many methods for one frozen rollout, examined: what is measured, of which responses, and how."""
+"""The credit of many methods for one frozen rollout: what is measured, on which responses, and how."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import torch
@@ -10,99 +10,43 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.base.checked_numbers import require_at_least
 from benchmarks.credit.faithfulness import aopc, curves, effective_tokens, opposed_share, tie_breaks
 from benchmarks.credit.frozen_credit import HasProbe, MeasuredCredit, askable, credit_of, evidence_apart, warm
+from benchmarks.credit.settings import DIRECTIONS, FaithfulnessSettings
 from benchmarks.credit.value_oracle import ValueDifferences, value_differences
 from benchmarks.reporting.statistics import Array, rank_correlation
 from benchmarks.runs.arms import Arm, parse_arms
-from benchmarks.tasks.definitions import Loaded
-from benchmarks.tasks.model_settings import Loading
+from benchmarks.tasks.loaded import Loaded
 from redistributors import REDISTRIBUTORS
 from redistributors.leave_one_out import Occlusion
 from rlhf_core.config import PPOConfig
 from rlhf_core.probe import Absence, generators, measured
+from rlhf_core.prompts import encoded
 from rlhf_core.rewards import ScoreMoments
 from rlhf_core.rollout import Draw, sample
 from rlhf_core.scorers.callables import as_reward_model
 from rlhf_core.types import RewardModel, Rollout
 
-EVERY = ",".join(REDISTRIBUTORS)
 RANDOM = "random order"
 # with spaces, which no method's label has
 VALUES, TRUTH, ONE_OUT = "value differences", "true contributions", "leaving one out"
-DIRECTIONS = ("deletion", "insertion")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Deletion and insertion curves, rank correlations with what tokens are worth, concentration, signs and cost of
-    every method's credit for the same responses."""
-
-    task: Literal["toy", "positive_generation", "summarisation", "dialogue"] = "toy"
-    """The embedded task, or one of the paper's (see --models)."""
-    models: str | None = None
-    """The folder that benchmarks.prepare made; without it the task's hub models are downloaded (toy: its own)."""
-    cache: str | None = None
-    """toy: the folder that keeps its models, trained once."""
-    loading: Loading = field(default_factory=Loading)
-    """How the models are held."""
-    redistributors: str | list[str] = EVERY
-    """Methods, with settings as uniform(beta=0.8); your own as package.module.Class."""
-    responses: int = 64
-    """Held-out prompts that the policy responds to."""
-    points: int = 10
-    """Steps of a curve, each the same share of a response's tokens."""
-    absent: tuple[Absence, ...] = ("delete", "replace")
-    """How a token is taken away: cut out, or replaced by the reward model's null token."""
-    orders: int = 8
-    """Random orders that tokens of equal credit are averaged over."""
-    continuations: int = 32
-    """Continuations a state whose mean score is its value (even); 0: no value differences."""
-    warm: int = 4
-    """Rollouts that a method which learns observes first."""
-    seed: int = 0
-    """Of the responses, and of what is drawn to study them."""
-    out: str = "runs/credit_faithfulness"
-    """Folder for table, curves and figure."""
-    overwrite: bool = False
-    """Delete an earlier measurement in ``out``."""
-
-    def __post_init__(self) -> None:
-        require_at_least(self, responses=1, points=1, orders=1, continuations=0, warm=0, seed=0)
-        if self.continuations % 2:
-            raise ValueError(f"continuations must be even, to be compared half with half, got {self.continuations}")
-        if not self.absent or len(set(self.absent)) < len(self.absent):
-            raise ValueError(f"absent must name delete, replace or both, once each, got {self.absent}")
-        changing = [arm.label for arm in self.arms() if arm.changes]
-        if changing or not self.arms():
-            raise ValueError(f"redistributors must be methods alone, at least one: no PPO setting acts ({changing})")
-
-    def arms(self) -> tuple[Arm, ...]:
-        """The methods; raises ValueError for one that cannot be."""
-        return parse_arms(self.redistributors)
-
-    @property
-    def kinds(self) -> list[tuple[Absence, str]]:
-        """The curves: every kind of absence, in both directions."""
-        return [(absent, name) for absent in self.absent for name in DIRECTIONS]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Frozen:
-    """The responses, who scores them, and what tokens are worth by other accounts (raw score units, or the task's)."""
+    """Frozen responses, the reward model that scores them, and reference credit (raw score units, or the task's)."""
 
     rollout: Rollout
     reward: HasProbe
     references: Mapping[str, Float[Tensor, "batch response"]]
     signs: Float[Tensor, "batch response"]
-    """Whose other sign counts as flipped: the true contributions', or else the raw score's on every token."""
+    """Credit of the opposite sign counts as flipped: the signs of the true contributions, or else of the raw score."""
     values: ValueDifferences | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Finding:
-    """What was found of one account of credit; a value a response, NaN where it is not defined."""
+    """What was found of one credit, a method's or a reference's: a value per response, NaN where undefined."""
 
     curves: Mapping[tuple[Absence, str], Array]
     """(response, point), "deletion" and "insertion"."""
@@ -115,17 +59,30 @@ class Finding:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Study:
-    """Findings of every account: methods, references, and the random order."""
+    """Findings of every credit: methods, references, and the random order."""
 
-    settings: Settings
+    settings: FaithfulnessSettings
     frozen: Frozen
     credits: Mapping[str, MeasuredCredit]
     findings: Mapping[str, Finding]
     refused: Mapping[str, str]
-    """Methods the models do not provide for, and why."""
+    """Methods that the models cannot serve, and why."""
 
 
-def study(loaded: Loaded, config: PPOConfig, settings: Settings) -> Study:
+def with_methods(settings: FaithfulnessSettings) -> FaithfulnessSettings:
+    """The settings, with the names of all registered methods in place of "all"."""
+    return replace(settings, redistributors=list(REDISTRIBUTORS)) if settings.redistributors == "all" else settings
+
+
+def methods_of(settings: FaithfulnessSettings) -> tuple[Arm, ...]:
+    """The methods; raises ValueError for one that cannot be."""
+    arms = parse_arms(with_methods(settings).redistributors)
+    if changing := [arm.label for arm in arms if arm.changes]:
+        raise ValueError(f"redistributors must be methods alone: PPO settings do nothing here ({', '.join(changing)})")
+    return arms
+
+
+def study(loaded: Loaded, config: PPOConfig, settings: FaithfulnessSettings) -> Study:
     """Everything, on one rollout.
 
     Raises:
@@ -137,23 +94,24 @@ def study(loaded: Loaded, config: PPOConfig, settings: Settings) -> Study:
     if len(prompts) < settings.responses:
         raise ValueError(f"responses {settings.responses} exceed the task's {len(prompts)} held-out prompts")
     require_altered(reward, settings)
-    methods, refused = askable(settings.arms(), policy, reward, config)
+    methods, refused = askable(methods_of(settings), policy, reward, config)
     if not methods:
         raise ValueError(f"the models provide for none of the methods: {refused}")
     warm(methods.values(), loaded, reward, config, rollouts=settings.warm, moments=ScoreMoments())
     needs = frozenset(request for method in methods.values() for request in method.needs)
-    sequences = sample(policy, prompts, config, Draw(seed=config.seed, name="evaluation", step=0))
+    ids = encoded(policy, reward, prompts, config)
+    sequences = sample(policy, ids, config, Draw(seed=config.seed, name="evaluation", step=0))
     rollout, costs = evidence_apart(policy, reward, sequences, needs, config)
     credits = {label: credit_of(method, rollout, costs) for label, method in methods.items()}
     frozen = freeze(loaded, reward, rollout, config, settings)
     accounts = {RANDOM: torch.zeros_like(rollout.logprobs), **frozen.references}
     accounts |= {label: credit.token_scores for label, credit in credits.items()}
-    bar = tqdm(accounts.items(), desc="curves", unit="method", dynamic_ncols=True)
+    bar = tqdm(accounts.items(), desc="curves", unit="method", disable=None)
     found = {label: examine(credit, frozen, settings) for label, credit in bar}
     return Study(settings=settings, frozen=frozen, credits=credits, findings=found, refused=refused)
 
 
-def require_altered(reward: RewardModel, settings: Settings) -> None:
+def require_altered(reward: RewardModel, settings: FaithfulnessSettings) -> None:
     """Raise ValueError for a reward model that cannot score altered texts, before anything is drawn."""
     if not isinstance(reward, HasProbe):
         raise ValueError(f"{type(reward).__name__} has no probe(sequences), so altered texts cannot be scored")
@@ -165,7 +123,9 @@ def require_altered(reward: RewardModel, settings: Settings) -> None:
             )
 
 
-def freeze(loaded: Loaded, reward: RewardModel, rollout: Rollout, config: PPOConfig, settings: Settings) -> Frozen:
+def freeze(
+    loaded: Loaded, reward: RewardModel, rollout: Rollout, config: PPOConfig, settings: FaithfulnessSettings
+) -> Frozen:
     """The references of a rollout."""
     assert isinstance(reward, HasProbe)
     sequences, mask = rollout.sequences, rollout.sequences.response_mask
@@ -180,8 +140,8 @@ def freeze(loaded: Loaded, reward: RewardModel, rollout: Rollout, config: PPOCon
     return Frozen(rollout=rollout, reward=reward, references=references, signs=signs, values=values)
 
 
-def examine(credit: Float[Tensor, "batch response"], frozen: Frozen, settings: Settings) -> Finding:
-    """Curves, correlations, concentration and signs of one account."""
+def examine(credit: Float[Tensor, "batch response"], frozen: Frozen, settings: FaithfulnessSettings) -> Finding:
+    """Curves, correlations, concentration and signs of one credit."""
     sequences = frozen.rollout.sequences
     ties = tie_breaks(generators(f"ties {settings.seed}", sequences), sequences.response_mask, settings.orders)
     lines, areas = {}, {}

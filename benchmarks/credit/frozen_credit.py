@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.runs.arms import Arm
-from benchmarks.tasks.definitions import Loaded
+from benchmarks.tasks.loaded import Loaded
 from models.rewards.retokenised import RetokenisedReward
 from redistributors.parts.credit import restricted
 from rlhf_core.checks import check_gamma, check_needs, require_token_scores
@@ -24,7 +24,7 @@ from rlhf_core.evidence import (
     TokenEntropy,
 )
 from rlhf_core.probe import Cost, Experiment, Probe, measured
-from rlhf_core.prompts import repeated, shuffled_batch
+from rlhf_core.prompts import encoded, repeated, shuffled_batch
 from rlhf_core.rewards import ScoreMoments
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.types import Learns, Policy, Redistributor, RewardModel, Rollout, Sequences
@@ -84,7 +84,7 @@ def warm(
     """Let those that learn observe ``rollouts`` of the training prompts, those that a run's first steps would draw."""
     learners = [one for one in redistributors if isinstance(one, Learns)]
     needs = frozenset(request for learner in learners for request in learner.needs)
-    prompts = [list(prompt) for prompt in loaded.train_prompts]
+    prompts = encoded(loaded.policy, reward, loaded.train_prompts, config)
     for step in range(rollouts if learners else 0):
         draw = Draw(seed=config.seed, name="sampling", step=step)
         rows = repeated(shuffled_batch(prompts, config, step), config.responses_per_prompt)

@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from rlhf_core.batching import Budgets, row_batches, run_in_parts
 from rlhf_core.config import PPOConfig
@@ -54,10 +55,12 @@ def value_differences(
         some = states[rows]
         whole = walk.completed(some)
         drawn[tuple(some.T)] = reward.score(whole, frozenset()).scores.to(drawn)
+        bar.update(len(rows))
         return int(whole.response_mask.sum() - some[:, 1].sum())
 
     budget = Budgets.of(config).sampling
-    spent = run_in_parts(go_on, partial(row_batches, lengths), lengths, budget, phase="continuations")
+    with tqdm(total=len(states), desc="continuations", unit="response", disable=None) as bar:
+        spent = run_in_parts(go_on, partial(row_batches, lengths), lengths, budget, phase="continuations")
     values = rearrange(drawn, "batch token (half draw) -> half batch token draw", half=2).mean(3)
     halves = torch.stack([neighbour_differences(half, rollout.raw_scores, sequences) for half in values])
     return ValueDifferences(credit=halves.mean(0), halves=halves, tokens=sum(spent))

@@ -47,6 +47,10 @@ class Example:
     responses: tuple[str, ...]
     confidence: int | None = None
 
+    def __str__(self) -> str:
+        """The last message, by which a row that is left out is shown."""
+        return " ".join(self.prompt[-1].content.split())
+
 
 def demonstration(row: object) -> Example:
     """A row as something to imitate; of a comparison, the chosen response.

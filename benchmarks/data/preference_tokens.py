@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from benchmarks.data.hold_out import by_hold_out
 from benchmarks.data.preference_formats import Conversation, Example, comparison, demonstration, key
 from benchmarks.data.records import Faults, RowFault, Sieve, read_rows, source_name
-from benchmarks.data.reviews import by_hold_out
-from benchmarks.data.templates import fitted, render, response_ids
+from benchmarks.data.rendering import fitted, render, response_ids
 
 Ids = tuple[int, ...]
 

@@ -102,6 +102,18 @@ def unwritable(text: str) -> bool:
     return any(0xD800 <= ord(character) <= 0xDFFF for character in text)
 
 
+def require_sources(sources: Sequence[str]) -> None:
+    """Raise FileNotFoundError for a source that is no file and no data set on the hub."""
+    for source in sources:
+        if not HUB.fullmatch(source) and not Path(source).is_file():
+            raise _no_file(source)
+
+
+def _no_file(source: str | Path) -> FileNotFoundError:
+    where = "a data set on the hub is written hub:NAME[@CONFIG][#FOLDER][:SPLIT]"
+    return FileNotFoundError(f"no file {source} ({where})")
+
+
 def as_list(sources: str | list[str]) -> list[str]:
     """One source or several, as a list."""
     return [sources] if isinstance(sources, str) else list(sources)
@@ -126,7 +138,7 @@ def fingerprints(sources: Sequence[str | Path]) -> dict[str, str]:
 
 def _from_file(file: Path) -> Iterator[object]:
     if not file.is_file():
-        raise FileNotFoundError(f"no file {file} (a data set on the hub is written hub:NAME[@CONFIG][#FOLDER][:SPLIT])")
+        raise _no_file(file)
     if file.name.endswith((".jsonl", ".jsonl.gz")):
         yield from _json_lines(file)
     elif file.suffix == ".json":

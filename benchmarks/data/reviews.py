@@ -1,23 +1,19 @@
 """Review files: reading, cleaning, refusing bad rows aloud, a fixed hold-out, and prompts."""
 
-import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
+from benchmarks.data.hold_out import text_hash
 from benchmarks.data.records import Rejected, RowFault, Sieve, read_rows, rejected_lines, source_name, unwritable
 
-SPLITS = ("train", "held_out")
 LONGEST_REVIEW = 50_000
 """Characters beyond which a row is taken for a mistake."""
-
-Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,28 +43,6 @@ def clean(text: str) -> str:
     text = re.sub(r"<br\s*/?>", " ", text, flags=re.IGNORECASE)
     text = "".join(" " if unicodedata.category(character) == "Cc" else character for character in text)
     return " ".join(text.split())
-
-
-def held_out(text: str) -> bool:
-    """Whether a text belongs to the fixed 10 %: SHA-256 of its UTF-8 bytes, as a number, is a multiple of 10."""
-    return _hash(text) % 10 == 0
-
-
-def by_hold_out(rows: Iterable[Row], text: Callable[[Row], str]) -> dict[str, list[Row]]:
-    """The rows by split, held out where the hash of their text says so."""
-    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for row in rows:
-        splits[SPLITS[held_out(text(row))]].append(row)
-    return splits
-
-
-def half(text: str) -> int:
-    """0 or 1: which fixed half a text belongs to, independent of the hold-out."""
-    return _hash(text) // 10 % 2
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
 
 
 def read_reviews(files: Sequence[str | Path]) -> Reviews:
@@ -104,7 +78,7 @@ def review_prompts(
     prompts = []
     for text, tokens in zip(texts, ids, strict=True):
         if len(text) > min_characters:
-            generator = np.random.default_rng([seed, _hash(text) >> 192])
+            generator = np.random.default_rng([seed, text_hash(text) >> 192])
             prompts.append(list(tokens[: int(generator.integers(2, 8))]))
     return prompts
 

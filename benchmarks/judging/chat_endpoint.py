@@ -1,6 +1,7 @@
-"""A judge behind an OpenAI-compatible endpoint, which alone uses the network, and only the host it is given.
+"""A chat model behind an OpenAI-compatible endpoint as a judge.
 
-What it answers is taken within a time as a whole, and without our key in any spelling of it.
+No other file of this room uses the network, and this one contacts only the host it is given. A time limit holds for
+each whole answer, and the API key is removed from everything the endpoint says.
 """
 
 import json
@@ -31,7 +32,7 @@ class EndpointError(RuntimeError):
 
 
 class _EveryStatus(urllib.request.HTTPErrorProcessor):
-    """Hands back every reply as it is. So no redirect is followed, and the key reaches the named host only."""
+    """Return every reply as it is. No redirect is followed, so the key reaches the named host only."""
 
     def http_response(self, request: object, response: Any) -> Any:
         return response
@@ -93,7 +94,7 @@ class EndpointJudge:
         headers = {"Content-Type": "application/json", "User-Agent": "dense-rlhf"}
         headers |= {"Authorization": f"Bearer {key}"} if (key := self.settings.key()) else {}
         request = urllib.request.Request(self._address, data=body, headers=headers, method="POST")
-        # a proxy is for what leaves this machine
+        # requests to this machine itself use no proxy
         proxies = [urllib.request.ProxyHandler({})] if self.settings.is_local else []
         opener = urllib.request.build_opener(_EveryStatus(), *proxies)
 
@@ -135,10 +136,10 @@ class EndpointJudge:
 
 
 def within(seconds: float, work: Callable[[], Answer]) -> Answer:
-    """What ``work`` returns or raises, or TimeoutError after ``seconds``.
+    """Return what ``work`` returns, raise what it raises, or raise TimeoutError after ``seconds``.
 
-    A socket's own time-out starts afresh with every byte of a header, with every address of a name, and knows nothing
-    of the look-up. What is late is left to itself in a thread that does not keep the process alive.
+    A socket's own time-out starts again with every byte of a header and with every address of a name, and does not
+    cover the name look-up. Work that is late goes on in a thread that does not keep the process alive.
     """
     answer: Future[Answer] = Future()
 

@@ -1,4 +1,4 @@
-"""An API key taken out of what an endpoint says, in whatever spelling."""
+"""Remove an API key from what an endpoint says, in any spelling."""
 
 import base64
 import re
@@ -9,14 +9,14 @@ CODED = re.compile(r"(?:\\+u00|\\+u\{|\\+x|%|=)([0-9a-fA-F]{2})\}?")
 """A character by its number: in JSON, in other languages' texts, in a URL, in mail."""
 BASE64, HEX = re.compile("[A-Za-z0-9+/]{8,}"), re.compile("[0-9a-fA-F]{8,}")
 FEWEST_LETTERS = 8
-"""A key with fewer letters and digits is looked for as it is only: it would be found everywhere."""
+"""A key with fewer letters and digits is searched only as it is: in other spellings it would be found everywhere."""
 ROUNDS = 4
-"""How often a text may be escaped over again."""
+"""How many layers of escapes are undone."""
 
 
 def without_key(key: str, text: str) -> str:
-    """``text`` with [key] in place of the key; nothing of a text that spells the key out in another way, escaped,
-    encoded or with something in between: which part of it to take out nobody knows."""
+    """``text`` with [key] in place of the key. A text that spells the key in another way (escaped, encoded or split) is
+    replaced as a whole, as nobody can tell which part to take out."""
     if not key:
         return text
     letters, cleaned = _letters(key), text.replace(key, "[key]")

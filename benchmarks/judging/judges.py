@@ -3,14 +3,14 @@
 import contextlib
 import inspect
 import math
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
+from benchmarks.base.importing import imported
 from benchmarks.base.json_files import fingerprint
-from benchmarks.reporting.heat_map import visible
+from rlhf_core.pages.document import visible
 
 Choice = Literal["first", "second", "tie"]
 CHOICES: Mapping[str, float] = {"first": 1.0, "tie": 0.5, "second": 0.0}
@@ -95,9 +95,13 @@ def probability(preference: object) -> float:
 
 
 def as_judge(judge: Judge | Asked | str) -> Judge:
-    """A judge as it is; a function of (instruction, first, second), or "module:function", wrapped. Raises TypeError for
-    anything else, and what importing raises."""
-    found = pkgutil.resolve_name(judge) if isinstance(judge, str) and ":" in judge else judge
+    """A judge as it is; a function of (instruction, first, second), or "module:function", wrapped.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: a name that cannot be imported.
+    """
+    found = imported(judge) if isinstance(judge, str) and ":" in judge else judge
     if isinstance(found, Judge):
         return found
     if callable(found):

@@ -17,10 +17,10 @@ from benchmarks.judging.sampled_responses import Response, checkpoints, model_fi
 from benchmarks.judging.settings import PreferenceSettings
 from benchmarks.judging.verdicts import Verdict, ask_all, questions
 from benchmarks.judging.win_rates import NOTES, JudgedPair, WinRates, decision, rows, verdict, win_rates
-from benchmarks.reporting.heat_map import visible
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table
 from models.rewards.loading import load_reward_model
+from rlhf_core.pages.document import visible
 
 MAY_CHANGE = ("resamples", "judge", "reward", "endpoint")
 """What a later call may ask for differently: responses stay the same, and every verdict names its judge."""
@@ -81,6 +81,7 @@ def compare(
     report = reduced(settings, first, second, list(said.values()), str(chosen.identity["name"]))
     write_json(out / "results.json", _without_nan(jsonable(report) | {"notes": list(NOTES)}))
     publish(report.table, {}, out, console)
+    console.print("and responses-first.json, responses-second.json, verdicts.jsonl, results.json", highlight=False)
     return report
 
 

@@ -1,4 +1,4 @@
-"""What pairwise verdicts allow to be said: win rate, position bias, the win rate at equal length, and one sentence.
+"""Win rate, position bias, win rate at equal length, and one sentence, from pairwise verdicts.
 
 Shares lie in [0, 1] and are those of the first of two checkpoints; a tie is half a win. Prompts are the sample.
 """
@@ -15,9 +15,9 @@ from benchmarks.reporting.statistics import LEVEL, Array
 FEWEST_PAIRS = 10
 """Below so many pairs no regression is fitted."""
 NOTES = (
-    "Brackets: 95 % intervals; of the win rate Wilson's (wider than need be where there are ties), at equal length "
-    "those of a percentile bootstrap over prompts and of the profile likelihood together. Each checkpoint gave one "
-    "response to a prompt; other runs are not spoken for.",
+    "Brackets: 95 % intervals. Win rate: Wilson's, which is wider than necessary where there are ties. At equal "
+    "length: percentile bootstrap over prompts, combined with the profile likelihood. Each checkpoint gave one "
+    "response per prompt; the intervals do not cover other training runs.",
     "At equal length: logistic regression of the outcome on tanh(difference in characters / its standard deviation), "
     "at difference 0. This is AlpacaEval 2.0's length control without its term for an instruction's difficulty, and "
     "with Jeffreys' prior in place of a cross-validated penalty.",
@@ -143,8 +143,8 @@ def win_rates(pairs: Sequence[JudgedPair], *, resamples: int) -> WinRates:
 def wilson(outcomes: Array) -> RateEstimate:
     """Mean of outcomes in [0, 1] with Wilson's score interval (1927, J. Am. Stat. Assoc. 22:209).
 
-    It never has width 0, as a bootstrap of outcomes that all agree would. With ties it is wider than it need be: half
-    wins vary less than the p (1 - p) it reckons with.
+    Unlike a bootstrap, it has no width 0 where all outcomes agree. With ties it is wider than necessary: half wins vary
+    less than the p (1 - p) it assumes.
     """
     n, p = len(outcomes), float(outcomes.mean())
     z = float(stats.norm.ppf((1 + LEVEL) / 2))

@@ -39,7 +39,7 @@ QUANTITIES = (
     ),
     Quantity("return_variance", "variance of returns, batch", "return_variance"),
     Quantity("return_variance_within_position", "… within positions", "return_variance_within_position"),
-    Quantity("kl", f"KL, nats a response (last {LAST})", "kl", LAST),
+    Quantity("kl", f"KL, nats per response (last {LAST})", "kl", LAST),
     Quantity("length", f"length, tokens (last {LAST})", "length", LAST),
 )
 Number = Summary | Difference | float
@@ -129,8 +129,10 @@ def differences_to_reference(results: Results) -> dict[str, Difference]:
 def notes(results: Results) -> tuple[str, ...]:
     """What the numbers under each other mean, and what they do not."""
     seeds = len(results.seeds)
-    if seeds < FEWEST_SEEDS:
-        brackets = f"Brackets: range over {seeds} seed(s); below {FEWEST_SEEDS} seeds there are no intervals."
+    if seeds == 1:
+        brackets = f"One seed has no range; below {FEWEST_SEEDS} seeds there are no intervals."
+    elif seeds < FEWEST_SEEDS:
+        brackets = f"Brackets: range over {seeds} seeds; below {FEWEST_SEEDS} seeds there are no intervals."
     else:
         brackets = (
             f"Brackets: 95 % t-interval over {seeds} seeds; for the difference a percentile bootstrap over seeds, "
@@ -161,10 +163,8 @@ def verdict(results: Results) -> str:
     best = max(arms, key=lambda arm: scores[arm].mean)
     rivals = [arm for arm in arms if arm != best and scores[best].overlaps(scores[arm])]
     if any(score.kind == "range" for score in scores.values()):
-        few = len(results.seeds) < FEWEST_SEEDS
-        given = f"{len(results.seeds)} seed(s) give" if few else "seeds that all agree in an arm give it"
         said = (
-            f"{given} points and ranges only, so no method is called better "
+            f"{_why_no_interval(len(results.seeds))}, so no method is called better "
             f"({best} has the highest average score, {tables.text(scores[best])})"
         )
     elif rivals:
@@ -177,6 +177,14 @@ def verdict(results: Results) -> str:
         difference = differences_to_reference(results).get(best)
         said += f" (against {REFERENCE}: p {number(_p(difference))} after Holm's correction)" if difference else ""
     return f"{said}; {_ranged(results, 'length', 'tokens')} and {_ranged(results, 'kl', 'nats of KL')} at the end."
+
+
+def _why_no_interval(seeds: int) -> str:
+    if seeds == 1:
+        return "One seed gives no range"
+    return (
+        f"{seeds} seeds give ranges only" if seeds < FEWEST_SEEDS else "Seeds that all agree in an arm give no interval"
+    )
 
 
 def _ranged(results: Results, metric: str, unit: str) -> str:

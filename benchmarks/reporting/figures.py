@@ -14,9 +14,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from benchmarks.reporting.comparison_report import QUANTITIES
 from benchmarks.reporting.curve_readings import blocks
-from benchmarks.reporting.heat_map import ColouredResponse, shades, visible
 from benchmarks.reporting.statistics import FEWEST_SEEDS, Array, Results, band
 from redistributors import REDISTRIBUTORS
+from rlhf_core.pages.document import visible
+from rlhf_core.pages.heat_map import CreditMap, coloured
 
 # Okabe and Ito's palette, distinguishable with every common colour blindness.
 COLOURS = {"sparse": "#000000", "uniform": "#E69F00", "abc": "#0072B2", "abc-d": "#009E73", "abc-d2": "#CC79A7"}
@@ -30,7 +31,7 @@ FRONTIER = "score against KL"
 TITLES = {quantity.metric: quantity.title for quantity in QUANTITIES} | {
     "score": "score",
     "length": "response length (tokens)",
-    "kl": "KL to the reference (nats a response)",
+    "kl": "KL to the reference (nats per response)",
     "value_loss": "value loss (raw)",
     "gold_score": "true score",
 }
@@ -163,6 +164,12 @@ def step_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def value_axis(axes: Axes, label: str) -> None:
+    """A quantity below, with few enough numbers that long ones do not touch."""
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+
+
 def grid(panels: int, *, columns: int | None = None, width: float = PANEL[0]) -> Figure:
     """An empty figure of so many panels; at most two side by side unless ``columns`` says otherwise."""
     across = columns or min(panels, 2 if panels % 2 == 0 else 3)
@@ -180,7 +187,7 @@ def frontier(axes: Axes, results: Results) -> None:
         kl, score = (blocks(results.curves[arm][metric].mean(0)[None], BLOCK)[0] for metric in ("kl", "score"))
         path(axes, kl, score, results, arm)
     axes.set_title(f"score against KL (means over seeds and {BLOCK} steps)", loc="left")
-    axes.set_xlabel("KL (nats a response)")
+    value_axis(axes, "KL (nats per response)")
 
 
 def path(axes: Axes, x: Array, y: Array, results: Results, arm: str) -> None:
@@ -214,7 +221,7 @@ def curves(results: Results, metrics: Sequence[str]) -> Figure:
 
 
 @style()
-def summary(results: Results, example: ColouredResponse) -> Figure:
+def summary(results: Results, example: CreditMap) -> Figure:
     """The job on one page: score, comparable value loss, and who gets the credit in one response."""
     rows = len(example.rows) + len(example.reference_rows)
     figure = Figure(figsize=(2 * PANEL[0], PANEL[1] + 0.75 + 0.2 * rows))
@@ -227,7 +234,7 @@ def summary(results: Results, example: ColouredResponse) -> Figure:
     return figure
 
 
-def strip(axes: Axes, example: ColouredResponse) -> None:
+def strip(axes: Axes, example: CreditMap) -> None:
     """One response, a row per method: the deeper a token's colour, the larger its score (blue above 0, red below).
 
     Of a response too long for the page only the end is shown, where sparse puts its score.
@@ -235,16 +242,16 @@ def strip(axes: Axes, example: ColouredResponse) -> None:
     widths = [len(_shown(token)) + 1.6 for token in example.tokens]
     first = next(i for i in range(len(widths)) if sum(widths[i:]) <= STRIP_WIDTH or i == len(widths) - 1)
     edges = np.concatenate([[0.0], np.cumsum(widths[first:])])
-    coloured = shades(example)
-    for line, row in enumerate(coloured.values()):
+    tones = coloured(example)
+    for line, row in enumerate(tones.values()):
         for left, right, token, tone in zip(edges, edges[1:], example.tokens[first:], row[first:], strict=False):
             box = Rectangle((left, line), right - left, 0.9, facecolor=tone.background, edgecolor="white")
             axes.add_patch(box)
             middle = ((left + right) / 2, line + 0.47)
             axes.text(*middle, _shown(token), ha="center", va="center", color=tone.text, fontsize=6.5)
     axes.set_xlim(0, max(edges[-1], 0.6 * STRIP_WIDTH))
-    axes.set_ylim(len(coloured), 0)
-    axes.set_yticks(np.arange(len(coloured)) + 0.45, labels=list(coloured))
+    axes.set_ylim(len(tones), 0)
+    axes.set_yticks(np.arange(len(tones)) + 0.45, labels=list(tones))
     axes.tick_params(length=0)
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
@@ -266,7 +273,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return files
 
 
-def write(results: Results, example: ColouredResponse, folder: Path) -> list[Path]:
+def write(results: Results, example: CreditMap, folder: Path) -> list[Path]:
     """Every figure of the experiment."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = save(summary(results, example), folder, "summary")

@@ -13,8 +13,6 @@ import numpy as np
 
 from benchmarks.reporting.statistics import Array
 
-TASKS = ("positive_generation", "summarisation", "dialogue")
-
 
 def paper_curves(file: str | None, *keys: str) -> Mapping[str, Array]:
     """Curves by method at ``keys`` (task and quantity, or "length_sweep" and a range), as long as the method's shortest
@@ -39,9 +37,3 @@ def _even(runs: Sequence[Sequence[float]]) -> Array:
     """Runs cut to the shortest: some of the paper's were recorded for longer than the others of their method."""
     steps = min(map(len, runs))
     return np.array([run[:steps] for run in runs], dtype=float)
-
-
-def require_same_task(file: str | None, task: str) -> None:
-    """Raise ValueError where the paper ran no such task, so that its curves cannot stand behind these."""
-    if file is not None and task not in TASKS:
-        raise ValueError(f"--paper_curves: the paper did not run the task {task!r}; it ran {', '.join(TASKS)}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -15,7 +16,7 @@ from benchmarks.reporting.statistics import Difference, Summary
 
 Value = str | float | int | Summary | Difference | None
 GAP, LABEL, WORD = 3, 26, 16
-"""Characters between two columns of a terminal; a label is folded beyond so many, a heading's word beyond so many."""
+"""Cells between two columns of a terminal; a label is folded beyond so many, a heading's word beyond so many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +47,13 @@ def number(value: float) -> str:
 
 
 def text(value: Value) -> str:
-    """A value as it is read: three significant digits, what there is of an interval in brackets, "–" where
-    undefined."""
+    """A value as it is read: three significant digits, its interval or range in brackets, where it has a
+    width; "–" where undefined."""
     if value is None:
         return "–"
     if not isinstance(value, Summary | Difference):
         return number(value) if isinstance(value, float) else str(value)
-    if value.low is None or value.high is None or math.isnan(value.low):
+    if value.low is None or value.high is None or math.isnan(value.low) or value.low == value.high:
         return number(value.mean)
     return f"{number(value.mean)} [{number(value.low)}, {number(value.high)}]"
 
@@ -105,7 +106,7 @@ def show(table: Table, console: Console) -> None:
 def _drawn(cells: Sequence[Sequence[str]], columns: Sequence[int], labels: int, width: int) -> RichTable:
     """One block. Where it is as wide as the terminal, numbers keep the room they need and labels are folded."""
     head, *body = cells
-    lines = [max(len(line) for row in cells for line in (row[i].splitlines() or [""])) for i in columns]
+    lines = [max(cell_len(line) for row in cells for line in (row[i].splitlines() or [""])) for i in columns]
     tight = sum(GAP + line for line in lines) > width
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(head[i] for i in columns))
     for index in columns:
@@ -129,9 +130,9 @@ def _blocks(cells: Sequence[Sequence[str]], labels: int, width: int) -> Iterator
 
 
 def _need(cells: Sequence[Sequence[str]], column: int, *, label: bool) -> int:
-    """Characters that a column takes. A heading is broken at its spaces, so its longest word counts; a label may be
-    folded."""
+    """Cells that a column takes; a wide character takes two. A heading is broken at its spaces, so its longest word
+    counts; a label may be folded."""
     head, *body = (row[column] for row in cells)
-    words = max((len(word) for word in head.split()), default=0)
-    lines = max((len(line) for cell in body for line in cell.splitlines()), default=0)
+    words = max(map(cell_len, head.split()), default=0)
+    lines = max((cell_len(line) for cell in body for line in cell.splitlines()), default=0)
     return GAP + max(min(words, WORD), min(lines, LABEL) if label else lines)

@@ -1,28 +1,20 @@
 """Arms: a labelled redistributor with changes to the task's PPO settings, as written on the command line."""
 
 import dataclasses
-import importlib
 import inspect
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from itertools import accumulate
+from functools import partial
 from typing import Any, get_args
 
-import yaml
-from jsonargparse import ArgumentParser
-
 import redistributors
+from benchmarks.base.importing import imported_module
+from benchmarks.runs.arm_texts import arm_texts, assignments, pieces, read_arm, read_call, value_of
 from redistributors import REDISTRIBUTORS
-from rlhf_core.config import PPOConfig
 from rlhf_core.types import Redistributor
-
-METHOD = re.compile(r"(?P<method>[\w-]+(\.\w+)*)(\((?P<settings>.*)\))?", re.DOTALL)
-CHANGE = re.compile(r"[\w.]+=[^@]+")
-DEPTH = dict.fromkeys("([{", 1) | dict.fromkeys(")]}", -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +68,7 @@ def parse_arms(given: str | Sequence[str]) -> tuple[Arm, ...]:
     Raises:
         ValueError: an unreadable arm, an unknown method, settings it refuses, or two arms of one label.
     """
-    texts = _pieces(given, ",") if isinstance(given, str) else given
-    arms = tuple(_arm(text.strip()) for text in texts if text.strip())
+    arms = tuple(_arm(text) for text in arm_texts(given))
     for label, times in Counter(arm.label for arm in arms).items():
         if times > 1:
             raise ValueError(f"the arm {label} is named {times} times; once is enough")
@@ -85,19 +76,11 @@ def parse_arms(given: str | Sequence[str]) -> tuple[Arm, ...]:
 
 
 def _arm(text: str) -> Arm:
-    head, *changed = _pieces(text, "@")
-    match = METHOD.fullmatch(head)
-    if match is None or not _balanced(match["settings"] or "") or not all(map(CHANGE.fullmatch, changed)):
-        raise ValueError(f"cannot read the arm {text!r}; write name, name(setting=value) or name@ppo_setting=value")
-    method = match["method"]
-    if "." not in method and method not in REDISTRIBUTORS:
-        raise ValueError(f"no redistributor {method!r}; one of {', '.join(REDISTRIBUTORS)}, or package.module.Class")
+    read = read_arm(text, REDISTRIBUTORS)
+    method, changes = read.method, read.changes
     try:
         _require_method(method)
-        settings = _settings(method, match["settings"] or "")
-        changes = {name: _value(value) for name, value in _assignments(changed).items()}
-        if "seed" in changes:
-            raise ValueError("every arm runs under every seed of --seeds, so it cannot set its own")
+        settings = _settings(method, read.settings)
         arm = Arm(label=_label(method, {**settings, **changes}), method=method, settings=settings, changes=changes)
         arm.redistributor()
     except RecursionError as error:
@@ -116,24 +99,24 @@ def _settings(method: str, text: str) -> dict[str, Any]:
         if name in inner:
             return _inner(value)
         default = defaults.get(name)
-        return _object(value.strip(), default) if _is_object(default) else _value(value)
+        return _object(value.strip(), default) if _is_object(default) else value_of(value)
 
-    return {name: one(name, value) for name, value in _assignments(_pieces(text, ",")).items()}
+    return {name: one(name, value) for name, value in assignments(pieces(text, ",")).items()}
 
 
 def _object(text: str, default: object) -> Arm:
     """An object that is no method, by the name of its class: one that ``redistributors`` exports, or that stands beside
     the class of the default, or dotted."""
-    match, homes = METHOD.fullmatch(text), (redistributors.__name__, type(default).__module__)
-    if match is None or not _balanced(match["settings"] or ""):
+    found, homes = read_call(text), (redistributors.__name__, type(default).__module__)
+    if found is None:
         raise ValueError(f"cannot read {text!r}; write Name or Name(setting=value), such as {type(default).__name__}()")
-    name = match["method"]
-    found = [home for home in homes if isinstance(getattr(sys.modules[home], name, None), type)]
-    if "." not in name and not found:
+    name, inside = found
+    places = [home for home in homes if isinstance(getattr(sys.modules[home], name, None), type)]
+    if "." not in name and not places:
         raise ValueError(f"no class {name!r} in {' or '.join(homes)}; write package.module.Class")
-    method = name if "." in name else f"{found[0]}.{name}"
+    method = name if "." in name else f"{places[0]}.{name}"
     _require_part(method, type(default))
-    settings = _settings(method, match["settings"] or "")
+    settings = _settings(method, inside)
     made = Arm(label=_label(name, settings), method=method, settings=settings, changes={})
     made.made()  # a setting that the class refuses is said now
     return made
@@ -168,13 +151,7 @@ def _maker(method: str) -> Callable[..., Any]:
 def _class(dotted: str) -> type:
     """Raises ValueError where there is none of this name, or its module cannot be imported."""
     module, _, name = dotted.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # a module may raise anything while it is imported
-        raise ValueError(
-            f"{module} cannot be imported ({type(error).__name__}: {error}); start from the folder that holds it, or "
-            "name that folder in PYTHONPATH"
-        ) from error
+    found = getattr(imported_module(module), name, None)
     if not isinstance(found, type):
         raise ValueError(f"{module} has no class {name}; write package.module.Class")
     return found
@@ -234,73 +211,3 @@ def _defaults(make: Callable[..., Any]) -> dict[str, object]:
 
 def _is_object(value: object) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _pieces(text: str, separator: str) -> list[str]:
-    """What stands between separators that are in no bracket; an open bracket holds all that follows."""
-    pieces, depth = [""], 0
-    for character in text:
-        depth += DEPTH.get(character, 0)
-        if character == separator and depth == 0:
-            pieces.append("")
-        else:
-            pieces[-1] += character
-    return pieces
-
-
-def _balanced(text: str) -> bool:
-    """Whether every bracket that opens closes, and none before it opens."""
-    depths = list(accumulate(DEPTH.get(character, 0) for character in text))
-    return not depths or (depths[-1] == 0 and min(depths) >= 0)
-
-
-def _assignments(texts: Sequence[str]) -> dict[str, str]:
-    """Setting and value as written."""
-    pairs = [text.partition("=") for text in texts if text.strip()]
-    for name, equals, value in pairs:
-        if not (name.strip() and equals and value.strip()):
-            raise ValueError(f"expected setting=value, got {name + equals + value!r}")
-    return {name.strip(): value for name, _, value in pairs}
-
-
-def _value(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"a value cannot be read ({str(error).splitlines()[0]})") from error
-
-
-PAPER_SETTINGS = PPOConfig.from_paper("positive_generation")
-"""What the settings of a task, and those on the command line, change."""
-
-
-def with_settings(base: PPOConfig, changes: Mapping[str, Any]) -> PPOConfig:
-    """``base`` with settings changed by (dotted or nested) name, converted to each field's type and checked.
-
-    Raises:
-        ValueError: an unknown name, a value of another type, or one out of range.
-    """
-    parser = _ppo_parser()
-    merged = {**_flat(dataclasses.asdict(base)), **_flat(changes)}
-    try:
-        config: PPOConfig = parser.instantiate(parser.parse_object({"ppo": merged})).ppo
-    except ValueError:
-        raise
-    except Exception as error:  # argparse's own error type says what is wrong, but is not a ValueError
-        raise ValueError(f"PPO settings {dict(changes)}: {error}") from error
-    return config
-
-
-@cache
-def _ppo_parser() -> ArgumentParser:
-    """Made once: a plan asks for the settings of every arm under every seed."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(PPOConfig, "ppo")
-    return parser
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

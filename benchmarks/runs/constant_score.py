@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.runs.single_run import Task
-from benchmarks.tasks.definitions import Loaded
+from benchmarks.tasks.loaded import Loaded
 from benchmarks.tasks.model_settings import Loading
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.scorers.callables import as_reward_model

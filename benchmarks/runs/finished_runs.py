@@ -1,15 +1,14 @@
 """The curves that finished runs leave behind."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.base.run_folder import RECORD, read_record
+from benchmarks.reporting.run_sets import FINAL, curves
 from benchmarks.reporting.statistics import Array, Results
-from benchmarks.runs.single_run import FINAL, Run
+from benchmarks.runs.single_run import Run
 from rlhf_core.files.file_errors import reading
 
 
@@ -42,22 +41,14 @@ def finished_curves(task: str, runs: Path) -> Results:
     def with_steps(folder: Path) -> tuple[Path, int]:
         return folder, int(read_record(folder, "settings")["settings"]["steps"])
 
-    curves = {arm: _curves([with_steps(runs / arm / seed) for seed in shared]) for arm in arms}
-    return Results(task=task, seeds=tuple(int(seed.removeprefix("seed-")) for seed in shared), curves=curves)
+    found = {arm: _curves([with_steps(runs / arm / seed) for seed in shared]) for arm in arms}
+    return Results(task=task, seeds=tuple(int(seed.removeprefix("seed-")) for seed in shared), curves=found)
 
 
 def _curves(runs: Sequence[tuple[Path, int]]) -> dict[str, Array]:
     """Every metric of one arm's runs (folder, steps) as (seed, step), and the final figures as (seed, 1)."""
     lines = [_metrics(folder, steps) for folder, steps in runs]
-    finals = [[read_record(folder, FINAL)[FINAL]] for folder, _ in runs]
-    curves = _stacked(lines) | _stacked(finals)
-    return {name: curves[name] for name in curves if name != "step"}
-
-
-def _stacked(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Array]:
-    """Every number that a line of a run names, as (run, line)."""
-    names = sorted({name for lines in runs for line in lines for name in line})
-    return {name: np.array([[float(line.get(name, "nan")) for line in lines] for lines in runs]) for name in names}
+    return curves(lines, [read_record(folder, FINAL)[FINAL] for folder, _ in runs])
 
 
 def _metrics(folder: Path, steps: int) -> list[dict[str, Any]]:

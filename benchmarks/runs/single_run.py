@@ -5,32 +5,38 @@ written last, is what says that it finished.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import numpy as np
 
 from benchmarks.base.json_files import jsonable, write_json
 from benchmarks.base.run_folder import RECORD, run_record
-from benchmarks.reporting.heat_map import ColouredResponse
+from benchmarks.reporting.run_sets import FINAL
 from benchmarks.reporting.statistics import nan_mean, rank_correlation
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.samplers import SAMPLERS
-from benchmarks.tasks.definitions import Loaded
+from benchmarks.tasks.loaded import Loaded, TaskPrompts
 from benchmarks.tasks.model_loading import optimizer_maker
 from benchmarks.tasks.model_settings import Loading
+from redistributors import REDISTRIBUTORS
+from rlhf_core.checks import require_usable, why_not_provided
 from rlhf_core.config import PPOConfig
-from rlhf_core.prompts import encoded
+from rlhf_core.pages.credit_maps import credit_maps
+from rlhf_core.pages.heat_map import CreditMap
+from rlhf_core.prompts import encoded, own_rows
 from rlhf_core.rewards import ScoreMoments
 from rlhf_core.rollout import Draw, measure, sample
 from rlhf_core.run.description import described
-from rlhf_core.scorers.callables import as_reward_model
+from rlhf_core.scorers.callables import METHODS, as_reward_model
 from rlhf_core.trainer import Instrument, PPOTrainer
-from rlhf_core.types import Learns, Policy, Redistributor, Rollout
+from rlhf_core.types import Learns, Policy, ReadsRows, Redistributor, RewardModel, Rollout, Sequences
 
-FINAL = "final"
+TRIED = 4
+"""Responses that a reward function is tried on before any run."""
 PLACES = ("models", "cache")
 """Settings that say where files stand."""
 NAMED_PLACES = ("auxiliaries",)
@@ -73,6 +79,8 @@ class Run:
     """Steps between checkpoints to go on from; decides no number."""
     sampler: str = "matched"
     """How responses are drawn: a name of ``benchmarks.runs.samplers``."""
+    panel: str = ""
+    """The panel's name, for messages."""
 
     def settings(self) -> dict[str, Any]:
         """What decides this run's numbers; a finished run counts only if it is the same."""
@@ -96,46 +104,72 @@ def _placeless(value: Any) -> Any:
 
 
 def execute(run: Run) -> None:
-    """Train, then measure the final policy on held-out prompts; ``run.json`` comes last and marks the run finished. A
-    run that was cut short goes on from its newest checkpoint, or begins again.
-
-    What the run prints goes to ``seed-N.log`` beside its folder.
+    """Load the task and :func:`train` on it. What the run prints goes to ``seed-N.log`` beside its folder, and so does
+    the traceback of what ended it.
 
     Raises:
         RuntimeError: the task's models or prompts are not the ones the other runs have.
     """
     run.folder.parent.mkdir(parents=True, exist_ok=True)
-    log = run.folder.with_name(run.folder.name + ".log")
-    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+    with log_of(run).open("a", encoding="utf-8") as file, _printing_to(file):
         loaded = run.task.load()
         if loaded.fingerprint != run.fingerprint:
             raise RuntimeError("models or prompts of the task changed after the experiment began; start it again")
-        held_out = loaded.held_out_prompts[: run.eval_prompts]
-        redistributor = run.arm.redistributor()
-        policy = SAMPLERS[run.sampler](loaded.policy)
-        trainer = PPOTrainer(
-            policy,
-            loaded.reward,
-            redistributor,
-            run.config,
-            instruments=gold_instruments(loaded),
-            optimizer=optimizer_maker(run.task.loading),
-        )
-        before = frozen_rollout(loaded, [redistributor], run.config, held_out)
-        figures = credit_figures(loaded, before, redistributor)
-        trainer.fit(
-            loaded.train_prompts,
-            run.steps,
-            out=run.folder,
-            eval_prompts=held_out,
-            eval_every=run.eval_every,
-            save_every=run.save_every,
-            keep=1,
-            resume=True,
-        )
-        figures |= held_out_figures(loaded, frozen_rollout(loaded, [], run.config, held_out))
+        train(run, loaded)
+
+
+def log_of(run: Run) -> Path:
+    """Where a run of several prints to."""
+    return run.folder.with_name(run.folder.name + ".log")
+
+
+@contextlib.contextmanager
+def _printing_to(file: TextIO) -> Iterator[None]:
+    with contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+        try:
+            yield
+        except Exception:
+            traceback.print_exc(file=file)
+            raise
+
+
+def train(run: Run, loaded: Loaded) -> dict[str, float]:
+    """Train, then measure the final policy on held-out prompts: those figures. ``run.json`` comes last and marks the
+    run finished. A run that was cut short goes on from its newest checkpoint, or begins again."""
+    held_out = loaded.held_out_prompts[: run.eval_prompts]
+    redistributor = run.arm.redistributor()
+    policy = SAMPLERS[run.sampler](loaded.policy)
+    trainer = PPOTrainer(
+        policy,
+        loaded.reward,
+        redistributor,
+        run.config,
+        instruments=gold_instruments(loaded),
+        optimizer=optimizer_maker(run.task.loading),
+    )
+    before = frozen_rollout(loaded, [redistributor], run.config, held_out)
+    figures = credit_figures(loaded, before, redistributor)
+    trainer.fit(
+        loaded.train_prompts,
+        run.steps,
+        out=run.folder,
+        eval_prompts=held_out,
+        eval_every=run.eval_every,
+        save_every=run.save_every,
+        keep=1,
+        resume=True,
+        methods={run.arm.label: redistributor, **unlearned_methods()},
+    )
+    figures |= held_out_figures(loaded, frozen_rollout(loaded, [], run.config, held_out))
     record = run_record(run.settings(), {"prompts and models": loaded.fingerprint}, made_by="a run")
     write_json(run.folder / RECORD, {**record, FINAL: figures})
+    return figures
+
+
+def unlearned_methods() -> dict[str, Redistributor]:
+    """Every registered method by name, but those that learn, which have seen nothing."""
+    made = {name: make() for name, make in REDISTRIBUTORS.items()}
+    return {name: method for name, method in made.items() if not isinstance(method, Learns)}
 
 
 def gold_instruments(loaded: Loaded) -> list[Instrument]:
@@ -161,22 +195,69 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
     held_out = len(loaded.held_out_prompts)
     if run.eval_prompts > held_out:
         raise ValueError(f"eval_prompts {run.eval_prompts} exceed the task's {held_out} held-out prompts")
+    if reason := why_not_possible(run.arm.redistributor(), loaded):
+        possible = [name for name, make in REDISTRIBUTORS.items() if not why_not_possible(make(), loaded)]
+        way_out = "" if METHODS in reason else f". With this policy and reward there are {', '.join(possible)}"
+        raise ValueError(f"{run.arm.label} is not possible here: {reason}{way_out}")
     try:
         trainer = PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
         encoded(trainer.policy, trainer.reward, (*loaded.train_prompts, *loaded.held_out_prompts), run.config)
     except ValueError as error:
-        raise ValueError(f"{run.arm.label}: {error}") from error
+        room = " (--ppo.max_length sets the longest response)" if "response tokens" in f"{error}" else ""
+        raise ValueError(f"{run.arm.label}: {error}{room}") from error
+
+
+def why_not_possible(redistributor: Redistributor, loaded: Loaded) -> str:
+    """Why a method cannot work with the task's policy and reward; empty where it can."""
+    reward = as_reward_model(loaded.reward, loaded.policy)
+    for request in redistributor.needs:
+        source: Policy | RewardModel = reward if request.source == "reward" else loaded.policy
+        if reason := why_not_provided(request, source):
+            return reason
+    return ""
+
+
+def require_scored(loaded: Loaded, config: PPOConfig) -> None:
+    """Try a reward function, which may do anything, on a few responses before any run is started.
+
+    Raises:
+        ValueError: it raised, or did not give a finite number for each response; says what.
+    """
+    reward = as_reward_model(loaded.reward, loaded.policy)
+    if not isinstance(reward, ReadsRows):
+        return
+    sequences = _responses(loaded, config, loaded.held_out_prompts[:TRIED])
+    try:
+        scores = reward.score(sequences, frozenset()).scores
+        require_usable("scores", scores, loaded.policy, sequences)
+    except FloatingPointError as error:
+        raise ValueError(f"the reward function was tried on {len(sequences)} responses: {error}") from error
+    except ValueError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"the reward function was tried on {len(sequences)} responses and raised {type(error).__name__}: {error} "
+            f"(line {place.lineno} of {place.filename})"
+        ) from error
 
 
 def frozen_rollout(
-    loaded: Loaded, redistributors: Sequence[Redistributor], config: PPOConfig, prompts: Sequence[Sequence[int]]
+    loaded: Loaded, redistributors: Sequence[Redistributor], config: PPOConfig, prompts: TaskPrompts
 ) -> Rollout:
     """Responses of the policy as it is, with all evidence the redistributors need: the same ones for every method,
     and the same uniforms as in ``PPOTrainer.evaluate``."""
     needs = frozenset(request for redistributor in redistributors for request in redistributor.needs)
     reward = as_reward_model(loaded.reward, loaded.policy)
-    sequences = sample(loaded.policy, prompts, config, Draw(seed=config.seed, name="evaluation", step=0))
+    sequences = _responses(loaded, config, prompts)
     return measure(loaded.policy, reward, sequences, needs, config=config, moments=ScoreMoments())
+
+
+def _responses(loaded: Loaded, config: PPOConfig, prompts: TaskPrompts) -> Sequences:
+    """A response of the policy to each prompt, with what their caller wrote."""
+    ids = encoded(loaded.policy, as_reward_model(loaded.reward, loaded.policy), prompts, config)
+    drawn = sample(loaded.policy, ids, config, Draw(seed=config.seed, name="evaluation", step=0))
+    return replace(drawn, given=own_rows(prompts, 1))
 
 
 def held_out_figures(loaded: Loaded, rollout: Rollout) -> dict[str, float]:
@@ -199,9 +280,7 @@ def credit_figures(loaded: Loaded, rollout: Rollout, redistributor: Redistributo
     return {} if np.isnan(mean) else {"credit_truth": mean}
 
 
-def examples(
-    loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: Sequence[Sequence[int]]
-) -> list[ColouredResponse]:
+def examples(loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: TaskPrompts) -> list[CreditMap]:
     """The same responses of the initial policy under every arm, a row per different redistributor; none for those that
     learn, which have seen nothing yet."""
     methods: dict[str, Redistributor] = {}
@@ -210,25 +289,6 @@ def examples(
         if not isinstance(method, Learns) and repr(method) not in map(repr, methods.values()):  # λ changes no credit
             methods[arm.label] = method
     rollout = frozen_rollout(loaded, list(methods.values()), config, prompts)
-    token_scores = {label: method(rollout).tolist() for label, method in methods.items()}
+    token_scores = {label: method(rollout) for label, method in methods.items()}
     truths = {} if loaded.contributions is None else {"true contribution": loaded.contributions(rollout.sequences)}
-    ended = rollout.sequences.finished.tolist()
-    return [
-        ColouredResponse(
-            prompt=prompt,
-            tokens=_token_texts(loaded.policy, response, ended[row]),
-            score=float(rollout.scores[row]),
-            rows={label: tuple(scores[row][: len(response)]) for label, scores in token_scores.items()},
-            reference_rows={label: tuple(scores[row]) for label, scores in truths.items()},
-        )
-        for row, (prompt, response) in enumerate(
-            zip(loaded.policy.decode(rollout.sequences.prompts()), rollout.sequences.responses(), strict=True)
-        )
-    ]
-
-
-def _token_texts(policy: Policy, response: Sequence[int], ended: bool) -> tuple[str, ...]:
-    """Each token by itself; special tokens, which decode to nothing, by name or id."""
-    texts = policy.decode([[token] for token in response])
-    names = [text or f"⟨{token}⟩" for text, token in zip(texts, response, strict=True)]
-    return (*names[:-1], "⟨eos⟩") if ended else tuple(names)
+    return credit_maps(rollout, token_scores, loaded.policy.decode, reference_rows=truths)

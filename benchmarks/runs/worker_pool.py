@@ -7,22 +7,25 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.run_folder import RECORD, read_record
-from benchmarks.runs.single_run import Run, execute
+from benchmarks.runs.progress import LOOK_SECONDS, Progress, Tail
+from benchmarks.runs.single_run import Run, execute, log_of
 from rlhf_core.files.differences import differences
+from rlhf_core.pages.run_record import SETTINGS
 from rlhf_core.run.freed_memory import keep_freed_memory
-from rlhf_core.run.run_folder import SETTINGS
+
+
+class RunFailed(RuntimeError):
+    """A run ended with an error; says which run, the error, and where its traceback stands."""
 
 
 class Interrupted(RuntimeError):
@@ -30,56 +33,108 @@ class Interrupted(RuntimeError):
 
 
 def run_all(runs: Sequence[Run], processes: int) -> None:
-    """Do every run that has not finished, ``processes`` at a time, with one progress bar over all steps.
+    """Do every run that has not finished, ``processes`` at a time, and say on standard error what they are learning.
+    With 0 processes they are done in this one, one after the other: what it defines need not be imported then.
 
     Raises:
         FileExistsError: a finished run has other settings than the one asked for; nothing is run then.
-        RuntimeError: a run failed; the others in progress are let finish, the rest is not started.
+        RunFailed: a run failed; the others in progress are let finish, the rest is not started.
         Interrupted: Ctrl-C; runs in progress are ended after their step, with a checkpoint to go on from.
     """
     due = [run for run in runs if not finished(run)]
-    with tqdm(total=sum(run.steps for run in runs), unit="step", dynamic_ncols=True, desc="runs") as bar:
-        if due:
-            _run_due(due, processes, bar, sum(run.steps for run in runs) - sum(run.steps for run in due))
-        bar.update(sum(run.steps for run in runs) - bar.n)
-
-
-def _run_due(due: Sequence[Run], processes: int, bar: "tqdm[Any]", before: int) -> None:
+    if not due:
+        return
     for run in due:
         if run.folder.exists() and not (run.folder / SETTINGS).exists():
             shutil.rmtree(run.folder)  # nothing to go on from, and inside a folder that is ours and locked
-    bar.update(before)
-    bar.unpause()
+    if processes:
+        _run_in_workers(due, processes, progress_of(runs, due))
+    else:
+        _run_here(due, progress_of(runs, due))
+
+
+def _run_in_workers(due: Sequence[Run], processes: int, progress: Progress) -> None:
     context = multiprocessing.get_context("spawn")  # forking a process that has used torch's threads can hang
     pool = ProcessPoolExecutor(
         min(processes, len(due)), mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
     )
     try:
         with _terminated_like_interrupted():
-            _await([(pool.submit(_execute, run), run) for run in due], bar, before)
+            _await({pool.submit(_execute, run): run for run in due}, progress)
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
             process.terminate()
-        raise Interrupted(
-            f"interrupted: {sum(finished(run) for run in due)} of {len(due)} runs that were due have finished; the "
-            "same command goes on with the others"
-        ) from None
+        raise _interrupted(due) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _await(submitted: Sequence[tuple[Future[None], Run]], bar: "tqdm[Any]", before: int) -> None:
-    """Watch the runs; raises RuntimeError naming the first that failed."""
-    run_of = dict(submitted)
+def _run_here(due: Sequence[Run], progress: Progress) -> None:
+    with _terminated_like_interrupted():
+        for run in due:
+            try:
+                with _watched(progress):
+                    execute(run)
+            except (KeyboardInterrupt, SystemExit):  # a run that has begun saves a checkpoint, and exits
+                raise _interrupted(due) from None
+            except Exception as error:
+                raise failure(run, error) from error
+            progress.finished(run)
+
+
+@contextlib.contextmanager
+def _watched(progress: Progress) -> Iterator[None]:
+    """Progress is said while this thread is busy with what makes it."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(LOOK_SECONDS):
+            progress.look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _interrupted(due: Sequence[Run]) -> Interrupted:
+    done = sum(finished(run) for run in due)
+    return Interrupted(
+        f"interrupted: {done} of {len(due)} runs that were due have finished; the same command goes on with the others"
+    )
+
+
+def failure(run: Run, error: BaseException) -> RunFailed:
+    """The error of a run that failed, in words."""
+    plain = isinstance(error, ValueError | OSError | RuntimeError)
+    said = f"{error}" if plain else f"{type(error).__name__}: {error}"
+    return RunFailed(f"{run.arm.label}, seed {run.config.seed} failed: {said} (more in {log_of(run)})")
+
+
+def progress_of(runs: Sequence[Run], due: Sequence[Run]) -> Progress:
+    """Progress over all steps of ``runs``, of which only the ``due`` ones are under way; steps that they took earlier,
+    before they were cut short, are done."""
+    tails = [Tail(run) for run in due]
+    for tail in tails:
+        tail.advance()
+    total = sum(run.steps for run in runs)
+    return Progress(tails=tails, total=total, before=total - sum(run.steps for run in due))
+
+
+def _await(run_of: Mapping[Future[None], Run], progress: Progress) -> None:
+    """Watch the runs; raises RunFailed naming the first that failed."""
     pending = set(run_of)
     while pending:
-        done, pending = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
-        bar.update(before + sum(_steps_done(run) for run in run_of.values()) - bar.n)
+        done, pending = wait(pending, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
         for future in done:
-            error = future.exception()
+            run, error = run_of[future], future.exception()
             if error is not None:
-                run = run_of[future]
-                raise RuntimeError(f"{run.arm.label}, seed {run.config.seed} failed: {error}") from error
+                raise failure(run, error) from error
+            progress.finished(run)
+        progress.look()
 
 
 @contextlib.contextmanager
@@ -139,12 +194,6 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
-
-
-def _steps_done(run: Run) -> int:
-    """Lines of the run's metrics so far."""
-    metrics = run.folder / "metrics.jsonl"
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
 def finished(run: Run) -> bool:

@@ -1,8 +1,6 @@
 """The tasks: settings small enough to send to a worker process, and what they load there."""
 
-import hashlib
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,54 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.base.json_files import fingerprint
+from benchmarks.data.hold_out import SPLITS, by_hold_out
 from benchmarks.data.preference_tokens import Tokenisation, read_demonstrations, split_prompts
-from benchmarks.data.reviews import SPLITS, by_hold_out, read_reviews, review_prompts
+from benchmarks.data.reviews import read_reviews, review_prompts
 from benchmarks.tasks import toy_reviews as toy
+from benchmarks.tasks.loaded import Loaded, frozen, task_fingerprint
 from benchmarks.tasks.model_loading import held_policy, held_reward
 from benchmarks.tasks.model_settings import Loading
-from benchmarks.tasks.prepared_folder import PromptRows, made_small, part, read_prompts
+from benchmarks.tasks.own_task import OwnTask
+from benchmarks.tasks.ppo_settings import TOY_PPO, preference_changes, review_changes
+from benchmarks.tasks.prepared_folder import PromptRows, part, read_prompts
 from benchmarks.tasks.toy_models import ToyRecipe, toy_models
 from models.policy.causal_policy import CausalPolicy
 from models.rewards.prompted_reward import PromptedReward
-from rlhf_core.config import PAPER, PaperTask
-from rlhf_core.scorers.signatures import RewardFunction
-from rlhf_core.types import Policy, RewardModel, Sequences
-
-PromptIds = tuple[tuple[int, ...], ...]
+from rlhf_core.config import PaperTask
+from rlhf_core.types import Sequences
 
 TRAIN_PROMPTS, HELD_OUT_PROMPTS = 2048, 256
-# Models trained from scratch in minutes: the paper's learning rate would not move them in a few dozen steps.
-TOY_PPO: Mapping[str, Any] = {
-    "learning_rate": 3e-4,
-    "rollout_batch_size": 16,
-    "minibatch_size": 4,
-    "min_length": 8,
-    "max_length": [16, 24],
-    "kl": {"init_coef": 0.05},
-}
-SMALL_REVIEWS_PPO: Mapping[str, Any] = {**TOY_PPO, "learning_rate": 1e-4, "kl": {"init_coef": 0.1}}
-SMALL_PREFERENCE_PPO: Mapping[str, Mapping[str, Any]] = {
-    "summarisation": {**TOY_PPO, "rollout_batch_size": 8, "max_length": [32, 32]},
-    "dialogue": {**TOY_PPO, "max_length": [48, 48]},
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A task's models, fresh for one run, and its prompts as token ids.
-
-    ``gold`` and ``contributions`` give the true score of every response (prompt included) and what each response token
-    adds to it; None where nobody knows them. ``fingerprint`` hashes prompts and weights.
-    """
-
-    policy: Policy
-    reward: RewardModel | RewardFunction
-    train_prompts: Sequence[Sequence[int]]
-    held_out_prompts: Sequence[Sequence[int]]
-    fingerprint: str
-    gold: Callable[[Sequences], Sequence[float]] | None = None
-    contributions: Callable[[Sequences], Sequence[Sequence[float]]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +93,7 @@ class PositiveGeneration:
     @property
     def ppo(self) -> Mapping[str, Any]:
         """The paper's settings, unless ``models`` were made from scratch in a small size."""
-        return SMALL_REVIEWS_PPO if made_small(self.models) else {}
+        return review_changes(self.models)
 
     def load(self) -> Loaded:
         """Read models and prompts; from the hub only where ``models`` is None.
@@ -183,7 +150,7 @@ class PreferenceTask:
     @property
     def ppo(self) -> Mapping[str, Any]:
         """The paper's settings, unless ``models`` were made from scratch in a small size."""
-        return SMALL_PREFERENCE_PPO[self.paper] if made_small(self.models) else PAPER[self.paper]
+        return preference_changes(self.paper, self.models)
 
     def load(self) -> Loaded:
         """As :meth:`PositiveGeneration.load`."""
@@ -217,7 +184,7 @@ class PreferenceTask:
         return split_prompts(found.kept)
 
 
-AnyTask = Toy | PositiveGeneration | PreferenceTask
+AnyTask = Toy | PositiveGeneration | PreferenceTask | OwnTask
 TASKS: Mapping[str, Callable[..., AnyTask]] = {
     "toy": Toy,
     "positive_generation": PositiveGeneration,
@@ -241,11 +208,13 @@ TASKS: Mapping[str, Callable[..., AnyTask]] = {
         reward_template="human_assistant",
         max_prompt_tokens=256,
     ),
+    "own": OwnTask,
 }
 
 
-def make_task(name: str, **settings: Any) -> AnyTask:
-    """The task of that name; settings that are None are left at their defaults.
+def make_task(name: str, *, held_out: int | None = None, **settings: Any) -> AnyTask:
+    """The task of that name; settings that are None are left at their defaults. ``held_out`` is how many held-out
+    prompts are wanted of a task that splits its prompts itself.
 
     Raises:
         ValueError: an unknown task, or a setting it does not have.
@@ -253,9 +222,14 @@ def make_task(name: str, **settings: Any) -> AnyTask:
     if name not in TASKS:
         raise ValueError(f"no task {name!r}; one of {', '.join(TASKS)}")
     given = {setting: value for setting, value in settings.items() if value is not None}
-    unknown = sorted(given.keys() - inspect.signature(TASKS[name]).parameters.keys())
-    if unknown:
+    taken = inspect.signature(TASKS[name]).parameters
+    if held_out is not None and "held_out" in taken:
+        given["held_out"] = held_out
+    if unknown := sorted(given.keys() - taken.keys()):
         raise ValueError(f"task {name!r} has no setting {', '.join(unknown)}")
+    missing = [each.name for each in taken.values() if each.default is each.empty and each.name not in given]
+    if missing:
+        raise ValueError(f"task {name!r} needs --{', --'.join(missing)}")
     return TASKS[name](**given)
 
 
@@ -270,17 +244,3 @@ def _review_prompts(data: str, policy: CausalPolicy) -> PromptRows:
     reviews = read_reviews([data])
     texts = by_hold_out([*(review.text for review in reviews.labelled), *reviews.unlabelled], str)
     return {split: [{"ids": ids} for ids in review_prompts(some, policy.encode(some))] for split, some in texts.items()}
-
-
-def frozen(prompts: Iterable[Sequence[int]]) -> PromptIds:
-    """Prompts as tuples."""
-    return tuple(tuple(prompt) for prompt in prompts)
-
-
-def task_fingerprint(models: Sequence[str], loading: Loading, prompts: PromptIds) -> str:
-    """SHA-256 of the prompts and of local weights, those of the auxiliaries in the order of their names; hub models
-    enter by name."""
-    parts: list[str | Path] = [hashlib.sha256(json.dumps(prompts).encode()).hexdigest()]
-    for name in (*models, *(where for _, where in sorted(loading.auxiliaries.items()))):
-        parts += sorted(Path(name).glob("*.safetensors")) or [name]
-    return fingerprint(parts)

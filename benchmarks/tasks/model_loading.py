@@ -27,9 +27,11 @@ def held_policy(loading: Loading, name: str) -> CausalPolicy:
     return load_policy(name, **trained, **_held(loading), auxiliaries=loading.auxiliaries)
 
 
-def held_reward(loading: Loading, name: str, score: ScoreKind) -> ClassifierReward:
+def held_reward(
+    loading: Loading, name: str, score: ScoreKind | None = None, label: str | None = None
+) -> ClassifierReward:
     """Load a reward model; raises as :func:`models.load_reward_model` does."""
-    return load_reward_model(name, score=score, micro_batch_tokens=loading.reward_tokens, **_held(loading))
+    return load_reward_model(name, score=score, label=label, micro_batch_tokens=loading.reward_tokens, **_held(loading))
 
 
 def _held(loading: Loading) -> dict[str, Any]:

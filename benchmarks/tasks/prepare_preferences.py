@@ -6,10 +6,11 @@ their text, so no post or question is both learned from and tested on.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from benchmarks.data.hold_out import SPLITS, by_hold_out
 from benchmarks.data.preference_tokens import (
     Tokenisation,
     TokenisedExample,
@@ -17,109 +18,15 @@ from benchmarks.data.preference_tokens import (
     read_demonstrations,
     split_prompts,
 )
-from benchmarks.data.records import Faults, Sieve, as_list, fingerprints
-from benchmarks.data.reviews import SPLITS, by_hold_out
-from benchmarks.data.templates import check_template
+from benchmarks.data.records import Sieve, as_list, fingerprints
 from benchmarks.tasks import prepared_folder as prepared
+from benchmarks.tasks.preparation_settings import PreferencePreparation
 from benchmarks.tasks.reward_accuracy import by_confidence
 from benchmarks.tasks.starting_models import base_tokenizer, continuations, from_base, from_scratch, require_context
-from benchmarks.tasks.training_recipes import PREFERENCES
 from models.training import supervised
 from models.training.finetuning import Adapted, adapted_language_model, adapted_reward_model
 from models.training.objectives import Completion, Pair
-from models.training.settings import TrainingSettings
-from models.weights.dtype_names import DType
-from models.weights.lora_settings import LoraSettings
 from models.weights.source import ModelSource
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreferencePreparation:
-    """Fine-tune on demonstrations, and fit a reward model to comparisons.
-
-    Data come from files or the hub, in standard or conversational columns (see benchmarks.data.preference_formats).
-    """
-
-    comparisons: str | list[str]
-    """Source, or list of sources, of comparisons (prompt, chosen, rejected and kin)."""
-    demonstrations: str | list[str] | None = None
-    """Source, or list of sources, of demonstrations (prompt, completion and kin); null takes the chosen responses."""
-    out: str
-    """Folder to write; must be new or empty."""
-    size: Literal["micro", "tiny", "small", "gpt2"] | None = None
-    """Train a GPT-2 of this size from scratch, on a byte-level BPE of 2,048 tokens made here (default: tiny)."""
-    base: str | None = None
-    """Fine-tune this causal language model (folder or hub name), with its own tokenizer, instead."""
-    lora: LoraSettings | None = None
-    """Train adapters on the frozen base, for policy and reward model, instead of all weights."""
-    four_bit: bool = False
-    """Hold the frozen base in 4-bit (needs lora)."""
-    dtype: DType = "float32"
-    """Precision of the frozen base under adapters."""
-    device: str = "cpu"
-    """Where an adapted base is trained ("cuda" on a GPU)."""
-    template: str = "plain"
-    """Prompt template of the policy: a name of benchmarks.data.templates, "chat", or a text with {prompt}."""
-    reward_template: str | None = None
-    """Prompt template of the reward model; null is the policy's."""
-    max_prompt_tokens: int = 256
-    """Longest rendered prompt."""
-    max_response_tokens: int = 256
-    """Longest response, EOS counted."""
-    context: int = 1024
-    """Positions of a model from scratch."""
-    faults: Faults = "drop"
-    """Faulty rows: "drop" leaves them out, "error" stops, "truncate" cuts over-long texts and drops the rest."""
-    language: TrainingSettings | None = None
-    """Training on whole texts, from scratch only; null takes the recipe of the size."""
-    supervised: TrainingSettings | None = None
-    """Training on demonstrations, responses only; null takes the recipe of the size or base."""
-    reward: TrainingSettings | None = None
-    """Training of the reward model; null takes the recipe of the size or base."""
-    seed: int = 0
-    """Seed of initial weights."""
-    overwrite: bool = False
-    """Delete what an earlier preparation left in the out folder."""
-
-    def __post_init__(self) -> None:
-        if self.size is not None and self.base is not None:
-            raise ValueError(f"prepare: give --size ({self.size}) or --base ({self.base}), not both")
-        if self.lora is not None and self.base is None:
-            raise ValueError("prepare: lora trains adapters on a base model; give --base")
-        if self.lora is None and (self.four_bit or self.dtype != "float32"):
-            raise ValueError("prepare: all weights are trained in float32; give --lora.rank for 4-bit or bfloat16")
-        if min(self.max_prompt_tokens, self.max_response_tokens) < 2:
-            raise ValueError("prepare: max_prompt_tokens and max_response_tokens must be 2 or more")
-        if self.base is None and self.longest > self.context:
-            raise ValueError(
-                f"prepare: max_prompt_tokens {self.max_prompt_tokens} + max_response_tokens "
-                f"{self.max_response_tokens} exceed context {self.context}"
-            )
-        check_template(self.template)
-        check_template(self.reads)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return self.max_prompt_tokens + self.max_response_tokens
-
-    @property
-    def reads(self) -> str:
-        """The reward model's template."""
-        return self.template if self.reward_template is None else self.reward_template
-
-    def resolved(self) -> "PreferencePreparation":
-        """The same with every default that depends on the size or base written out."""
-        size = None if self.base is not None else self.size or "tiny"
-        recipe = PREFERENCES[size or ("base" if self.lora is None else "lora")]
-        return prepared.with_recipe(replace(self, size=size), recipe)
-
-
-TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "summarisation": {"template": "reddit", "max_prompt_tokens": 512, "max_response_tokens": 64},
-    "dialogue": {"template": "instruction", "reward_template": "human_assistant"},
-}
-"""What each task changes in the defaults above."""
 
 
 def prepare_preferences(settings: PreferencePreparation) -> dict[str, Any]:
@@ -151,7 +58,7 @@ def prepare_preferences(settings: PreferencePreparation) -> dict[str, Any]:
             if settings.faults == "error":
                 sieve.require_none_left_out()
         report = _build(settings, start, sieves, folder)
-        prepared.write_report(folder, report, settings, fingerprints(list(dict.fromkeys([*shown, *compared]))))
+        prepared.write_report(folder, report, settings, fingerprints(settings.sources))
     return report
 
 

@@ -2,68 +2,21 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.data.records import as_list, fingerprints
-from benchmarks.data.reviews import Reviews, by_hold_out, half, held_out, read_reviews, review_prompts
+from benchmarks.data.hold_out import by_hold_out, half, held_out
+from benchmarks.data.records import fingerprints
+from benchmarks.data.reviews import Reviews, read_reviews, review_prompts
 from benchmarks.tasks import prepared_folder as prepared
+from benchmarks.tasks.preparation_settings import ReviewPreparation
 from benchmarks.tasks.starting_models import continuations, from_base, from_scratch
-from benchmarks.tasks.training_recipes import REVIEWS
 from models.texts.prompt_encoding import encode
 from models.training import supervised
 from models.training.objectives import Labelled
-from models.training.settings import TrainingSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReviewPreparation:
-    """Continue the beginning of a film review so that a sentiment classifier likes it."""
-
-    data: str | list[str]
-    """One review file or a list, '[FILE,FILE]' (.jsonl, .jsonl.gz, .json, .csv, .parquet, or hub:NAME), with columns
-    text and label (1 positive, 0 negative); files without labels serve the language model only."""
-    out: str
-    """Folder to write; must be new or empty."""
-    size: Literal["micro", "tiny", "small", "gpt2"] | None = None
-    """Train a GPT-2 of this size from scratch, on a byte-level BPE of 2,048 tokens made here (default: tiny)."""
-    base: str | None = None
-    """Fine-tune this causal language model (folder or hub name), with its own tokenizer, instead."""
-    language: TrainingSettings | None = None
-    """Training of the language model; null takes the recipe of the size or base."""
-    reward: TrainingSettings | None = None
-    """Training of the reward model; null takes the recipe of the size or base."""
-    max_tokens: int = 96
-    """Tokens of a review that are read, from its beginning, as prompts and responses are beginnings."""
-    min_tokens: int = 12
-    """Shortest beginning of a review that the reward model learns from and is tested on."""
-    gold: bool = False
-    """Train the reward model on one half of the labelled reviews, and on the other half a second one that PPO never
-    sees, OUT/gold: what over-optimisation is measured against."""
-    seed: int = 0
-    """Seed of initial weights, tested lengths and prompt lengths."""
-    overwrite: bool = False
-    """Delete what an earlier preparation left in the out folder."""
-
-    def __post_init__(self) -> None:
-        if not as_list(self.data):
-            raise ValueError("prepare: --data names no file")
-        if self.size is not None and self.base is not None:
-            raise ValueError(f"prepare: give --size ({self.size}) or --base ({self.base}), not both")
-        if not 1 <= self.min_tokens <= self.max_tokens or self.max_tokens < 16:
-            raise ValueError(
-                f"prepare: min_tokens {self.min_tokens} must lie between 1 and max_tokens {self.max_tokens}, and "
-                "max_tokens be 16 or more: a prompt takes up to 7 of them"
-            )
-
-    def resolved(self) -> "ReviewPreparation":
-        """The same with every default that depends on the size or base written out."""
-        size = None if self.base is not None else self.size or "tiny"
-        return prepared.with_recipe(replace(self, size=size), REVIEWS[size or "base"])
 
 
 def prepare_positive_generation(settings: ReviewPreparation) -> dict[str, Any]:
@@ -75,11 +28,11 @@ def prepare_positive_generation(settings: ReviewPreparation) -> dict[str, Any]:
     """
     settings = settings.resolved()
     with prepared.prepared_folder(Path(settings.out), overwrite=settings.overwrite) as folder:
-        reviews = read_reviews(as_list(settings.data))
+        reviews = read_reviews(settings.sources)
         _require_both_labels(reviews)
         print(reviews.summary(), flush=True)
         report = _build(settings, reviews, folder)
-        prepared.write_report(folder, report, settings, fingerprints(as_list(settings.data)))
+        prepared.write_report(folder, report, settings, fingerprints(settings.sources))
     return report
 
 

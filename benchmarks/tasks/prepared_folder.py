@@ -8,18 +8,25 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from benchmarks.base.json_files import write_json
-from benchmarks.base.run_folder import RECORD, is_free, read_record, require_made_by, run_record, temporary_sibling
-from benchmarks.data.reviews import SPLITS
+from benchmarks.base.out_folder import is_free
+from benchmarks.base.run_folder import RECORD, read_record, require_made_by, run_record, temporary_sibling
+from benchmarks.data.hold_out import SPLITS
 
-Settings = TypeVar("Settings", bound=Any)
 MADE_BY = "benchmarks.prepare"
 PromptRows = dict[str, list[dict[str, Any]]]
 """By split, "train" and "held_out": ``ids`` and what else a task needs to know."""
+
+
+def require_replaceable(out: Path, *, overwrite: bool) -> None:
+    """Raise FileExistsError where a preparation may not be written to ``out``, which is not empty."""
+    if not is_free(out):
+        require_made_by(out, MADE_BY)
+        if not overwrite:
+            raise FileExistsError(f"{out} holds an earlier preparation; choose another --out, or pass --overwrite true")
 
 
 @contextmanager
@@ -29,20 +36,12 @@ def prepared_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         FileExistsError: ``out`` is not empty and may not be replaced.
     """
-    if not is_free(out):
-        require_made_by(out, MADE_BY)
-        if not overwrite:
-            raise FileExistsError(f"{out} holds an earlier preparation; choose another --out, or pass --overwrite true")
+    require_replaceable(out, overwrite=overwrite)
     with temporary_sibling(out) as folder:
         yield folder
         if out.exists():
             shutil.rmtree(out)
         folder.rename(out)
-
-
-def with_recipe(settings: Settings, recipe: Mapping[str, object]) -> Settings:
-    """The settings of a preparation, with the recipe's training wherever none is given."""
-    return replace(settings, **{name: getattr(settings, name) or value for name, value in recipe.items()})
 
 
 def counts(rows: Mapping[str, Sequence[object]]) -> dict[str, int]:
@@ -56,7 +55,16 @@ def reported(report: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
     started, measured = time.perf_counter(), dict[str, Any]()
     yield measured
     report[name] = {**measured, "seconds": time.perf_counter() - started}
-    print(f"{name.replace('_', ' ')}: {report[name]}", flush=True)
+    print(f"{name.replace('_', ' ')}: {_said(report[name])}", flush=True)
+
+
+def _said(measured: Mapping[str, Any]) -> str:
+    """Such as "perplexity 709, accuracy 0.5, seconds 31"; what is measured in parts stands in brackets."""
+    words = {name.replace("_", " "): value for name, value in measured.items()}
+    shown = {name: f"({_said(value)})" if isinstance(value, Mapping) else value for name, value in words.items()}
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()
+    )
 
 
 def require_prompts(splits: Mapping[str, Sequence[object]], why: str) -> None:

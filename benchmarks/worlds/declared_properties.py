@@ -76,7 +76,7 @@ def make_worlds(seed: int, *, words: int, longest: int) -> Worlds:
 
 
 def shaping(method: Redistributor) -> bool:
-    """Whether it says that it is shaping; who says nothing claims nothing."""
+    """Whether the method declares that it is shaping; a method that declares nothing is not."""
     return bool(getattr(method, "shaping", False))
 
 

@@ -1,6 +1,6 @@
-"""What may be claimed of credit in general, by enumeration: no method is asked, credit is made up here.
+"""Claims about credit in general, checked by enumeration on made-up credit.
 
-Claims come with counterparts that must not hold, so that a check which always agrees would be noticed.
+Some come with a counterpart that must not hold, so that a check that always passes would be noticed.
 """
 
 from dataclasses import dataclass, replace
@@ -121,10 +121,10 @@ def _counterexample() -> list[Identity]:
     exact = exact_threshold()
     below, above = (fixed_point(float(exact) + step) for step in (-0.01, 0.01))
     return [
-        Identity("counterexample: worse word from beta on", str(PUBLISHED), str(exact), exact == PUBLISHED),
-        _equal("the same by bisection", found_threshold(), float(PUBLISHED)),
-        _equal("beta 0.01 below: PPO's fixed point's worth", below, 1.0, tolerance=1e-3),
-        _equal("beta 0.01 above", above, 0.9, tolerance=1e-3),
+        Identity("counterexample: worse word wins from beta", str(PUBLISHED), str(exact), exact == PUBLISHED),
+        _equal("the same beta, by bisection", found_threshold(), float(PUBLISHED)),
+        _equal("0.01 below it: true score where PPO ends", below, 1.0, tolerance=1e-3),
+        _equal("0.01 above it: true score where PPO ends", above, 0.9, tolerance=1e-3),
     ]
 
 

@@ -1,7 +1,7 @@
 """Whole attention maps of a forward pass, and a score's gradient with respect to them.
 
 Only eager attention makes maps, so a model is switched to it for the pass and back. All layers' maps exist together:
-layers x heads x columns numbers a token, twice with gradients. Where a row or two will do, see
+layers x heads x columns numbers per token, twice with gradients. Where a row or two will do, see
 :mod:`models.attention.reader`, which makes none.
 """
 

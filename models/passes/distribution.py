@@ -48,8 +48,8 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """How logits become a distribution, whoever asks: tempered, with every id of ``eos_ids`` banned below the minimum
-    length, and ``unnamed`` ones always.
+    """How logits become a distribution, for every caller: tempered, with every id of ``eos_ids`` banned below the
+    minimum length, and ``unnamed`` ones always.
 
     Raises:
         ValueError: a temperature that divides by nothing, or not at all.

@@ -1,4 +1,4 @@
-"""The same network, computed with less: what transformers writes out operation by operation, in one.
+"""Fused equivalents of transformers layers: what it writes out operation by operation, in one operation.
 
 Nothing here changes a parameter, a name in a state dictionary or a configuration; results differ by rounding.
 """
@@ -32,9 +32,10 @@ def make_lean(model: PreTrainedModel) -> None:
 def share_tied_gradient(lm: PreTrainedModel) -> None:
     """Where input and output embedding are one parameter, write its gradient once.
 
-    The input embedding's part then is sparse, a row a token, and autograd adds it to the output embedding's; as a dense
-    matrix it would be filled with zeros and added cell by cell. A loss that does not reach the head would leave the
-    sparse part alone, which optimizers refuse: it is made dense (not by ``torch.autograd.grad``, nor in a deep copy).
+    The input embedding's part then is sparse, a row per token, and autograd adds it to the output embedding's; as a
+    dense matrix it would be filled with zeros and added cell by cell. A loss that does not reach the head would leave
+    the sparse part alone, which optimizers refuse: it is made dense (not by ``torch.autograd.grad``, nor in a deep
+    copy).
     """
     embedding, head = lm.get_input_embeddings(), lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     if type(embedding) is not nn.Embedding or not embedding.weight.requires_grad:

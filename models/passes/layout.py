@@ -55,7 +55,7 @@ def policy_layout(rows: PaddedRows, sequences: Sequences) -> Layout:
 def onto_responses(
     flat: Float[Tensor, " token"], mask: Bool[Tensor, "batch response"]
 ) -> Float[Tensor, "batch response"]:
-    """Put one number a response token where the token stands, 0 elsewhere."""
+    """Put one number per response token where the token stands, 0 elsewhere."""
     return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
 
 

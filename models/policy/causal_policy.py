@@ -20,7 +20,14 @@ from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
 from models.policy.network import Network
 from models.policy.value_head import ValueHead
-from models.texts.prompt_encoding import Frame, encode, encode_chats, padding_problems, prompt_problems
+from models.texts.prompt_encoding import (
+    Frame,
+    encode,
+    encode_chats,
+    encode_responses,
+    padding_problems,
+    prompt_problems,
+)
 from models.texts.sentence_ends import sentence_ends
 from models.weights.adapter_weights import require_wide
 from models.weights.language_model import vocabulary
@@ -50,9 +57,9 @@ FREE = (TokenEntropy, SentenceEnds)
 class CausalPolicy:
     """A transformers causal language model as a ``Policy`` (see rlhf_core.types for the contract of each method).
 
-    Build one with ``load_policy``. Results are on the model's device; arguments may be on any. The ``temperature`` of a
-    call divides the logits, and must be a finite number above 0. Ids for which the tokenizer has no token are not in
-    the distribution at all.
+    Build one with ``load_policy``, which makes the ``network``: language model, value head, reference and tokenizer.
+    Results are on the model's device; arguments may be on any. The ``temperature`` of a call divides the logits, and
+    must be a finite number above 0. Ids for which the tokenizer has no token are not in the distribution at all.
     """
 
     def __init__(self, network: Network) -> None:
@@ -142,29 +149,32 @@ class CausalPolicy:
         )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids, with the special tokens the tokenizer puts in front, unless a text brings them itself."""
+        """Token ids of ``texts``, with the tokenizer's special tokens in front, unless a text has them already."""
         return encode(self._network.tokenizer, texts)
 
     def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """Token ids of chats, up to where the assistant answers; see ``models.texts.prompt_encoding``."""
+        """Token ids of ``chats``, up to where the assistant answers; see ``models.texts.prompt_encoding``."""
         return encode_chats(self._network.tokenizer, chats)
 
+    def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of ``texts`` as whole responses: each by itself, with nothing before it and EOS after it."""
+        return encode_responses(self._network.tokenizer, texts, self.eos_ids)
+
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Texts without special tokens."""
+        """The texts of ``ids`` without special tokens."""
         return self._decoded(ids, skip_special_tokens=True)
 
     def decode_with_special(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Texts with every special token in them, EOS too."""
+        """The texts of ``ids`` with every special token in them, EOS too."""
         return self._decoded(ids, skip_special_tokens=False)
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
-        """Raise ValueError, listing every bad row: empty, ids outside the vocabulary, or no room for a response of
-        ``max_length`` tokens in the context (skipped for a model without a limit)."""
+        """Raise ValueError, listing the rows, for ``prompts``: empty, unknown ids, no room for ``max_length`` more."""
         self._require_prompts(prompts, [max_length] * len(prompts))
 
     def validate_ids(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Raise ValueError, listing the rows, for ids that hold padding; warn, once, where they lack the BOS that the
-        tokenizer puts before every text. They are taken as they are."""
+        """Raise ValueError, listing the rows, for ``prompts`` whose ids hold padding; warn, once, where they lack the
+        BOS that the tokenizer puts before every text. They are taken as they are."""
         tokenizer, before = self._network.tokenizer, Frame.of(self._network.tokenizer).before
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         meaningful = {*self.eos_ids, tokenizer.bos_token_id, tokenizer.unk_token_id, *before}
@@ -190,7 +200,7 @@ class CausalPolicy:
         *,
         temperature: float = 1.0,
     ) -> Sequences:
-        """Draw a response per prompt; see :func:`models.passes.sampling.sample_responses`.
+        """Draw a response per row of ``prompts`` within ``limits``; ``uniforms[i, t]`` in [0, 1) decides its token t.
 
         Raises:
             ValueError: prompts that ``validate`` refuses, or limits and uniforms that do not fit them.
@@ -213,7 +223,7 @@ class CausalPolicy:
     def evaluate(
         self, sequences: Sequences, needs: frozenset[EvidenceRequest], *, temperature: float = 1.0
     ) -> Evaluation:
-        """Teacher-forced pass: log-probabilities, values, entropy, and the evidence asked for (without gradient).
+        """Teacher-forced pass over ``sequences``, and the evidence in ``needs`` (without gradient).
 
         Runs in train mode with gradient checkpointing (where wanted) while gradients are enabled and in eval mode
         otherwise; every dropout is zero, so both compute the same. A banned EOS in a response has log-probability
@@ -255,7 +265,7 @@ class CausalPolicy:
         return _evaluation(logprobs, values, entropies, mask, found)
 
     def reference_logprobs(self, sequences: Sequences, *, temperature: float = 1.0) -> Float[Tensor, "batch response"]:
-        """Log-probabilities of the responses under the frozen reference, in the same distribution."""
+        """Log-probabilities of the responses of ``sequences`` under the frozen reference, in the same distribution."""
         of = self._distribution(temperature)
         return self._logprobs_under(self._network.reference, on_device(sequences, self.device), of)
 
@@ -264,18 +274,18 @@ class CausalPolicy:
         return self._trainable
 
     def provides(self, request: EvidenceRequest) -> bool:
-        """Full KL, token entropy and sentence ends; log-probabilities under its auxiliaries; attention of the policy
-        and of its reference where the architecture lets it be read."""
+        """Whether ``evaluate`` can answer ``request``; :meth:`why_not` says why it cannot."""
         return not self.why_not(request)
 
     def save(self, folder: str) -> None:
-        """Write model or adapter, value head and tokenizer into an existing folder; ``load_policy`` reads it back."""
+        """Write model or adapter, value head and tokenizer into an existing ``folder``; ``load_policy`` reads it
+        back."""
         self._network.write(folder)
         self._network.value_head.save(folder)
         self._network.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: str) -> None:
-        """Read back what ``save`` wrote, to the bit, into the parameters that are there; the reference stays.
+        """Read back what ``save`` wrote into ``folder``, to the bit; the reference stays as it is.
 
         Raises:
             ValueError: another model, adapter or value head, or files that ``load_policy`` would refuse; nothing has

@@ -45,7 +45,9 @@ def load_policy(
     eos_ids: Sequence[int] | None = None,
     auxiliaries: Mapping[str, str] = NO_AUXILIARIES,
 ) -> CausalPolicy:
-    """A policy from any causal language model of transformers: a folder or a hub name, safetensors only.
+    """A policy from any causal language model of transformers; ``name_or_path`` is a folder or a hub name, safetensors
+    only, at the ``revision`` given. ``trust_remote_code`` runs code from the hub; it needs a commit hash as
+    ``revision``.
 
     What is trained, and what the reference is:
 
@@ -53,6 +55,9 @@ def load_policy(
     - a whole model with ``lora``: a fresh adapter; the reference is the model with the adapter off;
     - a folder or name that *is* a LoRA adapter (say, of supervised fine-tuning): a copy of that adapter; the reference
       is the adapter itself, frozen.
+
+    ``device`` is where the model lies ("cpu", "cuda", "cuda:1"). ``gradient_checkpointing`` recomputes activations in
+    the backward pass, which saves memory and costs time.
 
     ``dtype`` is that of the weights and activations; adapters and value head are float32 always. ``four_bit`` holds
     the frozen weights in NF4 with double quantisation and computes in ``dtype``. The value head starts at zero, or

@@ -17,7 +17,7 @@ from rlhf_core.evidence import Source
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Network:
-    """The parts of a policy: what is trained, what it is held against, and what is written when it is saved."""
+    """The parts of a policy: what is trained, the frozen reference, and what is written when it is saved."""
 
     lm: PreTrainedModel
     value_head: ValueHead

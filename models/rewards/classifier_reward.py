@@ -39,7 +39,8 @@ ABILITIES: tuple[Ability, ...] = (
 
 @final
 class ClassifierReward:
-    """A sequence classifier as a reward model: frozen for good, in eval mode, read by explicit index.
+    """A sequence classifier, ``model``, with its ``tokenizer`` as a reward model: frozen for good, in eval mode, read
+    by explicit index. ``micro_batch_tokens``: prompt and response tokens of one pass, padding included.
 
     ``score`` is the number that is the reward:
 
@@ -167,8 +168,8 @@ class ClassifierReward:
         return checked_reader(self.model, self.vocab_size)
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
-        """Raise ValueError, listing every bad row: empty, ids outside the vocabulary, no room for a response of
-        ``max_length`` tokens in the context, or, where the score is read at [CLS], another first token."""
+        """Raise ValueError, listing every bad row of ``prompts``: empty, ids outside the vocabulary, no room for a
+        response of ``max_length`` tokens in the context, or, where the score is read at [CLS], another first token."""
         lengths, context, cls = [max_length] * len(prompts), context_length(self.model), self.tokenizer.cls_token_id
         problems = list(prompt_problems(prompts, lengths, vocab_size=self.vocab_size, context=context))
         if self.head.reads == "first":
@@ -179,9 +180,9 @@ class ClassifierReward:
 
     @torch.no_grad()
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """Score every row, and answer the taps among ``needs``, in one pass a micro-batch; then each experiment, with a
-        probe of its own. Where a pass runs out of memory, all are made smaller, and ``micro_batch_tokens`` stays at
-        what fitted.
+        """Score every row of ``sequences``, and answer the taps among ``needs``, in one pass per micro-batch; then each
+        experiment, with a probe of its own. Where a pass runs out of memory, all are made smaller, and
+        ``micro_batch_tokens`` stays at what fitted.
 
         Raises:
             MemoryError: a single row ran out of memory.
@@ -199,8 +200,8 @@ class ClassifierReward:
         return Scored(scores=scored.scores, evidence=evidence)
 
     def probe(self, sequences: Sequences) -> ClassifierProbe:
-        """A probe of these responses, to measure an experiment alone and see what it costs; raises ValueError for rows
-        that ``score`` would refuse."""
+        """A probe of these ``sequences``, to measure an experiment alone and see what it costs; raises ValueError for
+        rows that ``score`` would refuse."""
         self._require_readable(sequences)
         return ClassifierProbe(classifier=self._classifier, sequences=sequences, budgets=self._budgets)
 
@@ -228,7 +229,7 @@ class ClassifierReward:
         return Scored(scores=scores, evidence=evidence)
 
     def score_ids(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, " row"]:
-        """Score whole token sequences, each at least two tokens long, exactly as ``score`` does.
+        """Score ``rows`` of token ids, each at least two tokens long, exactly as ``score`` does.
 
         Raises:
             ValueError: as ``score``; or a row of fewer than two tokens.
@@ -258,7 +259,7 @@ class ClassifierReward:
         return self._classifier.scores(hidden, attention_mask), found
 
     def _require_readable(self, sequences: Sequences) -> None:
-        """Refuse rows that the model would crash on, or score without a word although it cannot read them."""
+        """Refuse rows that the model would crash on, or would score although it cannot read them."""
         rows = right_padded(sequences)
         lengths, limit = rows.attention_mask.sum(1), context_length(self.model)
         if limit is not None and bool((lengths > limit).any()):

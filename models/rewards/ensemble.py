@@ -70,7 +70,7 @@ class RewardEnsemble:
         return {"members": self.members, "aggregate": self.aggregate}
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
-        """Raise ValueError for prompts that a member refuses."""
+        """Raise ValueError for ``prompts`` that a member refuses with ``max_length`` response tokens after them."""
         for member in self.members:
             if isinstance(member, ValidatesPrompts):
                 member.validate(prompts, max_length)
@@ -99,7 +99,8 @@ class RewardEnsemble:
         return reason and f"member {request.member} cannot give {request.request!r}: {reason}"
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """Every member's scores made one, and the evidence asked of each, in its own scoring pass.
+        """Scores of ``sequences``, every member's made one, and the evidence in ``needs``, asked of each member in its
+        own scoring pass.
 
         Raises:
             ValueError: a need that cannot be answered, with the reason; whatever a member refuses.
@@ -190,8 +191,10 @@ def load_reward_ensemble(
     device: str = "cpu",
     micro_batch_tokens: int = 4096,
 ) -> RewardEnsemble:
-    """An ensemble of LoRA adapters, each with a ``score`` head of its own, on the one base model they all name, which
-    is loaded once. The other arguments as in :func:`models.load_reward_model`.
+    """An ensemble of LoRA ``adapters`` (folders or hub names), each with a ``score`` head of its own, on the one base
+    model they all name, which is loaded once. ``aggregate``, a rule of ``rlhf_core.scorers.aggregation``, makes one
+    score of theirs. ``score``, ``label``, ``four_bit``, ``dtype``, ``device`` and ``micro_batch_tokens`` as in
+    :func:`models.load_reward_model`.
 
     Raises:
         ValueError: no adapters, one that is none or lacks a head, adapters on different bases or with other numbers of

@@ -50,8 +50,11 @@ def load_reward_model(
     trust_remote_code: bool = False,
     micro_batch_tokens: int = 4096,
 ) -> ClassifierReward:
-    """Load a sequence classifier and its tokenizer from a folder or by hub name; a LoRA adapter that brings its own
-    ``score`` head is loaded onto its base model.
+    """A reward model from a sequence classifier and its tokenizer; ``name_or_path`` is a folder or a hub name, at the
+    ``revision`` given. A LoRA adapter that brings its own ``score`` head is loaded onto its base model.
+
+    ``device`` is where the model lies. ``micro_batch_tokens``: prompt and response tokens of one pass, padding
+    included. ``trust_remote_code`` runs code from the hub; it needs a commit hash as ``revision``.
 
     ``four_bit``: linear layers of the trunk in NF4 with bfloat16 products (Dettmers et al. 2023); everything else,
     the head included, in ``dtype``.

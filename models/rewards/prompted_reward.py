@@ -35,20 +35,20 @@ class PromptedReward:
         return self.reward.vocab_size
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
-        """Raise ValueError, listing the rows, for prompts without a rendering, or else for those whose rendering the
-        reward model refuses."""
+        """Raise ValueError, listing the rows, for ``prompts`` without a rendering, or else for those whose rendering
+        the reward model refuses with ``max_length`` response tokens after it."""
         self.reward.validate(self._renderings(prompts), max_length)
 
     def provides(self, request: EvidenceRequest) -> bool:
-        """What the reward model provides."""
+        """Whether the reward model can answer ``request``."""
         return self.reward.provides(request)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """The reward model's reason."""
+        """Why the reward model cannot answer ``request``; empty where it can."""
         return self.reward.why_not(request)
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """Score the responses after the reward model's own prompts.
+        """Score the responses of ``sequences`` after the reward model's own prompts, with the evidence in ``needs``.
 
         Raises:
             ValueError: prompts that have no rendering, naming their rows; and whatever the reward model refuses.
@@ -56,7 +56,7 @@ class PromptedReward:
         return self.reward.score(self._rendered(sequences), needs)
 
     def probe(self, sequences: Sequences) -> ClassifierProbe:
-        """A probe of the responses after the reward model's own prompts."""
+        """A probe of the responses of ``sequences`` after the reward model's own prompts."""
         return self.reward.probe(self._rendered(sequences))
 
     def _rendered(self, sequences: Sequences) -> Sequences:

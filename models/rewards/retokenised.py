@@ -46,7 +46,7 @@ class RetokenisedReward:
 
     To the engine it reads the policy's ids: ``tokenizer``, ``eos_ids`` and ``vocab_size`` are the policy's (see
     :meth:`of`), whose special tokens are not part of what is said. A response keeps the policy's own cut into tokens,
-    which need not be its tokenizer's cut of the text. ``telling`` says how the reward model is told.
+    which need not be its tokenizer's cut of the text. ``telling`` says how the text is put to the reward model.
 
     Attention and embedding gradients are shared out by bytes, so that their sum is kept. Experiments with altered
     responses alter policy tokens; "replace" writes the reward tokenizer's null token where they stood.
@@ -111,7 +111,7 @@ class RetokenisedReward:
         prefixes: Prefixes = "retold",
         reading: Reading = "exact",
     ) -> "RetokenisedReward":
-        """``reward`` for what ``policy`` writes."""
+        """``reward`` for what ``policy`` writes; ``telling``, ``prefixes`` and ``reading`` as in the class."""
         return RetokenisedReward(
             reward=reward,
             tokenizer=policy.tokenizer,
@@ -150,7 +150,7 @@ class RetokenisedReward:
 
     @torch.no_grad()
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-        """Score every row, and answer ``needs`` on the policy's tokens.
+        """Score every row of ``sequences``, and answer ``needs`` on the policy's tokens.
 
         Raises:
             MemoryError: a single row ran out of memory.
@@ -175,7 +175,8 @@ class RetokenisedReward:
         return Scored(scores=scored.scores, evidence=evidence)
 
     def probe(self, sequences: Sequences) -> "RetokenisedProbe":
-        """A probe of these responses, to measure an experiment alone and see what it costs."""
+        """A probe of these ``sequences``, to measure an experiment alone and see what it costs. Raises UnusableRollout
+        as ``score`` does."""
         rows = zip(sequences.prompts(), sequences.responses(), sequences.finished.tolist(), strict=True)
         said = [say(self.tokenizer, self.eos_ids, prompt, response, finished=done) for prompt, response, done in rows]
         told = [tell(self.reward.tokenizer, self.telling, row) for row in said]

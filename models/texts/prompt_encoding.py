@@ -44,6 +44,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     return [ids[frame.once(ids)] for ids in tokenizer(list(texts))["input_ids"]]
 
 
+def encode_responses(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], eos_ids: Sequence[int]
+) -> list[list[int]]:
+    """Token ids of whole responses: nothing before a text, and EOS after it. Of several ``eos_ids`` that is the
+    tokenizer's own, if it is one of them, or else the first; of none, no EOS is put."""
+    own = tokenizer.eos_token_id
+    eos = [own] if own in eos_ids else list(eos_ids[:1])
+    return [ids + eos for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+
 def encode_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
     """Token ids of chats as the tokenizer's own template writes them, up to where the assistant answers. What the
     tokenizer puts before every text (BOS) stands before a chat once, whether the template writes it or not; nothing is

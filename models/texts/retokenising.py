@@ -1,4 +1,4 @@
-"""Texts between two tokenizers: what a policy's tokens say, and how a reward model is told it."""
+"""Texts between two tokenizers: decode the policy's tokens, and encode them again for the reward model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

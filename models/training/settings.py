@@ -20,7 +20,7 @@ class TrainingSettings:
     epochs: float | None = None
     """Passes over the rows."""
     batch_size: int = 16
-    """PaddedRows (for preferences: pairs) of one optimizer step."""
+    """Rows (for preferences: pairs) of one optimizer step."""
     micro_batch_size: int | None = None
     """Rows of one forward pass, which must divide ``batch_size``; null is all of them. A smaller one saves memory; the
     step then averages the means of its micro-batches, which weighs tokens of short rows a little more."""
@@ -29,6 +29,7 @@ class TrainingSettings:
     warmup: float = 0.05
     """Share of the steps over which the learning rate rises."""
     weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
     beta2: float = 0.999
     """AdamW's memory of squared gradients; short runs from scratch want less of it (0.98)."""
     seed: int = 0

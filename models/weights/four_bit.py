@@ -58,7 +58,7 @@ def keep_unpacked(model: nn.Module) -> None:
 
     On CPUs with AVX512-BF16, bitsandbytes rewrites a layer's weights in place (scales rounded to bfloat16) the first
     time it runs in eval mode, and computes with them outside autograd from then on: the frozen reference moves, and
-    gradients stop at the layer without a word.
+    gradients stop at the layer, without a warning.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -66,8 +66,8 @@ def keep_unpacked(model: nn.Module) -> None:
 
 
 def paged_adamw_8bit(parameters: Iterable[nn.Parameter], config: PPOConfig) -> torch.optim.Optimizer:
-    """AdamW with 8-bit states in memory that the GPU pages out under pressure (Dettmers et al. 2022), with the config's
-    learning rate and weight decay; ``PPOTrainer(..., optimizer=paged_adamw_8bit)``.
+    """AdamW on ``parameters`` with 8-bit states in memory that the GPU pages out under pressure (Dettmers et al. 2022),
+    with the learning rate and weight decay of ``config``: ``PPOTrainer(..., optimizer=paged_adamw_8bit)``.
 
     Raises:
         ValueError: a parameter is not on a CUDA device, the only place where its pages can go.

@@ -1,4 +1,4 @@
-"""What a model folder may get wrong that transformers would pass over in silence, or report without naming it."""
+"""Faults of a model folder: checks that transformers skips, or reports without naming the folder."""
 
 import json
 import re
@@ -24,7 +24,7 @@ LM_HEADS = ("lm_head", "embed_out")
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder with files that are not its own, or a settings file that is no JSON object: transformers follows
-    the first, and ignores some of the second in silence.
+    the first, and ignores some of the second without a message.
 
     Raises:
         ValueError: naming the file.

@@ -1,4 +1,4 @@
-"""What a policy is held against: the same network as it was at the start, and frozen.
+"""The frozen reference: the same network as it was at the start.
 
 Adapters are never merged: merging into 4-bit weights and back moves them by several nats.
 """

@@ -78,7 +78,7 @@ class AttentionRow(AttentionTap):
         return super().why_not(layers, heads) or self.heads.why_not(heads)
 
     def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
-        """One row a response."""
+        """One row per response."""
         return layout.read_positions[:, None]
 
     def reduce(
@@ -124,7 +124,7 @@ class ValueRow(ValueTap):
         return super().why_not(layers, heads) or self.heads.why_not(heads)
 
     def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
-        """One row a response."""
+        """One row per response."""
         return layout.read_positions[:, None]
 
     def factors(self, values: Float[Tensor, "batch value_head key channel"]) -> Float[Tensor, "batch value_head key"]:

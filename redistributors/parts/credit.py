@@ -47,8 +47,8 @@ def restricted(rollout: Rollout, redistributor: Redistributor) -> Rollout:
 def normalised(
     evidence: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"]
 ) -> Float[Tensor, "batch response"]:
-    """Non-negative evidence, in any unit, as credit that sums to 1 over each response; all on the last token where the
-    evidence is 0.
+    """Non-negative ``evidence``, in any unit, as credit that sums to 1 over the tokens of each response, which ``mask``
+    selects; all on the last token where the evidence is 0.
 
     Raises:
         ValueError: evidence that is negative or not finite on a response token.
@@ -89,8 +89,9 @@ def spread(
     *,
     beta: float,
 ) -> Float[Tensor, "batch response"]:
-    """beta · credit_t · score + (1 − beta) · [t = T] · score (paper, eq. 8), without gradient; sums to the score for
-    every ``beta`` in [0, 1] where ``credit`` sums to 1, as :func:`normalised` makes it."""
+    """beta · credit_t · score + (1 − beta) · [t = T] · score (paper, eq. 8), without gradient: token scores in the
+    units of ``scores``, 0 where ``mask`` is False. They sum to the score for every ``beta`` in [0, 1] where ``credit``
+    sums to 1, as :func:`normalised` makes it."""
     weights = beta * credit + (1 - beta) * last_token(mask).to(credit.dtype)
     return torch.where(mask & (weights != 0), weights * scores[:, None], 0).detach()
 
@@ -98,7 +99,7 @@ def spread(
 def signed(
     attributions: Float[Tensor, "batch response"], rollout: Rollout, *, residual: Residual
 ) -> Float[Tensor, "batch response"]:
-    """Attributions in raw score units as token scores: times ``rollout.score_scale``, never divided by their sum,
+    """``attributions`` in raw score units as token scores: times ``rollout.score_scale``, never divided by their sum,
     without gradient.
 
     What they leave of the score (its baseline, centring, clipping, what an approximation misses) is the ``residual``:
@@ -117,13 +118,14 @@ def shaped(
 ) -> Float[Tensor, "batch response"]:
     """γ Φ(s_{t+1}) − Φ(s_t) with Φ = 0 after the last token (Ng, Harada and Russell 1999): shaping, once the score is
     added on the last token. ``potential`` is Φ(s_t) of the state before token t, which must know neither that token
-    nor later ones, in any unit, which is that of the answer."""
+    nor later ones, in any unit, which is that of the answer; ``mask`` selects the response tokens, ``gamma`` is γ."""
     known = torch.where(mask, potential, 0)
     return gamma * torch.nn.functional.pad(known[:, 1:], (0, 1)) - known
 
 
 def unattributed(attributions: Float[Tensor, "batch response"], rollout: Rollout) -> float:
-    """Mean over responses of abs(score − Σ attributions · scale), score units: what the residual holds."""
+    """Mean over the responses of ``rollout`` of abs(score − Σ attributions · scale), score units: what the residual
+    holds."""
     return float((rollout.scores - signed(attributions, rollout, residual="nowhere").sum(1)).abs().mean())
 
 
@@ -134,7 +136,7 @@ def check_residual(residual: object, who: str) -> None:
 
 
 def fallback_fraction(evidence: Float[Tensor, "batch response"], mask: Bool[Tensor, "batch response"]) -> float:
-    """Share of responses whose evidence is 0 everywhere, so that the last token got all credit."""
+    """Share of responses whose ``evidence`` is 0 wherever ``mask`` is True, so that the last token got all credit."""
     return float((torch.where(mask, evidence, 0).sum(1) == 0).float().mean())
 
 

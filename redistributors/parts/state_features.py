@@ -1,7 +1,7 @@
 """What is known of the state before token t, the prompt and y_<t, as numbers that a potential may be made of.
 
-A feature that knew the token it precedes, or anything later, would make its potential a function of the future, and
-the shaping none.
+A feature that knew the token it precedes, or anything later, would make its potential a function of the future, and it
+would no longer be shaping.
 """
 
 from dataclasses import dataclass
@@ -68,7 +68,8 @@ class StateFeatures(HiddenTap):
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenState:
-    """The frozen reward model's hidden state, by random projection (see ``StateFeatures``)."""
+    """The frozen reward model's hidden state, by random projection; ``request`` is a ``StateFeatures``, which says to
+    how many numbers."""
 
     request: StateFeatures = StateFeatures()
 

@@ -14,11 +14,11 @@ def leave_one_out_advantages(
 ) -> Float[Tensor, "batch response"]:
     """RLOO: A_i = R_i − 1/(k − 1) · Σ_{j ≠ i} R_j over the k responses of one group, R_i = Σ_t r_it, in score units.
 
-    The same on every token of a response, 0 on padding, not whitened; it adds up to 0 over a group. ``groups`` numbers
-    the prompt of each row; groups may differ in size. Only totals count: where credit is placed within a response
-    changes nothing, nor does a constant that all responses to a prompt share, such as the one true shaping adds.
-    Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; Ahmadian et al. 2024, "Back to
-    basics", arXiv 2402.14740, eq. 8.
+    r are the ``rewards`` of the tokens that ``mask`` selects. The same on every token of a response, 0 on padding, not
+    whitened; it adds up to 0 over a group. ``groups`` numbers the prompt of each row; groups may differ in size. Only
+    totals count: where credit is placed within a response changes nothing, nor does a constant that all responses to a
+    prompt share, such as the one true shaping adds. Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline
+    for free!"; Ahmadian et al. 2024, "Back to basics", arXiv 2402.14740, eq. 8.
 
     Raises:
         ValueError: a row that is the only one of its group.

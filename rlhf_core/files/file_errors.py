@@ -1,9 +1,8 @@
-"""Files that others wrote: whatever goes wrong while one is read names it."""
+"""Files that others wrote: turn any read error into one that names the file."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
 
 
 @contextmanager
@@ -16,10 +15,18 @@ def reading(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ImportError, MemoryError, torch.OutOfMemoryError, AssertionError):
+    except (ImportError, MemoryError, AssertionError):
         raise
     except Exception as error:
+        if _out_of_memory(error):
+            raise
         if isinstance(error, ValueError | OSError) and name in str(error):
             raise
         said = f"{error}" if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise ValueError(f"{name} cannot be read: {said}") from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether torch ran out of memory; who has not imported torch, which takes seconds, has no such error."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)

@@ -1,4 +1,4 @@
-"""Standard output that may go away: whoever reads a progress bar is no part of the run."""
+"""Standard output that may go away: a run goes on when nobody reads its progress bar any more."""
 
 import os
 import sys

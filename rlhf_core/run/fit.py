@@ -9,22 +9,22 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from tqdm import tqdm
 
+from rlhf_core.batching import Budgets
 from rlhf_core.config import PPOConfig
 from rlhf_core.files.differences import differences
 from rlhf_core.metrics import rollout_metrics
+from rlhf_core.pages.run_record import METRICS, SAMPLES
 from rlhf_core.plain_numbers import make_plain
 from rlhf_core.prompts import Prompts, shuffled_batch
 from rlhf_core.run.checkpoint import TrainerState, checkpoints, prune, save_checkpoint, sweep
 from rlhf_core.run.closed_stdout import lasting_output
 from rlhf_core.run.identity import MAY_CHANGE, changed_models, model_measurement, prompt_settings
-from rlhf_core.run.loggers import Logger, Rewinds
-from rlhf_core.run.run_folder import METRICS, SAMPLES, SKIPPED, RunFolder
+from rlhf_core.run.loggers import Logger, LogsSamples, Rewinds
+from rlhf_core.run.page import SHOWN, Methods, first_rows, own_texts, page_at_the_end, update_page
+from rlhf_core.run.run_folder import SKIPPED, RunFolder
 from rlhf_core.run.stopping import StopRequest, stop_requests
-from rlhf_core.scorers.callables import in_own_words, texts
 from rlhf_core.step_guard import StepGuard, UnusableRollout
 from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout
-
-SAMPLE_TEXTS = 4
 
 
 @runtime_checkable
@@ -35,6 +35,7 @@ class Trainer(Protocol):
     reward: RewardModel
     redistributor: Redistributor
     config: PPOConfig
+    budgets: Budgets
     guard: StepGuard
     loggers: tuple[Logger, ...]
     optimizer: torch.optim.Optimizer
@@ -85,6 +86,8 @@ class Plan:
     save_every: int
     keep: int | None
     resume: bool
+    methods: Methods
+    """What ``report.html`` shows the credit of beside the trainer's own method."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -100,7 +103,7 @@ class Plan:
     @property
     def shown(self) -> Prompts:
         """Prompts whose responses are written down."""
-        few = range(min(SAMPLE_TEXTS, len(self.given)))
+        few = range(min(SHOWN, len(self.given)))
         return self.held_out_given if self.held_out else [self.given[place] for place in few]
 
 
@@ -123,10 +126,13 @@ class Fit:
 
     def _loop(self, first: int) -> None:
         last, who = first + self.plan.steps, type(self.trainer.redistributor).__name__
+        begun = self.trainer.steps_done
         tqdm.write(f"{who}: {_said(self.plan, self.trainer.config)}", file=sys.stderr)
         with (
+            page_at_the_end(self.run.path),
             stop_requests() as asked,
-            tqdm(total=last, initial=self.trainer.steps_done, desc=who, unit="step", dynamic_ncols=True) as bar,
+            # a log that is no terminal gets no bar
+            tqdm(total=last, initial=begun, desc=who, unit="step", dynamic_ncols=True, disable=None) as bar,
         ):
             while self.trainer.steps_done < last and asked.signal is None:
                 self._step(last)
@@ -144,6 +150,7 @@ class Fit:
         self.run.begin({**self._stage(), **self._settings(), "models": models})
         self.trainer.run = self._run(models)
         self._write_evaluation(rollout)
+        self._write_page(rollout, self.trainer.steps_done + self.plan.steps)
         return self.trainer.steps_done
 
     def _stage(self) -> dict[str, int | bool]:
@@ -177,12 +184,15 @@ class Fit:
                 f"fit: the run in {self.plan.out} is at step {self.trainer.steps_done} already, and steps "
                 f"{self.plan.steps} asks for {first + self.plan.steps} in all"
             )
-        self.run.cut(self.trainer.steps_done if newest else first - 1)
+        last = self.trainer.steps_done if newest else first - 1  # without a checkpoint, its first samples come again
+        self.run.cut(last)
         for logger in self.trainer.loggers:
             if isinstance(logger, Rewinds):
-                logger.rewind(self.trainer.steps_done)
+                logger.rewind(last)
         if newest is None:
-            self._write_evaluation(self._evaluation())
+            rollout = self._evaluation()
+            self._write_evaluation(rollout)
+            self._write_page(rollout, first + self.plan.steps)
         return int(first)
 
     def _settings(self) -> dict[str, Any]:
@@ -206,25 +216,36 @@ class Fit:
     def _step(self, last: int) -> None:
         """Take a step, and write down what it gave."""
         self.figures = figures = self._guarded_step()
-        done, plan = self.trainer.steps_done, self.plan
-        if done % plan.eval_every == 0 or done == last:
-            figures |= self._evaluated()
+        done, plan, rollout = self.trainer.steps_done, self.plan, None
+        due = done % plan.eval_every == 0 or done == last
+        if due:
+            rollout = self._evaluated()
+            figures |= self._evaluation_figures(rollout)
         with contextlib.closing(self.run.record(METRICS)) as metrics:
             for logger in (metrics, *self.trainer.loggers):
                 logger.log(done, figures)
+        if due:
+            self._write_page(rollout, last)
         sound = self.trainer.guard.in_a_row == 0  # else the last good checkpoint might be pruned for a bad one
         if done == last or (sound and plan.save_every and done % plan.save_every == 0):
             self._save()
 
-    def _evaluated(self) -> dict[str, float]:
-        """Write samples down; figures of held-out prompts, unless a number of theirs cannot be used."""
+    def _evaluated(self) -> Rollout | None:
+        """Evaluate, and write samples down; None where a number cannot be used."""
         try:
             rollout = self._evaluation()
         finally:
             self._write_skipped()
         self._write_evaluation(rollout)
+        return rollout
+
+    def _evaluation_figures(self, rollout: Rollout | None) -> dict[str, float]:
+        """Figures of held-out prompts, where there are any."""
         figures = evaluation_figures(rollout) if rollout and self.plan.held_out else {}
         return {f"eval_{name}": value for name, value in figures.items()}
+
+    def _write_page(self, rollout: Rollout | None, last: int) -> None:
+        update_page(self.run.path, self.trainer, rollout, last, self.plan.methods)
 
     def _evaluation(self) -> Rollout | None:
         """None, and a record with the guard, where a number of it cannot be used."""
@@ -267,23 +288,25 @@ class Fit:
             prune(self.run.path, self.plan.keep)
 
     def _write_samples(self, rollout: Rollout) -> None:
-        first = torch.arange(min(SAMPLE_TEXTS, len(rollout.sequences)))
-        shown = rollout.sequences.select(first)
-        decoded, responses = texts(self.trainer.policy.decode, shown.prompts(), shown.responses())
-        own = in_own_words(decoded, shown.given)
-        prompts = [said if isinstance(said, str) else text for said, text in zip(own, decoded, strict=True)]
+        prompts, responses = own_texts(self.trainer.policy, first_rows(rollout, SHOWN))
+        step, lengths = self.trainer.steps_done, rollout.sequences.response_lengths
+        records: list[dict[str, Any]] = [
+            {
+                "step": step,
+                "prompt": prompt,
+                "response": response,
+                "score": float(rollout.raw_scores[row]),
+                "length": int(lengths[row]),
+                "finished": bool(rollout.sequences.finished[row]),
+            }
+            for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+        ]
         with contextlib.closing(self.run.record(SAMPLES)) as samples:
-            for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-                samples.write(
-                    {
-                        "step": self.trainer.steps_done,
-                        "prompt": prompt,
-                        "response": response,
-                        "score": float(rollout.raw_scores[row]),
-                        "length": int(rollout.sequences.response_lengths[row]),
-                        "finished": bool(rollout.sequences.finished[row]),
-                    }
-                )
+            for record in records:
+                samples.write(record)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, LogsSamples):
+                logger.log_samples(step, records)
 
     def _write_skipped(self) -> None:
         """Move the guard's records to the disk."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from textwrap import indent
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from rlhf_core.files.disk_errors import told_where_unwritable
 from rlhf_core.files.plain_files import open_plain, replace
@@ -36,9 +37,23 @@ class Rewinds(Protocol):
         ...
 
 
+@runtime_checkable
+class LogsSamples(Protocol):
+    """A logger that shows texts too."""
+
+    def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Take the responses of the evaluation after ``step``, as ``samples.jsonl`` has them: each with its ``prompt``,
+        ``response``, ``score``, ``length`` and ``finished``."""
+        ...
+
+
 class JSONLines:
-    """Appends one JSON object per record. As "new" it refuses a file that exists, so that nothing is ever mixed up or
-    overwritten."""
+    """Appends one JSON object per record to the file ``path``. With ``mode`` "new" it refuses a file that exists, so
+    that nothing is ever mixed up or overwritten; "append" continues one.
+
+    Raises:
+        FileExistsError: the file exists, and ``mode`` is "new".
+    """
 
     def __init__(self, path: Path, mode: Literal["new", "append"] = "new") -> None:
         if mode == "new" and path.exists():
@@ -107,7 +122,11 @@ def _until(path: Path, lines: Sequence[bytes], step: int) -> Iterator[bytes]:
 
 
 class TensorBoard:
-    """Writes scalars for TensorBoard; needs ``pip install dense-rlhf[tensorboard]``."""
+    """Writes scalars and samples for TensorBoard into ``folder``; needs ``pip install dense-rlhf[tensorboard]``.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
 
     def __init__(self, folder: str) -> None:
         try:
@@ -127,6 +146,10 @@ class TensorBoard:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
+    def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """One text of all samples, each word for word."""
+        self._writer.add_text("samples", "\n\n".join(map(_as_markdown, samples)), step)
+
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
@@ -139,6 +162,11 @@ class WeightsAndBiases:
     A run that is taken up again by another process is another one there, which begins where the first was cut, unless
     ``run_id`` names one to go on with. What has been sent cannot be taken back: steps that are taken again are not sent
     again.
+
+    ``project`` and ``name`` are those of the run there; ``run_id`` continues the run of that id.
+
+    Raises:
+        ImportError: the package is not installed.
     """
 
     def __init__(self, project: str, name: str | None = None, *, run_id: str | None = None) -> None:
@@ -148,6 +176,7 @@ class WeightsAndBiases:
             raise ImportError("Weights & Biases logging needs: pip install 'dense-rlhf[wandb]'") from error
         going_on = {} if run_id is None else {"id": run_id, "resume": "allow"}
         self._run = wandb.init(project=project, name=name, **going_on)
+        self._wandb = wandb
         self._sent = -1 if run_id is None else self._run.starting_step - 1
         self._skipped_until = -1
 
@@ -161,6 +190,20 @@ class WeightsAndBiases:
             self._run.log(dict(metrics), step=step)
             self._sent = step
 
+    def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+        """A table with a row for each sample."""
+        if step > self._skipped_until and samples:
+            columns = [*samples[0]]
+            table = self._wandb.Table(columns=columns, data=[[one[name] for name in columns] for one in samples])
+            self._run.log({"samples": table}, step=step)
+
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
+
+
+def _as_markdown(sample: Mapping[str, Any]) -> str:
+    """A sample as a heading and an indented block, in which nothing is read as markup."""
+    whole = f"{sample['prompt']} → {sample['response']}"
+    lines = "\n".join(whole.splitlines())
+    return f"score {sample['score']:.4g}, {sample['length']} tokens\n\n{indent(lines, '    ', lambda _: True)}"

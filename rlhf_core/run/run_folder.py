@@ -12,10 +12,11 @@ from typing import Any, final
 
 from rlhf_core.files.disk_errors import told_where_unwritable
 from rlhf_core.files.plain_files import flush, read_object, replace, unfinished
+from rlhf_core.pages.run_record import METRICS, SAMPLES, SETTINGS
 from rlhf_core.run.checkpoint import checkpoints, newest_complete
 from rlhf_core.run.loggers import JSONLines, drop_later
 
-SETTINGS, METRICS, SAMPLES, SKIPPED = "settings.json", "metrics.jsonl", "samples.jsonl", "skipped.jsonl"
+SKIPPED = "skipped.jsonl"
 RECORDS = (METRICS, SAMPLES, SKIPPED)
 
 

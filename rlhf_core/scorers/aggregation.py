@@ -167,5 +167,5 @@ class MemberScores(EvidenceRequest):
     source: Source = "reward"
 
     def shape(self, batch: int, response: int) -> tuple[int, ...]:
-        """A number a member."""
+        """A number per member."""
         return (batch, self.members)

@@ -48,7 +48,8 @@ def _score(self: ScoresResponses, sequences: Sequences, needs: frozenset[Evidenc
     """Scores, then evidence.
 
     Raises:
-        ValueError: a need that a function cannot answer, what it returns is not one number a response, or a column that
+        ValueError: a need that a function cannot answer, what it returns is not one number per response, or a column
+        that
             it asks for is missing.
     """
     require_measurable(needs, callable_why_not)
@@ -100,7 +101,7 @@ class TokenReward:
         require_signature(self.fn)
 
     def scores(self, sequences: Sequences, rows: list[int], responses: list[list[int]]) -> Float[Tensor, " row"]:
-        """Scores of other responses, as token ids, in the place of those of the given rows."""
+        """Scores of other ``responses``, as token ids, in the place of those of the given ``rows`` of ``sequences``."""
         prompts = sequences.prompts()
         return scores_of(self.fn, [prompts[row] for row in rows], responses, given(sequences, rows))
 
@@ -133,7 +134,7 @@ class TextReward:
         return {"fn": self.fn}
 
     def scores(self, sequences: Sequences, rows: list[int], responses: list[list[int]]) -> Float[Tensor, " row"]:
-        """Scores of other responses, as token ids, in the place of those of the given rows."""
+        """Scores of other ``responses``, as token ids, in the place of those of the given ``rows`` of ``sequences``."""
         prompts, own = sequences.prompts(), given(sequences, rows)
         decoded, ends = texts(self.decode, [prompts[row] for row in rows], responses)
         return scores_of(self.fn, in_own_words(decoded, own), ends, own)

@@ -111,10 +111,13 @@ def scores_of(
         values = torch.as_tensor(given, dtype=torch.float32, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(
-            f"reward {fn!r} must return a number for each of the {len(responses)} responses, got {shortened(scores)}"
+            f"reward {_name(fn)} must return a number for each of the {len(responses)} responses, "
+            f"got {shortened(scores)}"
         ) from error
     if values.shape != (len(responses),):
-        raise ValueError(f"reward {fn!r} returned scores of shape {tuple(values.shape)} for {len(responses)} responses")
+        raise ValueError(
+            f"reward {_name(fn)} returned scores of shape {tuple(values.shape)} for {len(responses)} responses"
+        )
     return values
 
 
@@ -127,7 +130,8 @@ def lists_of(fn: RewardFunction, prompts: list[Any], responses: list[Any], rows:
     given = _answer(fn, prompts, responses, rows)
     if not hasattr(given, "__len__") or isinstance(given, str | dict) or len(given) != len(responses):
         raise ValueError(
-            f"reward {fn!r} must return one list for each of the {len(responses)} responses, got {shortened(given)}"
+            f"reward {_name(fn)} must return one list for each of the {len(responses)} responses, "
+            f"got {shortened(given)}"
         )
     return list(given)
 

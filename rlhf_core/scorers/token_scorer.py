@@ -73,10 +73,10 @@ class PerTokenReward:
         require_signature(self.fn)
 
     def rewards(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
-        """What each token earned, in float64.
+        """What each response token of ``sequences`` earned, (batch, response) in float64, raw score units.
 
         Raises:
-            ValueError: not one list a response, or one of another length than its response; names the row. A column
+            ValueError: not one list per response, or one of another length than its response; names the row. A column
                 that the function asks for is missing.
         """
         given = lists_of(self.fn, sequences.prompts(), sequences.responses(), sequences.given)
@@ -117,10 +117,10 @@ class SpanReward:
         return {"fn": self.fn}
 
     def rewards(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
-        """What each token earned, in float64.
+        """What each response token of ``sequences`` earned, (batch, response) in float64, raw score units.
 
         Raises:
-            ValueError: not one list of spans a response, or a span that is none or lies outside; names the row. A
+            ValueError: not one list of spans per response, or a span that is none or lies outside; names the row. A
                 column that the function asks for is missing.
         """
         prompts, responses = texts(self.decode, sequences.prompts(), sequences.responses())

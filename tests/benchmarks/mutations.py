@@ -4,6 +4,42 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "benchmarks/base/command_line.py",
+        "allow_abbrev=False",
+        "allow_abbrev=True",
+        "tests/benchmarks/base/test_command_line.py::test_bad_input_is_one_line_with_the_flag_the_value_and_the_way_out",
+    ),
+    Mutation(
+        "benchmarks/base/command_line.py",
+        "found[at + 1] = str(config_path(words[at + 1]))",
+        "found[at + 1] = words[at + 1]",
+        "tests/benchmarks/base/test_command_line.py::test_an_unknown_preset_ends_with_the_list",
+    ),
+    Mutation(
+        "benchmarks/base/flags.py",
+        "if leaf in words and (place == prefix or not prefix):",
+        "if leaf in words and place == prefix:",
+        "tests/benchmarks/base/test_command_line.py::test_a_name_of_another_library_is_answered_with_the_flag",
+    ),
+    Mutation(
+        "benchmarks/presets.py",
+        "if out.exists() and not overwrite:",
+        "if out.exists() and overwrite:",
+        "tests/benchmarks/base/test_commands.py::test_presets_are_listed_and_copied_and_nothing_is_overwritten_unasked",
+    ),
+    Mutation(
+        "benchmarks/runs/preflight.py",
+        "(4 + 3 * run.config.epochs)",
+        "(4 + 2 * run.config.epochs)",
+        "tests/benchmarks/runs/test_preflight.py::test_cost_counts_responses_tokens_and_passes",
+    ),
+    Mutation(
+        "benchmarks/runs/preflight.py",
+        'evidence="decoder" if "policy" in sources else',
+        'evidence="reward" if "policy" in sources else',
+        "tests/benchmarks/runs/test_preflight.py::test_memory_is_predicted_for_the_settings_of_the_comparison",
+    ),
+    Mutation(
         "benchmarks/tasks/toy_reviews.py",
         "if token in BOUNDARIES:",
         "if token == END:",
@@ -26,12 +62,6 @@ MUTATIONS = (
         "return self.low <= other.high and other.low <= self.high",
         "return self.low <= other.high and other.high <= self.high",
         "tests/benchmarks/reporting/test_statistics.py::test_overlap_is_symmetric",
-    ),
-    Mutation(
-        "benchmarks/reporting/heat_map.py",
-        "return html.escape(visible(text), quote=True)",
-        "return visible(text)",
-        "tests/benchmarks/reporting/test_heat_map.py::test_hostile_text_stays_text",
     ),
     Mutation(
         "benchmarks/runs/comparison.py",
@@ -77,8 +107,8 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/base/settings_checks.py",
-        "default=least) < least:",
-        "default=least) <= least:",
+        "if not number >= smallest:",
+        "if not number > smallest:",
         "tests/benchmarks/base/test_settings_checks.py::test_settings_that_can_be",
     ),
     Mutation(
@@ -148,7 +178,7 @@ MUTATIONS = (
         "tests/rlhf_core/test_bad_input.py::test_prepared_prompts_are_ids_or_refused_by_line",
     ),
     Mutation(
-        "benchmarks/data/templates.py",
+        "benchmarks/data/rendering.py",
         ", add_special_tokens=False",
         "",
         "tests/benchmarks/data/test_preference_formats.py::test_every_text_begins_once",
@@ -250,6 +280,18 @@ MUTATIONS = (
         "tests/benchmarks/reporting/test_comparison_report.py::test_every_number_of_every_arm_is_in_the_terminal_at_any_width",
     ),
     Mutation(
+        "benchmarks/runs/progress.py",
+        "self.steps += len(added)",
+        "self.steps = len(added)",
+        "tests/benchmarks/runs/test_progress.py::test_only_whole_lines_that_are_new_are_read",
+    ),
+    Mutation(
+        "benchmarks/reporting/tables.py",
+        " or value.low == value.high",
+        "",
+        "tests/benchmarks/reporting/test_comparison_report.py::test_one_seed_prints_no_interval",
+    ),
+    Mutation(
         "benchmarks/runs/arms.py",
         "        _require_method(method)\n        settings",
         "        settings",
@@ -268,7 +310,7 @@ MUTATIONS = (
         "tests/benchmarks/runs/test_arms.py::test_nothing_but_a_redistributors_class_or_a_part_of_one_is_called",
     ),
     Mutation(
-        "benchmarks/runs/arms.py",
+        "benchmarks/runs/arm_texts.py",
         "if character == separator and depth == 0:",
         "if character == separator:",
         "tests/benchmarks/runs/test_arms.py::test_commas_part_arms_and_settings_only_outside_brackets",
@@ -340,9 +382,51 @@ MUTATIONS = (
         "tests/benchmarks/runs/test_length_drift.py::test_the_score_is_constant_and_the_evidence_the_models_own",
     ),
     Mutation(
-        "benchmarks/length_drift.py",
+        "benchmarks/experiments/length_drift.py",
         "return nan_mean(curve[:, 1:][:, -LAST:]) - curve[:, 0]",
         "return nan_mean(curve[:, -LAST:]) - curve[:, 0]",
         "tests/benchmarks/runs/test_length_drift.py::test_change_and_drift_by_hand",
+    ),
+    Mutation(
+        "benchmarks/base/out_folder.py",
+        "if not settings.overwrite and not is_free(Path(settings.out)):",
+        "if False:",
+        "tests/benchmarks/worlds/test_theory.py::test_the_command_ends_with_status_one_where_something_fails",
+    ),
+    Mutation(
+        "benchmarks/judging/settings.py",
+        "if bool(self.reward.model) == bool(self.endpoint.url):",
+        "if not self.reward.model and not self.endpoint.url:",
+        "tests/benchmarks/judging/test_preference.py::test_settings_that_do_not_go_together",
+    ),
+    Mutation(
+        "benchmarks/data/own_prompts.py",
+        "by_hash = sorted(rows, key=_hold_out_order)",
+        "by_hash = list(rows)",
+        "tests/benchmarks/data/test_own_prompts.py::test_what_is_held_out_follows_from_the_prompts_and_not_from_their_order",
+    ),
+    Mutation(
+        "benchmarks/data/own_prompts.py",
+        "if places.setdefault(prompt_key(row), place) != place:",
+        "if places.setdefault(str(row), place) != place:",
+        "tests/benchmarks/data/test_own_prompts.py::test_a_row_that_cannot_be_used_is_named_by_file_and_line",
+    ),
+    Mutation(
+        "benchmarks/base/own_code.py",
+        "waiting.append(value)",
+        "pass",
+        "tests/benchmarks/base/test_importing.py::test_the_fingerprint_follows_the_code_that_a_function_runs",
+    ),
+    Mutation(
+        "benchmarks/tasks/own_task.py",
+        'code_fingerprint(function) if function else ""',
+        'self.reward if function else ""',
+        "tests/benchmarks/tasks/test_own_task.py::test_what_decides_its_numbers_is_in_the_settings_and_the_fingerprint",
+    ),
+    Mutation(
+        "benchmarks/runs/single_run.py",
+        "return replace(drawn, given=own_rows(prompts, 1))",
+        "return drawn",
+        "tests/benchmarks/tasks/test_own_task.py::test_from_the_flags_to_the_table",
     ),
 )

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.tasks.prepare_reviews import ReviewPreparation, prepare_positive_generation
+from benchmarks.tasks.preparation_settings import ReviewPreparation
+from benchmarks.tasks.prepare_reviews import prepare_positive_generation
 from models.training.settings import TrainingSettings
 
 QUICK = TrainingSettings(steps=3, batch_size=4)

@@ -9,8 +9,8 @@ from fakes import TablePolicy
 from matplotlib.figure import Figure
 
 from benchmarks.runs import worker_pool as runner
-from benchmarks.runs.comparison import ComparisonSettings
-from benchmarks.tasks.definitions import Loaded
+from benchmarks.runs.settings import ComparisonSettings
+from benchmarks.tasks.loaded import Loaded
 from benchmarks.tasks.model_settings import Loading
 
 PPO = {"rollout_batch_size": 4, "minibatch_size": 2, "epochs": 1, "min_length": 1, "max_length": [3, 6]}

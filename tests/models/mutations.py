@@ -4,6 +4,12 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "models/texts/prompt_encoding.py",
+        "eos = [own] if own in eos_ids else list(eos_ids[:1])",
+        "eos = list(eos_ids[-1:])",
+        "tests/models/policy/test_policy.py::test_a_whole_response_ends_with_the_tokenizers_own_eos",
+    ),
+    Mutation(
         "models/attention/layer_attention.py",
         "ending.scatter_add_(1, rows, wanted.long()).flip(1).cumsum(1).flip(1)",
         "ending.scatter_add_(1, rows, wanted.long()).cumsum(1)",

@@ -7,6 +7,7 @@ import torch
 from fakes import TablePolicy, evidence_for, ragged_sequences, rollout_of
 
 from redistributors import REDISTRIBUTORS, RewardAttention, Shapley, Sparse, Uniform, compare_on
+from redistributors.credit_table import COLUMNS, DRAWN
 from rlhf_core import PPOConfig, PPOTrainer, TokenReward
 from rlhf_core.checks import HealthError
 
@@ -23,6 +24,10 @@ def drawn(responses_per_prompt=1, **changes):
     reward = TokenReward(lambda prompts, responses: [float(row.count(3)) - 0.1 * len(row) for row in responses])
     trainer = PPOTrainer(policy, reward, Sparse(), config)
     return trainer, trainer.collect([[1 + i % 5] for i in range(8 // responses_per_prompt)])
+
+
+def words(rows):
+    return [" ".join(f"word{token}" for token in row) for row in rows]
 
 
 def made_up(*methods):
@@ -85,6 +90,30 @@ def test_it_is_written_as_a_table():
     start = head.index("credited tokens")
     assert [(row[:start].strip(), row[start:].split()[0]) for row in rows] == [("sparse", "1"), ("uniform", "3.5")]
     assert rows[0][head.index("explained") :].split()[0] == "0"
+
+
+def test_a_notebook_draws_the_table_and_the_first_responses():
+    html = compare_on(made_up(), {"sparse": "sparse", "<b>mine</b>": Uniform()}, decode=words)._repr_html_()
+    assert html.count("<th>") == 1 + len(COLUMNS)
+    assert html.count('<section class="credit">') == min(len(SCORES), DRAWN)
+    assert "&lt;b&gt;mine&lt;/b&gt;" in html
+    assert "<b>mine" not in html
+    assert "≠ score" not in html
+    assert ".maps() has all" not in html
+    _, rollout = drawn()
+    assert "4 of 8 responses; .maps() has all" in compare_on(rollout, ["sparse"])._repr_html_()
+
+
+def test_a_heat_map_for_each_response_holds_its_tokens_and_their_credit():
+    rollout = made_up()
+    table = compare_on(rollout, ["uniform"], decode=words)
+    for row, (shown, ids) in enumerate(zip(table.maps(), rollout.sequences.responses(), strict=True)):
+        assert len(shown.tokens) == len(ids)
+        assert shown.score == SCORES[row]
+        assert shown.rows["uniform"] == tuple(table["uniform"].token_scores[row, : len(ids)].tolist())
+    assert "".join(shown.tokens).split() == words([ids])[0].split()
+    unnamed = compare_on(rollout, ["uniform"]).maps()[-1]
+    assert unnamed.tokens == tuple(f"⟨{token}⟩" for token in ids)
 
 
 def test_what_is_undefined_is_a_dash():

@@ -4,6 +4,67 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "rlhf_core/pages/document.py",
+        "return html.escape(visible(text), quote=True)",
+        "return visible(text)",
+        "tests/rlhf_core/pages/test_heat_map.py::test_hostile_text_stays_text",
+    ),
+    Mutation(
+        "rlhf_core/pages/heat_map.py",
+        "return math.isclose(total, score, rel_tol=1e-4, abs_tol=1e-4)",
+        "return True",
+        "tests/rlhf_core/pages/test_heat_map.py::test_a_row_that_loses_score_is_marked",
+    ),
+    Mutation(
+        "rlhf_core/pages/credit_maps.py",
+        "sums.append(math.fsum(values[place : place + one.tokens]))",
+        "sums.append(values[place])",
+        "tests/rlhf_core/pages/test_credit_maps.py::test_the_credit_of_a_split_character_is_the_sum_over_its_tokens",
+    ),
+    Mutation(
+        "rlhf_core/pages/shades.py",
+        "return math.copysign(largest * (place / DEPTHS) ** 2, place)",
+        "return largest * place / DEPTHS",
+        "tests/rlhf_core/pages/test_shades.py::test_the_legend_names_the_middle_of_each_shade",
+    ),
+    Mutation(
+        "rlhf_core/pages/token_texts.py",
+        "if text and BROKEN not in text:",
+        "if text:",
+        "tests/rlhf_core/pages/test_token_texts.py::test_a_cut_character_is_one_text",
+    ),
+    Mutation(
+        "rlhf_core/pages/curves.py",
+        "        elif parts[-1]:\n            parts.append([])\n",
+        "",
+        "tests/rlhf_core/pages/test_curves.py::test_what_is_undefined_is_a_gap_and_is_said",
+    ),
+    Mutation(
+        "rlhf_core/pages/curves.py",
+        "return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)",
+        "return TOP + (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)",
+        "tests/rlhf_core/pages/test_curves.py::"
+        "test_a_line_goes_through_its_points_from_left_to_right_and_higher_values_stand_higher",
+    ),
+    Mutation(
+        "rlhf_core/pages/parts.py",
+        "{escaped(str(sample.get('response', '')).strip(' '))}",
+        "{str(sample.get('response', '')).strip(' ')}",
+        "tests/rlhf_core/pages/test_run_page.py::test_texts_of_models_become_no_markup_and_nothing_is_fetched_or_run",
+    ),
+    Mutation(
+        "rlhf_core/pages/health.py",
+        'advice=advice if worst > limit else ""',
+        'advice=advice if worst < limit else ""',
+        "tests/rlhf_core/pages/test_run_page.py::test_a_page_has_every_section_and_says_where_the_run_stands",
+    ),
+    Mutation(
+        "rlhf_core/run/page.py",
+        "if method.needs <= shown.evidence.keys()",
+        "if method.needs",
+        "tests/rlhf_core/run/test_page.py::test_a_method_whose_evidence_the_run_does_not_measure_is_left_out",
+    ),
+    Mutation(
         "rlhf_core/returns.py",
         "errors = rewards + gamma * next_values - values",
         "errors = rewards + gamma * values - next_values",

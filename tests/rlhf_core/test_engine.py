@@ -420,17 +420,25 @@ def test_json_lines_never_overwrite_and_never_write_nan(tmp_path):
         JSONLines(path)
 
 
+SAMPLE = {"step": 2, "prompt": "a\n# b", "response": "<b>c</b>", "score": 0.5, "length": 3, "finished": True}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_gets_every_metric(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logger = TensorBoard(str(tmp_path))
     logger.log(1, {"score": 0.5})
     logger.log(2, {"score": 1.5, "kl": 0.25})
+    logger.log_samples(2, [SAMPLE, SAMPLE])
     logger.close()
     events = event_accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("score")] == [(1, 0.5), (2, 1.5)]
     assert [event.value for event in events.Scalars("kl")] == [0.25]
+    [text] = events.Tensors("samples/text_summary")
+    assert text.step == 2
+    shown = text.tensor_proto.string_val[0].decode()
+    assert shown.count("score 0.5, 3 tokens\n\n    a\n    # b → <b>c</b>") == 2  # an indented block is no markup
 
 
 @pytest.mark.parametrize(
@@ -456,8 +464,10 @@ def test_weights_and_biases_gets_every_metric(monkeypatch):
         def finish(self):
             logged.append("finished")
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda project, name: Run()))
+    stub = SimpleNamespace(init=lambda project, name: Run(), Table=lambda columns, data: (columns, data))
+    monkeypatch.setitem(sys.modules, "wandb", stub)
     logger = WeightsAndBiases("project")
     logger.log(3, {"score": 0.5})
+    logger.log_samples(3, [SAMPLE])
     logger.close()
-    assert logged == [(3, {"score": 0.5}), "finished"]
+    assert logged == [(3, {"score": 0.5}), (3, {"samples": ([*SAMPLE], [[*SAMPLE.values()]])}), "finished"]

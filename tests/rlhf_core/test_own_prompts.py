@@ -14,7 +14,7 @@ from tokenizers import processors
 from transformers import BatchEncoding
 
 from benchmarks.data.preference_formats import Turn
-from benchmarks.data.templates import render
+from benchmarks.data.rendering import render
 from models.policy.loading import load_policy
 from models.texts.prompt_encoding import Frame, encode, padding_problems
 from models.texts.retokenising import Said, Telling

@@ -243,7 +243,7 @@ def test_a_reward_callable_that_returns_no_numbers_is_named(returned, wrap):
         return returned
 
     learner = PPOTrainer(TablePolicy(), wrap(judge), Sparse(), CONFIG)
-    with pytest.raises(ValueError, match=r"reward <function .*judge.* a number for each of the 16 responses, got .*"):
+    with pytest.raises(ValueError, match=r"reward judge must return a number for each of the 16 responses, got .*"):
         learner.collect(batch())
 
 

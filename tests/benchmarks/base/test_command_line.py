@@ -217,7 +217,8 @@ def test_help_is_short_and_grouped_and_the_rest_is_asked_for(capsys, monkeypatch
 def test_help_fits_the_terminal(columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
     text = printed(capsys, "--help")
-    assert max(map(len, text.splitlines()[1:])) <= max(int(columns), 40)
+    lines = [line for line in text.splitlines()[1:] if len(line.split()) > 1]  # a word alone is never broken
+    assert max(map(len, lines)) <= max(int(columns), 40)
     assert "\x1b" not in text
 
 
@@ -244,7 +245,7 @@ def test_a_command_is_named_as_it_was_called(monkeypatch):
         ("/x/benchmarks/__main__.py", "python -m benchmarks env"),
         ("/x/benchmarks/env.py", "python -m benchmarks.env"),
     ):
-        monkeypatch.setattr(sys, "argv", [path])
+        monkeypatch.setattr(sys, "argv", [path, "env"])
         assert called_as("benchmarks.env") == said
 
 

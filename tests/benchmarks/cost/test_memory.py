@@ -14,13 +14,11 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPTJConfig, Qwen2Config
 
 from benchmarks import memory
-from benchmarks.cost import memory_measurement
+from benchmarks.cost import memory_measurement, memory_report
 from benchmarks.cost.architectures import random_model, shape_of
 from benchmarks.cost.memory_measurement import make_trainer, measure_step
 from benchmarks.cost.memory_prediction import (
     COMPONENTS,
-    CONTEXT_BYTES,
-    GIB,
     PHASES,
     cache_bytes,
     evidence_bytes,
@@ -32,8 +30,9 @@ from benchmarks.cost.memory_prediction import (
     trained_sizes,
     weight_bytes,
 )
+from benchmarks.cost.memory_report import helpful_changes, verdict
+from benchmarks.cost.memory_settings import CONTEXT_BYTES, GIB, TASK_PRESETS, from_preset
 from benchmarks.cost.tensor_meter import TensorMeter
-from benchmarks.memory import from_preset, helpful_changes, verdict
 from models.attention import reader as attention
 from models.attention import taps as attention_taps
 from models.passes.cache import cache_name
@@ -86,7 +85,7 @@ def shapes(settings):
 
 @cache
 def built_in(name, head):
-    return shape_of(memory.config_of(name, head), head, name)
+    return shape_of(memory_report.config_of(name, head), head, name)
 
 
 def totals(settings, models=None):
@@ -124,9 +123,9 @@ def quantised_bytes(model):
 def test_4_bit_weights_take_what_bitsandbytes_makes_of_them(family, tmp_path):
     pytest.importorskip("bitsandbytes")
     folder = save_tiny(tmp_path, family, hidden_size=256, vocab_size=64)
-    shape = shape_of(memory.config_of(folder, "lm"), "lm", folder)
+    shape = shape_of(memory_report.config_of(folder, "lm"), "lm", folder)
     loaded = load_policy(folder, lora=LoraSettings(), four_bit=True, dtype="bfloat16")._lm
-    made = random_model(memory.config_of(folder, "lm"), "lm", torch.bfloat16, True, CPU)
+    made = random_model(memory_report.config_of(folder, "lm"), "lm", torch.bfloat16, True, CPU)
     predicted = sum(map(four_bit_bytes, shape.linear))
     assert quantised_bytes(loaded) == quantised_bytes(made)
     assert predicted == pytest.approx(quantised_bytes(loaded), rel=0.02)
@@ -271,7 +270,7 @@ def test_real_weights_are_measured_where_they_are(tmp_path):
     policy = save_tiny(tmp_path / "policy", "llama")
     reward = save_tiny(tmp_path / "reward", "llama", head="classifier", num_labels=2, seed=1)
     settings = replace(from_preset("dialogue", **SMALL), policy=policy, reward=reward, four_bit="none", dtype="float32")
-    configs = memory.config_of(policy, "lm"), memory.config_of(reward, "classifier")
+    configs = memory_report.config_of(policy, "lm"), memory_report.config_of(reward, "classifier")
     trained = AutoModelForCausalLM.from_pretrained(policy).get_input_embeddings().weight
     assert torch.equal(make_trainer(settings, *configs, CPU).policy._lm.get_input_embeddings().weight, trained)
     (tmp_path / "reward" / "model.safetensors").unlink()
@@ -282,7 +281,7 @@ def test_real_weights_are_measured_where_they_are(tmp_path):
 
 def test_random_weights_give_the_network_that_loading_gives(tmp_path):
     folder = save_tiny(tmp_path, "gpt2")
-    made = random_model(memory.config_of(folder, "lm"), "lm", torch.float32, False, CPU)
+    made = random_model(memory_report.config_of(folder, "lm"), "lm", torch.float32, False, CPU)
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert made.lm_head.weight is made.transformer.wte.weight
     assert {name: weight.shape for name, weight in made.named_parameters()} == {
@@ -337,7 +336,7 @@ def test_the_7b_policy_by_hand():
     assert set(prediction["load"]) == set(COMPONENTS)
 
 
-@pytest.mark.parametrize("preset", list(memory.TASK_PRESETS))
+@pytest.mark.parametrize("preset", list(TASK_PRESETS))
 def test_more_work_never_takes_less_memory(preset):
     settings = from_preset(preset)
     models = shapes(settings)
@@ -355,7 +354,7 @@ def test_more_work_never_takes_less_memory(preset):
             assert all(a <= b for a, b in zip(less, more, strict=True)), (name, less, more)
 
 
-@pytest.mark.parametrize("preset", list(memory.TASK_PRESETS))
+@pytest.mark.parametrize("preset", list(TASK_PRESETS))
 def test_what_saves_memory_saves_it(preset):
     settings = from_preset(preset, minibatch_size=4, micro_batch_tokens=16384, prompt_tokens=512, response_tokens=128)
     models = shapes(settings)
@@ -368,7 +367,7 @@ def test_what_saves_memory_saves_it(preset):
     assert all(a < b for a, b in zip(packed, plain, strict=True))
 
 
-@pytest.mark.parametrize("preset", list(memory.TASK_PRESETS))
+@pytest.mark.parametrize("preset", list(TASK_PRESETS))
 def test_the_papers_tasks_fit_its_card_and_half_of_it(preset):
     for card in (48.0, 24.0):
         settings = from_preset(preset, card_gib=card)
@@ -414,11 +413,11 @@ def test_settings_that_cannot_be(changes, words):
 
 
 def test_models_that_cannot_be_predicted(tmp_path):
-    with pytest.raises(ValueError, match=r"built in are VMware/open-llama-7b-open-instruct, .*config\.json"):
-        memory.config_of("somebody/something", "lm")
+    with pytest.raises(ValueError, match=r"^reward '.*/gpt3' is no folder .*; did you mean '.*/gpt2'\? Built in are"):
+        from_preset("dialogue", reward="openai-community/gpt3")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "opt"}))
     with pytest.raises(ValueError, match="'opt' model, and memory is predicted for llama, qwen2, gpt2, gptj only"):
-        shape_of(memory.config_of(str(tmp_path), "lm"), "lm", "x")
+        shape_of(memory_report.config_of(str(tmp_path), "lm"), "lm", "x")
     settings = from_preset("dialogue", prompt_tokens=2000)
     with pytest.raises(ValueError, match=r"2000 \+ response_tokens 256 exceed the 2048 positions of VMware"):
         predict(settings, *shapes(settings))
@@ -439,14 +438,18 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
         "Fits 50 GiB",
     ):
         assert words in said
-    assert said.rstrip().endswith("not measured: no CUDA device")
+    assert said.rstrip().endswith("Not measured: there is no CUDA device.")
     memory.main(["--config", str(file), "--measure", "never", "--optimizer", "paged_adamw_8bit"])
-    assert "measured" not in capsys.readouterr().out
+    assert "Not measured" not in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        memory.main(["--preset", "summarisation", "--print_config"])
+    assert ended.value.code == 0
+    assert "prompt_tokens: 512" in capsys.readouterr().out
     for argv, words in (
         (["--measure", "required"], "needs a CUDA device"),
         (["--preset", "chess"], "dialogue"),
         (["--dtype", "float16"], "bfloat16"),
-        (["--policy", "somebody/something"], "built in are"),
+        (["--policy", "somebody/something"], "Built in are"),
     ):
         with pytest.raises(SystemExit) as ended:
             memory.main(argv)
@@ -457,11 +460,13 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
 def test_a_measurement_is_printed_beside_the_prediction(monkeypatch, capsys):
     settings = from_preset("positive_generation", card_gib=8, measure="required")
     peaks = dict.fromkeys(PHASES, GIB)
-    monkeypatch.setattr(memory, "measure_step", lambda *_: memory_measurement.Measurement(peaks=peaks, held=2 * GIB))
-    monkeypatch.setattr(memory, "capped", lambda device, limit: nullcontext(limit))
+    monkeypatch.setattr(
+        memory_report, "measure_step", lambda *_: memory_measurement.Measurement(peaks=peaks, held=2 * GIB)
+    )
+    monkeypatch.setattr(memory_report, "capped", lambda device, limit: nullcontext(limit))
     for name, value in (("is_available", True), ("current_device", 0), ("get_device_name", "a card")):
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    memory.run(settings, Console(width=120))
+    memory_report.run(settings, Console(width=120))
     said = capsys.readouterr().out
     ratio = (predict(settings, *shapes(settings)).total("update") - CONTEXT_BYTES) / GIB
     assert f"update                      {ratio:.2f}       1.00                   {ratio:.2f}" in said
@@ -491,7 +496,7 @@ def test_the_cap_is_lifted_again_and_the_meter_remembers(monkeypatch):
 @pytest.mark.parametrize(("preset", "card"), [("positive_generation", 8.0), ("dialogue", 24.0)])
 def test_prediction_and_measurement_agree_on_a_card(preset, card):
     settings = from_preset(preset, card_gib=card)
-    configs = memory.config_of(settings.policy, "lm"), memory.config_of(settings.reward, "classifier")
+    configs = memory_report.config_of(settings.policy, "lm"), memory_report.config_of(settings.reward, "classifier")
     device = torch.device("cuda", torch.cuda.current_device())
     with memory_measurement.capped(device, card * GIB - CONTEXT_BYTES):
         measured = measure_step(settings, *configs, memory_measurement.CudaMeter(device), device)

@@ -14,10 +14,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks import evidence_cost, levers, sampling_speed, throughput
-from benchmarks.cost import engine_processes
+from benchmarks.cost import engine_processes, evidence_timing, lever_timing, sampling_timing, step_timing
+from benchmarks.cost.cases import CASES, Case
+from benchmarks.cost.gpt2_sizes import SIZES
 from benchmarks.cost.machine_floor import Rates, Work, flop_counter
-from benchmarks.cost.timed_step import PHASES, Case, Engine, built
-from benchmarks.throughput import TimedCase, Timing, engines_table, phases_table, require_same
+from benchmarks.cost.step_timing import TimedCase, Timing, engines_table, phases_table, require_same
+from benchmarks.cost.timed_step import PHASES, Engine, built
 from rlhf_core.trainer import PPOTrainer
 
 TINY = Case(layers=2, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
@@ -69,9 +71,9 @@ def test_engines_that_do_other_work_are_refused():
         require_same(same, {**same, "score": 2.1}, same, "other", by=1e-3)
 
 
-@pytest.mark.parametrize("name", throughput.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_every_case_can_be_built_and_is_quiet_before_it_learns(name):
-    case = throughput.CASES[name]
+    case = CASES[name]
     if case.four_bit != "none":
         pytest.importorskip("bitsandbytes")
     small = replace(case, layers=1, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
@@ -110,11 +112,11 @@ def test_ratios_are_to_the_step_beside():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--cases", "[nothing]"], "cases must be of paper; minibatch-16; long"),
+        (["--cases", "[nothing]"], "--cases must be of 'paper', 'minibatch-16', 'long'"),
         (["--repeats", "0"], "repeats must be 1 or more"),
         (["--against", "trl-0.7.4", "--published_python", sys.executable, "--cases", "[bf16]"], "float32 and full"),
         (["--against", "trl-0.7.4", "--published_python", sys.executable, "--sweep", "true"], "leave out --against"),
-        (["--variants", "[fused]"], "variants must be of as run; fused Adam"),
+        (["--variants", "[fused]"], "--variants must be of 'as run', 'fused Adam'"),
         (["--against", "trl-0.7.4"], "published_stack/install.sh DIR, then give --published_python"),
     ],
 )
@@ -131,19 +133,38 @@ def in_this_process(case):
     yield lambda do, **request: json.loads(json.dumps(getattr(engine, do)(**request)))
 
 
-def test_the_command_writes_both_tables(tmp_path, monkeypatch):
+def test_the_command_writes_both_tables(tmp_path, monkeypatch, capsys):
     """Counted in this process, timed in one of its own."""
-    counting_and_timing = iter([in_this_process(TINY), throughput.ours(TINY)])
-    monkeypatch.setattr(throughput, "ours", lambda case: next(counting_and_timing))
-    monkeypatch.setitem(throughput.CASES, "tiny", TINY)
+    counting_and_timing = iter([in_this_process(TINY), step_timing.ours(TINY)])
+    monkeypatch.setattr(step_timing, "ours", lambda case: next(counting_and_timing))
+    monkeypatch.setitem(CASES, "tiny", TINY)
     throughput.main(["--cases", "[tiny]", "--repeats", "2", "--out", str(tmp_path)])
     rows = rows_of(tmp_path / "table.csv")
     assert [row["engine"] for row in rows] == ["ours"]
     assert [row["phase"] for row in rows_of(tmp_path / "phases.csv")] == list(PHASES)
     (noise,) = rows_of(tmp_path / "noise.csv")
     assert 0 < float(noise["|log ratio|, max"]) < float(noise["allowed"]) == 1e-4
-    with pytest.raises(SystemExit, match="is not empty; choose another --out, or pass --overwrite true"):
+    with pytest.raises(SystemExit):
         throughput.main(["--cases", "[tiny]", "--out", str(tmp_path)])
+    assert "is not empty; choose another --out, or pass --overwrite true" in capsys.readouterr().err
+
+
+def test_a_sweep_compares_with_the_first_of_each_kind(monkeypatch):
+    """Seconds grow with the prompts, operations with their square; neither with the lengths."""
+
+    @contextmanager
+    def engine(case):
+        answers = {
+            "count": {"flops": case.prompts**2, "tokens": case.prompts},
+            "step": {"cpu_seconds": case.prompts, "tokens": 1},
+        }
+        yield lambda do: answers[do]
+
+    monkeypatch.setattr(step_timing, "ours", engine)
+    rows = step_timing.sweep_tables(repeats=2, device="cpu")["sweep"].rows
+    assert rows[0] == ("prompts", 16, 16e3, 1.0, 1.0)
+    assert rows[2] == ("prompts", 64, 64e3, 4.0, 4.0)
+    assert [row[3:] for row in rows if row[0] == "response tokens"] == [(1.0, 1.0)] * 6
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.5])  # it may have ended before it is asked, or after
@@ -173,8 +194,8 @@ def test_evidence_costs_a_step_less_than_its_pass(tmp_path):
 
 
 def test_steps_that_do_other_work_are_not_compared(monkeypatch):
-    models = evidence_cost.models(evidence_cost.Settings(tokens=(8,), step_tokens=(8,), layers=1))
-    take = evidence_cost.step("sparse", models, rows=1, tokens=8)
+    models = evidence_timing.models(layers=1, context=8)
+    take = evidence_timing.step("sparse", models, rows=1, tokens=8)
     take()
     figures = {"length": 4.0, "skipped_minibatches": 0.0, "refused_minibatches": 0.0}
     for name in figures:
@@ -185,8 +206,7 @@ def test_steps_that_do_other_work_are_not_compared(monkeypatch):
 
 def test_samplers_draw_the_same_tokens_or_are_not_compared(tmp_path, monkeypatch):
     monkeypatch.setitem(sampling_speed.LENGTHS, "short", (2, 5))
-    settings = sampling_speed.Settings(size="small", prompts=3)
-    samplers = sampling_speed.Samplers(settings, (2, 5))
+    samplers = sampling_timing.Samplers(SIZES["small"], 3, (2, 5))
     assert [len(row) for row in samplers.ours()] == samplers.lengths.tolist()
     samplers.require_same_tokens()
     monkeypatch.setattr(samplers, "ours", lambda: [[1], [2], [3]])
@@ -201,7 +221,7 @@ def test_samplers_draw_the_same_tokens_or_are_not_compared(tmp_path, monkeypatch
 
 
 def test_levers_are_compared_with_what_does_the_same(tmp_path):
-    for name, _, ours, theirs in levers.levers("small"):
+    for name, _, ours, theirs in lever_timing.levers("small"):
         mine, other = ours(), theirs()
         if isinstance(mine, torch.Tensor):
             torch.testing.assert_close(mine, other, msg=name)
@@ -223,6 +243,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 left = faults()
 assert keep_freed_memory()
+faults()  # the first few buffers are still new
 print(left, faults())
 """
     root = Path(__file__).parents[3]

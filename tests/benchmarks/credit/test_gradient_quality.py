@@ -12,6 +12,8 @@ from rich.console import Console
 from table_task import TableTask
 
 from benchmarks import gradient_quality
+from benchmarks.credit.gradient_report import draw
+from benchmarks.credit.gradient_study import arms_of, bootstrapped, config_of, stages, studied
 from benchmarks.credit.gradients import (
     cosine,
     expected_cosine,
@@ -23,7 +25,7 @@ from benchmarks.credit.gradients import (
     signal_to_noise,
     squared_norm_of_expectation,
 )
-from benchmarks.gradient_quality import Settings, bootstrapped, draw, run, stages
+from benchmarks.credit.settings import GradientSettings
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.statistics import Summary, band
 from models import load_policy
@@ -206,7 +208,7 @@ def test_the_reference_is_the_mean_of_sparse_at_lam_one():
         reference_gradient(trainer.policy, [], config=CONFIG, kl_coef=0.2)
 
 
-CHOSEN = Settings(
+CHOSEN = GradientSettings(
     redistributors="sparse,sparse@lam=1,uniform,sparse@advantages=rloo",
     prompts=3,
     responses_per_prompt=2,
@@ -217,9 +219,9 @@ CHOSEN = Settings(
 
 
 def test_the_script_measures_every_policy_and_arm(tmp_path):
-    made = run(CHOSEN, TableTask())
+    made = studied(CHOSEN, TableTask())
     assert [row[:2] for row in made.rows[:5]] == [
-        ("sparse", 0), ("sparse-lam1", 0), ("uniform", 0), ("sparse-advantagesrloo", 0), ("sparse", 1)
+        ("sparse", "0"), ("sparse-lam1", "0"), ("uniform", "0"), ("sparse-advantagesrloo", "0"), ("sparse", "1")
     ]  # fmt: skip
     columns = {name: [row[i] for row in made.rows] for i, name in enumerate(made.columns)}
     assert [columns["cosine to sparse"][i].mean for i in (0, 4)] == pytest.approx([1, 1])
@@ -253,7 +255,7 @@ class Counting(Sparse):
 
 def test_methods_that_learn_are_measured_after_they_have():
     chosen = replace(CHOSEN, redistributors=f"sparse,{__name__}.Counting", warm=3)
-    for stage in stages(TableTask().load(), chosen, chosen.config(TableTask())):
+    for stage in stages(TableTask().load(), chosen, config_of(chosen, TableTask())):
         (rollout,) = stage.rollouts(range(1), frozenset())
         sparse, counting = stage.credits(rollout).values()
         assert counting.token_scores.equal(3 * sparse.token_scores)
@@ -263,7 +265,7 @@ def test_methods_that_learn_are_measured_after_they_have():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"redistributors": "uniform"}, "name sparse among the redistributors"),
+        ({"redistributors": "uniform"}, "redistributors must name sparse"),
         ({"redistributors": "sparse,sparse@seed=1"}, "cannot set its own"),
         ({"redistributors": "sparse,sparse@temperature=2"}, "temperature would change the rollout"),
         ({"repetitions": 2}, "repetitions must be 3 or more, got 2"),
@@ -272,28 +274,29 @@ def test_methods_that_learn_are_measured_after_they_have():
 )
 def test_settings_that_cannot_be_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
-        replace(CHOSEN, **changes)
+        arms_of(replace(CHOSEN, **changes))
 
 
 def test_what_the_task_cannot_give_is_refused_before_anything_is_drawn():
     with pytest.raises(ValueError, match="prompts 4 exceed the task's 3 held-out prompts"):
-        run(replace(CHOSEN, prompts=4), TableTask())
+        studied(replace(CHOSEN, prompts=4), TableTask())
     with pytest.raises(ValueError, match="advantages 'rloo' compares responses to one prompt"):
-        run(replace(CHOSEN, responses_per_prompt=1), TableTask())
+        studied(replace(CHOSEN, responses_per_prompt=1), TableTask())
     with pytest.raises(ValueError, match="RewardAttention"):
-        run(replace(CHOSEN, redistributors="sparse,abc"), TableTask())
+        studied(replace(CHOSEN, redistributors="sparse,abc"), TableTask())
 
 
 def test_the_command_line_says_what_is_wrong(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Settings, "make_task", lambda self: TableTask())
+    monkeypatch.setattr("benchmarks.credit.gradient_study.make_task", lambda *_, **__: TableTask())
     with pytest.raises(SystemExit) as ended:
         gradient_quality.main(["--redistributors", "uniform", "--out", str(tmp_path / "out")])
     assert ended.value.code == 2
-    assert "name sparse among" in capsys.readouterr().err
+    assert "redistributors must name sparse" in capsys.readouterr().err
     arguments = ["--prompts", "3", "--repetitions", "3", "--reference_repetitions", "2", "--out", str(tmp_path / "out")]
     gradient_quality.main([*arguments, "--redistributors", "sparse,uniform", "--sparse_steps", "[0]"])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "run.json", "table.md", "table.csv", "gradient_quality.png", "gradient_quality.pdf"
     }  # fmt: skip
-    with pytest.raises(SystemExit, match="is not empty; choose another --out"):
+    with pytest.raises(SystemExit):
         gradient_quality.main([*arguments, "--redistributors", "sparse,uniform"])
+    assert "is not empty; choose another --out" in capsys.readouterr().err

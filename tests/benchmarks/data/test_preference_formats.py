@@ -14,7 +14,8 @@ from benchmarks.data.preference_tokens import (
     split_prompts,
 )
 from benchmarks.data.records import HUB, RowFault, fingerprints, read_rows
-from benchmarks.data.templates import CHAT, TEMPLATES, check_template, fitted, render, response_ids
+from benchmarks.data.rendering import fitted, render, response_ids
+from benchmarks.data.templates import CHAT, TEMPLATES, check_template
 from benchmarks.tasks.reward_accuracy import by_confidence
 from benchmarks.tasks.starting_models import byte_level_tokenizer
 

@@ -3,7 +3,8 @@
 import io
 import json
 import shutil
-from dataclasses import replace
+import sys
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from benchmarks.judging import sampled_responses as responses
 from benchmarks.judging.pairwise_comparison import compare, named_judge
 from benchmarks.judging.sampled_responses import checkpoints, read_prompts
 from benchmarks.judging.settings import EndpointSettings, PreferenceSettings, RewardSettings, Sampling
-from benchmarks.preference import main
+from benchmarks.preference import SHORT, main
 from models.policy.loading import load_policy
 from models.tiny import save_tiny
 from models.weights.lora_settings import LoraSettings
@@ -255,6 +256,7 @@ ENDPOINT = {"url": "https://example.org", "model": "m"}
         ({"endpoint": {"url": "https://example.org"}}, "belong together"),
         ({"endpoint": {"model": "m"}}, "belong together"),
         ({"resamples": 0}, "resamples must be 1 or more"),
+        ({"prompts": "nowhere.json"}, "there is no file nowhere.json"),
         ({}, "name one judge"),
         ({"reward": {"model": "r"}, "endpoint": ENDPOINT}, "name one judge"),
     ],
@@ -270,6 +272,24 @@ def test_settings_that_do_not_go_together(settings, changes, said):
         judge()
 
 
+def test_flags_may_be_written_without_their_group(monkeypatch, tmp_path):
+    read = []
+    monkeypatch.setenv("K", "secret")
+    monkeypatch.setattr(PreferenceSettings, "require_one_judge", lambda settings: read.append(settings) or sys.exit())
+    (tmp_path / "rows.json").touch()
+    common = ["--first", "a", "--second", "b", "--prompts", str(tmp_path / "rows.json")]
+    short = ["--endpoint=https://x", "--model", "m", "--timeout-seconds", "7", "--api_key_env", "K"]
+    full = ["--endpoint.url", "https://x", "--endpoint.model", "m"]
+    for words in (short, full):
+        with pytest.raises(SystemExit):
+            main([*common, *words])
+    assert read[0].endpoint == replace(read[1].endpoint, timeout_seconds=7.0, api_key_env="K")
+    assert set(SHORT.values()) <= {
+        *(f"--endpoint.{field.name}" for field in fields(EndpointSettings)),
+        *(f"--reward.{field.name}" for field in fields(RewardSettings)),
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -277,7 +297,7 @@ def test_settings_that_do_not_go_together(settings, changes, said):
         ({"template": "{instruction.__class__}"}, "template must hold {instruction}"),
         ({"template": "{instruction!r}"}, "template must hold {instruction}"),
         ({"min_tokens": 9, "max_tokens": 8}, "max_tokens must be 9 or more, got 8"),
-        ({"temperature": 0}, "temperature 0 must be above 0"),
+        ({"temperature": 0}, "temperature must be above 0 and finite, got 0"),
     ],
 )
 def test_sampling_that_cannot_be(changes, said):

@@ -7,13 +7,14 @@ import json
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from rich.cells import cell_len
 from rich.console import Console
 
 from benchmarks.reporting import figures, tables
 from benchmarks.reporting.comparison_report import build, verdict, write
 from benchmarks.reporting.curve_readings import LAST
-from benchmarks.reporting.heat_map import ColouredResponse
 from benchmarks.reporting.statistics import Results
+from rlhf_core.pages.heat_map import CreditMap
 
 STEPS = 20
 
@@ -179,7 +180,7 @@ def test_a_method_keeps_its_colour_whoever_else_is_there():
 
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_every_figure_is_written(tmp_path, seeds):
-    example = ColouredResponse(
+    example = CreditMap(
         prompt="p",
         tokens=("a", "$x^", "<eos>"),
         score=1.0,
@@ -198,7 +199,7 @@ def test_every_figure_is_written(tmp_path, seeds):
 
 def test_a_long_response_shows_its_end():
     tokens = tuple(f"word{i}" for i in range(100))
-    example = ColouredResponse(prompt="p", tokens=tokens, score=1.0, rows={"sparse": (0.0,) * 99 + (1.0,)})
+    example = CreditMap(prompt="p", tokens=tokens, score=1.0, rows={"sparse": (0.0,) * 99 + (1.0,)})
     axes = Figure().add_subplot()
     figures.strip(axes, example)
     shown = [text.get_text() for text in axes.texts]
@@ -220,3 +221,17 @@ def test_every_number_of_every_arm_is_in_the_terminal_at_any_width(width):
     for row in built.rows:
         for value in row.values.values():
             assert all(part in written for part in tables.text(value).replace(" [", "\n[").splitlines())
+
+
+def test_one_seed_prints_no_interval():
+    built = build(results({"sparse": 1.0, "abc": 50.0}, seeds=1))
+    assert tables.text(table(built)["average_score"]["abc"]) == "49.9"
+    assert "[" not in tables.markdown(built.table)
+    assert built.verdict.startswith("One seed gives no range, so no method is called better")
+    assert any("One seed has no range" in note for note in built.notes)
+
+
+def test_wide_characters_are_measured_by_their_cells():
+    console = Console(width=60, record=True, file=io.StringIO())
+    tables.show(build(results({"sparse": 1.0, "方法方法方法方法": 2.0, "abc": 3.0})).table, console)
+    assert max(map(cell_len, console.export_text().splitlines())) <= 60

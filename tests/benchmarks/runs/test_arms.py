@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.runs.arms import Arm, parse_arms
 from redistributors import (
+    REDISTRIBUTORS,
     DecoderAttention,
     EnsembleCredit,
     EntropyPeaks,
@@ -19,6 +20,7 @@ from redistributors import (
     Sparse,
     Uniform,
 )
+from redistributors.method_names import METHOD_NAMES
 from rlhf_core.scorers.aggregation import WorstCase
 from rlhf_core.types import Redistributor
 
@@ -232,3 +234,7 @@ def test_what_a_module_raises_while_it_is_imported_is_told(tmp_path, monkeypatch
     with pytest.raises(ValueError, match="half_written cannot be imported \\(KeyError: 'table'\\)"):
         parse_arms("half_written.Method")
     assert "half_written" not in sys.modules
+
+
+def test_a_command_line_knows_the_names_of_the_registry_without_its_classes():
+    assert tuple(REDISTRIBUTORS) == METHOD_NAMES

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,12 +12,14 @@ from table_task import PPO, TableTask, settings, table_loaded
 
 from benchmarks.base.presets import PRESETS
 from benchmarks.reporting.comparison_report import build
-from benchmarks.reporting.heat_map import terminal
-from benchmarks.runs.arms import PAPER_SETTINGS, parse_arms, with_settings
-from benchmarks.runs.comparison import ComparisonSettings, Panel, plan
+from benchmarks.reporting.terminal_heat_map import terminal
+from benchmarks.runs.arms import parse_arms
+from benchmarks.runs.comparison import Panel, plan
 from benchmarks.runs.finished_runs import load_results
-from benchmarks.runs.single_run import credit_figures, examples, execute, frozen_rollout
-from benchmarks.runs.worker_pool import finished, run_all
+from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
+from benchmarks.runs.settings import ComparisonSettings
+from benchmarks.runs.single_run import credit_figures, examples, execute, frozen_rollout, log_of
+from benchmarks.runs.worker_pool import Interrupted, RunFailed, finished, run_all
 from benchmarks.tasks.definitions import make_task
 from benchmarks.tasks.model_settings import Loading
 from benchmarks.value_loss_variance import SCRIPT
@@ -35,7 +38,7 @@ class BrokenTask:
 
 def run_compare(chosen, task=None, ppo=None):
     text = io.StringIO()
-    study = SCRIPT.run(chosen, task or TableTask(), ppo or {}, Console(file=text, width=120))
+    study = SCRIPT.experiment().run(chosen, task or TableTask(), ppo or {}, Console(file=text, width=120))
     return build(study.only), text.getvalue()
 
 
@@ -94,7 +97,8 @@ def test_end_to_end_resume_and_refusals(tmp_path, request):
     report, printed = run_compare(chosen)
     out = tmp_path / "out"
     assert report.verdict in printed.replace("\n", " ") or "no method is called better" in printed
-    expected = {"run.json", "table.md", "table.csv", "results.json", "heatmap.html", "figures", "runs"}
+    expected = {"run.json", "report.html", "report.json", "table.md", "table.csv", "results.json", "heatmap.html"}
+    expected |= {"figures", "runs"}
     assert {path.name for path in out.iterdir()} == expected
     assert "true contribution" in (out / "heatmap.html").read_text(encoding="utf-8")
     records = sorted(out.glob("runs/*/seed-*/run.json"))
@@ -228,13 +232,13 @@ def test_examples_show_the_same_responses_once_per_method():
             assert sum(row) == pytest.approx(example.score)
             assert len(row) == len(example.tokens)
         truth = example.reference_rows["true contribution"]
-        assert truth == tuple(float(token == "3") for token in example.tokens)
+        assert truth == tuple(float(token.strip() == "3") for token in example.tokens)
         assert "⟨eos⟩" not in example.tokens[:-1]
     assert any(example.tokens[-1] == "⟨eos⟩" for example in shown)
 
 
 @pytest.mark.parametrize(
-    "bad", [{"seeds": 0}, {"seeds": [1, 1]}, {"seeds": [-1]}, {"steps": 0}, {"processes": 0}, {"eval_prompts": 0}]
+    "bad", [{"seeds": 0}, {"seeds": [1, 1]}, {"seeds": [-1]}, {"steps": 0}, {"processes": -1}, {"eval_prompts": 0}]
 )
 def test_bad_comparisons_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
@@ -278,3 +282,23 @@ def test_the_command_line_says_what_is_wrong(capsys, tmp_path):
             SCRIPT.main([*argv, "--out", str(tmp_path / "out")])
         assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_this_process_come_out_as_those_of_workers(tmp_path, in_threads):
+    def curves(place, processes):
+        run = replace(one_run(tmp_path / place), steps=2)
+        run_all([run], processes=processes)
+        found = load_results("t", [run]).curves["sparse"]
+        return {name: values.tolist() for name, values in found.items() if name not in ("seconds", "tokens_per_second")}
+
+    assert curves("here", 0) == curves("there", 1)
+
+
+def test_a_run_of_this_process_that_fails_or_is_stopped_is_named(tmp_path, monkeypatch):
+    run = replace(one_run(tmp_path), task=BrokenTask())
+    with pytest.raises(RunFailed, match=r"sparse, seed 0 failed: the disk is gone \(more in .*seed-0.log\)"):
+        run_all([run], processes=0)
+    assert "Traceback" in log_of(run).read_text()
+    monkeypatch.setattr(BrokenTask, "load", lambda _: sys.exit(130))
+    with pytest.raises(Interrupted, match="0 of 1 runs that were due have finished"):
+        run_all([run], processes=0)

@@ -12,10 +12,11 @@ from PIL import Image
 from rich.console import Console
 from table_task import TableTask, settings
 
-from benchmarks.length_drift import SCRIPT, Options, change, drifts, panels
+from benchmarks.experiments.length_drift import EXPERIMENT, change, drifts, panels
+from benchmarks.experiments.settings import LengthDrift as Options
 from benchmarks.reporting.statistics import Summary
-from benchmarks.runs.comparison import ComparisonSettings
 from benchmarks.runs.constant_score import ConstantScore, ConstantTask
+from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import identity
 from benchmarks.tasks.definitions import Toy
 from benchmarks.tasks.model_settings import Loading
@@ -34,7 +35,7 @@ ONE = Options(values=(1.0,), lams=(1.0,), extras=(), lengths=(1, 5))
 
 def run(chosen, options):
     text = io.StringIO()
-    done = SCRIPT.run(chosen, TableTask(), {}, Console(file=text, width=160), options)
+    done = EXPERIMENT.run(chosen, TableTask(), {}, Console(file=text, width=160), options)
     return done, text.getvalue()
 
 

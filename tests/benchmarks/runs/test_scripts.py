@@ -16,12 +16,14 @@ from PIL import Image
 from rich.console import Console
 from table_task import TableTask, settings
 
-from benchmarks import table1
 from benchmarks.base.run_folder import claim_folder, run_record
-from benchmarks.runs.comparison import ComparisonSettings, run_comparison
+from benchmarks.experiments import table1
+from benchmarks.experiments.settings import SamplingMismatch as Mismatch
+from benchmarks.experiments.settings import TableOne
+from benchmarks.runs.comparison import run_comparison
+from benchmarks.runs.samplers import SAMPLERS
+from benchmarks.runs.settings import SAMPLER_NAMES, ComparisonSettings
 from benchmarks.runs.worker_pool import locked
-from benchmarks.sampling_mismatch import Options as Mismatch
-from benchmarks.table1 import TableOne
 
 SCRIPTS = {
     "learning_curves": "curves",
@@ -45,7 +47,7 @@ def script(name):
 def run(name, chosen, **ppo):
     text, made = io.StringIO(), script(name)
     options = made.options(**OPTIONS.get(name, {}))
-    done = made.run(chosen, TableTask(), ppo, Console(file=text, width=160), options)
+    done = made.experiment().run(chosen, TableTask(), ppo, Console(file=text, width=160), options)
     return done, text.getvalue()
 
 
@@ -65,7 +67,7 @@ def test_a_script_writes_its_table_and_a_figure_one_can_look_at(name, tmp_path):
     rows = (folder / "table.md").read_text().count("\n| ")
     assert rows >= len(done.results)
     runs = list((tmp_path / "out" / "runs").glob("**/run.json"))
-    panels = script(name).panels(chosen, script(name).options(**OPTIONS.get(name, {})))
+    panels = script(name).experiment().panels(chosen, script(name).options(**OPTIONS.get(name, {})))
     assert len(runs) == len(panels) * 2 * 2
 
 
@@ -101,13 +103,11 @@ def test_the_papers_curves_stand_behind_ours_on_its_own_tasks_only(tmp_path):
 
 
 def test_table_one_refuses_what_is_no_comparison(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no comparison"):
-        table1.read(tmp_path)
     claim_folder(tmp_path, run_record({}, {}, made_by="another script"), overwrite=False)
     with pytest.raises(ValueError, match="made by another script"):
         table1.read(tmp_path)
-    with pytest.raises(SystemExit, match="holds no comparison"):
-        table1.main(["--comparisons", str(tmp_path / "absent"), "--out", str(tmp_path / "o")])
+    with pytest.raises(FileNotFoundError, match="absent holds no comparison"):
+        TableOne(comparisons=[str(tmp_path), str(tmp_path / "absent")]).require_comparisons()
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,8 @@ def test_impossible_options_are_refused(name, options, said):
 
 
 def test_every_length_and_sampler_is_a_panel():
-    panels = script("sampling_mismatch").panels(ComparisonSettings(), Mismatch())
+    assert tuple(SAMPLERS) == SAMPLER_NAMES
+    panels = script("sampling_mismatch").experiment().panels(ComparisonSettings(), Mismatch())
     assert len({panel.name for panel in panels}) == 6
     assert panels[0].changes == {"min_length": 8, "max_length": [8, 15]}
 
@@ -149,7 +150,7 @@ def refused(chosen, ppo=None, task=None):
 def test_what_cannot_run_is_refused_before_anything_runs(tmp_path):
     chosen = settings(tmp_path)
     assert "uniform: " in refused(chosen, {"gamma": 0.9})
-    assert "abc: " in refused(replace(chosen, redistributors=["sparse", "abc"]))
+    assert "abc is not possible here: " in refused(replace(chosen, redistributors=["sparse", "abc"]))
     assert "eval_prompts 9 exceed the task's 3" in refused(replace(chosen, eval_prompts=9))
     models = tmp_path / "out" / "models"
     assert "would hold the models" in refused(replace(chosen, models=str(models)))
@@ -185,7 +186,7 @@ from benchmarks.learning_curves import SCRIPT
 from benchmarks.runs.worker_pool import Interrupted
 if __name__ == "__main__":
     try:
-        SCRIPT.run(settings(Path({out!r}), steps=4000, seeds=2, processes=2), TableTask(), {{}}, Console())
+        SCRIPT.experiment().run(settings(Path({out!r}), steps=4000, seeds=2, processes=2), TableTask(), {{}}, Console())
     except Interrupted as stopped:
         print("STOPPED", stopped, flush=True)
         sys.exit(130)

@@ -6,9 +6,11 @@ import torch
 from prepared_reviews import QUICK
 from transformers import GenerationConfig
 
-from benchmarks.data.reviews import clean, held_out, read_reviews, review_prompts
+from benchmarks.data.hold_out import held_out
+from benchmarks.data.reviews import clean, read_reviews, review_prompts
 from benchmarks.prepare import main
-from benchmarks.tasks.prepare_reviews import ReviewPreparation, prepare_positive_generation
+from benchmarks.tasks.preparation_settings import ReviewPreparation
+from benchmarks.tasks.prepare_reviews import prepare_positive_generation
 from benchmarks.tasks.prepared_folder import read_prompts
 from benchmarks.tasks.starting_models import continuations
 from models.rewards.loading import load_reward_model
@@ -122,9 +124,10 @@ def test_defaults_that_depend_on_size_or_base_are_written_out():
         ReviewPreparation(**data, min_tokens=97)
 
 
-def test_command_line_names_its_tasks():
-    with pytest.raises(SystemExit, match="positive_generation"):
+def test_command_line_names_its_tasks(capsys):
+    with pytest.raises(SystemExit, match="2"):
         main(["chess"])
+    assert "one of positive_generation, summarisation, dialogue" in capsys.readouterr().err
 
 
 def test_cleaning():

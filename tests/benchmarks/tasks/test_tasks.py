@@ -7,8 +7,11 @@ import torch
 from tiny_toy import TINY
 
 from benchmarks.tasks import toy_reviews as toy
-from benchmarks.tasks.definitions import PositiveGeneration, Toy, make_task, task_fingerprint
+from benchmarks.tasks.definitions import TASKS, PositiveGeneration, Toy, make_task
+from benchmarks.tasks.loaded import task_fingerprint
 from benchmarks.tasks.model_settings import Loading
+from benchmarks.tasks.ppo_settings import CHANGES
+from benchmarks.tasks.prepared_folder import MADE_BY
 from rlhf_core.types import Sequences
 
 
@@ -94,3 +97,13 @@ def test_weights_of_auxiliaries_are_in_the_fingerprint_and_their_places_are_not(
 
     assert found("here", b"one") == found("there", b"one") != found("other", b"two")
     assert task_fingerprint([], Loading(), ((1, 2),)) != found("again", b"one")
+
+
+def test_what_a_task_changes_in_the_papers_settings_is_known_without_loading_it(tmp_path):
+    assert CHANGES.keys() == TASKS.keys()
+    (tmp_path / "run.json").write_text(json.dumps({"made_by": MADE_BY, "settings": {"size": "tiny"}}))
+    for name, changes in CHANGES.items():
+        small = None if name in ("toy", "own") else str(tmp_path)
+        given = {"policy": "p", "data": "d", "reward": "r"} if name == "own" else {}
+        for models in (None, small):
+            assert make_task(name, models=models, **given).ppo == changes(models)

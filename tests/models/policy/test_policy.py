@@ -557,6 +557,13 @@ def test_texts_go_through_the_tokenizer(folders, family):
     assert policy.decode([[2, 3, 1], [9]]) == ["w2 w3", "w9"]
 
 
+@pytest.mark.parametrize(("eos_ids", "end"), [((1,), [1]), ((1, 3), [1]), ((3, 4), [3]), ((), [])])
+def test_a_whole_response_ends_with_the_tokenizers_own_eos(folders, eos_ids, end):
+    policy = load_policy(folders["gpt2", "model"], eos_ids=eos_ids)
+    assert policy.tokenizer.eos_token_id == 1
+    assert policy.encode_responses(["w2 w3", ""]) == [[2, 3, *end], end]
+
+
 def test_validate_lists_every_bad_row(folders, family):
     policy = build(folders, family, "full")
     policy.validate(PROMPTS, 57)

@@ -293,12 +293,18 @@ def test_tensorboard_shows_every_step_once_after_a_resume(tmp_path):
             shutil.rmtree(tmp_path / "run/checkpoint-4")  # as if it had been killed before
     events = accumulator.EventAccumulator(str(tmp_path / "events")).Reload()
     assert [event.step for event in events.Scalars("score")] == [1, 2, 3, 4, 5]
+    assert [event.step for event in events.Tensors("samples/text_summary")] == [0, 2, 4, 5]
 
 
 def test_lines_and_weights_and_biases_get_every_step_once(tmp_path, monkeypatch):
-    sent = []
-    run = SimpleNamespace(log=lambda figures, step: sent.append(step), finish=lambda: None, starting_step=0)
-    monkeypatch.setitem(__import__("sys").modules, "wandb", SimpleNamespace(init=lambda **given: run))
+    sent, shown = [], []
+
+    def log(figures, step):
+        (shown if "samples" in figures else sent).append(step)
+
+    run = SimpleNamespace(log=log, finish=lambda: None, starting_step=0)
+    stub = SimpleNamespace(init=lambda **given: run, Table=lambda columns, data: data)
+    monkeypatch.setitem(__import__("sys").modules, "wandb", stub)
     for steps in (2, 4, 5):
         loggers = (JSONLines(tmp_path / "own.jsonl", mode="append"), WeightsAndBiases("p", run_id="a"))
         taken_up(tmp_path / "run", steps=steps, loggers=loggers)
@@ -307,5 +313,6 @@ def test_lines_and_weights_and_biases_get_every_step_once(tmp_path, monkeypatch)
         if steps == 4:
             shutil.rmtree(tmp_path / "run/checkpoint-4")
     assert sent == [1, 2, 3, 4, 5]
+    assert shown == [0, 2, 4, 5]
     lines = [json.loads(line)["step"] for line in (tmp_path / "own.jsonl").read_text().splitlines()]
     assert lines == [1, 2, 3, 4, 5]

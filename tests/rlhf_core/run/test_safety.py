@@ -330,7 +330,7 @@ for name in ("connect", "connect_ex", "sendto"):
 socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
 
 from benchmarks.base.run_folder import claim_folder, run_record
-from benchmarks.runs.comparison import ComparisonSettings
+from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.judging.chat_endpoint import EndpointJudge
 from benchmarks.judging.settings import EndpointSettings
 from models import LoraSettings, load_policy, load_reward_model

@@ -176,7 +176,8 @@ def test_columns_travel_with_their_prompts_on_every_road(wrap, worth, method, tm
     assert [row["level"] for row in sequences.select(torch.tensor([3, 0])).given] == [rows[1][2], rows[0][2]]
     for steps in (1, 2):
         trainer().fit(ROWS[:2], steps, out=tmp_path / "run", eval_prompts=ROWS[2:], eval_every=1, resume=True)
-    assert ledger.calls[-1] == rows[2:]
+    assert rows[2:] in ledger.calls[-3:]
+    assert all(row in rows[2:] for row in ledger.calls[-1])  # for the credit on the run's page
     assert {*map(str, chain(*ledger.calls))} == {*map(str, rows)}
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert {sample["prompt"] for sample in samples} == {"4 5", "5 4"}

@@ -1,10 +1,8 @@
-"""Learning curves as in the paper's figures 3 and 6 (left): a script for one task, which several commands are."""
-
-from dataclasses import dataclass
-from typing import Any
+"""Learning curves as in the paper's figures 3 and 6 (left), which several commands draw."""
 
 from matplotlib.figure import Figure
 
+from benchmarks.experiments.settings import LearningCurves
 from benchmarks.reporting import arm_columns, figures
 from benchmarks.reporting.comparison_report import differences_to_reference
 from benchmarks.reporting.curve_readings import LAST, REFERENCE, best_of_mean, steps_to_pass, threshold
@@ -12,23 +10,14 @@ from benchmarks.reporting.paper_curves import paper_curves
 from benchmarks.reporting.statistics import Results
 from benchmarks.reporting.tables import Table, Value, number
 from benchmarks.runs.comparison import ComparisonResults
-from benchmarks.runs.script import Script, published
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What is called a failure."""
-
-    failed_below: float | None = None
-    """Mean score of the last 10 steps below which a run failed (paper: 6); null: midway from start to the best arm."""
-
+from benchmarks.runs.experiment import Experiment, published
 
 PANELS = {"score": "reward", "value_loss_paper": "value_loss", "kl": "kl", "length": "length"}
 """Metrics that are drawn, and what the paper's curves call them."""
 
 
 @figures.style()
-def draw(done: ComparisonResults, _: Options) -> Figure:
+def draw(done: ComparisonResults, _: LearningCurves) -> Figure:
     """Score, value loss, KL and length per step, the paper's means behind."""
     results, file = done.only, done.settings.paper_curves
     figure = figures.grid(4)
@@ -41,7 +30,7 @@ def draw(done: ComparisonResults, _: Options) -> Figure:
     return figure
 
 
-def table(done: ComparisonResults, options: Options) -> Table:
+def table(done: ComparisonResults, options: LearningCurves) -> Table:
     """What the paper's text says of figure 3, for every arm."""
     results, differences = done.only, differences_to_reference(done.only)
     limit = threshold(results, options.failed_below)
@@ -68,13 +57,6 @@ def table(done: ComparisonResults, options: Options) -> Table:
     return Table(title=results.task, columns=("arm", *columns), rows=rows, notes=tuple(notes))
 
 
-def learning_curve_script(name: str, figure: str, **defaults: Any) -> Script:
-    """The script called ``name``, which redraws ``figure`` of the paper; ``defaults`` are its own."""
-    return Script(
-        name=name,
-        summary=f"Learning curves of redistributors on paired seeds ({figure} of the paper): reward, value loss, KL "
-        "and length per step with standard-deviation bands, and steps to pass sparse's best.",
-        write=published("curves", table, draw),
-        options=Options,
-        defaults=defaults,
-    )
+def experiment(name: str) -> Experiment:
+    """Learning curves as the command ``name`` makes them, in a folder of that name."""
+    return Experiment(write=published("curves", table, draw), folder=name)

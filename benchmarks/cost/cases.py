@@ -1,0 +1,50 @@
+"""The work that steps are timed on, by name. Nothing heavy is imported here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """The work of a step: GPT-2 shaped models with random weights, policy, reference and reward model alike."""
+
+    layers: int = 12
+    hidden: int = 768
+    vocab: int = 50_257
+    prompts: int = 16
+    lengths: tuple[int, int] = (8, 15)
+    """Shortest and longest response; the lengths are drawn from this range, and the other stack is told ours."""
+    minibatch_size: int = 1
+    micro_batch_tokens: int = 4096
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    training: Literal["full", "lora"] = "full"
+    four_bit: Literal["none", "both"] = "none"
+    keep_freed_memory: bool = True
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def words(self) -> str:
+        """What the tables say of it."""
+        (low, high), weights = self.lengths, " on 4-bit weights" if self.four_bit == "both" else ""
+        return (
+            f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}; {self.prompts} prompts, "
+            f"{low}-{high} tokens, minibatch {self.minibatch_size}, passes of up to {self.micro_batch_tokens} tokens; "
+            f"{self.training} fine-tuning in {self.dtype}{weights} on {self.device}"
+            + ("" if self.keep_freed_memory else ", freed memory given back")
+        )
+
+
+CASES: Mapping[str, Case] = {
+    "paper": Case(),
+    "minibatch-16": Case(minibatch_size=16),
+    "long": Case(lengths=(100, 200), minibatch_size=8),
+    "long-small-passes": Case(lengths=(100, 200), minibatch_size=8, micro_batch_tokens=384),
+    "lora": Case(minibatch_size=16, training="lora"),
+    "bf16": Case(minibatch_size=16, dtype="bfloat16", training="lora"),
+    "four-bit": Case(minibatch_size=16, dtype="bfloat16", training="lora", four_bit="both"),
+    "default-allocator": Case(keep_freed_memory=False),
+    "tiny": Case(layers=2, hidden=64, vocab=128, prompts=4, minibatch_size=4),
+}
+"""GPT-2 124M in the paper's setting, with larger minibatches, with long responses, and with those in less memory;
+"tiny" is for a first try."""

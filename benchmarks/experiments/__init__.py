@@ -1,0 +1,5 @@
+"""The experiments of the paper and around it: what runs, and the table and figure that are made of its curves.
+
+Settings come in; runs, a table and a figure come out. One file for each command that compares methods by training.
+Start at :mod:`~benchmarks.experiments.settings` and :mod:`~benchmarks.experiments.value_loss_variance`.
+"""

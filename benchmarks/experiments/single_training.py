@@ -1,0 +1,63 @@
+"""One arm under one seed, in a folder of its own: a run to look at, to keep, and to take further."""
+
+import shutil
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.base.quiet_libraries import quiet_libraries
+from benchmarks.runs.comparison import Panel, announced, plan, ppo_of
+from benchmarks.runs.settings import ComparisonSettings
+from benchmarks.runs.single_run import Run, log_of, require_runnable, require_scored, train
+from benchmarks.runs.worker_pool import failure, locked
+from rlhf_core.run.checkpoint import POLICY, checkpoints
+from rlhf_core.run.run_folder import RunFolder
+
+
+def run_training(settings: ComparisonSettings, ppo: Mapping[str, Any]) -> Path:
+    """Train, or go on with, the one run that the settings ask for; the folder of the policy it ended with.
+
+    Raises:
+        FileExistsError: the folder holds something else than a run.
+        ValueError: settings, prompts or models that cannot be, or others than the run in the folder has.
+        RunFailed: anything else that ended it, with the place of its traceback.
+        SystemExit: Ctrl-C; a checkpoint to go on from was saved.
+    """
+    task, console = settings.make_task(), Console()
+    (planned,) = plan(settings, task, Panel(), ppo_of(task, ppo))
+    run = replace(planned, folder=Path(settings.out))
+    quiet_libraries()
+    for line in announced(settings, [run]):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with locked(run.folder):
+        _make_room(run, overwrite=settings.overwrite)
+        loaded = task.load()
+        run = replace(run, fingerprint=loaded.fingerprint)
+        require_runnable(loaded, run)
+        require_scored(loaded, run.config)
+        try:
+            figures = train(run, loaded)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            with log_of(run).open("a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+            raise failure(run, error) from error
+    policy = checkpoints(run.folder)[0] / POLICY
+    score = figures["held_out_score"]
+    said = f"held-out score {score:.4g}; written to {run.folder}: metrics.jsonl, samples.jsonl, run.json, the policy in"
+    console.print(f"{said}\n{policy}", markup=False, highlight=False, soft_wrap=True)
+    return policy
+
+
+def _make_room(run: Run, *, overwrite: bool) -> None:
+    """Delete an earlier run where that is asked for; nothing else is ever deleted."""
+    there = RunFolder(run.folder)
+    if not there.begun:
+        there.require_free()
+    elif overwrite:
+        shutil.rmtree(run.folder)

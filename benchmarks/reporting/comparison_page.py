@@ -1,0 +1,261 @@
+"""The page of several runs: arms side by side, intervals over seeds, credit, and what may be said of it all."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from benchmarks.base.run_folder import RECORD, read_record
+from benchmarks.reporting import comparison_report, tables
+from benchmarks.reporting.curve_readings import LAST
+from benchmarks.reporting.run_sets import RunSet, find_runs, results, seed_of, sorted_into_arms
+from benchmarks.reporting.statistics import Array, Results, band, summarise
+from rlhf_core.files.plain_files import read_object, replace
+from rlhf_core.pages import curves, heat_map
+from rlhf_core.pages.curves import Chart, Curve, number, signed
+from rlhf_core.pages.document import escaped
+from rlhf_core.pages.health import health
+from rlhf_core.pages.heat_map import CreditMap
+from rlhf_core.pages.parts import flat, noted_maps, sample_heading, sample_text, sectioned, settings_table
+from rlhf_core.pages.run_record import PAGE, REPORT, RunRecord, as_number
+
+PLOTS = {
+    "score": ("Score", "What the reward gives a response."),
+    "eval_score": ("Held-out score", "The same on prompts that are never trained on."),
+    "gold_score": ("True score", "What the reward stands for. Falling while the score rises, it is being exploited."),
+    "kl": ("KL, nats per response", "How far from the reference: equal scores at unequal KL are not equal."),
+    "length": ("Length, tokens", "Drift while the score stands still buys nothing."),
+    "value_loss_normalised": (
+        "Value loss / within-position variance",
+        "The critic's error in units that methods share: above 0.5 it is worse than a mean per position.",
+    ),
+    "explained_variance_over_position": (
+        "Explained variance over position",
+        "What the critic knows beyond a token's place: 1 is all, 0 nothing.",
+    ),
+    "entropy": ("Entropy, nats per token", "If it nears 0, the policy says one thing only."),
+}
+MOST_EXAMPLES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Runs, where their page will stand, and what is known of them all."""
+
+    runs: RunSet
+    home: Path
+    record: Mapping[str, Any]
+    examples: tuple[CreditMap, ...]
+
+    @property
+    def task(self) -> str:
+        """The task's name, or the folder's where there is none."""
+        settings = self.record.get("settings")
+        named = settings.get("task") if isinstance(settings, dict) else None
+        return named if isinstance(named, str) else self.home.resolve().name
+
+
+def write(folders: Sequence[Path], path: Path) -> int:
+    """Write a page on all runs in ``folders`` to ``path``; how many there are.
+
+    What a comparison noted in the page's folder goes into the page: its settings, and the credit of one set of
+    responses under every method.
+
+    Raises:
+        ValueError: no runs, or a damaged file; names it.
+    """
+    home = path.parent
+    noted = read_object(home / REPORT) if (home / REPORT).is_file() else {}
+    runs = sorted_into_arms(find_runs(folders), noted.get("arms", ()))
+    record = read_record(home) if (home / RECORD).is_file() else {}
+    comparison = Comparison(runs=runs, home=home, record=record, examples=tuple(noted_maps(noted)))
+    replace(path, page(comparison).encode())
+    return len(runs.runs)
+
+
+def page(comparison: Comparison) -> str:
+    """The whole HTML document."""
+    found = results(comparison.runs, comparison.task)
+    sections = {
+        "Curves": _charts(comparison.runs),
+        "Credit of the same responses": _examples(comparison.examples),
+        "What the arms say now": _texts(comparison.runs),
+        "Credit at the end": _credit(comparison.runs),
+        "Table": "" if found is None else _table(found),
+        "Runs": _runs(comparison),
+        "How to repeat it": _repeat(comparison),
+    }
+    arms, runs = len(comparison.runs.arms), len(comparison.runs.runs)
+    title = f"{comparison.task}: {_counted(arms, 'arm')}, {_counted(runs, 'run')}"
+    tiles = "" if found is None else _tiles(found)
+    return sectioned(title, _about(comparison.runs, found), tiles, sections)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _about(runs: RunSet, found: Results | None) -> str:
+    if found is None:
+        return "No seed was run under every arm, so the arms are not compared; the curves show each by itself."
+    reached = [run.step for run in runs.runs]
+    last = {int(as_number(run.report.get("last_step", run.step))) for run in runs.runs}
+    steps = found.curves[found.arms[0]]["score"].shape[1]
+    going = (
+        f" Not all runs are through: they stand at step {min(reached)} to {max(reached)} of {max(last)}, and what is "
+        f"compared are the first {steps} steps."
+    )
+    through = min(reached) == max(reached) == max(last)
+    return comparison_report.verdict(found) + ("" if through else going)
+
+
+def _tiles(found: Results) -> str:
+    """What each arm reached, and at what price."""
+    cells = []
+    for arm in found.arms:
+        score = summarise(found.per_seed(arm, "score"))
+        kl, length = (float(found.per_seed(arm, name, LAST).mean()) for name in ("kl", "length"))
+        spread = f"{tables.number(score.low)} to {tables.number(score.high)} ({score.kind})"
+        shown = "" if len(found.seeds) == 1 else f"<small>{escaped(signed(spread))}</small>"
+        cells.append(
+            f"<li><span>{escaped(arm)}</span><b>{signed(tables.number(score.mean))}</b>{shown}"
+            f"<small>at the end KL {signed(tables.number(kl))}, {tables.number(length)} tokens</small></li>"
+        )
+    return f'<p class="over">Average score</p><ul class="tiles">{"".join(cells)}</ul>'
+
+
+def _table(found: Results) -> str:
+    """Quantities down, arms across; on a narrow screen every quantity is a block."""
+    report = comparison_report.build(found)
+    head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in report.table.columns)
+    rows = []
+    for title, *values in report.table.rows:
+        cells = "".join(
+            f'<td class="n" data-is="{escaped(arm)}">{escaped(signed(tables.text(value)))}</td>'
+            for arm, value in zip(found.arms, values, strict=True)
+        )
+        rows.append(f'<tr><th scope="row">{escaped(str(title))}</th>{cells}</tr>')
+    notes = "".join(f"<p>{escaped(note)}</p>" for note in report.notes)
+    return (
+        f'<div class="scroll"><table class="plain stacks lines"><thead><tr>{head}</tr></thead>'
+        f'<tbody>{"".join(rows)}</tbody></table></div><div class="about">{notes}</div>'
+    )
+
+
+def _charts(runs: RunSet) -> str:
+    drawn = []
+    for name, (title, sentence) in PLOTS.items():
+        found = [_curve(arm, some, name) for arm, some in runs.arms.items() if any(run.has(name) for run in some)]
+        if found:
+            drawn.append(curves.figure(Chart(title=title, sentence=sentence, curves=tuple(found))))
+    kinds = "Lines are means over seeds; bands are 95 % intervals from four seeds on, and below the range of the runs."
+    return f'<p class="about">{kinds}</p><div class="charts">{"".join(drawn)}</div>' if drawn else ""
+
+
+def _curve(arm: str, runs: Sequence[RunRecord], name: str) -> Curve:
+    """The mean over an arm's runs as far as all have come, at the steps where any of them measured it."""
+    length = min(len(run.metrics) for run in runs)
+    values: Array = np.array([run.values(name)[:length] for run in runs]).reshape(len(runs), length)
+    kept = np.flatnonzero(np.isfinite(values).any(0))
+    mean, low, high, _ = band(values[:, kept])
+    edges = {} if len(runs) == 1 else {"low": tuple(map(float, low)), "high": tuple(map(float, high))}
+    steps = runs[0].steps()
+    label = arm if len(runs) == 1 else f"{arm}, {len(runs)} seeds"
+    return Curve(label=label, steps=tuple(steps[at] for at in kept), values=tuple(map(float, mean)), **edges)
+
+
+def _examples(examples: Sequence[CreditMap]) -> str:
+    if not examples:
+        return ""
+    about = f"Responses of the policy before training: only the credit differs. {heat_map.HOW_TO_READ}"
+    return f'<p class="about">{escaped(about)}</p>{"".join(map(heat_map.section, examples[:MOST_EXAMPLES]))}'
+
+
+def _texts(runs: RunSet) -> str:
+    """What each arm's first run answers to the same prompts, and what all began with."""
+    latest = {arm: _latest(some[0]) for arm, some in runs.arms.items()}
+    prompts = dict.fromkeys(prompt for samples in latest.values() for prompt in samples)
+    begun = {prompt: one for some in runs.arms.values() for prompt, one in _earliest(some[0]).items()}
+    blocks = []
+    for prompt in list(prompts)[:MOST_EXAMPLES]:
+        cells = [_cell(begun[prompt], "before training")] if prompt in begun else []
+        cells += [_cell(samples[prompt], arm) for arm, samples in latest.items() if prompt in samples]
+        blocks.append(f'<div class="pair"><p class="asked">{escaped(prompt)}</p><dl>{"".join(cells)}</dl></div>')
+    about = "The same prompts with the same random numbers, by each arm's first seed at its last evaluation."
+    return f'<p class="about">{about}</p><div class="pairs">{"".join(blocks)}</div>' if blocks else ""
+
+
+def _cell(sample: Mapping[str, Any], label: str) -> str:
+    return f"<div>{sample_heading(sample, label)}{sample_text(sample)}</div>"
+
+
+def _earliest(run: RunRecord) -> dict[str, Mapping[str, Any]]:
+    return {str(one.get("prompt")): one for one in run.samples if one["step"] == run.samples[0]["step"]}
+
+
+def _latest(run: RunRecord) -> dict[str, Mapping[str, Any]]:
+    """Samples of the last evaluation, where there was one after the start."""
+    last = run.samples[-1]["step"] if run.samples else 0
+    return {} if last == 0 else {str(one.get("prompt")): one for one in run.samples if one["step"] == last}
+
+
+def _credit(runs: RunSet) -> str:
+    """One response of each arm's own policy, under its own method and those that cost nothing more."""
+    parts = []
+    for arm, some in runs.arms.items():
+        maps = noted_maps(some[0].report)
+        if maps:
+            parts.append(f"<h3>{escaped(arm)}</h3>{heat_map.section(maps[0])}")
+    about = "The first response of each arm's own policy; the page of a run shows more of them."
+    return f'<p class="about">{about}</p>{"".join(parts)}' if parts else ""
+
+
+def _runs(comparison: Comparison) -> str:
+    rows = []
+    for arm, some in comparison.runs.arms.items():
+        for run in some:
+            concerns = [row.name for row in health(run) if row.advice]
+            cells = {
+                "seed": number(seed_of(run)),
+                "step": number(run.step),
+                "score": _last(run, "score"),
+                "KL": _last(run, "kl"),
+            }
+            shown = "".join(f'<td class="n" data-is="{name}">{value}</td>' for name, value in cells.items())
+            verdict = f'<span class="look">look</span> {escaped(", ".join(concerns))}' if concerns else "fine"
+            name = _linked(run, comparison.home, arm)
+            rows.append(f'<tr><th scope="row">{name}</th>{shown}<td class="wide">{verdict}</td></tr>')
+    head = "".join(
+        f'<th scope="col">{name}</th>' for name in ("arm", "seed", "step", "score, last", "KL, last", "health")
+    )
+    return f'<table class="plain stacks"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _linked(run: RunRecord, home: Path, arm: str) -> str:
+    """The arm's name, linked to the run's own page where there is one."""
+    if not (run.folder / PAGE).is_file():
+        return escaped(arm)
+    target = quote(Path(os.path.relpath(run.folder.resolve() / PAGE, home.resolve())).as_posix())
+    return f'<a href="{escaped(target)}">{escaped(arm)}</a>'
+
+
+def _last(run: RunRecord, name: str) -> str:
+    known = [value for value in run.values(name) if math.isfinite(value)]
+    return number(known[-1]) if known else "–"
+
+
+def _repeat(comparison: Comparison) -> str:
+    """The command, versions and settings of the comparison; each run's own stand on its page."""
+    record = comparison.record
+    said = f"<pre>{escaped(str(record['command']))}</pre>" if record.get("command") else ""
+    for title in ("versions", "settings"):
+        values = record.get(title)
+        if isinstance(values, dict) and values:
+            table = settings_table(dict(flat(values)))
+            said += f"<details><summary>{title.capitalize()}</summary>{table}</details>"
+    return said

@@ -1,0 +1,77 @@
+"""Heat maps of credit in the terminal: colours, or numbers where there are none."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_core.pages.document import visible
+from rlhf_core.pages.heat_map import CreditMap, coloured, conserves
+
+LABEL = 24
+"""Widest label, in characters; a longer one wraps."""
+PROMPT = 240
+"""Characters of a prompt that are shown."""
+
+
+def show(examples: Sequence[CreditMap], console: Console) -> None:
+    """Print the heat maps: in colour where ``console`` has any, else with numbers, as in a log file."""
+    console.print(terminal(examples) if console.color_system else in_numbers(examples))
+
+
+def terminal(examples: Sequence[CreditMap]) -> Group:
+    """The same heat maps as a page's, for rich: the response once for each method, coloured. Text is never read as
+    markup."""
+    return _maps(examples, _coloured_tokens)
+
+
+def in_numbers(examples: Sequence[CreditMap]) -> Group:
+    """The response once for each method, and after each token its score."""
+    return _maps(examples, _numbered_tokens)
+
+
+def _maps(examples: Sequence[CreditMap], tokens: Callable[[CreditMap], dict[str, Text]]) -> Group:
+    parts: list[RenderableType] = []
+    for example in examples:
+        prompt = visible(example.prompt)
+        shown = prompt if len(prompt) <= PROMPT else f"{prompt[: PROMPT // 2]} … {prompt[-PROMPT // 2 :]}"
+        rows = [_rows(example, tokens(example))] if example.rows or example.reference_rows else []
+        parts += [Text(f"{shown} … score {example.score:+.3f}", style="dim"), *rows, Text()]
+    return Group(*parts)
+
+
+def _rows(example: CreditMap, tokens: dict[str, Text]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(max_width=LABEL, overflow="fold", justify="right")
+    table.add_column(ratio=1, overflow="fold")
+    table.add_column(no_wrap=True, justify="right", style="dim")
+    for label, values in {**example.rows, **example.reference_rows}.items():
+        total = math.fsum(values)
+        conserved = label not in example.rows or conserves(total, example.score)
+        table.add_row(
+            Text(visible(label), style="bold" if label in example.rows else "italic"),
+            tokens[label],
+            Text(f"Σ {total:+.3f}" + ("" if conserved else " ≠ score")),
+        )
+    return table
+
+
+def _coloured_tokens(example: CreditMap) -> dict[str, Text]:
+    lines = {}
+    for label, tones in coloured(example).items():
+        lines[label] = Text()
+        for token, tone in zip(example.tokens, tones, strict=True):
+            lines[label].append("" if token[:1].isspace() or not lines[label] else " ")
+            lines[label].append(visible(token), style=f"{tone.text} on {tone.background}")
+    return lines
+
+
+def _numbered_tokens(example: CreditMap) -> dict[str, Text]:
+    return {
+        label: Text(
+            ", ".join(f"{visible(token).strip()} {v:+.3g}" for token, v in zip(example.tokens, values, strict=True))
+        )
+        for label, values in {**example.rows, **example.reference_rows}.items()
+    }

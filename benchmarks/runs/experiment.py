@@ -1,0 +1,75 @@
+"""An experiment: which panels run, and what is written from their curves."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from benchmarks.base.quiet_libraries import quiet_libraries
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.tables import Table
+from benchmarks.runs.comparison import ComparisonResults, Panel, announced, plan, ppo_of, run_comparison
+from benchmarks.runs.settings import ComparisonSettings
+from benchmarks.runs.single_run import Task
+from benchmarks.runs.worker_pool import Interrupted, RunFailed
+
+Write = Callable[[ComparisonResults, Any, Path, Console], None]
+
+
+def published(
+    figure: str, table: Callable[[ComparisonResults, Any], Table], draw: Callable[[ComparisonResults, Any], Figure]
+) -> Write:
+    """Writes table.md and .csv, and FIGURE.png and .pdf, from the results and the script's own settings."""
+
+    def write(done: ComparisonResults, options: Any, out: Path, console: Console) -> None:
+        publish(table(done, options), {figure: draw(done, options)}, out, console)
+
+    return write
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What runs, and what is written from it."""
+
+    write: Write
+    """Makes data, tables and figures in the folder it is given, from the results and the script's own settings."""
+    folder: str
+    """Where below OUT it writes; a folder of its own, so that experiments may share runs."""
+    panels: Callable[[ComparisonSettings, Any], Sequence[Panel]] = lambda _, __: (Panel(),)
+
+    def run(
+        self, settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], console: Console, options: Any = None
+    ) -> ComparisonResults:
+        """Run the comparison and write what the experiment makes of it; raises as :func:`run_comparison`."""
+        panels = self.panels(settings, options)
+        runs = [run for panel in panels for run in plan(settings, task, panel, ppo_of(task, ppo))]
+        for line in announced(settings, runs):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        done = run_comparison(settings, task, ppo, panels, options)
+        out = Path(settings.out, self.folder)
+        out.mkdir(parents=True, exist_ok=True)
+        self.write(done, options, out, console)
+        return done
+
+    def main(self, settings: ComparisonSettings, ppo: Mapping[str, Any], options: Any) -> None:
+        """As a command: Ctrl-C ends the process with status 130 and the way to go on, a run that failed with 1.
+
+        Raises:
+            ValueError, OSError: settings that cannot be, or a folder that may not be used.
+        """
+        task = settings.make_task()
+        for panel in self.panels(settings, options):
+            plan(settings, task, panel, ppo_of(task, ppo))
+        quiet_libraries()
+        try:
+            self.run(settings, task, ppo, Console(), options)
+        except RunFailed as failed:
+            print(f"error: {failed}", file=sys.stderr)
+            raise SystemExit(1) from None
+        except Interrupted as stopped:
+            print(f"\n{stopped}", file=sys.stderr)
+            raise SystemExit(130) from None

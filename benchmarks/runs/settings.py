@@ -1,0 +1,146 @@
+"""What the user asks of a comparison; this file imports no model library, so a command line is quick."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.runs.arm_texts import arm_texts, read_arm
+from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
+from benchmarks.tasks.model_settings import Loading
+from benchmarks.tasks.ppo_settings import CHANGES
+from redistributors.method_names import METHOD_NAMES
+
+TASK_SETTINGS = (
+    *("models", "cache", "policy", "reward", "reward_label", "data", "template", "reward_template", "loading"),
+)
+PAPER_TASKS = ("positive_generation", "summarisation", "dialogue")
+"""Tasks that the paper ran, so that its curves can stand behind ours."""
+SAMPLER_NAMES = ("matched", "unrestricted-logprobs", "dropout")
+"""Names of ``benchmarks.runs.samplers``, which a test holds to these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSettings:
+    """Compare redistributors on paired seeds; settings of PPO are --ppo.NAME, on top of the task's own."""
+
+    task: Literal["toy", "positive_generation", "summarisation", "dialogue", "own"] = "toy"
+    """The embedded task, one of the paper's (see --models), or your own: what --policy, --data and --reward together
+    mean where no other task is named."""
+    models: str | None = None
+    """The folder that benchmarks.prepare made; without it the task's hub models are downloaded (toy: its own)."""
+    cache: str | None = None
+    """toy: the folder that keeps its models, trained once."""
+    policy: str | None = None
+    """The policy, folder or hub name: your own, or (without --models) in place of the task's."""
+    reward: str | None = None
+    """The reward: your own, a function as my_module:my_function or a classifier, folder or hub name; or (without
+    --models) the reward model in place of the task's."""
+    reward_label: str | None = None
+    """own: the label of a classifier with several labels whose log-odds are the reward."""
+    data: str | None = None
+    """Where prompts come from, a file or hub:NAME: your own, rows with a column prompt; or (without --models) those in
+    place of the task's."""
+    template: str | None = None
+    """Without --models: prompt template of summarisation or dialogue (see benchmarks.data.templates)."""
+    reward_template: str | None = None
+    """Without --models: the reward model's own."""
+    loading: Loading = field(default_factory=Loading)
+    """How the models are held."""
+    out: str = "runs/comparison"
+    """Folder of the results. Calling again with the same settings resumes; arms and seeds may be added."""
+    redistributors: str | list[str] = "sparse,uniform,abc"
+    """Arms: names, with settings as uniform(beta=0.8) and changed PPO settings as sparse@lam=1; a method of your own as
+    package.module.Class."""
+    controls: str | list[str] = "sparse@lam=1"
+    """Arms run besides: part of what dense credit buys at lam 0.95, sparse gets from lam 1. Empty for none."""
+    seeds: int | list[int] = 5
+    """How many (0, 1, ...), or which."""
+    steps: int = 60
+    """PPO steps of a run."""
+    eval_every: int = 20
+    """Steps between evaluations on held-out prompts."""
+    eval_prompts: int = 64
+    """Held-out prompts evaluated on."""
+    save_every: int = 0
+    """Steps between checkpoints that a killed run goes on from; 0: it begins again. Ctrl-C saves one in any case."""
+    processes: int = 2
+    """Runs at a time, each in a process of its own with one thread; 0: one after the other in this process."""
+    paper_curves: str | None = None
+    """The paper's own curves (paper_curves.json.gz), to be drawn behind ours where the task is the same."""
+    overwrite: bool = False
+    """Delete what an earlier comparison left in the out folder."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"steps": 1, "eval_every": 1, "eval_prompts": 1, "processes": 0, "save_every": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        own = {"policy": self.policy, "data": self.data, "reward": self.reward}
+        if self.task in ("toy", "own") and any(own.values()):
+            object.__setattr__(self, "task", "own")
+            if missing := [f"--{name}" for name, value in own.items() if value is None]:
+                raise ValueError(f"--policy, --data and --reward belong together; give {' and '.join(missing)} too")
+        seeds = self.seed_list()
+        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds must be different numbers, 0 or more, and at least one, got {self.seeds}")
+        if self.models is not None:
+            beside = [name for name in ("policy", "reward", "data", "template") if getattr(self, name) is not None]
+            if beside:
+                raise ValueError(f"--models {self.models} holds policy, reward and prompts: leave out {beside}")
+        if self.paper_curves is not None and not Path(self.paper_curves).is_file():
+            raise ValueError(f"--paper_curves: no file {self.paper_curves}")
+        if self.paper_curves is not None and self.task not in PAPER_TASKS:
+            ran = ", ".join(PAPER_TASKS)
+            raise ValueError(f"--paper_curves: the paper did not run the task {self.task!r}; it ran {ran}")
+        for text in (*arm_texts(self.redistributors), *arm_texts(self.controls)):
+            read_arm(text, METHOD_NAMES)
+
+    def seed_list(self) -> list[int]:
+        """The seeds, written out."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+    def require_ppo(self, changes: Mapping[str, Any]) -> None:
+        """Check the task's PPO settings changed by ``changes``, and by every arm, before anything heavy is imported.
+
+        Raises:
+            ValueError: an unknown setting, a value of another type or out of range, or settings that contradict each
+                other; names the arm.
+        """
+        if self.task not in CHANGES:
+            return
+        config = with_settings(with_settings(PAPER_SETTINGS, CHANGES[self.task](self.models)), changes)
+        for text in (*arm_texts(self.redistributors), *arm_texts(self.controls)):
+            try:
+                with_settings(config, read_arm(text, METHOD_NAMES).changes)
+            except ValueError as error:
+                raise ValueError(f"arm {text}: {error}") from error
+
+    def arms(self) -> tuple[Any, ...]:
+        """Redistributors, then the controls that are not among them, as :class:`benchmarks.runs.arms.Arm`.
+
+        Raises:
+            ValueError: none, or one that cannot be.
+        """
+        from benchmarks.runs.arms import parse_arms
+
+        asked = parse_arms(self.redistributors)
+        labels = {arm.label for arm in asked}
+        arms = (*asked, *(arm for arm in parse_arms(self.controls) if arm.label not in labels))
+        if not arms:
+            raise ValueError("no arms: name at least one redistributor")
+        return arms
+
+    def make_task(self) -> Any:
+        """The task with the settings that are given, a :class:`benchmarks.runs.single_run.Task`."""
+        from benchmarks.tasks.definitions import make_task
+
+        given = {name: getattr(self, name) for name in TASK_SETTINGS}
+        return make_task(self.task, held_out=self.eval_prompts, **given)
+
+
+def length_changes(low: int, high: int) -> dict[str, Any]:
+    """PPO settings of responses of ``low`` tokens at least, whose maxima are drawn below ``high``, as by the paper's
+    sampler; raises ValueError for an empty range."""
+    if not 1 <= low < high:
+        raise ValueError(f"lengths must be ranges (low, high) with 1 <= low < high, got {(low, high)}")
+    return {"min_length": low, "max_length": [low, high - 1]}

@@ -1,0 +1,49 @@
+"""What every task loads: its models, its prompts, and a fingerprint of both."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.base.json_files import fingerprint
+from benchmarks.tasks.model_settings import Loading
+from rlhf_core.prompts import Prompt
+from rlhf_core.scorers.signatures import RewardFunction
+from rlhf_core.types import Policy, RewardModel, Row, Sequences
+
+PromptIds = tuple[tuple[int, ...], ...]
+TaskPrompts = Sequence[Prompt | Row]
+"""Prompts of one kind (texts, token ids or chats), or rows that hold one each as ``prompt``, beside further columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A task's models, fresh for one run, and its prompts.
+
+    ``gold`` and ``contributions`` give the true score of every response (prompt included) and what each response token
+    adds to it; None where nobody knows them. ``fingerprint`` hashes prompts and weights.
+    """
+
+    policy: Policy
+    reward: RewardModel | RewardFunction
+    train_prompts: TaskPrompts
+    held_out_prompts: TaskPrompts
+    fingerprint: str
+    gold: Callable[[Sequences], Sequence[float]] | None = None
+    contributions: Callable[[Sequences], Sequence[Sequence[float]]] | None = None
+
+
+def frozen(prompts: Iterable[Sequence[int]]) -> PromptIds:
+    """Prompts as tuples."""
+    return tuple(tuple(prompt) for prompt in prompts)
+
+
+def task_fingerprint(models: Sequence[str], loading: Loading, prompts: Sequence[object]) -> str:
+    """SHA-256 of the prompts and of local weights, those of the auxiliaries in the order of their names; hub models
+    enter by name."""
+    written = json.dumps(prompts, default=str)  # a column may be a date
+    parts: list[str | Path] = [hashlib.sha256(written.encode()).hexdigest()]
+    for name in (*models, *(where for _, where in sorted(loading.auxiliaries.items()))):
+        parts += sorted(Path(name).glob("*.safetensors")) or [name]
+    return fingerprint(parts)

@@ -1,0 +1,44 @@
+"""Train one policy with one method under one seed, on your own prompts with your own reward.
+
+``dense-rlhf train --policy DIR --data prompts.jsonl --reward my_rewards:concise --redistributor abc-d --out runs/mine``
+leaves a run folder: metrics.jsonl, samples.jsonl, run.json and the last checkpoint, whose ``policy`` loads with
+``models.load_policy``. Called again, a run that was cut short goes on, and one that ended takes further ``--steps``.
+Without --policy, --data and --reward the embedded task is trained on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from benchmarks.base.command_line import command_line
+from benchmarks.experiments.settings import TrainSettings
+from rlhf_core.config import PPOConfig
+
+SECTIONS = {
+    "what is trained": ("policy", "data", "reward", "reward_label", "redistributor", "seed", "steps", "out"),
+    "other tasks": ("task", "models", "cache"),
+    "how it runs": ("eval_every", "eval_prompts", "save_every", "overwrite"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; bad input ends the process with the reason."""
+    parser = command_line(TrainSettings, "benchmarks.train", sections=SECTIONS)
+    parser.add_class_arguments(PPOConfig, "ppo", skip={"seed"}, instantiate=False)  # the task's settings come first
+    ppo = parser.parse_args(argv, defaults=False).as_dict().get("ppo", {})
+    try:
+        chosen = parser.instantiate(parser.parse_args(argv))
+        settings = TrainSettings(**{one.name: chosen[one.name] for one in fields(TrainSettings)}).comparison()
+        settings.require_ppo(ppo)
+        from benchmarks.experiments.single_training import run_training
+        from benchmarks.runs.worker_pool import RunFailed
+
+        try:
+            run_training(settings, ppo)
+        except RunFailed as failed:
+            parser.exit(1, f"{parser.prog}: error: {failed}\n")
+    except (ValueError, OSError) as error:
+        parser.refuse(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""A page on several runs, finished or not: how they are sorted into arms, and what it lets be said."""
+
+import json
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, measured
+from page_layout import MEASURE
+from run_folders import run_folder
+
+from benchmarks import report
+from benchmarks.reporting import comparison_page
+from benchmarks.reporting.run_sets import curves, find_runs, results, sorted_into_arms
+
+ARMS = {"sparse": 0.0, "abc": 5.0}
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Two arms of four seeds, far apart."""
+    for arm, shift in ARMS.items():
+        for seed in range(4):
+            run_folder(tmp_path / "out" / "runs" / arm / f"seed-{seed}", seed=seed, shift=shift)
+    return tmp_path / "out"
+
+
+def page_of(*folders, path):
+    comparison_page.write(folders, path)
+    return path.read_text()
+
+
+def test_arms_are_folders_of_seeds(out):
+    found = sorted_into_arms(find_runs([out]))
+    assert {arm: [run.folder.name for run in runs] for arm, runs in found.arms.items()} == {
+        arm: [f"seed-{seed}" for seed in range(4)] for arm in sorted(ARMS)
+    }
+    assert [*sorted_into_arms(find_runs([out]), ["sparse", "gone"]).arms] == ["sparse", "abc"]
+
+
+def test_arms_of_one_name_in_two_places_are_told_apart(out, tmp_path):
+    run_folder(tmp_path / "other" / "runs" / "abc" / "seed-0")
+    found = sorted_into_arms(find_runs([out / "runs" / "abc", tmp_path / "other"]))
+    assert sorted(found.arms) == ["other/runs/abc", "out/runs/abc"]
+
+
+def test_runs_from_anywhere_are_one_arm_where_only_the_seed_differs(tmp_path):
+    for name, seed, method in (("a", 0, "Sparse()"), ("b", 1, "Sparse()"), ("c", 0, "Uniform()")):
+        run_folder(tmp_path / name, seed=seed, redistributor=method)
+    found = sorted_into_arms(find_runs([tmp_path]))
+    assert {arm: len(runs) for arm, runs in found.arms.items()} == {"a": 2, "c": 1}
+    assert len(find_runs([tmp_path, tmp_path / "a"])) == 3
+
+
+def test_a_folder_without_runs_is_named(tmp_path):
+    with pytest.raises(ValueError, match="holds no run"):
+        find_runs([tmp_path])
+
+
+def test_curves_are_by_seed_and_step_with_the_final_figures_beside():
+    found = curves([[{"step": 1, "kl": 1.0}, {"step": 2, "kl": "nan"}], [{"step": 1}, {"step": 2, "kl": 4}]], [])
+    np.testing.assert_array_equal(found["kl"], [[1.0, np.nan], [np.nan, 4.0]])
+    assert [*found] == ["kl"]
+    assert curves([[{"step": 1, "kl": 1.0}]], [{"held_out_score": 3.0}])["held_out_score"].tolist() == [[3.0]]
+
+
+def test_only_seeds_and_steps_that_all_arms_have_are_compared(out, tmp_path):
+    run_folder(out / "runs" / "late" / "seed-1", seed=1, steps=5)
+    found = results(sorted_into_arms(find_runs([out])), "toy")
+    assert found.seeds == (1,)
+    assert {arm: curve["score"].shape for arm, curve in found.curves.items()} == dict.fromkeys(
+        ["abc", "late", "sparse"], (1, 5)
+    )
+    content = page_of(out, path=out / "report.html")
+    assert "they stand at step 5 to 12 of 20, and what is compared are the first 5 steps" in content
+
+
+def test_without_a_common_seed_nothing_is_compared(tmp_path):
+    run_folder(tmp_path / "a", seed=0, redistributor="Sparse()")
+    run_folder(tmp_path / "b", seed=1)
+    content = page_of(tmp_path, path=tmp_path / "report.html")
+    assert "No seed was run under every arm" in content
+    assert ">Table</h2>" not in content
+    assert ">Curves</h2>" in content
+
+
+def test_the_honest_sentence_is_on_top_and_runs_are_linked(out):
+    content = page_of(out, path=out / "report.html")
+    (out / "runs" / "abc" / "seed-0" / "report.html").write_text("a page")
+    content = page_of(out, path=out / "report.html")
+    verdict = content.index("abc has the highest average score")
+    assert verdict < content.index("<nav>")
+    assert "its interval overlaps no other" in content
+    assert 'href="runs/abc/seed-0/report.html"' in content
+    assert content.count('<a href="runs') == 1
+    for heading in ("Curves", "What the arms say now", "Credit at the end", "Table", "Runs"):
+        assert f">{heading}</h2>" in content
+    assert "<script" not in content
+    assert "\u202e" not in content
+
+
+def test_what_the_comparison_noted_is_on_the_page(out):
+    credit = json.loads((out / "runs" / "abc" / "seed-0" / "report.json").read_text())["credit"]
+    (out / "report.json").write_text(json.dumps({"arms": ["sparse", "abc"], "credit": credit}))
+    record = {"settings": {"task": "toy", "steps": 12}, "command": "python -m x", "versions": {"torch": "2"}}
+    (out / "run.json").write_text(json.dumps(record))
+    content = page_of(out, path=out / "report.html")
+    assert "<h1>toy: 2 arms, 8 runs</h1>" in content
+    assert "Credit of the same responses" in content
+    assert "<pre>python -m x</pre>" in content
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [375, 1280])
+def test_nothing_overflows_on_a_phone_or_a_desk(out, width, tmp_path):
+    run_folder(out / "runs" / "an_arm_with_quite_a_long_name-beta0.8-layer3" / "seed-0")
+    content = page_of(out, path=out / "report.html")
+    found = measured(content, MEASURE, tmp_path, width=width, dark=False)
+    assert "error" not in found
+    assert found["wrong"] == []
+    assert found["charts"] >= 6
+
+
+def test_the_command_writes_a_page_for_one_run_or_many(out, tmp_path, capsys):
+    report.main([str(out / "runs" / "abc" / "seed-1")])
+    assert "Step 12 of 20" in (out / "runs" / "abc" / "seed-1" / "report.html").read_text()
+    report.main([str(out)])
+    assert "abc has the highest" in (out / "report.html").read_text()
+    report.main([str(out / "runs" / "abc"), str(out / "runs" / "sparse")])
+    assert (out / "runs" / "report.html").is_file()
+    report.main([str(out), "--out", str(tmp_path / "both.html")])
+    report.main([str(out), "--out", str(tmp_path / "both.html")])  # its own page may be replaced
+    assert f"written to {tmp_path / 'both.html'}: 8 runs" in capsys.readouterr().out
+
+
+def test_the_command_replaces_no_strangers_file_and_names_what_is_missing(out, tmp_path, capsys):
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    (tmp_path / "empty").mkdir()
+    for arguments, said in (
+        ([str(out), "--out", str(tmp_path / "mine.html")], "is not a page that this command wrote"),
+        ([str(tmp_path / "gone")], f"no folder {tmp_path / 'gone'}"),
+        ([str(tmp_path / "empty")], "holds no run"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            report.main(arguments)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"

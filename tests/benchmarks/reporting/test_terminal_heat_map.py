@@ -1,0 +1,56 @@
+"""The heat map in the terminal: text is never markup or a control code, and colour is used where it may be."""
+
+import pytest
+from rich.console import Console
+
+from benchmarks.reporting.terminal_heat_map import in_numbers, show, terminal
+from rlhf_core.pages.heat_map import CreditMap
+
+HOSTILE = ("\x1b[31m", "\x00", "[bold red]", "\u202e", "\n", "a")
+
+
+def example(tokens, prompt, score):
+    rows = {"sparse": (0.0,) * (len(tokens) - 1) + (score,), "uniform": (score / len(tokens),) * len(tokens)}
+    return CreditMap(prompt=prompt, tokens=tuple(tokens), score=score, rows=rows)
+
+
+def test_terminal_never_reads_markup_or_passes_control_codes():
+    console = Console(width=200, record=True, force_terminal=False, no_color=True)
+    with console.capture() as captured:
+        console.print(terminal([example(HOSTILE, "\x07 [link]", 1.6)]))
+    text = captured.get()
+    assert all(shown in text for shown in ("[bold red]", "[link]", "Σ +1.600"))
+    assert not any(code in text for code in "\x1b\x00\u202e")
+
+
+def test_terminal_uses_colour_where_it_may():
+    console = Console(width=200, force_terminal=True, color_system="truecolor")
+    with console.capture() as captured:
+        console.print(terminal([example(("a", "b"), "p", 2.0)]))
+    assert "48;2;33;102;172" in captured.get()
+
+
+@pytest.mark.parametrize("draw", [terminal, in_numbers])
+@pytest.mark.parametrize("width", [40, 80])
+def test_nothing_is_cropped(draw, width):
+    tokens = [f"word{place}" for place in range(60)]
+    shown = example(tokens, "p " * 300, 1.6)
+    shown = CreditMap(
+        **{**vars(shown), "rows": {"a label that is far too long for any terminal": shown.rows["sparse"]}}
+    )
+    console = Console(width=width, no_color=True)
+    with console.capture() as captured:
+        console.print(draw([shown]))
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= width
+    words = "".join(lines).split()
+    assert all(token in "".join(words) for token in tokens)
+    assert "Σ" in words
+
+
+def test_a_log_file_gets_numbers():
+    console = Console(width=200, force_terminal=False, color_system=None)
+    with console.capture() as captured:
+        show([example(("a", " b"), "p", 2.0)], console)
+    assert "a +0, b +2" in captured.get()
+    assert "a +1, b +1" in captured.get()

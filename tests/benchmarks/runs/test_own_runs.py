@@ -1,0 +1,146 @@
+"""Comparing and training on one's own prompts and reward, from Python and from the command line."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import train as train_command
+from benchmarks.compare import SCRIPT, compare, train
+from benchmarks.experiments.own_runs import _methods
+from models import load_policy
+from models.tiny import save_tiny
+from redistributors import Segment, Uniform
+from rlhf_core.config import PPOConfig
+
+PPO = {"rollout_batch_size": 4, "minibatch_size": 4, "epochs": 1, "max_length": [3, 5]}
+FLAGS = [word for name, value in PPO.items() for word in (f"--ppo.{name}", json.dumps(value))]
+ROWS = [{"prompt": f"w{2 + i} w{3 + i}", "answer": i} for i in range(20)]
+CALLS: list[int] = []
+
+
+def shorter(prompts, responses, answer):
+    """Few words."""
+    return [-float(len(response.split())) for response in responses]
+
+
+def fails_later(prompts, responses):
+    """Works when it is tried, and on the first evaluations."""
+    CALLS.append(1)
+    if len(CALLS) > 3:
+        raise KeyError("late")
+    return [0.0] * len(responses)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("policy") / "p", seed=1, hidden_size=16, n_layers=1, n_heads=2)
+
+
+def given(policy, out, **changes):
+    return {
+        "policy": policy,
+        "prompts": ROWS,
+        "reward": shorter,
+        "steps": 1,
+        "ppo": PPO,
+        "eval_prompts": 2,
+        "out": out,
+    } | changes
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_function_of_this_file_is_compared_on_rows_of_this_process(policy, tmp_path, capsys):
+    chosen = given(policy, tmp_path / "mine", redistributors=["sparse", Uniform(beta=0.5)], seeds=1, controls="")
+    report = compare(**chosen)
+    assert list(report.results.arms) == ["sparse", "uniform-beta0.5"]
+    assert report.verdict in capsys.readouterr().out.replace("\n", " ") or "seed" in report.verdict
+    assert {"table.md", "heatmap.html", "results.json"} <= {path.name for path in (tmp_path / "mine").iterdir()}
+    assert [json.loads(line) for line in (tmp_path / "mine.prompts.jsonl").read_text().splitlines()] == ROWS
+
+    more = compare(**{**chosen, "redistributors": ["sparse", "uniform(beta=0.5)", "abc-d"]})  # goes on
+    assert list(more.results.arms) == ["sparse", "uniform-beta0.5", "abc-d"]
+    with pytest.raises(FileExistsError, match=r"mine.prompts.jsonl holds other prompts"):
+        compare(**{**chosen, "prompts": ROWS[:10]})
+    with pytest.raises(ValueError, match="abc is not possible here: a callable returns a score"):
+        compare(**{**chosen, "redistributors": "abc", "out": tmp_path / "other"})
+
+
+def test_one_run_is_trained_and_taken_further(policy, tmp_path, capsys):
+    where = train(**given(policy, tmp_path / "run", redistributor="abc-d"))
+    assert where == tmp_path / "run" / "checkpoint-1" / "policy"
+    assert load_policy(str(where))
+    assert "held-out score" in capsys.readouterr().out
+    where = train(**given(policy, tmp_path / "run", redistributor="abc-d", steps=2))
+    assert where.parent.name == "checkpoint-2"
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        train(**given(policy, tmp_path / "run", redistributor="sparse", steps=2))
+    train(**given(policy, tmp_path / "run", redistributor="sparse", overwrite=True))
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_folder_that_holds_no_run_is_left_alone(policy, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").touch()
+    with pytest.raises(FileExistsError, match="is not empty"):
+        train(**given(policy, tmp_path / "run", overwrite=True))
+    assert (tmp_path / "run" / "thesis.txt").exists()
+
+
+def test_the_command_trains_says_what_it_wrote_and_what_went_wrong(policy, tmp_path, capsys):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    flags = ["--policy", policy, "--data", str(prompts), *FLAGS, "--steps", "2", "--eval_prompts", "2"]
+    train_command.main([*flags, "--reward", f"{__name__}:shorter", "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert said.startswith("own: responses of 1 to 5 tokens, 4 a step")
+    assert said.endswith(f"{tmp_path / 'run' / 'checkpoint-2' / 'policy'}\n")
+    for changed, status, words in (
+        (["--reward", f"{__name__}:fails_later"], 1, r"sparse, seed 0 failed: KeyError: 'late' \(more in "),
+        (["--reward", f"{__name__}:shortest"], 2, "has no 'shortest'; did you mean 'shorter'?"),
+        (["--reward", f"{__name__}:shorter", "--redistributor", "abc"], 2, "abc is not possible here"),
+        (["--reward", f"{__name__}:shorter", "--ppo.max_length", "[80, 80]"], 2, "(--ppo.max_length sets the longest"),
+        (["--reward", f"{__name__}:shorter", "--redistributor", "abd"], 2, "no redistributor 'abd'"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            train_command.main([*flags, *changed, "--out", str(tmp_path / "failed")])
+        assert ended.value.code == status
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert words.replace("\\", "") in error
+    assert "KeyError: 'late'" in (tmp_path / "failed.log").read_text()
+    assert SCRIPT.parser().parse_args([]).eval_prompts == 16
+
+
+def test_what_cannot_be_named_or_written_is_refused_with_the_way_out(policy, tmp_path, monkeypatch):
+    chosen = given(policy, tmp_path / "out")
+    with pytest.raises(ValueError, match="stands under no name in its module.*top level"):
+        compare(**{**chosen, "reward": lambda prompts, responses: [0.0]})
+    with pytest.raises(ValueError, match="prompt 1 cannot be written as JSON .*give texts, numbers and lists"):
+        compare(**{**chosen, "prompts": [ROWS[0], {"prompt": "a", "answer": Path()}]})
+    with pytest.raises(ValueError, match="ppo sets a seed"):
+        compare(**{**chosen, "ppo": {"seed": 1}})
+    monkeypatch.setattr(sys.modules["__main__"], "own", shorter, raising=False)
+    monkeypatch.setattr(shorter, "__module__", "__main__")
+    with pytest.raises(ValueError, match="the reward own is defined in the program itself"):
+        compare(**{**chosen, "processes": 1})
+    assert not (tmp_path / "out").exists()
+
+
+def test_instances_are_written_as_on_the_command_line():
+    assert _methods("sparse") == "sparse"
+    written = _methods([Uniform(beta=0.5), Uniform(), "abc"])
+    assert written == ["uniform(beta=0.5)", "uniform", "abc"]
+    with pytest.raises(ValueError, match="is no instance of a dataclass"):
+        _methods([3])
+    with pytest.raises(ValueError, match="has settings that are objects"):
+        _methods([Segment(inner=Uniform())])
+
+
+def test_a_whole_config_stands_in_for_changes(policy, tmp_path):
+    config = PPOConfig(**{**PPO, "max_length": (3, 5)}, lam=0.5)
+    train(**given(policy, tmp_path / "run", ppo=config))
+    noted = json.loads((tmp_path / "run" / "settings.json").read_text())["config"]
+    assert noted["lam"] == 0.5
+    assert noted["max_length"] == [3, 5]

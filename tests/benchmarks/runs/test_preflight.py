@@ -1,0 +1,112 @@
+"""A comparison looked at before it is run."""
+
+from dataclasses import replace
+
+import pytest
+from table_task import PPO, TableTask, settings
+
+from benchmarks.check import main
+from benchmarks.runs.comparison import ComparisonSettings, Panel, plan, ppo_of, run_comparison
+from benchmarks.runs.preflight import cost, findings, memory_settings, on_the_cpu
+from benchmarks.tasks.definitions import PositiveGeneration
+from benchmarks.tasks.model_settings import Loading
+from models.weights.lora_settings import LoraSettings
+from redistributors import REDISTRIBUTORS
+from rlhf_core.config import PPOConfig
+
+
+def looked_at(asked, **ppo):
+    return {found.about: found for found in findings(asked, TableTask(), ppo, 24.0)}
+
+
+def test_a_good_comparison_is_told_arm_by_arm_and_nothing_is_written(tmp_path):
+    found = looked_at(settings(tmp_path), learning_rate=0.5)
+    assert not any(finding.wrong for finding in found.values())
+    assert found["plan"].said == "2 arms x 2 seeds = 4 runs of 2 steps; task toy"
+    assert "learning_rate 0.5, " in found["settings"].said
+    assert "is free" in found["folder"].said
+    assert found["arm uniform"].said == "can run; needs nothing but the score"
+    assert found["prompts"].said == "8 to learn from, 3 held out; 1 tokens on average, 2 at most"
+    assert "language model" in found["memory"].said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_would_stop_the_comparison_is_told_for_each_arm(tmp_path):
+    found = looked_at(settings(tmp_path, redistributors="sparse,abc", eval_prompts=3))
+    assert not found["arm sparse"].wrong
+    assert found["arm abc"].wrong
+    found = looked_at(settings(tmp_path, eval_prompts=4))
+    assert "eval_prompts 4 exceed the task's 3 held-out prompts" in found["arm sparse"].said
+
+
+def test_a_folder_of_another_comparison_is_told(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("x")
+    found = looked_at(settings(tmp_path))
+    assert found["folder"].wrong
+    assert "holds no run.json" in found["folder"].said
+
+
+def test_a_comparison_that_has_begun_is_told_to_go_on(tmp_path, in_threads):
+    asked = settings(tmp_path, seeds=1)
+    run_comparison(asked, TableTask(), {}, [Panel()])
+    assert "would go on" in looked_at(asked)["folder"].said
+    other = looked_at(replace(asked, steps=3))["folder"]
+    assert other.wrong
+    assert "steps" in other.said
+
+
+def test_models_that_cannot_be_loaded_end_it(tmp_path):
+    asked = ComparisonSettings(task="positive_generation", models=str(tmp_path), out=str(tmp_path / "out"))
+    found = list(findings(asked, asked.make_task(), {}, 24.0))
+    assert found[-1].about == "models"
+    assert found[-1].wrong
+
+
+def test_models_are_loaded_on_the_cpu_in_full_width():
+    held = Loading(device="cuda", four_bit=True, lora=LoraSettings(rank=4), optimizer="paged_adamw_8bit")
+    task = on_the_cpu(PositiveGeneration(loading=held))
+    assert task.loading == Loading(lora=LoraSettings(rank=4))
+
+
+def test_cost_counts_responses_tokens_and_passes(tmp_path):
+    asked = settings(tmp_path)
+    (run, *_) = plan(asked, TableTask(), Panel(), ppo_of(TableTask(), PPO))
+    # 2 steps x 4 responses = 8; prompts of 1.5 tokens and responses of 4.5 = 48 tokens; 1 epoch of 2 minibatches
+    said = cost([run], mean_prompt=1.5)
+    assert said.startswith("8 responses, about 48 tokens with prompts, 4 optimizer steps; as much as 336 tokens")
+
+
+def test_memory_is_predicted_for_the_settings_of_the_comparison():
+    held = Loading(dtype="bfloat16", four_bit=True, lora=LoraSettings(rank=8), reward_tokens=99)
+    config = PPOConfig(rollout_batch_size=8, minibatch_size=2, max_length=(4, 9))
+    needs = REDISTRIBUTORS["abc"]().needs | REDISTRIBUTORS["sparse"]().needs
+    made = memory_settings(held, config, 12, needs, 48.0)
+    assert (made.dtype, made.four_bit, made.training, made.lora_rank) == ("bfloat16", "both", "lora", 8)
+    assert (made.prompt_tokens, made.response_tokens, made.rollout_batch_size, made.minibatch_size) == (12, 9, 8, 2)
+    assert (made.reward_micro_batch_tokens, made.evidence, made.card_gib) == (99, "reward", 48.0)
+    assert memory_settings(Loading(), config, 12, REDISTRIBUTORS["abc-d"]().needs, 48.0).evidence == "decoder"
+    assert memory_settings(Loading(), config, 12, frozenset(), 48.0).training == "full"
+
+
+@pytest.fixture
+def table_comparison(monkeypatch):
+    monkeypatch.setattr(ComparisonSettings, "make_task", lambda self: TableTask())
+
+
+def test_the_command_says_that_it_can_run_or_what_stops_it(tmp_path, capsys, table_comparison):
+    words = ["--eval_prompts", "3", "--out", str(tmp_path / "out")]
+    main([*words, "--redistributors", "sparse"])
+    assert capsys.readouterr().out.endswith("The comparison can run.\n")
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--redistributors", "sparse,abc"])
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert "cannot: " in said.out
+    assert said.err == "python -m benchmarks.check: error: 1 of the findings above would stop the comparison\n"
+    with pytest.raises(SystemExit):
+        main([*words, "--redistributors", "sparse,uniform", "--eval_prompts", "4"])
+    assert "cannot: for the same reason as arm sparse\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*words, "--redistributors", "magic"])
+    assert "no redistributor 'magic'" in capsys.readouterr().err

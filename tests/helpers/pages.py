@@ -1,0 +1,70 @@
+"""The code blocks of the Markdown pages, and the small world they run in."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
+BLOCK = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+SAVED = re.compile(r"Save this as `([\w.]+)`[^`]*\Z")
+NOT_RUN = re.compile(r"# (Needs a GPU|Needs the hub|Needs data|Takes minutes|Takes an hour|Takes hours)")
+"""How a block says, in its first line, that no test runs it: its names and flags are only looked up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    language: str
+    text: str
+    saved_as: str
+    """The file that the page tells its reader to save it as; empty where there is none."""
+
+    @property
+    def run(self) -> bool:
+        """Whether a test runs it."""
+        return not NOT_RUN.match(self.text)
+
+
+def commands(block: Block) -> list[list[str]]:
+    """The project's commands in a shell block, as words; ``...`` for "the same as above" is left out."""
+    found, line = [], ""
+    for part in block.text.replace("\\\n", " ").splitlines():
+        line += part
+        try:
+            words = [word for word in shlex.split(line, comments=True) if word != "..."]
+        except ValueError:  # a quotation that goes on in the next line
+            continue
+        found += [words] if words[:1] == ["dense-rlhf"] or words[1:3] == ["-m", "benchmarks"] else []
+        found += [words] if words[:2] == ["python", "-m"] and words[2].startswith("benchmarks.") else []
+        line = ""
+    return found
+
+
+def module_and_arguments(words: list[str]) -> tuple[str, list[str]]:
+    """The module behind a command, and what it is given."""
+    if words[0] == "dense-rlhf":
+        return f"benchmarks.{words[1]}", words[2:]
+    return words[2], words[3:]
+
+
+def blocks(page: Path) -> list[Block]:
+    """The page's code blocks, in order."""
+    written = page.read_text(encoding="utf-8")
+    return [
+        Block(
+            page=page,
+            language=match["language"].strip(),
+            text=match["text"],
+            saved_as=saved[1] if (saved := SAVED.search(written[: match.start()].rstrip().removesuffix(":"))) else "",
+        )
+        for match in BLOCK.finditer(written)
+    ]
+
+
+def name_of(page: Path) -> str:
+    """The page's path below docs/, for the name of a test."""
+    return page.relative_to(ROOT / "docs").as_posix()
