@@ -99,7 +99,7 @@ def ppo_update(
     for epoch in range(config.epochs):
         generator = stream(config.seed, "minibatches", step, epoch)
         for minibatch in buffer.minibatches(config.minibatch_size, generator):
-            measured = _accumulate(policy, optimizer, minibatch, config, budget=budget, kl_coef=kl_coef)
+            measured = _accumulate(policy, optimizer, minibatch, config=config, budget=budget, kl_coef=kl_coef)
             statistics.ratio_max = max(statistics.ratio_max, measured["ratio_max"])
             if not statistics.first and not math.isnan(measured["log_ratio"]):
                 statistics.first = measured
@@ -135,6 +135,7 @@ def _accumulate(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     minibatch: Minibatch,
+    *,
     config: PPOConfig,
     budget: TokenBudget,
     kl_coef: float,
