@@ -67,7 +67,7 @@ def test_two_thousand_updates_neither_grow_nor_slow_down(tmp_path):
     assert len(calls) == 2000
     steps = np.arange(200, 2000)
     slope, start = np.polyfit(steps, resident[200:], 1)
-    assert slope * len(steps) / (start + slope * 200) < 0.04  # the page reads all metrics so far: about 6 kB a step
+    assert slope * len(steps) / (start + slope * 200) < 0.02
     assert files[199] == files[-1] == files[199:].max()
     early, late = np.median(calls[200:300]), np.median(calls[1900:])  # work, in calls: a clock would time the machine
     assert 0 < late < 1.1 * early
