@@ -16,6 +16,7 @@ from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.checks import check_gamma, check_placement, require_token_scores
 from rlhf_core.config import PPOConfig
 from rlhf_core.metrics import credit_metrics, critic_metrics
+from rlhf_core.names import nearest
 from rlhf_core.pages import heat_map
 from rlhf_core.pages.credit_maps import credit_maps
 from rlhf_core.pages.document import escaped
@@ -69,6 +70,8 @@ class CreditTable(Mapping[str, Credit]):
     decode: Decode
 
     def __getitem__(self, label: str) -> Credit:
+        if label not in self.credits:
+            raise KeyError(f"no method {label!r}{nearest(label, self.credits)}; there are {', '.join(self.credits)}")
         return self.credits[label]
 
     def __iter__(self) -> Iterator[str]:
@@ -168,7 +171,11 @@ def _by_label(methods: Iterable[Named] | Mapping[str, Named]) -> dict[str, Redis
         made = {label: _method(one) for label, one in methods.items()}
     else:
         given = [(one, _method(one)) for one in ([methods] if isinstance(methods, str) else methods)]
-        labels = [one if isinstance(one, str) else repr(method) for one, method in given]
+        labels = [one if isinstance(one, str) else type(method).__name__ for one, method in given]
+        labels = [
+            repr(method) if labels.count(label) > 1 and not isinstance(one, str) else label
+            for label, (one, method) in zip(labels, given, strict=True)
+        ]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise ValueError(
