@@ -27,6 +27,8 @@ from rlhf_core.types import Redistributor, ReportsMetrics, Rollout
 
 Named = str | Redistributor | Callable[[], Redistributor]
 """A method: its name, itself, or what makes it, as the registry's entries do."""
+LONGEST_LABEL = 60
+"""Characters of a label that is made of a method and its settings."""
 DRAWN = 4
 """Responses that a notebook draws."""
 COLUMNS = {
@@ -171,11 +173,7 @@ def _by_label(methods: Iterable[Named] | Mapping[str, Named]) -> dict[str, Redis
         made = {label: _method(one) for label, one in methods.items()}
     else:
         given = [(one, _method(one)) for one in ([methods] if isinstance(methods, str) else methods)]
-        labels = [one if isinstance(one, str) else type(method).__name__ for one, method in given]
-        labels = [
-            repr(method) if labels.count(label) > 1 and not isinstance(one, str) else label
-            for label, (one, method) in zip(labels, given, strict=True)
-        ]
+        labels = [one if isinstance(one, str) else _label(method) for one, method in given]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise ValueError(
@@ -185,6 +183,12 @@ def _by_label(methods: Iterable[Named] | Mapping[str, Named]) -> dict[str, Redis
     if not made:
         raise ValueError("compare_on: no methods; name some, such as compare_on(rollout, ['sparse', 'uniform'])")
     return made
+
+
+def _label(method: Redistributor) -> str:
+    """A method with its settings, or its class where these would not fit a table."""
+    label = repr(method)
+    return label if len(label) <= LONGEST_LABEL else type(method).__name__
 
 
 def _method(named: Named) -> Redistributor:
