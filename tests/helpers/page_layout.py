@@ -1,4 +1,4 @@
-"""What a browser is asked about the layout of a page: a script in parts, of which pages share the first and the last."""
+"""What a browser is asked about the layout of a page: a script in parts; pages share the first and the last."""
 
 BEGIN = """
 function measure() {
