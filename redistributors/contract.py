@@ -2,9 +2,11 @@
 
 import copy
 import math
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from redistributors.parts.credit import restricted
 from redistributors.trial_rollouts import TOKENS, known_ahead, made_up_rollout, part_of, with_other_ends
+from rlhf_core import checks
 from rlhf_core.checks import usable
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.types import Learns, Redistributor, ReportsMetrics, Rollout
@@ -130,8 +133,16 @@ def _tried(name: str, function: _Test, trial: _Trial) -> ContractTest:
     try:
         held, seen = function(replace(trial, rollout=copy.deepcopy(trial.rollout)))
     except Exception as error:  # a stranger's method may raise anything
-        held, seen = False, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        held, seen = False, f"{type(error).__name__}: {' '.join(str(error).split())}{_place(error)}"
     return ContractTest(name=name, held=held, seen=seen)
+
+
+def _place(error: Exception) -> str:
+    """Where it was raised, as " (file.py, line 3)", in the code that is not ours."""
+    calls = traceback.extract_tb(error.__traceback__)
+    ours = [Path(__file__).parent, Path(torch.__file__).parent, Path(checks.__file__).parent]
+    theirs = [call for call in calls if not any(map(Path(call.filename).is_relative_to, ours))]
+    return f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
 
 
 def _kinds(requests: Iterable[EvidenceRequest]) -> str:

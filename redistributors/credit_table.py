@@ -16,6 +16,7 @@ from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.checks import check_gamma, check_placement, require_token_scores
 from rlhf_core.config import PPOConfig
 from rlhf_core.metrics import credit_metrics, critic_metrics
+from rlhf_core.names import nearest
 from rlhf_core.pages import heat_map
 from rlhf_core.pages.credit_maps import credit_maps
 from rlhf_core.pages.document import escaped
@@ -26,6 +27,8 @@ from rlhf_core.types import Redistributor, ReportsMetrics, Rollout
 
 Named = str | Redistributor | Callable[[], Redistributor]
 """A method: its name, itself, or what makes it, as the registry's entries do."""
+LONGEST_LABEL = 60
+"""Characters of a label that is made of a method and its settings."""
 DRAWN = 4
 """Responses that a notebook draws."""
 COLUMNS = {
@@ -69,6 +72,8 @@ class CreditTable(Mapping[str, Credit]):
     decode: Decode
 
     def __getitem__(self, label: str) -> Credit:
+        if label not in self.credits:
+            raise KeyError(f"no method {label!r}{nearest(label, self.credits)}; there are {', '.join(self.credits)}")
         return self.credits[label]
 
     def __iter__(self) -> Iterator[str]:
@@ -168,7 +173,7 @@ def _by_label(methods: Iterable[Named] | Mapping[str, Named]) -> dict[str, Redis
         made = {label: _method(one) for label, one in methods.items()}
     else:
         given = [(one, _method(one)) for one in ([methods] if isinstance(methods, str) else methods)]
-        labels = [one if isinstance(one, str) else repr(method) for one, method in given]
+        labels = [one if isinstance(one, str) else _label(method) for one, method in given]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise ValueError(
@@ -178,6 +183,12 @@ def _by_label(methods: Iterable[Named] | Mapping[str, Named]) -> dict[str, Redis
     if not made:
         raise ValueError("compare_on: no methods; name some, such as compare_on(rollout, ['sparse', 'uniform'])")
     return made
+
+
+def _label(method: Redistributor) -> str:
+    """A method with its settings, or its class where these would not fit a table."""
+    label = repr(method)
+    return label if len(label) <= LONGEST_LABEL else type(method).__name__
 
 
 def _method(named: Named) -> Redistributor:

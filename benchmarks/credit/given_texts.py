@@ -22,12 +22,12 @@ def read_texts(path: str | Path, prompt: str | None = None) -> list[Row]:
     line of ``===`` between them. The line's end before such a line, and that at the end of the file, belong to none.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: there is none, it is not UTF-8 text, a row lacks a prompt or a response, or it holds none at all.
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is not UTF-8 text, a row lacks a prompt or a response, or it holds none at all.
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"text must be a file (.jsonl, or plain text), and there is none at {path}")
+        raise FileNotFoundError(f"text must be a file (.jsonl, or plain text), and there is none at {path}")
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -53,7 +53,8 @@ def split(rows: Sequence[Row], source: str, held_out: int) -> tuple[list[Row], l
         most = len(rows) // 2
         way_out = f"--eval_prompts {most}, or give more prompts" if most else "give at least two"
         raise ValueError(
-            f"{source_name(source)} holds {len(rows)} prompts, too few to hold out {held_out} of them: pass {way_out}"
+            f"{source_name(source)} holds {len(rows)} prompts, too few to hold out {held_out} and learn from as many: "
+            f"pass {way_out}"
         )
     by_hash = sorted(rows, key=_hold_out_order)
     tenth = sum(_hold_out_order(row)[0] == 0 for row in rows)

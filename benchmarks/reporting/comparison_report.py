@@ -54,7 +54,7 @@ class ArmsRow:
     values: Mapping[str, Number]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """Everything printed and written: values by row and arm, notes under the table, and the verdict."""
 
@@ -62,6 +62,9 @@ class Report:
     rows: tuple[ArmsRow, ...]
     notes: tuple[str, ...]
     verdict: str
+
+    def __repr__(self) -> str:
+        return f"Report({', '.join(self.results.arms)}; {len(self.results.seeds)} seeds): {self.verdict}"
 
     @property
     def table(self) -> Table:
@@ -191,6 +194,8 @@ def _ranged(results: Results, metric: str, unit: str) -> str:
     """ "responses of 9.1 (sparse) to 12.4 (uniform) tokens": equal scores at unequal cost are not equal."""
     ends = {arm: float(results.per_seed(arm, metric, LAST).mean()) for arm in results.arms}
     low, high = min(ends, key=ends.__getitem__), max(ends, key=ends.__getitem__)
+    if number(ends[low]) == number(ends[high]):
+        return f"{number(ends[low])} {unit} in every arm"
     return f"{number(ends[low])} ({low}) to {number(ends[high])} ({high}) {unit}"
 
 

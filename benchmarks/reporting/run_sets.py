@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.base.run_folder import RECORD, read_record
 from benchmarks.reporting.statistics import Array, Results
-from rlhf_core.pages.run_record import SETTINGS, RunRecord, as_number, read_run
+from rlhf_core.pages.run_record import SETTINGS, Figures, RunRecord, as_number, read_run
 
 FINAL = "final"
 """Under which name a run's record holds the figures of its final policy."""
@@ -81,19 +81,17 @@ def results(found: RunSet, task: str) -> Results | None:
         task=task,
         seeds=tuple(seeds),
         curves={
-            arm: curves([run.metrics[:steps] for run in runs], [finals[run.folder] for run in runs] if complete else [])
+            arm: curves([run.metrics for run in runs], [finals[run.folder] for run in runs] if complete else [], steps)
             for arm, runs in chosen.items()
         },
     )
 
 
-def curves(lines: Sequence[Sequence[Mapping[str, Any]]], finals: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
-    """Every figure of one arm's runs as (seed, step), and the final figures as (seed, 1). What a step left undefined,
-    or wrote as "nan", is NaN; runs have equally many lines."""
-    names = {name for of_run in lines for line in of_run for name in line} - {"step"}
-    found = {
-        name: np.array([[as_number(line.get(name)) for line in of_run] for of_run in lines]) for name in sorted(names)
-    }
+def curves(runs: Sequence[Figures], finals: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Array]:
+    """Every figure of one arm's runs as (seed, step), up to so many steps, and the final figures as (seed, 1). What a
+    step left undefined, or wrote as "nan", is NaN."""
+    names = {name for run in runs for name, (rows, _) in run.columns.items() if rows[0] < steps}
+    found = {name: np.array([run.values(name)[:steps] for run in runs]) for name in sorted(names)}
     for name in sorted({name for final in finals for name in final}):
         found[name] = np.array([[as_number(final.get(name))] for final in finals])
     return found

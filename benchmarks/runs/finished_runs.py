@@ -1,15 +1,13 @@
 """The curves that finished runs leave behind."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.base.run_folder import RECORD, read_record
 from benchmarks.reporting.run_sets import FINAL, curves
 from benchmarks.reporting.statistics import Array, Results
 from benchmarks.runs.single_run import Run
-from rlhf_core.files.file_errors import reading
+from rlhf_core.pages.run_record import METRICS, Figures, read_figures
 
 
 def load_results(task: str, runs: Sequence[Run]) -> Results:
@@ -47,15 +45,14 @@ def finished_curves(task: str, runs: Path) -> Results:
 
 def _curves(runs: Sequence[tuple[Path, int]]) -> dict[str, Array]:
     """Every metric of one arm's runs (folder, steps) as (seed, step), and the final figures as (seed, 1)."""
-    lines = [_metrics(folder, steps) for folder, steps in runs]
-    return curves(lines, [read_record(folder, FINAL)[FINAL] for folder, _ in runs])
+    figures = [_figures(folder, steps) for folder, steps in runs]
+    return curves(figures, [read_record(folder, FINAL)[FINAL] for folder, _ in runs], runs[0][1])
 
 
-def _metrics(folder: Path, steps: int) -> list[dict[str, Any]]:
-    """A run's steps; raises ValueError where the file is not what a finished run leaves behind."""
-    path = folder / "metrics.jsonl"
-    with reading(str(path)):
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if len(lines) != steps:
-        raise ValueError(f"{path} has {len(lines)} steps, not the {steps} of a finished run; delete {folder}")
-    return lines
+def _figures(folder: Path, steps: int) -> Figures:
+    """A run's figures; raises ValueError where the file is not what a finished run leaves behind."""
+    path = folder / METRICS
+    found = read_figures(path)
+    if len(found) != steps:
+        raise ValueError(f"{path} has {len(found)} steps, not the {steps} of a finished run; delete {folder}")
+    return found

@@ -103,7 +103,8 @@ def _watched(progress: Progress) -> Iterator[None]:
 def _interrupted(due: Sequence[Run]) -> Interrupted:
     done = sum(finished(run) for run in due)
     return Interrupted(
-        f"interrupted: {done} of {len(due)} runs that were due have finished; the same command goes on with the others"
+        f"interrupted: {done} of {len(due)} runs that were due have finished; call again with the same settings to go "
+        "on with the others"
     )
 
 

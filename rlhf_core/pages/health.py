@@ -143,41 +143,32 @@ def _entropy(run: RunRecord) -> Iterator[HealthFigure]:
     known = _known(run, "entropy")
     if known:
         advice = "the policy says one thing only: lower learning_rate, or raise kl.init_coef"
-        yield HealthFigure(
-            name="entropy, nats per token",
-            now=number(known[-1]),
-            worst=f"{number(min(known))} lowest",
-            due=f"at least a tenth of the first step's ({number(known[0])})",
-            advice=advice if known[-1] < known[0] / 10 else "",
-        )
+        due = f"at least a tenth of the first step's ({number(known[0])})"
+        yield _lowest("entropy, nats per token", known, due=due, advice=advice if known[-1] < known[0] / 10 else "")
 
 
 def _ended(run: RunRecord) -> Iterator[HealthFigure]:
     known = _known(run, "finished")
     if known:
-        advice = (
-            "many responses are cut off and scored unfinished: allow a larger max_length" if known[-1] < 0.5 else ""
-        )
-        yield HealthFigure(
-            name="responses that end by themselves, share",
-            now=number(known[-1]),
-            worst=f"{number(min(known))} lowest",
-            due="0.5 or more, unless lengths are fixed on purpose",
-            advice=advice,
-        )
+        advice = "many responses are cut off and scored unfinished: allow a larger max_length"
+        due = "0.5 or more, unless lengths are fixed on purpose"
+        title = "responses that end by themselves, share"
+        yield _lowest(title, known, due=due, advice=advice if known[-1] < 0.5 else "")
 
 
 def _critic(run: RunRecord) -> Iterator[HealthFigure]:
     known = _known(run, "explained_variance_over_position")
     if known:
         advice = "the critic is worse than a mean per position; usual in the first dozens of steps only"
-        yield HealthFigure(
-            name="explained variance over position",
-            now=number(known[-1]),
-            worst=f"{number(min(known))} lowest",
-            due="above 0 after the first dozens of steps",
-            advice=advice if known[-1] < 0 and len(known) > 50 else "",
-        )
+        due = "above 0 after the first dozens of steps"
+        late = known[-1] < 0 and len(known) > 50
+        yield _lowest("explained variance over position", known, due=due, advice=advice if late else "")
+
+
+def _lowest(title: str, known: list[float], *, due: str, advice: str) -> HealthFigure:
+    """A figure whose smallest value is its worst."""
+    worst = f"{number(min(known))} lowest"
+    return HealthFigure(name=title, now=number(known[-1]), worst=worst, due=due, advice=advice)
 
 
 def _largest(run: RunRecord, name: str, title: str, limit: float, advice: str) -> Iterator[HealthFigure]:

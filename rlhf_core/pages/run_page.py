@@ -10,7 +10,7 @@ from rlhf_core.pages import health as health_table
 from rlhf_core.pages.curves import Chart, Curve, number
 from rlhf_core.pages.document import escaped
 from rlhf_core.pages.parts import flat, noted_maps, sample_heading, sample_text, sectioned, settings_table
-from rlhf_core.pages.run_record import RunRecord, as_number
+from rlhf_core.pages.run_record import RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ def _curve(label: str, run: RunRecord, name: str, low: tuple[float, ...], high: 
     """What is measured at evaluations only is joined from one to the next; any other gap stays one."""
     if not name.startswith("eval_"):
         return Curve(label=label, steps=run.steps(), values=run.values(name), low=low, high=high)
-    known = [(int(line["step"]), as_number(line[name])) for line in run.metrics if name in line]
+    known = run.metrics.logged(name)
     return Curve(label=label, steps=tuple(step for step, _ in known), values=tuple(value for _, value in known))
 
 

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,51 @@ SETTINGS, METRICS, SAMPLES, REPORT, PAGE = (
 )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Figures:
+    """What a run logged, a column per figure: a long run has many steps, and its page is made while it trains.
+
+    ``columns`` holds, for each figure, the rows that logged it and its values there; row r is step ``steps[r]``.
+    """
+
+    steps: Sequence[int]
+    columns: Mapping[str, tuple[Sequence[int], Sequence[float]]]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def values(self, name: str) -> tuple[float, ...]:
+        """One figure at every step; NaN where a step left it undefined, or logged "nan"."""
+        rows, logged = self.columns.get(name, ((), ()))
+        values = array("d", [math.nan]) * len(self.steps)
+        for row, value in zip(rows, logged, strict=True):
+            values[row] = value
+        return tuple(values)
+
+    def logged(self, name: str) -> tuple[tuple[int, float], ...]:
+        """Step and value of one figure, at the steps that logged it."""
+        rows, logged = self.columns.get(name, ((), ()))
+        return tuple((self.steps[row], value) for row, value in zip(rows, logged, strict=True))
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """A run, as far as it has come.
 
-    ``metrics`` and ``samples`` hold the lines of the files of these names; ``report`` holds what ``fit`` notes for the
-    page alone, and is empty for a run of a version that wrote none.
+    ``metrics`` and ``samples`` hold what stands in the files of these names. ``report`` holds what ``fit`` notes for
+    the page alone; it is empty for a run of a version that wrote none.
     """
 
     folder: Path
     settings: Mapping[str, Any]
-    metrics: tuple[Mapping[str, Any], ...]
+    metrics: Figures
     samples: tuple[Mapping[str, Any], ...]
     report: Mapping[str, Any]
 
     @property
     def step(self) -> int:
         """The last step that was logged; 0 before the first."""
-        return int(self.metrics[-1]["step"]) if self.metrics else 0
+        return self.metrics.steps[-1] if self.metrics else 0
 
     @property
     def method(self) -> str:
@@ -50,15 +78,15 @@ class RunRecord:
 
     def has(self, name: str) -> bool:
         """Whether any step logged this figure."""
-        return any(name in line for line in self.metrics)
+        return name in self.metrics.columns
 
     def values(self, name: str) -> tuple[float, ...]:
         """One figure at every step; NaN where a step left it undefined."""
-        return tuple(as_number(line.get(name)) for line in self.metrics)
+        return self.metrics.values(name)
 
     def steps(self) -> tuple[int, ...]:
         """The steps that were logged."""
-        return tuple(int(line["step"]) for line in self.metrics)
+        return tuple(self.metrics.steps)
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -73,8 +101,8 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(
         folder=folder,
         settings=read_object(folder / SETTINGS),
-        metrics=_lines(folder / METRICS),
-        samples=_lines(folder / SAMPLES),
+        metrics=read_figures(folder / METRICS),
+        samples=tuple(_records(folder / SAMPLES)),
         report=read_object(report) if report.is_file() else {},
     )
 
@@ -89,17 +117,33 @@ def as_number(value: object) -> float:
         return math.nan
 
 
-def _lines(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """The records in a file, () where there is none; a last line that is still being written is left out."""
+def read_figures(path: Path) -> Figures:
+    """The figures in a file of metrics; none where there is no file. A last line that is being written is left out.
+
+    Raises:
+        ValueError: a line that is no record of a step; names file and line.
+    """
+    steps = array("q")
+    columns: dict[str, tuple[array[int], array[float]]] = {}
+    for row, record in enumerate(_records(path)):
+        steps.append(record.pop("step"))
+        for name, value in record.items():
+            rows, values = columns.setdefault(name, (array("q"), array("d")))
+            rows.append(row)
+            values.append(as_number(value))
+    return Figures(steps=steps, columns=columns)
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records in a file, one at a time, as a long run's are large together."""
     if not path.is_file():
-        return ()
+        return
     with open_plain(path) as file:
-        *lines, _ = file.read().split(b"\n")
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            found.append({**record, "step": int(record["step"])})
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from None
-    return tuple(found)
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+                yield {**record, "step": int(record["step"])}
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from None

@@ -175,7 +175,7 @@ class Shares:
 
 def test_evidence_of_its_own_kind_may_be_given(capsys):
     assert check(Shares()).failed == ("answer",)
-    assert "ValueError: no share; the evidence was made up" in capsys.readouterr().out
+    assert "ValueError: no share (test_contract.py, line 172); the evidence was made up" in capsys.readouterr().out
     given = made_up_rollout(frozenset())
     mask = given.sequences.response_mask
     report = check(Shares(), replace(given, evidence={Share(): mask * 0.5}))

@@ -64,6 +64,15 @@ def test_the_config_and_its_first_penalty_are_the_defaults():
     assert not found.rewards.equal(found.token_scores)
 
 
+@dataclass(frozen=True)
+class Wordy:
+    reads: str = "a setting that is written out at length, as a function that decodes would be"
+    needs, causal, conserving = frozenset(), True, True
+
+    def __call__(self, rollout):
+        return Sparse()(rollout)
+
+
 def test_methods_are_names_instances_what_makes_them_or_by_labels_of_ones_own():
     rollout = made_up(RewardAttention())
     found = compare_on(rollout, ["sparse", Uniform(beta=0.5), "abc"])
@@ -75,6 +84,9 @@ def test_methods_are_names_instances_what_makes_them_or_by_labels_of_ones_own():
         "half": found["Uniform(beta=0.5)"].figures, "all": found["abc"].figures, "end": found["sparse"].figures
     }  # fmt: skip
     assert list(compare_on(rollout, "sparse")) == ["sparse"]
+    assert list(compare_on(rollout, [Wordy()])) == ["Wordy"]
+    with pytest.raises(KeyError, match="no method 'sprase'; did you mean 'sparse'.*there are sparse, Uniform"):
+        found["sprase"]
     every = made_up(*(make() for make in REDISTRIBUTORS.values()))
     assert list(compare_on(every, REDISTRIBUTORS)) == list(compare_on(every, [*REDISTRIBUTORS])) == [*REDISTRIBUTORS]
 

@@ -166,6 +166,7 @@ def require_results(comparison, faithfulness):
     assert (faithfulness / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_method_with_new_evidence_trains_and_is_compared_from_outside(elsewhere, tmp_path):
     """Started in the folder that holds the package, which is how its worker process finds it too."""
     (elsewhere / "outside" / "drive.py").write_text(DRIVER)

@@ -736,4 +736,16 @@ MUTATIONS = (
         "1 - share / lengths",
         "tests/rlhf_core/estimators/test_estimators.py::test_length_adaptive_by_hand",
     ),
+    Mutation(
+        "rlhf_core/pages/run_record.py",
+        "            values[row] = value\n",
+        "            values[row - 1] = value\n",
+        "tests/benchmarks/reporting/test_comparison_page.py::test_curves_are_by_seed_and_step_with_the_final_figures_beside",
+    ),
+    Mutation(
+        "rlhf_core/pages/health.py",
+        "advice if known[-1] < known[0] / 10 else",
+        "advice if known[-1] > known[0] / 10 else",
+        "tests/rlhf_core/pages/test_run_page.py::test_a_figure_out_of_bounds_is_said_on_top_and_in_the_table[figures7-entropy]",
+    ),
 )

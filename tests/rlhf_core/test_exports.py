@@ -1,5 +1,5 @@
-"""The public line of the packages: what they export is declared once; the engine's is documented and holds what the
-README names."""
+"""The public line of the packages: what they export is declared once; the engine's is documented and holds what pages
+for users name."""
 
 import ast
 import inspect
@@ -41,8 +41,10 @@ def test_an_unknown_name_is_refused():
         rlhf_core.PPOTrainr  # noqa: B018
 
 
-def test_classes_of_the_engine_that_the_readme_names_are_exported():
-    named = set(re.findall(r"`([A-Z][A-Za-z]+)[`(]", (ROOT / "README.md").read_text(encoding="utf-8")))
+def test_classes_of_the_engine_that_pages_for_users_name_are_exported():
+    pages = [ROOT / "README.md", ROOT / "docs/concepts.md", *(ROOT / "docs/howto").glob("*.md")]
+    pages += (ROOT / "docs/tutorial").glob("*.md")
+    named = {name for page in pages for name in re.findall(r"`([A-Z][A-Za-z]+)[`(]", page.read_text(encoding="utf-8"))}
     classes = {
         node.name
         for file in (ROOT / "rlhf_core").rglob("*.py")

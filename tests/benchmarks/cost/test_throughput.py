@@ -133,6 +133,7 @@ def in_this_process(case):
     yield lambda do, **request: json.loads(json.dumps(getattr(engine, do)(**request)))
 
 
+@pytest.mark.slow
 def test_the_command_writes_both_tables(tmp_path, monkeypatch, capsys):
     """Counted in this process, timed in one of its own."""
     counting_and_timing = iter([in_this_process(TINY), step_timing.ours(TINY)])
@@ -186,6 +187,7 @@ def test_evidence_costs_are_measured(tmp_path):
     assert more["abc"] < more["abc-d"]
 
 
+@pytest.mark.slow
 def test_evidence_costs_a_step_less_than_its_pass(tmp_path):
     sizes = ["--tokens", "[32]", "--step_tokens", "[32]", "--rows", "[1]", "--layers", "1", "--seconds", "0"]
     evidence_cost.main([*sizes, "--redistributors", "[abc-d]", "--out", str(tmp_path)])

@@ -68,7 +68,8 @@ def test_too_few_prompts_to_hold_some_out():
     rows = [{"prompt": f"prompt {i}"} for i in range(5)]
     assert [len(part) for part in split(rows, "x.jsonl", 2)] == [3, 2]
     with pytest.raises(
-        ValueError, match="x.jsonl holds 5 prompts, too few to hold out 64 of them: pass --eval_prompts 2"
+        ValueError,
+        match="x.jsonl holds 5 prompts, too few to hold out 64 and learn from as many: pass --eval_prompts 2",
     ):
         split(rows, "x.jsonl", 64)
     with pytest.raises(ValueError, match="give at least two"):

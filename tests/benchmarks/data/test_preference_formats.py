@@ -120,6 +120,7 @@ def test_faulty_rows_are_named(row, said):
         comparison(row)
 
 
+@pytest.mark.slow
 def test_real_rows_are_understood(data_folder):
     assert len(read_comparisons([str(data_folder / "tldr_comparisons.jsonl.gz")]).kept) > 750
     assert len(read_demonstrations([str(data_folder / "reddit_tldr_posts.jsonl.gz")]).kept) > 1000

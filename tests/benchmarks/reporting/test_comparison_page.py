@@ -11,6 +11,7 @@ from run_folders import run_folder
 from benchmarks import report
 from benchmarks.reporting import comparison_page
 from benchmarks.reporting.run_sets import curves, find_runs, results, sorted_into_arms
+from rlhf_core.pages.run_record import read_figures
 
 ARMS = {"sparse": 0.0, "abc": 5.0}
 
@@ -56,11 +57,18 @@ def test_a_folder_without_runs_is_named(tmp_path):
         find_runs([tmp_path])
 
 
-def test_curves_are_by_seed_and_step_with_the_final_figures_beside():
-    found = curves([[{"step": 1, "kl": 1.0}, {"step": 2, "kl": "nan"}], [{"step": 1}, {"step": 2, "kl": 4}]], [])
+def test_curves_are_by_seed_and_step_with_the_final_figures_beside(tmp_path):
+    written = {"one": [{"step": 1, "kl": 1.0}, {"step": 2, "kl": "nan"}, {"step": 3, "late": 0}], "two": [{"step": 1}]}
+    written["two"].append({"step": 2, "kl": 4})
+    for name, lines in written.items():
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    one, two = (read_figures(tmp_path / name) for name in written)
+    found = curves([one, two], [], 2)
     np.testing.assert_array_equal(found["kl"], [[1.0, np.nan], [np.nan, 4.0]])
     assert [*found] == ["kl"]
-    assert curves([[{"step": 1, "kl": 1.0}]], [{"held_out_score": 3.0}])["held_out_score"].tolist() == [[3.0]]
+    assert one.logged("kl")[0] == (1, 1.0)
+    assert len(one.logged("kl")) == 2
+    assert curves([one], [{"held_out_score": 3.0}], 2)["held_out_score"].tolist() == [[3.0]]
 
 
 def test_only_seeds_and_steps_that_all_arms_have_are_compared(out, tmp_path):

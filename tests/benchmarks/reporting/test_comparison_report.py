@@ -178,6 +178,7 @@ def test_a_method_keeps_its_colour_whoever_else_is_there():
     assert len(set(many.values())) == len(many)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 5])
 def test_every_figure_is_written(tmp_path, seeds):
     example = CreditMap(

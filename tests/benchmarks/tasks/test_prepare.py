@@ -214,6 +214,7 @@ def test_prompt_lengths_are_two_to_seven_and_each_review_has_its_own():
     assert [len(prompt) for prompt in review_prompts(texts, ids, seed=1)] != lengths
 
 
+@pytest.mark.slow
 def test_real_reviews_are_clean(data_folder):
     reviews = read_reviews([data_folder / "imdb_train.jsonl.gz"]).labelled
     assert len(reviews) > 24_000

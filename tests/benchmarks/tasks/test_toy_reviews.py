@@ -177,6 +177,7 @@ def bag_of_words_accuracy():
     return np.mean((counts[5000:] @ weights > 0) == labels[5000:])
 
 
+@pytest.mark.slow
 def test_words_alone_do_not_tell_the_label():
     """85 % at most, so a reward model of 90 % or more is 5 points better than any bag of words."""
     assert 0.5 < bag_of_words_accuracy() <= 0.85

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from browser import CHROMIUM, measured, screenshot
+from page_layout import BEGIN, COLOURS
 
 from rlhf_core.pages.heat_map import CreditMap, page
 from rlhf_core.pages.shades import contrast
@@ -25,17 +26,9 @@ METHODS = (
     ),
 )
 TEMPLATE = ("<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
-MEASURE = """
-function measure() {
-  const all = (selector, within) => [...(within || document).querySelectorAll(selector)];
-  const text = (element) => element.textContent.trim().slice(0, 30);
-  const wrong = [], pairs = {}, wide = innerWidth;
-  const overflows = (when) => {
-    if (document.documentElement.scrollWidth > wide) wrong.push("scrolls sideways " + when);
-  };
-  overflows("at first");
-  all("details").forEach((one) => { one.open = true; });
-  overflows("with details open");
+MEASURE = (
+    BEGIN
+    + """
   all("h1, p, .prompt, .scale > *, .chips > *, summary, .token, .sum").forEach((one) => {
     const box = one.getBoundingClientRect();
     if (box.left < 0 || box.right > wide + 0.5) wrong.push("leaves the page: " + text(one));
@@ -73,17 +66,9 @@ function measure() {
         wrong.push("overlap: " + text(one) + " " + one.className + ", " + text(other) + " " + other.className);
     }));
   });
-  const paper = (element) => {
-    for (let one = element; one; one = one.parentElement) {
-      const colour = getComputedStyle(one).backgroundColor;
-      if (!colour.startsWith("rgba(0, 0, 0, 0")) return colour;
-    }
-    return "rgb(255, 255, 255)";
-  };
-  all("body *").forEach((one) => {
-    if (one.tagName !== "SCRIPT" && [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
-      pairs[getComputedStyle(one).color + " on " + paper(one)] = text(one);
-  });
+"""
+    + COLOURS
+    + """
   all(".cell").forEach((cell) => {
     cell.focus();
     if (document.activeElement !== cell) wrong.push("cannot be reached: " + cell.ariaLabel);
@@ -95,6 +80,7 @@ function measure() {
   return {wrong: wrong.slice(0, 20), pairs, lines, width: wide, paper: paper(document.body)};
 }
 """
+)
 
 
 def drawn(tokens, score, methods=METHODS, **further):
