@@ -1,4 +1,5 @@
-"""The contract of a redistributor as a public function: on any object, what the tests run on the registry."""
+"""The contract of a redistributor as a public function: run on any object the tests that the registry's methods
+pass."""
 
 import copy
 import math
@@ -49,7 +50,7 @@ class ContractTest:
 
 @dataclass(frozen=True, kw_only=True)
 class ContractReport:
-    """What :func:`check` found of a ``method`` (as it is written): its ``tests``, in order; printed, a table."""
+    """The result of :func:`check` for a ``method``: its ``tests``, in order. Printed, it is a table."""
 
     method: str
     tests: tuple[ContractTest, ...]
@@ -132,13 +133,13 @@ def _tried(name: str, function: _Test, trial: _Trial) -> ContractTest:
     """On a rollout of its own, as a method may overwrite it."""
     try:
         held, seen = function(replace(trial, rollout=copy.deepcopy(trial.rollout)))
-    except Exception as error:  # a stranger's method may raise anything
+    except Exception as error:  # a user's method may raise anything
         held, seen = False, f"{type(error).__name__}: {' '.join(str(error).split())}{_place(error)}"
     return ContractTest(name=name, held=held, seen=seen)
 
 
 def _place(error: Exception) -> str:
-    """Where it was raised, as " (file.py, line 3)", in the code that is not ours."""
+    """The place where it was raised, as " (file.py, line 3)", in the user's own code."""
     calls = traceback.extract_tb(error.__traceback__)
     ours = [Path(__file__).parent, Path(torch.__file__).parent, Path(checks.__file__).parent]
     theirs = [call for call in calls if not any(map(Path(call.filename).is_relative_to, ours))]
@@ -154,7 +155,7 @@ def _name(method: object) -> str:
 
 
 def _lacking(method: object) -> str:
-    """What keeps it from being a redistributor; empty where nothing does."""
+    """Why it is not a redistributor; empty if it is one."""
     if isinstance(method, type):
         return f"it is a class; give an instance, {method.__name__}()"
     if not isinstance(method, Redistributor):

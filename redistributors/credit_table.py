@@ -1,6 +1,6 @@
-"""One frozen rollout through many methods: the same responses, scores and values, so that only credit differs.
+"""Put one frozen rollout through many methods: same responses, scores and values, so that only credit differs.
 
-Nothing is trained, and no model is asked anything.
+Nothing is trained, and no model runs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,16 +43,16 @@ COLUMNS = {
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Credit:
-    """What one method makes of a rollout; tensors are in score units, 0 on padding."""
+    """The credit of one method for a rollout; tensors are in score units, 0 on padding."""
 
     token_scores: Float[Tensor, "batch response"]
-    """The score, spread."""
+    """The score, spread over the tokens."""
     rewards: Float[Tensor, "batch response"]
     """Token scores less the KL penalty."""
     returns: Float[Tensor, "batch response"]
-    """What a critic would be trained towards; the values where the estimator needs none."""
+    """The targets of a critic; equal to the values if the estimator needs no critic."""
     advantages: Float[Tensor, "batch response"]
-    """As the config's estimator gives them, not whitened."""
+    """Advantages of the config's estimator, not whitened."""
     figures: Mapping[str, float]
     """By the names a trainer logs them under: ``explained_variance`` and ``explained_variance_over_position`` of the
     rollout's values, ``credit_concentration`` (tokens), ``conservation_error``, the variances of returns and advantages
@@ -107,7 +107,7 @@ class CreditTable(Mapping[str, Credit]):
 
 
 def ids_as_texts(rows: Sequence[Sequence[int]]) -> list[str]:
-    """Token ids as they are, for a rollout whose tokenizer nobody named."""
+    """Token ids as text, for a rollout without a known tokenizer."""
     return ["".join(f"⟨{token}⟩" for token in row) for row in rows]
 
 
@@ -186,7 +186,7 @@ def _by_label(methods: Iterable[Named] | Mapping[str, Named]) -> dict[str, Redis
 
 
 def _label(method: Redistributor) -> str:
-    """A method with its settings, or its class where these would not fit a table."""
+    """A method with its settings, or only its class if the settings would not fit a table."""
     label = repr(method)
     return label if len(label) <= LONGEST_LABEL else type(method).__name__
 

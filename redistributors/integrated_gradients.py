@@ -1,4 +1,4 @@
-"""Integrated gradients: the score's gradient along the straight path from nothing to the response."""
+"""Integrated gradients: the score's gradient along the straight path from a baseline to the response."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ RULES: Mapping[Rule, Callable[[int], Points]] = {"gauss": gauss_legendre, "midpo
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineScores(Experiment):
-    """r(x, baseline): the score with nothing in the place of every response token; (batch,), raw score units."""
+    """r(x, baseline): the score with the baseline in place of every response token; (batch,), raw score units."""
 
     source: Source = "reward"
     baseline: Baseline = "null"
@@ -47,7 +47,7 @@ class BaselineScores(Experiment):
         return baseline_uses(self.baseline)
 
     def shape(self, batch: int, response: int) -> tuple[int, ...]:
-        """One a response."""
+        """One number per response."""
         return (batch,)
 
     def measure(self, probe: Probe) -> Float[Tensor, " batch"]:
@@ -76,7 +76,7 @@ class PathIntegral(Experiment):
         return baseline_uses(self.baseline) | {"delete"}
 
     def measure(self, probe: Probe) -> Float[Tensor, "batch response"]:
-        """One forward and backward pass a point and row, another for the baseline, and one forward for r(x, y)."""
+        """One forward and backward pass per point and row, one more for the baseline, and one forward for r(x, y)."""
         whole = torch.ones_like(probe.sequences.response_mask)[:, None]
         scores = probe.scores(Variants(keep=whole, absent="delete"))[:, 0]
         difference = scores - BaselineScores(baseline=self.baseline).measure(probe)
@@ -143,7 +143,7 @@ class IntegratedGradients:
 
     @property
     def conserving(self) -> bool:
-        """Unless the residual is left out."""
+        """True unless the residual is left out."""
         return self.residual != "nowhere"
 
     @property

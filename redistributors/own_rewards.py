@@ -1,4 +1,4 @@
-"""A scorer's own token rewards: what a process reward model or a rule checker said itself."""
+"""A scorer's own token rewards, from a process reward model or a rule checker."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,7 +34,7 @@ class OwnRewards:
 
     @property
     def conserving(self) -> bool:
-        """Unless the residual is left out."""
+        """True unless the residual is left out."""
         return self.residual != "nowhere"
 
     def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:

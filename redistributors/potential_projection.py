@@ -1,4 +1,4 @@
-"""Any method's credit as exact shaping: its differences of a potential that is learned from earlier steps."""
+"""Turn any method's credit into exact shaping: differences of a potential that is learned from earlier steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,12 +63,12 @@ class PotentialProjection:
 
     @property
     def causal(self) -> bool:
-        """A potential of the state knows nothing of later tokens, whatever the inner method knows."""
+        """A potential of the state never depends on later tokens, whatever the inner method does."""
         return True
 
     @property
     def shaping(self) -> bool:
-        """However badly it fits."""
+        """True, however badly the potential fits."""
         return True
 
     @property
@@ -146,7 +146,7 @@ def _check(method: PotentialProjection) -> None:
     check_discount(method.gamma, who)
     check_inner(method.inner, who)
     if isinstance(method.inner, Learns):
-        raise ValueError(f"{who}: inner must be one function of the rollout throughout, but {method.inner!r} learns")
+        raise ValueError(f"{who}: inner must not change during a run, but {method.inner!r} learns")
     features = method.features
     if not (isinstance(features, tuple) and features and all(map(_is_feature, features))):
         raise ValueError(f"{who}: features must be a tuple of state features, got {features!r}")

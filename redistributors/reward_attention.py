@@ -1,4 +1,4 @@
-"""ABC: credit is what the reward model looked at when it gave its score."""
+"""ABC: credit is the attention of the reward model at the position where it reads the score."""
 
 from dataclasses import dataclass
 from typing import ClassVar

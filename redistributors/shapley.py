@@ -1,4 +1,4 @@
-"""Shapley: a span's credit is what it adds to the score, averaged over all orders in which spans could come in."""
+"""Shapley: a span's credit is what it adds to the score, averaged over all orders of adding the spans."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class ShapleyValues(Experiment):
 
     @property
     def uses(self) -> frozenset[Ability]:  # type: ignore[override]
-        """The way in which a span is left out."""
+        """Scores of responses without some spans, removed or replaced."""
         return frozenset({self.absent})
 
     def measure(self, probe: Probe) -> Float[Tensor, "batch response"]:
@@ -56,7 +56,7 @@ class ShapleyValues(Experiment):
         return values
 
     def _ranks(self, probe: Probe, spans: Int[Tensor, "batch response"]) -> Int[Tensor, "batch order response"]:
-        """When each token comes in, in every order drawn; -1 on padding."""
+        """The rank of each token in every order drawn; -1 on padding."""
         ranks = torch.full((len(spans), self.permutations, spans.shape[1]), -1)
         for row, generator in enumerate(generators("shapley", probe.sequences)):
             own = spans[row][spans[row] >= 0].cpu()
@@ -133,7 +133,7 @@ class Shapley:
 
     @property
     def conserving(self) -> bool:
-        """Unless the score of the empty response is left out."""
+        """True unless the score of the empty response is left out."""
         return self.residual != "nowhere"
 
     def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:

@@ -1,4 +1,4 @@
-"""Rollouts to try a method on: made up whole, parts of one, and the same beginnings with other ends."""
+"""Rollouts to test a method on: made-up ones, parts of one, and the same prefixes with other endings."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -127,6 +127,6 @@ def _asked(request: EvidenceRequest) -> EvidenceRequest:
 
 
 def _of_attention(request: EvidenceRequest) -> bool:
-    """Whether a method may take it for weights, which are not negative."""
+    """Whether a method may treat it as weights, which are never negative."""
     maps = {"attention", "attention_gradients"}
     return isinstance(request, AttentionTap) or (isinstance(request, Experiment) and not maps.isdisjoint(request.uses))

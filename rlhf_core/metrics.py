@@ -1,4 +1,4 @@
-"""Every figure of a step that does not come from the update itself. docs/metrics.md in the repository says how to read
+"""Every metric of a step that does not come from the update itself. docs/metrics.md in the repository says how to read
 them.
 
 A figure that is undefined for a batch (the spread of a single response, say) is left out rather than made up.

@@ -1,4 +1,4 @@
-"""Names that nobody knows: a message says the nearest one that is known."""
+"""Unknown names: find the nearest known one for the error message."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -23,7 +23,7 @@ def nearest(name: object, known: Iterable[str], other_words: Mapping[str, str] =
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is spelled most alike, whatever its case and hyphens; None where nothing is near."""
+    """The known name with the most similar spelling, ignoring case and hyphens; None if nothing is near."""
     spelled = {_plain(each): each for each in known}
     close = get_close_matches(_plain(name), spelled, n=1)
     return spelled[close[0]] if close else None

@@ -27,7 +27,7 @@ FirstMinibatch = Callable[[float, float], None]
 
 @dataclass
 class UpdateStatistics:
-    """Sums over the minibatches of one update, and what they amount to."""
+    """Sums over the minibatches of one update, and the metrics computed from them."""
 
     taken: list[dict[str, float]] = field(default_factory=list)
     skipped: int = 0
@@ -129,12 +129,12 @@ def ppo_update(
 def _accumulate(
     policy: Policy, optimizer: torch.optim.Optimizer, minibatch: Minibatch, config: PPOConfig, budget: TokenBudget
 ) -> dict[str, float]:
-    """Add up the minibatch's gradient over micro-batches; the figures that belong to it, over all processes."""
+    """Add up the minibatch's gradient over micro-batches; return its figures, over all processes."""
     tokens = int(global_sum(minibatch.sequences.response_mask.sum()))
     rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
 
     def backward(rows: Int[Tensor, " row"]) -> dict[str, float]:
-        """What the micro-batch adds to each of the minibatch's figures; of ``MAXIMA``, its own."""
+        """The micro-batch's contribution to each figure of the minibatch; for ``MAXIMA``, its own maximum."""
         part = minibatch.select(rows)
         loss, means = _loss(policy, part, config)
         token_share = int(part.sequences.response_mask.sum()) / tokens
@@ -169,7 +169,7 @@ def _loss(policy: Policy, part: Minibatch, config: PPOConfig) -> tuple[Tensor, d
     )
     entropy = masked_mean(evaluation.entropy, mask)
     loss = surrogate + config.value_coef * squared
-    if config.entropy_coef > 0:  # a gradient of zeros costs as much as any other
+    if config.entropy_coef > 0:  # a gradient of zeros costs as much as any other gradient
         loss = loss - config.entropy_coef * entropy
     own = {"loss": loss, "policy_loss": surrogate, "value_loss": squared, "entropy": entropy}
     return loss, {name: value.detach() for name, value in (own | policy_stats | value_stats).items()}

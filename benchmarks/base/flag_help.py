@@ -76,8 +76,8 @@ def _common() -> list[str]:
     presets = f"take settings from a preset ({', '.join(preset_names())}) or a YAML file; flags after it override it"
     return [
         _row("--config NAME", presets),
-        _row("--print_config", "print the settings as YAML, and end"),
-        _row("--help all", "all settings, with everything there is to know about each"),
+        _row("--print_config", "print the settings as YAML and exit"),
+        _row("--help all", "all settings, with their full descriptions"),
     ]
 
 

@@ -70,6 +70,6 @@ def name_of(value: object) -> str:
         if named is not None:
             return f"{home}:{named}"
     raise ValueError(
-        f"{value!r} stands under no name in its module, and a run must say what it was made with: define it at the "
+        f"{value!r} cannot be imported by name, and a run records its parts by name: define it at the "
         "top level of a module, a script or a notebook"
     )

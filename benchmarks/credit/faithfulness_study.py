@@ -96,7 +96,7 @@ def study(loaded: Loaded, config: PPOConfig, settings: FaithfulnessSettings) -> 
     require_altered(reward, settings)
     methods, refused = askable(methods_of(settings), policy, reward, config)
     if not methods:
-        raise ValueError(f"the models provide for none of the methods: {refused}")
+        raise ValueError(f"the models cannot serve any of the methods: {refused}")
     warm(methods.values(), loaded, reward, config, rollouts=settings.warm, moments=ScoreMoments())
     needs = frozenset(request for method in methods.values() for request in method.needs)
     ids = encoded(policy, reward, prompts, config)

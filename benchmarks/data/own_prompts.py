@@ -30,7 +30,7 @@ def read_own_prompts(source: str) -> list[Row]:
             if rows:
                 _require_columns(row, rows[0], next(iter(places.values())))
             if places.setdefault(prompt_key(row), place) != place:
-                raise ValueError(f"has the prompt of {places[prompt_key(row)]} again; leave one out")
+                raise ValueError(f"has the prompt of {places[prompt_key(row)]} again; remove one")
             rows.append(row)
         except ValueError as problem:
             problems.append(f"{place} {problem}")

@@ -132,7 +132,7 @@ def _changes(ppo: Mapping[str, Any] | PPOConfig | None) -> dict[str, Any]:
     if isinstance(ppo, PPOConfig):
         del given["seed"]
     elif "seed" in given:
-        raise ValueError("ppo sets a seed, and every run has its own: give seeds, or seed, instead")
+        raise ValueError("ppo sets a seed, but every run has its own: give seeds (or seed) instead")
     return given
 
 

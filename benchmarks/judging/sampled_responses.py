@@ -145,7 +145,7 @@ def fitting(sampling: Sampling, prompts: KeptPrompts, checkpoints: Sequence[Chec
         left_out = {**prompts.left_out, **({reason: list(refused.values())} if refused else {})}
         prompts = KeptPrompts(kept=kept, left_out=left_out)
         if not kept:
-            raise ValueError(f"not one prompt fits\n{prompts.summary()}")
+            raise ValueError(f"no prompt fits\n{prompts.summary()}")
     return prompts
 
 

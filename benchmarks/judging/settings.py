@@ -149,7 +149,7 @@ class EndpointSettings:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # port: raises beyond 65535
             raise ValueError(f"endpoint.url must look like https://host/v1, got {self.url!r}")
         if parts.scheme == "http" and self.plain_http == "loopback" and not self.is_local:
-            told = "would send key and texts readable by anyone on the way"
+            told = "would send key and texts unencrypted"
             raise ValueError(f"endpoint.url {self.url} {told}; use https, or pass --endpoint.plain_http anywhere")
 
     @property

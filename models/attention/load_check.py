@@ -76,7 +76,7 @@ def _compare(
             f"{name}: layers {silent} of {len(layers)} never ran; its eager attention shows {len(eager_weights)} layers"
         )
     pairs = {
-        "last hidden states differ from what it computes unread": (hidden[real], untapped[real]),
+        "last hidden states differ from those without the tap": (hidden[real], untapped[real]),
         "last hidden states differ from its own eager attention": (hidden[real], eager_hidden[real]),
     }
     for layer, module in enumerate(layers):

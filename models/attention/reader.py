@@ -51,7 +51,7 @@ class AttentionReader:
     def why_not(self, request: EvidenceRequest) -> str:
         """Why ``request`` cannot be answered, in words; empty where it can."""
         if isinstance(request, ValueTap) and not self._shows_values:
-            return f"{self.architecture} shows whole maps only ({self._tap.name}), and with them no value vectors"
+            return f"{self.architecture} returns whole attention maps only ({self._tap.name}), without value vectors"
         reason = request.why_not(self.n_layers, self._heads)
         return reason and f"{self.architecture} cannot answer: {reason}"
 
@@ -210,7 +210,7 @@ def _scaled_by_values(attention: LayerAttention, request: AttentionTap) -> Scale
     if not isinstance(request, ValueTap):
         return lambda weights, keys: weights
     if not isinstance(attention, Projections):
-        raise TypeError(f"{request}: a whole map shows no value vectors")
+        raise TypeError(f"{request}: a whole attention map has no value vectors")
     factors = request.factors(attention.value.float())
     group = attention.shape[1] // factors.shape[1]
     of_key: Tensor = repeat(factors, "batch key_head key -> batch (key_head group) 1 key", group=group)

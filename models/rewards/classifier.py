@@ -71,7 +71,7 @@ def why_not_null(name: str, null_id: int | None, setting: Setting) -> str:
     none; empty where one does."""
     if null_id is not None:
         return ""
-    return f"{name}: its tokenizer has no token that stands for nothing; use {WITHOUT_NULL[setting]}"
+    return f"{name}: its tokenizer has no null token (mask, padding, unknown or EOS); use {WITHOUT_NULL[setting]}"
 
 
 def require_null(name: str, null_id: int | None, setting: Setting) -> int:

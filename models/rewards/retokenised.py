@@ -89,8 +89,8 @@ class RetokenisedReward:
                 )
         if self.reading == "normalised" and not self.reward.tokenizer.is_fast:
             raise ValueError(
-                f"RetokenisedReward: reading='normalised' needs a fast tokenizer, which tells where its tokens stand; "
-                f"that of {self.reward.name} is not"
+                f"RetokenisedReward: reading='normalised' needs a fast tokenizer, which reports the place of its "
+                f"tokens; that of {self.reward.name} is not"
             )
         if self.reading == "exact" and (made := normalised(self.reward.tokenizer)):
             warnings.warn(

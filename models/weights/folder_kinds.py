@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
 Wanted = Literal["language model", "classifier", "trunk"]
 
 POLICY, REWARD = "load_policy takes it", "load_reward_model takes it"
-NOTHING = "nothing here takes it"
+NOTHING = "no function here loads it"
 TASKS = {
     "ForSequenceClassification": ("a sequence classifier", REWARD),
     "ForTokenClassification": ("a token classifier, which labels every token", NOTHING),

@@ -1,4 +1,4 @@
-"""What is known of the state before token t, the prompt and y_<t, as numbers that a potential may be made of.
+"""Features of the state before token t (the prompt and y_<t), as inputs of a potential.
 
 A feature that knew the token it precedes, or anything later, would make its potential a function of the future, and it
 would no longer be shaping.

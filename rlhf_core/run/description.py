@@ -1,4 +1,5 @@
-"""Anything that decides a run's numbers, in words that are the same in every process that makes it alike."""
+"""Describe anything that determines a run's numbers, with the same words in every process that builds it the same
+way."""
 
 import dis
 import inspect
@@ -30,11 +31,11 @@ SECRET = re.compile(r"key$|token$|secret|password|credential", re.IGNORECASE)
 
 @runtime_checkable
 class HasIdentity(Protocol):
-    """A model, or anything else, that says itself which settings decide its numbers, beside its weights."""
+    """A model, or anything else, that itself names the settings that determine its numbers, besides its weights."""
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """By name; values of any kind that ``described`` can put in words."""
+        """Settings by name; values of any kind that ``described`` can describe."""
         ...
 
 
@@ -121,7 +122,7 @@ def _partial(value: Any, inside: tuple[int, ...]) -> str:
 
 
 def _function(function: FunctionType, inside: tuple[int, ...]) -> str:
-    """Its defaults, and of what it closes over all that it neither rebinds nor could take notes in."""
+    """A function's defaults, and the variables it closes over, unless it rebinds them or can store state in them."""
     code, given = function.__code__, inspect.signature(function).parameters.values()
     made_with = {each.name: each.default for each in given if each.default is not each.empty}
     rebound = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}

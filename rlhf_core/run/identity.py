@@ -1,4 +1,4 @@
-"""What a run is: its settings and a measurement of its models, so that another is not taken for it."""
+"""The identity of a run, its settings and a measurement of its models, so that no other run is mistaken for it."""
 
 import json
 import warnings
@@ -58,7 +58,7 @@ def made_with(reward: RewardModel) -> dict[str, str]:
 
 
 def warn_of_changes(noted: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
-    """Say which part of ``made_with`` is another now."""
+    """Warn of every part of ``made_with`` that has changed."""
     changed = "; ".join(differences(noted, now))
     if changed:
         words = f"{where} was made with other versions, and its numbers may go on otherwise: {changed}"
@@ -74,14 +74,14 @@ def prompt_settings(
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from a file: tuples are lists."""
+    """The value as JSON reads it back: tuples become lists."""
     found: dict[str, Any] = json.loads(json.dumps(settings))
     return found
 
 
 @runtime_checkable
 class OfARun(Protocol):
-    """What of a trainer decides which checkpoints are its own."""
+    """The parts of a trainer that decide which checkpoints belong to it."""
 
     policy: Policy
     reward: RewardModel
@@ -89,7 +89,7 @@ class OfARun(Protocol):
     config: PPOConfig
     settings: dict[str, Any]
     run: dict[str, Any] | None
-    """Prompts and models of the run at hand; None before there is one."""
+    """Prompts and models of the current run; None before one begins."""
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def model_measurement(trainer: OfARun, prompts: Sequence[Sequence[int]], longest
 
 
 def measured_again(noted: object, trainer: OfARun, where: str) -> dict[str, Any]:
-    """The same of the models as they are now.
+    """The same measurement of the models as they are now.
 
     Raises:
         ValueError: prompts that this policy cannot read, or what no measurement is.
@@ -138,8 +138,8 @@ def measured_again(noted: object, trainer: OfARun, where: str) -> dict[str, Any]
 
 
 def require_same_run(trainer: OfARun, numbers: Mapping[str, Any], checkpoint: Path) -> None:
-    """Refuse what the state of a ``checkpoint`` says where it is another run's than the trainer's; versions that are
-    others by now are only said.
+    """Refuse a ``checkpoint`` whose state belongs to another run than the trainer's; changed versions give only a
+    warning.
 
     Raises:
         ValueError: naming every difference.
@@ -150,7 +150,7 @@ def require_same_run(trainer: OfARun, numbers: Mapping[str, Any], checkpoint: Pa
     before = {**identity, **{name: numbers[name] for name in ("config", "redistributor")}}
     versions, now = before.pop("made_with", None), dict(trainer.settings)
     models = None if run is None else run.get("models")
-    if run is not None and trainer.run is not None:  # one made by hand has no prompts to compare
+    if run is not None and trainer.run is not None:  # a checkpoint saved by hand has no prompts to compare
         before |= {name: value for name, value in run.items() if name != "models"}
         now |= {name: value for name, value in trainer.run.items() if name != "models"}
     changed = differences(before, now, free=MAY_CHANGE)
@@ -163,7 +163,7 @@ def require_same_run(trainer: OfARun, numbers: Mapping[str, Any], checkpoint: Pa
 
 
 def changed_models(noted: Mapping[str, Any], now: Mapping[str, Any], dtype: torch.dtype) -> Iterator[str]:
-    """Which of the models answers otherwise than it did when the run began, in words."""
+    """The models that give other numbers than when the run began, in words."""
     allowed, _ = log_ratio_bounds(dtype)
     said = noted.get("said")
     before_said: Mapping[str, Any] = said if isinstance(said, dict) else {"reference": said}
@@ -186,7 +186,7 @@ def _is_measured(number: object) -> bool:
 
 
 def _repeated(prompts: Sequence[Sequence[int]], longest: int) -> Sequences:
-    """Each prompt, and itself for a response, cut to ``longest`` tokens."""
+    """Each prompt, and the same prompt as its response, cut to ``longest`` tokens."""
     responses = [prompt[:longest] for prompt in prompts]
     before, after = max(map(len, prompts)), max(map(len, responses))
     lengths = torch.tensor(list(map(len, responses)))
@@ -206,7 +206,8 @@ def _name(model: object) -> str:
 
 
 def _group(group: Mapping[str, Any]) -> str:
-    """A group of parameters: how many, and how they are trained; the learning rate is the schedule's to move."""
+    """A group of parameters: how many, and how they are trained; without the learning rate, which the schedule
+    changes."""
     settings = {name: value for name, value in group.items() if name not in ("params", "lr")}
     return f"{len(group['params'])} parameters, {described(settings)}"
 

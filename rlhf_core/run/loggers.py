@@ -1,4 +1,4 @@
-"""Where a run's figures go: JSON lines always, TensorBoard and Weights & Biases as extras."""
+"""Loggers of a run's metrics: JSON lines always, TensorBoard and Weights & Biases as extras."""
 
 import contextlib
 import json
@@ -24,22 +24,22 @@ class Logger(Protocol):
         ...
 
     def close(self) -> None:
-        """Called by whoever made it, after the last step."""
+        """Close the logger after the last step; whoever created it calls this."""
         ...
 
 
 @runtime_checkable
 class Rewinds(Protocol):
-    """A logger that can go back, for a run that is taken up again at an earlier step than it had reached."""
+    """A logger that can go back to an earlier step, for a run that is resumed."""
 
     def rewind(self, step: int) -> None:
-        """Drop what was logged of later steps than ``step``, or let it stand for what will be logged of them again."""
+        """Drop what was logged after ``step``, or keep it and ignore those steps when they are logged again."""
         ...
 
 
 @runtime_checkable
 class LogsSamples(Protocol):
-    """A logger that shows texts too."""
+    """A logger that also shows texts."""
 
     def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Take the responses of the evaluation after ``step``, as ``samples.jsonl`` has them: each with its ``prompt``,
@@ -66,7 +66,7 @@ class JSONLines:
 
         Raises:
             ValueError: NaN, which JSON has not.
-            OSError: there is no room, or another fault of the disk; says which file, and the way out.
+            OSError: the disk is full or faulty; names the file and says what to do.
         """
         left = (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n").encode()
         with told_where_unwritable(self._path):
@@ -95,7 +95,7 @@ class JSONLines:
 
 
 def _to_append(path: Path) -> FileIO:
-    """Without a buffer, in which half a line could wait for its next chance."""
+    """Open without a buffer, so that no half line can wait in it."""
     with told_where_unwritable(path):
         return path.open("ab", buffering=0)
 
@@ -137,7 +137,7 @@ class TensorBoard:
         self._writer = self._write_from()
 
     def rewind(self, step: int) -> None:
-        """Go on in a new file of events that takes the place of the others' later steps."""
+        """Continue in a new event file that replaces the later steps of the others."""
         self._writer.close()
         self._writer = self._write_from(purge_step=step + 1)
 

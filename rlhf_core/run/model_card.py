@@ -1,4 +1,4 @@
-"""The README.md of a saved model: what it is, with which settings and versions it was made, and how to load it."""
+"""The README.md of a saved model: what it is, the settings and versions it was trained with, and how to load it."""
 
 import html
 import json
@@ -87,7 +87,7 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
 
 
 def versions() -> Iterator[tuple[str, str]]:
-    """Of Python and of what decides a run's numbers."""
+    """Versions of Python and of the packages that determine a run's numbers."""
     yield "python", platform.python_version()
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGINT end a run after its step, not within it."""
+"""Stop requests: SIGTERM and SIGINT end a run after the current step, not within it."""
 
 import functools
 import os

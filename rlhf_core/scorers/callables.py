@@ -1,4 +1,4 @@
-"""Callables as reward models. Of evidence they show what scores of shortened responses tell, and nothing else."""
+"""Callables as reward models. The only evidence they provide is the scores of shortened responses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +33,7 @@ class ScoresResponses(Protocol):
 
 
 def provides(self: SaysWhyNot, request: EvidenceRequest) -> bool:
-    """Whether nothing speaks against a request; a method of every reward model that is made of a function."""
+    """Whether a request can be answered; a method of every reward model that wraps a function."""
     return not self.why_not(request)
 
 
@@ -64,9 +64,9 @@ def _score(self: ScoresResponses, sequences: Sequences, needs: frozenset[Evidenc
 
 
 def callable_why_not(request: EvidenceRequest) -> str:
-    """Why a callable cannot answer a request, in words, and what works with one; empty where it can."""
+    """Why a callable cannot answer a request, and which methods work with one; empty if it can."""
     if not isinstance(request, Experiment):
-        return f"a callable returns a score and shows nothing else; these methods work with one: {METHODS}"
+        return f"a callable returns a score and nothing else; these methods work with one: {METHODS}"
     beyond = ", ".join(sorted(request.uses - {"delete"}))
     if not beyond:
         return ""
@@ -141,7 +141,7 @@ class TextReward:
 
 
 def given(sequences: Sequences, rows: Sequence[int]) -> list[Row]:
-    """What the caller wrote of these rows; none at all where that is nothing."""
+    """The caller's own rows for these responses; empty if the caller wrote none."""
     return [sequences.given[row] for row in rows] if sequences.given else []
 
 
@@ -166,7 +166,7 @@ class CallableProbe:
     def scores(self, variants: Variants) -> Float[Tensor, "batch variant"]:
         """Scores of shortened responses, each different one once; raises ValueError where tokens are to be replaced."""
         if variants.absent != "delete":
-            raise ValueError("a callable has no token that stands for nothing: delete tokens instead")
+            raise ValueError("a callable has no null token: delete tokens instead")
         prompts, responses = self.sequences.prompts(), self.sequences.responses()
         wanted = [
             (row, tuple(token for token, stands in zip(responses[row], kept, strict=False) if stands))
@@ -182,7 +182,7 @@ class CallableProbe:
         return scores[which].reshape(variants.keep.shape[:2]).to(self.sequences.response_ids.device)
 
     def prefix_scores(self) -> Float[Tensor, "batch response"]:
-        """Refused: one call says nothing about beginnings."""
+        """Refused: a callable has no prefix scores."""
         raise ValueError("a callable has no prefix scores")
 
     def embedding_gradients(self, alpha: float, baseline: Baseline) -> PathPoint:
@@ -193,13 +193,13 @@ class CallableProbe:
         self, reduce: Callable[[AttentionMaps], Float[Tensor, "batch response ..."]]
     ) -> Float[Tensor, "batch response ..."]:
         """Refused."""
-        raise ValueError("a callable shows no attention")
+        raise ValueError("a callable has no attention")
 
     def attention_gradients(
         self, reduce: Callable[[MapGradients], Float[Tensor, "batch response ..."]]
     ) -> Float[Tensor, "batch response ..."]:
         """Refused."""
-        raise ValueError("a callable shows no attention")
+        raise ValueError("a callable has no attention")
 
 
 def texts(decode: Decode, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> tuple[list[str], list[str]]:

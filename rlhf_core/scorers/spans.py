@@ -1,4 +1,4 @@
-"""Which bytes of a text its tokens stand for, and how much of one cut of a text lies in each part of another.
+"""The bytes of a text that each token covers, and the overlap between two ways to split the same text.
 
 Positions count UTF-8 bytes, because a tokenizer may cut a character (an emoji has four bytes, and often two to four
 tokens). Spans are half-open; those of the tokens of a text follow each other without a gap and cover it whole.

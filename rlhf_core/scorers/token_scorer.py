@@ -1,6 +1,6 @@
-"""Scorers that say themselves which part of a response earned what: process reward models, rule checkers.
+"""Scorers that reward tokens or spans of a response themselves, such as process reward models and rule checkers.
 
-The score of a response is the sum of what its parts earned; ``OwnTokenRewards`` asks for the parts.
+The score of a response is the sum of these rewards; ``OwnTokenRewards`` requests the rewards per token.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from rlhf_core.types import Scored, Sequences
 
 @dataclass(frozen=True, kw_only=True)
 class OwnTokenRewards(EvidenceRequest):
-    """What the scorer itself gave each response token, (batch, response), in raw score units; rows sum to the raw
+    """The scorer's own reward of each response token, (batch, response), in raw score units; rows sum to the raw
     scores."""
 
     source: Source = "reward"
@@ -28,10 +28,10 @@ class OwnTokenRewards(EvidenceRequest):
 
 @runtime_checkable
 class RewardsTokens(Protocol):
-    """A function that says what each part earned, as a reward model. What follows are the methods of both kinds."""
+    """Base of reward models whose function rewards parts of a response. These methods are common to both kinds."""
 
     def rewards(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
-        """What each token earned, in float64."""
+        """The reward of each token, in float64."""
         ...
 
 
@@ -44,7 +44,7 @@ def _score(self: RewardsTokens, sequences: Sequences, needs: frozenset[EvidenceR
 
 
 def token_scorer_why_not(request: EvidenceRequest) -> str:
-    """Why a scorer of parts cannot answer a request, in words, and what works with one; empty where it can."""
+    """Why such a scorer cannot answer a request, and which methods work with one; empty if it can."""
     if isinstance(request, OwnTokenRewards):
         return ""
     return (
@@ -169,7 +169,7 @@ def _numbers(given: Any, who: str) -> Float[Tensor, "..."]:
     try:
         found = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{who}: numbers were due, got {shortened(given)}") from error
+        raise ValueError(f"{who}: expected numbers, got {shortened(given)}") from error
     if not bool(torch.isfinite(found).all()):
         raise ValueError(f"{who}: rewards must be finite, got {shortened(given)}")
     return found

@@ -80,7 +80,7 @@ def test_help_and_a_typo_import_nothing_heavy(name):
         ("preference --first a --second b --prompts nowhere.json", "there is no file nowhere.json"),
         (
             "preference --first a --second b --prompts FILE --endpoint.url http://x --endpoint.model y",
-            "readable by anyone",
+            "unencrypted",
         ),
         ("preference --first a --second b --prompts FILE --sampling.template x", "--sampling.template must hold"),
     ],

@@ -110,8 +110,8 @@ def test_waits_grow_and_obey_the_server_within_bounds(serve, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"url": "http://example.org/v1"}, "readable by anyone on the way"),
-        ({"url": "http://127.0.0.1.example.org/v1"}, "readable by anyone on the way"),
+        ({"url": "http://example.org/v1"}, "unencrypted"),
+        ({"url": "http://127.0.0.1.example.org/v1"}, "unencrypted"),
         ({"url": "ftp://example.org"}, "must look like https"),
         ({"url": "example.org/v1"}, "must look like https"),
         ({"url": f"https://u:{KEY}@example.org"}, "scheme, host and path only"),

@@ -242,7 +242,7 @@ def test_over_long_prompts_are_an_error_or_dropped(settings, tmp_path):
     assert "left out, over-long for abc: 4" in text
     assert run(drop, Counting()) == (report, text)
     (tmp_path / "prompts.json").write_text(json.dumps(rows[2:]))
-    with pytest.raises(ValueError, match="not one prompt fits"):
+    with pytest.raises(ValueError, match="no prompt fits"):
         run(replace(drop, out=str(tmp_path / "none")), Counting())
 
 
@@ -353,7 +353,7 @@ HTTPS = ["--endpoint.url", "https://example.org", "--endpoint.model", "m"]
     ("more", "said"),
     [
         ([], "name one judge"),
-        (["--endpoint.url", "http://example.org", "--endpoint.model", "m"], "readable by anyone"),
+        (["--endpoint.url", "http://example.org", "--endpoint.model", "m"], "unencrypted"),
         ([*HTTPS, "--endpoint.api_key_env", KEY], "must be the NAME"),
         (["--sampling.template", "x", "--reward.model", "r"], "template must hold {instruction}"),
         (["--sampling.over_long", "ignore"], "over_long"),

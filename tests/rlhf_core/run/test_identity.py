@@ -216,7 +216,7 @@ def test_whatever_is_wrong_in_a_resealed_state_is_one_clear_error(damage, tmp_pa
         ({"schedule": {}}, "schedule._last_lr is missing"),
         ({"optimizer": []}, r"optimizer is \[\], where an object is expected"),
         ({"tensors": {}}, "trainer.safetensors holds other tensors than its state.json lists: optimizer.0/exp_avg"),
-        ({"kl_coef": float("nan")}, "NaN is no number that a run writes"),
+        ({"kl_coef": float("nan")}, "NaN is a number that a run never writes"),
     ],
 )
 def test_a_damaged_state_is_named_and_an_older_checkpoint_taken(change, words, tmp_path):
