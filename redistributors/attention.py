@@ -39,12 +39,12 @@ class Attention:
     ``layers="all"`` or several; "gradient", A ⊙ ∂r/∂A (Chefer et al. 2021), of which only the part with the sign of the
     score is kept.
 
-    ``layers``: one number, several, whose weights are averaged, or "all" (rollout and gradient only). ``heads``:
-    "mean", "max", or the index of one head; reduced within each layer, before anything else but the norms and the
-    gradients' positive part. ``sinks``: this many first tokens of a response get nothing. ``floor``: this many times
-    the mean weight of the other tokens is subtracted from each of them, and negative results become 0. If nothing is
-    left, the last token gets everything. ``beta``: the share of the score that follows the weights; the rest stays on
-    the last token.
+    ``layers``: one number, several, whose weights are averaged, or "all" (rollout and gradient only).
+    ``heads``: "mean", "max", or the index of one head; reduced within each layer, before anything else but the norms
+    and the gradients' positive part.
+    ``sinks``: this many first tokens of a response get nothing. ``floor``: this many times the mean weight of the other
+    tokens is subtracted from each of them, and negative results become 0. If nothing is left, the last token gets all.
+    ``beta``: the share of the score that follows the weights; the rest stays on the last token.
 
     Costs: row and value norms ride on the scoring pass; rollout takes a forward pass under eager attention, gradient a
     forward and a backward pass, with the maps of all layers of a micro-batch in memory.

@@ -1,4 +1,4 @@
-"""Reading attention rows off the forward pass a model makes anyway, without its (token, token) maps."""
+"""Read attention rows from the forward pass that a model makes anyway, without computing (token, token) maps."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,7 +49,7 @@ class AttentionReader:
         return len(self._layers)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``request`` cannot be answered, in words; empty where it can."""
+        """Why ``request`` cannot be answered, in words; empty if it can."""
         if isinstance(request, ValueTap) and not self._shows_values:
             return f"{self.architecture} returns whole attention maps only ({self._tap.name}), without value vectors"
         reason = request.why_not(self.n_layers, self._heads)
@@ -121,12 +121,12 @@ class AttentionReader:
 @final
 @dataclass(frozen=True, kw_only=True)
 class UnreadableAttention:
-    """Stands for the reader of a model whose attention cannot be read."""
+    """Takes the place of the reader for a model whose attention cannot be read."""
 
     reason: str
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """The same for every request, and never empty."""
+        """The same reason for every request."""
         return self.reason
 
     def read(
@@ -137,7 +137,7 @@ class UnreadableAttention:
 
 
 def checked_reader(model: nn.Module, vocab_size: int) -> AttentionReader | UnreadableAttention:
-    """The reader of ``model``, checked with ids below ``vocab_size``, or what stands for it."""
+    """The reader of ``model``, checked with ids below ``vocab_size``, or an ``UnreadableAttention``."""
     try:
         reader = AttentionReader(model)
         reader.check(vocab_size)
@@ -199,14 +199,14 @@ def _wanted(rows: Int[Tensor, "batch row"]) -> tuple[Int[Tensor, "batch row"], B
 
 
 def _weights(attention: LayerAttention, rows: Int[Tensor, "batch row"], keys: slice) -> Tensor:
-    """Weights of the wanted columns, 0 for the others; held by nobody but the caller's expression."""
+    """Weights of the wanted columns, 0 for the others; only the caller's expression keeps them in memory."""
     columns, wanted = _wanted(rows)
     weights = attention.weights(columns, keys)
     return weights if bool(wanted.all()) else weights.masked_fill_(~wanted[:, None, :, None], 0.0)
 
 
 def _scaled_by_values(attention: LayerAttention, request: AttentionTap) -> Scaled:
-    """What is done to (batch, head, row, key) weights before they are reduced: nothing, unless a tap reads values."""
+    """The change to (batch, head, row, key) weights before they are reduced: none, unless a tap reads values."""
     if not isinstance(request, ValueTap):
         return lambda weights, keys: weights
     if not isinstance(attention, Projections):

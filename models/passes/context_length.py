@@ -1,4 +1,4 @@
-"""How long a text a model was built for."""
+"""The longest text that a model was built for."""
 
 from transformers import PreTrainedModel
 

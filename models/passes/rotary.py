@@ -27,7 +27,7 @@ _growing: ContextVar[Tensor | None] = ContextVar("lengths that rows may grow to"
 
 @contextmanager
 def grows_to(lengths: Int[Tensor, " row"]) -> Iterator[None]:
-    """Inside, the rows of every pass are read as texts of these lengths."""
+    """Inside the block, the rows of every pass are treated as texts of these lengths."""
     token = _growing.set(lengths)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a policy is made of: the network that is trained, and all that stands beside it."""
+"""The parts of a policy: the network that is trained, and everything that belongs to it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Network:
     write: Callable[[str], None]
     """Writes the weights, or the adapter, into a folder."""
     read: Callable[[str], Callable[[], object]]
-    """Reads back what ``write`` wrote, and changes nothing: what it returns puts that in place."""
+    """Reads back what ``write`` wrote without changing anything; calling the result applies it."""
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     compute_dtype: torch.dtype

@@ -85,7 +85,7 @@ class ClassifierReward:
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """Settings that decide its scores."""
+        """Settings that determine its scores."""
         four_bit = bool(getattr(self.model, "is_quantized", False))
         return {
             "model": self.name,
@@ -138,7 +138,7 @@ class ClassifierReward:
         return self._attention.why_not(request)
 
     def _why_not_able(self, ability: str, request: Experiment) -> str:
-        """Why its probe cannot do something that an experiment uses."""
+        """Why its probe cannot do what an experiment uses; empty if it can."""
         if ability in ("attention", "attention_gradients"):
             # a reader was compared with the maps, so where there is one, there are those of as many layers
             unread = self._why_not_attention(request)
@@ -152,7 +152,7 @@ class ClassifierReward:
 
     @cached_property
     def _why_not_causal(self) -> str:
-        """Why there are no states that know only the beginning of a text; empty where there are."""
+        """Why no hidden state depends only on a prefix; empty if the model is causal."""
         reason = why_not_causal(self.model, self.head)
         return reason and f"{self.name} cannot score beginnings: {reason}"
 
@@ -164,7 +164,7 @@ class ClassifierReward:
 
     @cached_property
     def _attention(self) -> AttentionReader | UnreadableAttention:
-        """Built on first use: who asks for no evidence pays nothing."""
+        """The attention reader, built on first use, so that methods without attention evidence cost nothing."""
         return checked_reader(self.model, self.vocab_size)
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
@@ -259,7 +259,7 @@ class ClassifierReward:
         return self._classifier.scores(hidden, attention_mask), found
 
     def _require_readable(self, sequences: Sequences) -> None:
-        """Refuse rows that the model would crash on, or would score although it cannot read them."""
+        """Refuse rows on which the model would crash, or which it would score without being able to read them."""
         rows = right_padded(sequences)
         lengths, limit = rows.attention_mask.sum(1), context_length(self.model)
         if limit is not None and bool((lengths > limit).any()):

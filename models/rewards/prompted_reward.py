@@ -1,4 +1,4 @@
-"""A reward model that reads prompts in a rendering of its own, as the paper's dialogue reward model does."""
+"""A reward model that reads prompts in its own template, as the paper's dialogue reward model does."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ class PromptedReward:
 
     @property
     def vocab_size(self) -> int:
-        """Ids the reward model reads."""
+        """Number of ids that the reward model reads."""
         return self.reward.vocab_size
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:

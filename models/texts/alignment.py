@@ -1,5 +1,4 @@
-"""One text, two tokenizers: which bytes a token stands for, and how what one tokenizer's tokens earned is handed to
-the other's.
+"""One text under two tokenizers: the bytes of each token, and how to map credit from one tokenization to the other.
 
 A token is known by its bytes, whatever a tokenizer's offsets say: those of a character cut in several tokens all name
 the whole character. EOS stands for no byte and is a slot of its own.
@@ -158,7 +157,7 @@ class Crossing:
         return any(bool((boundaries(reward, policy) == len(reward)).any()) for reward, policy in rows)
 
     def carry(self, evidence: Float[Tensor, "batch reward ..."]) -> Float[Tensor, "batch response ..."]:
-        """What reward tokens earned, handed to the policy's by :func:`overlap`; the sum of each row is kept."""
+        """Map the credit of reward tokens to the policy's tokens by :func:`overlap`; the sum of each row is kept."""
         carried = evidence.new_zeros((*self.shape, *evidence.shape[2:]))
         for row, (reward, policy) in enumerate(zip(self.reward, self.policy, strict=True)):
             shares = overlap(reward, policy).to(evidence)

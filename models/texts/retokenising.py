@@ -1,4 +1,4 @@
-"""Texts between two tokenizers: decode the policy's tokens, and encode them again for the reward model."""
+"""Move texts between two tokenizers: decode the policy's tokens, and encode them again for the reward model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ SHOWN = 20
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Telling:
-    """How a policy's prompt and response are put to a reward model, as one text.
+    """How a policy's prompt and response are prepared for a reward model, as one text.
 
     ``prompt`` renders the policy's prompt the way the reward model was trained to see it, up to where the response
     starts; ``after`` follows the response. ``add_special_tokens`` as in transformers: whether the reward tokenizer puts
@@ -203,7 +203,7 @@ def normalised(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _difference(text: str, back: str) -> str:
-    """Where a text and what came back of it part, in words; empty where they do not."""
+    """Where a text and its decoded encoding begin to differ, in words; empty if they are equal."""
     if text == back:
         return ""
     common = agreement(text, back)

@@ -1,6 +1,6 @@
-"""Fine-tuning a base model that is too large to train whole: low-rank adapters on (4-bit) weights that stay frozen.
+"""Fine-tune a base model that is too large to train in full: low-rank adapters on frozen (4-bit) weights.
 
-What comes out are adapter folders that :func:`models.load_policy` and :func:`models.load_reward_model` read; nothing
+The results are adapter folders that :func:`models.load_policy` and :func:`models.load_reward_model` read; nothing
 is ever merged.
 """
 

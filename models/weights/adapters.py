@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al. 2021) on a language model, and the reference each way of starting implies."""
+"""LoRA adapters (Hu et al. 2021) on a language model, and the reference that belongs to each kind of start."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def adapter_folder(source: ModelSource) -> str | None:
 
 
 def adapter_task(folder: str) -> str | None:
-    """What an adapter was made for, where its settings say so."""
+    """The task that an adapter was made for, if its settings say so."""
     task: str | None = adapter_config(folder).task_type
     return task
 
@@ -148,7 +148,7 @@ def put_fresh(model: PreTrainedModel, lora: LoraSettings, config: Any) -> Any:
 
 
 def _require_modules(model: PreTrainedModel, lora: LoraSettings) -> None:
-    """PEFT passes over a name that stands for no module, as long as another one does."""
+    """Refuse unknown module names: PEFT silently skips them as long as another name matches."""
     if lora.target_modules is None or isinstance(lora.target_modules, str):
         return
     paths = [name for name, _ in model.named_modules()]

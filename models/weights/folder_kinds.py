@@ -1,4 +1,4 @@
-"""What a folder is, told from its settings and file names, where it is not the kind of model that is asked for."""
+"""Name the kind of a model folder, by its settings and file names, if it is not the kind that is needed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,7 +93,7 @@ def require_adapter_kind(name: str, wanted: Wanted, task: str | None) -> None:
 
 
 def _other_kind(folder: Path, *, has_config: bool) -> str:
-    """What a folder is that is no model of transformers; empty where nothing tells, and of what is no folder."""
+    """What a folder is, if it is not a transformers model; empty if that cannot be told, or if it is not a folder."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     told = [FILES_OF_OTHERS[file.name] for file in files if file.name in FILES_OF_OTHERS]
     if told:

@@ -33,7 +33,7 @@ def stored_quantisation(name: str, config: Mapping[str, Any]) -> Mapping[str, An
     """How the weights of a folder or hub model are quantised, by its config.json; None where they are not.
 
     Raises:
-        ValueError: otherwise than by bitsandbytes to 4 bits, naming it.
+        ValueError: they are quantised, but not by bitsandbytes to 4 bits; names the method.
     """
     stored = config.get("quantization_config")
     if stored is None:

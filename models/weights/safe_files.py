@@ -1,4 +1,4 @@
-"""Which files of a model folder are read: safetensors and JSON, whatever the folder's own files ask for."""
+"""Read only safetensors and JSON from a model folder, whatever its own files ask for."""
 
 import json
 import re
@@ -93,8 +93,8 @@ def _require_names(name: str, file: str, shards: object) -> None:
 
 
 def _require_truth(name: str, file: str, shards: dict[str, str]) -> None:
-    """Refuse an index that says other than the files of a folder hold: of two tensors of one name the last one read
-    would win. Of a model on the hub, the files are not there yet."""
+    """Refuse an index that contradicts the folder's files: of two tensors with one name, the last one read would win.
+    Models on the hub are not checked, as their files are not downloaded yet."""
     if not Path(name).is_dir():
         return
     found: dict[str, str] = {}
