@@ -1,4 +1,4 @@
-"""What was wrong with a command line, in one line: the flag, the value, and what is allowed."""
+"""Explain an error of a command line in one line: the flag, the value, and what is allowed."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The flags of a command line: what each one takes, what it says of itself, and which one a typo meant."""
+"""The flags of a command line: the values that each takes, its help, and the flag that a typo meant."""
 
 import dataclasses
 import re
@@ -96,7 +96,7 @@ def _parts(kind: Any) -> list[type]:
 
 
 def placeholder(kind: Any) -> str:
-    """What stands for the value in the help, as ``INT`` or ``{a,b}``."""
+    """The placeholder of the value in the help, as ``INT`` or ``{a,b}``."""
     if kind in SCALARS:
         return SCALARS[kind][0]
     origin, parts = get_origin(kind), get_args(kind)

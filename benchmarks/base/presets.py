@@ -16,7 +16,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def about(name: str) -> str:
-    """What a preset says of itself: the comment that it begins with."""
+    """The description of a preset: the comment at its top."""
     lines = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     return " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
 

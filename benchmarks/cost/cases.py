@@ -1,4 +1,4 @@
-"""The work that steps are timed on, by name. Nothing heavy is imported here."""
+"""The named workloads on which steps are timed. Nothing heavy is imported here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Case:
 
     @property
     def words(self) -> str:
-        """What the tables say of it."""
+        """Its description in the tables."""
         (low, high), weights = self.lengths, " on 4-bit weights" if self.four_bit == "both" else ""
         return (
             f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}; {self.prompts} prompts, "

@@ -1,4 +1,4 @@
-"""The credit of many methods for the same responses of a policy that stands still, and what each one costs."""
+"""The credit of many methods for the same responses of a frozen policy, and the cost of each."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,7 +58,7 @@ class MeasuredCredit:
 def askable(
     arms: Sequence[Arm], policy: Policy, reward: RewardModel, config: PPOConfig
 ) -> tuple[dict[str, Redistributor], dict[str, str]]:
-    """Methods by label that a trainer would take, and why it would not take the others."""
+    """Methods by label that a trainer would accept, and why it would refuse the others."""
     taken, refused = {}, {}
     for arm in arms:
         redistributor = arm.redistributor()

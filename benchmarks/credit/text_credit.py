@@ -1,4 +1,4 @@
-"""The credit that methods give to texts somebody wrote, without training."""
+"""The credit of methods for given texts, without training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

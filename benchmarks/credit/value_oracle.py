@@ -1,4 +1,4 @@
-"""What a token adds to the expected score, by drawing how the policy would have gone on before and after it."""
+"""The value that a token adds to the expected score, estimated from continuations sampled before and after it."""
 
 from dataclasses import dataclass, replace
 from functools import partial

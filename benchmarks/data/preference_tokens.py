@@ -1,4 +1,4 @@
-"""Demonstrations and comparisons as token ids, every row checked, and every fault counted."""
+"""Demonstrations and comparisons as token ids; every row is checked and every fault counted."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

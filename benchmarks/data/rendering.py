@@ -1,4 +1,4 @@
-"""From a conversation to the token ids a model reads before it responds, by a prompt template."""
+"""Render a conversation, by a prompt template, as the token ids that a model reads before it responds."""
 
 from collections.abc import Sequence
 

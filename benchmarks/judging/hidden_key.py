@@ -1,4 +1,4 @@
-"""Remove an API key from what an endpoint says, in any spelling."""
+"""Remove an API key from an endpoint's replies, in any spelling."""
 
 import base64
 import re

@@ -1,4 +1,4 @@
-"""What a judge of two responses is and may say, and a function as one."""
+"""The interface of a judge of two responses, its possible answers, and functions as judges."""
 
 import contextlib
 import inspect
@@ -52,7 +52,7 @@ class Judge(Protocol):
 
 
 class Unreadable(ValueError):
-    """A judge's answer that is none of those it was asked for."""
+    """A judge's answer that is not one of the allowed ones."""
 
 
 @final

@@ -1,4 +1,4 @@
-"""Prompts from a file, and what checkpoints answer them: sampled once, kept in AlpacaEval's format."""
+"""Prompts from a file, and the checkpoints' responses, sampled once and kept in AlpacaEval's format."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a judge said of every pair: asked once, kept in a file."""
+"""A judge's verdict on every pair, asked for once and kept in a file."""
 
 import json
 from collections.abc import Sequence

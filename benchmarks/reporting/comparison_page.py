@@ -1,4 +1,4 @@
-"""The page of several runs: arms side by side, intervals over seeds, credit, and what may be said of it all."""
+"""The page of several runs: arms side by side, intervals over seeds, credit, and the verdict."""
 
 import math
 import os
@@ -45,7 +45,7 @@ MOST_EXAMPLES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Runs, where their page will stand, and what is known of them all."""
+    """Runs, the place of their page, and their common record."""
 
     runs: RunSet
     home: Path
@@ -115,7 +115,7 @@ def _about(runs: RunSet, found: Results | None) -> str:
 
 
 def _tiles(found: Results) -> str:
-    """What each arm reached, and at what price."""
+    """The final score of each arm, with its KL and length."""
     cells = []
     for arm in found.arms:
         score = summarise(found.per_seed(arm, "score"))

@@ -1,4 +1,5 @@
-"""What a figure of the paper is read for: failed runs, steps to pass sparse, reward at a KL; pure functions of curves.
+"""Quantities read from the paper's figures: failed runs, steps to pass sparse, reward at a KL; pure functions of
+curves.
 
 A curve is an array (seed, step). The definitions are the paper's where it has them.
 """

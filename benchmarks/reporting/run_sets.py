@@ -1,4 +1,4 @@
-"""Runs on the disk, finished or going on, sorted into arms: what a page on several of them is drawn from."""
+"""Runs on disk, finished or going on, sorted into arms, for a page on several of them."""
 
 import json
 import re

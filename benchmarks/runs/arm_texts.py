@@ -1,4 +1,4 @@
-"""Arms as they are written, taken apart: a method, its settings in brackets, and changed PPO settings after ``@``.
+"""Parse the text of an arm: a method, its settings in brackets, and changed PPO settings after ``@``.
 
 This file imports no model library, so that a command line is checked at once; :mod:`~benchmarks.runs.arms` makes
 redistributors of what is read here.

@@ -1,4 +1,4 @@
-"""A task whose score says nothing: every response earns the same, while evidence stays the reward model's own."""
+"""A task with a constant score: every response gets the same score, but evidence still comes from the reward model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

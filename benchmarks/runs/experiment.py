@@ -1,4 +1,4 @@
-"""An experiment: which panels run, and what is written from their curves."""
+"""An experiment: the panels that run, and the table and figures made from their curves."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence

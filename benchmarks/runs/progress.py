@@ -1,5 +1,5 @@
-"""What runs in other processes are learning, read from the metrics they write: one line that moves in a terminal, a new
-line now and then in a log."""
+"""Show the progress of runs in other processes, from the metrics they write: one line that updates in a terminal, or a
+new line now and then in a log."""
 
 import json
 import shutil
@@ -86,7 +86,7 @@ class Progress:
             self.say(f"{self._counted()}; {'; '.join(map(str, moved))}")
 
     def finished(self, run: Run) -> None:
-        """Say that a run is through, with its last step."""
+        """Report that a run has finished, with its last step."""
         tail = next(tail for tail in self.tails if tail.run is run)
         tail.advance()
         self.done = self.before + sum(tail.steps for tail in self.tails)

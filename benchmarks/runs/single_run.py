@@ -83,7 +83,7 @@ class Run:
     """The panel's name, for messages."""
 
     def settings(self) -> dict[str, Any]:
-        """What decides this run's numbers; a finished run counts only if it is the same."""
+        """The settings that determine this run's numbers; a finished run counts only if they are the same."""
         numbers = {name: getattr(self, name) for name in ("steps", "eval_every", "eval_prompts", "sampler")}
         method = described(self.arm.redistributor())
         return {"task": identity(self.task), "redistributor": method, "ppo": jsonable(self.config), **numbers}
@@ -186,7 +186,7 @@ def gold_instruments(loaded: Loaded) -> list[Instrument]:
 
 
 def require_runnable(loaded: Loaded, run: Run) -> None:
-    """What a run would refuse once it is started, refused before any run is.
+    """Check before any run starts what a run would refuse later.
 
     Raises:
         ValueError: evidence that the models do not give, a gamma the method cannot take, prompts that leave no room

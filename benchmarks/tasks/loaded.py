@@ -1,4 +1,4 @@
-"""What every task loads: its models, its prompts, and a fingerprint of both."""
+"""The contents of a loaded task: its models, its prompts, and a fingerprint of both."""
 
 import hashlib
 import json

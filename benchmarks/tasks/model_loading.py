@@ -1,4 +1,4 @@
-"""Policies, reward models and optimizers, held as a task's ``Loading`` says."""
+"""Load policies, reward models and optimizers with a task's ``Loading`` settings."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The folder that ``benchmarks.prepare`` makes of a task, written whole and read with care.
+"""The folder that ``benchmarks.prepare`` makes for a task: write it as a whole, and check it when reading.
 
 It holds policy/, reward/, perhaps gold/, prompts.jsonl, report.json and run.json.
 """

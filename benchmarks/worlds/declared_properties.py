@@ -1,4 +1,4 @@
-"""What a redistributor declares, checked on every response of a tabular world.
+"""Check a redistributor's declarations on every response of a tabular world.
 
 A method that is causal and conserving is potential-based shaping of the sparse reward: its credit so far is a function
 of the state. So it must also leave GAE advantages alone once the critic is shifted, and with them the policy gradient.
@@ -28,7 +28,7 @@ EARLIER, ROWS = 4, 64
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What enumeration finds in one world, or on average (errors: at worst) in many."""
+    """The measurements in one world, or their average (for errors, the maximum) over several."""
 
     sum_error: float
     """Largest |Σ_t token score − score|."""

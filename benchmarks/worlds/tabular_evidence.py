@@ -1,4 +1,4 @@
-"""What a tabular world answers when a redistributor asks for evidence.
+"""The evidence that a tabular world gives to redistributors.
 
 Attention is made up: every row of it is drawn for the prefix that a causal model would have read by then, so that it
 depends on those tokens and no later ones.

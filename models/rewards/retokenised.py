@@ -45,23 +45,23 @@ class RetokenisedReward:
     for the reward model; evidence comes back to the policy's tokens by the bytes they share (see ``alignment``).
 
     The engine sees a reward model that reads the policy's ids: ``tokenizer``, ``eos_ids`` and ``vocab_size`` are the
-    policy's (see :meth:`of`), whose special tokens are not part of what is said. A response keeps the policy's own cut
-    into tokens, which need not be its tokenizer's cut of the text. ``telling`` says how the text is prepared for the
-    reward model.
+    policy's (see :meth:`of`), whose special tokens are not part of the text. A response keeps the tokens that the
+    policy sampled, which need not be those of its tokenizer for the same text. ``telling`` says how the text is
+    prepared for the reward model.
 
     Attention and embedding gradients are shared out by bytes, so that their sum is kept. Experiments with altered
     responses alter policy tokens; "replace" writes the reward tokenizer's null token where they stood.
 
-    ``prefixes``, how r(x, y_<t) is found. "retold" encodes and scores every prefix separately, which is causal and
-    exact, and takes one pass per token. At a "boundary" it is found in one pass over the whole text, at the last reward
-    token that ends at or before token t's first byte. How the reward tokenizer cuts a text depends on what follows, and
-    so does this: where reward tokens are longer than the policy's, what comes after decides at a third to a half of the
-    boundaries which tokens were read, and prefix differences are no exact shaping, whatever they declare.
+    ``prefixes``: how r(x, y_<t) is computed. "retold" encodes and scores every prefix separately, which is causal and
+    exact, and takes one pass per token. "boundary" reads it from one pass over the whole text, at the last reward token
+    that ends at or before token t's first byte. The reward tokenizer's split of a text depends on what follows, so
+    these scores do too: if reward tokens are longer than the policy's, later text changes which tokens were read at a
+    third to a half of the boundaries. Prefix differences are then not exact shaping, whatever they declare.
 
-    ``reading``, what is done with a text that the reward tokenizer does not give back as it was told, because it
-    normalises (lower case, NFKC, a space for a line's end) or has no token for something. "exact" refuses prompts of
-    this kind, and a response of this kind makes its rollout unusable, which ``fit`` skips and counts. "normalised"
-    scores what the reward model reads, and places its tokens by the tokenizer's own offsets.
+    ``reading``: what to do with a text that the reward tokenizer does not reproduce, because it normalises (lower case,
+    NFKC, a space for a line's end) or lacks a token. "exact" refuses prompts of this kind, and a response of this kind
+    makes its rollout unusable, which ``fit`` skips and counts. "normalised" scores what the reward model reads, and
+    places its tokens by the tokenizer's own offsets.
 
     Raises:
         ValueError: EOS is wanted after every response, and the reward tokenizer has none; another ``prefixes`` or
