@@ -296,7 +296,7 @@ def _first_potential(found: Tensor, scores: Tensor, gamma: float) -> Tensor:
 
 
 def _alike(rollout: Rollout) -> Rollout | None:
-    """The responses of 3 tokens or more, all cut to the length of the shortest; None where there is no pair of them."""
+    """The responses of 3 tokens or more, all cut to the length of the shortest; None if there is no pair of them."""
     lengths = rollout.sequences.response_lengths
     rows = (lengths >= 3).nonzero().flatten().tolist()
     return part_of(rollout, rows, int(lengths[rows].min())) if len(rows) > 1 else None

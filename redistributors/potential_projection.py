@@ -21,17 +21,17 @@ class PotentialProjection:
     """token_score_t = γ Φ(s_{t+1}) − Φ(s_t) + [t = T] · score, with Φ(s_1) = Φ(end) = 0.
 
     Φ(s_t) is a ridge regression, on ``features`` of the state s_t = (x, y_<t), of what the ``inner`` method gave to the
-    tokens before t, Σ_{k<t} c_k: of its credit, only what the state can foretell is kept. The fit is ours; that
+    tokens before t, Σ_{k<t} c_k: only the part of its credit that the state predicts is kept. The fit is ours; that
     differences of any potential change no optimal policy is Ng, Harada and Russell 1999, and of one that moves between
     steps Devlin and Kudenko 2012. Advantages are those of the sparse score with Φ added to the critic's values, for
-    every γ and λ (Wiewiora 2003), however badly Φ fits. So ABC, which is no shaping, becomes safe.
+    every γ and λ (Wiewiora 2003), however badly Φ fits. So ABC, which is not shaping, becomes shaping.
 
     ``observe`` is called after the update, so Φ knows earlier steps only; a fit that had seen the rollout it shapes
     would carry its scores into earlier tokens. Within a step Φ is one fixed function. Before anything was observed Φ is
     0 and the method is sparse. Sums to the score at γ = 1, whatever ``inner`` sums to; discounted otherwise. ``gamma``
     must be the config's; an ``inner`` made for a discount must be made for 1.
 
-    The default features are those that foretell best on the embedded task (R² on the next step's ABC credit, 16 rows of
+    The default features are those that predict best on the embedded task (R² on the next step's ABC credit, 16 rows of
     up to 24 tokens, mean of steps 21 to 40, three seeds): position and the frozen reward model's hidden states 0.63,
     with the default decay 0.66, and no more with the policy's figures added (critic's values, log-probabilities so
     far). Position and those figures alone reach 0.48, as they move with policy and critic; position alone 0.11.

@@ -22,7 +22,7 @@ class Boundaries(Protocol):
     """Where segments end: a pure function of a rollout, like a redistributor.
 
     ``causal``: whether a token ends a segment never changes when only later tokens do. The last token always ends one,
-    and what is said of padding is thrown away.
+    and values on padding are ignored.
     """
 
     @property

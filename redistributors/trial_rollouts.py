@@ -111,7 +111,7 @@ def with_other_ends(rollout: Rollout, kept: int) -> Rollout:
 
 def known_ahead(request: EvidenceRequest) -> int | None:
     """How many more columns of evidence than tokens are known at any token: 1 where it is of the state before a token,
-    0 where it is of the token too, None where it may know the whole response."""
+    0 where it is of the token too, None if it may know the whole response."""
     asked = _asked(request)
     if isinstance(asked, HiddenTap | TokenEntropy | FullKL):
         return 1

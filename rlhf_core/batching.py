@@ -114,10 +114,10 @@ def run_in_parts(
     phase: str,
     begin: Callable[[], None] = lambda: None,
 ) -> list[Part]:
-    """What ``run`` gives for each part that ``cut`` makes under the budget of rows that are ``lengths`` tokens long.
+    """Apply ``run`` to each part into which ``cut`` divides rows of ``lengths`` tokens under the budget.
 
-    Where a part runs out of memory, the budget falls to half of what that part held, which is said in a warning
-    and stays so, and all parts are made and run again, after ``begin``: the result must not depend on how rows are cut.
+    If a part runs out of memory, the budget falls to half of what that part held and stays there, a warning says so,
+    and all parts are cut and run again, after ``begin``. The result must not depend on how rows are cut.
 
     Raises:
         MemoryError: a part of a single row ran out of memory.

@@ -87,7 +87,7 @@ class PPOConfig:
     response is noise, and slow on a card; and clipping of the gradient, because scores may be of any size.
 
     Raises:
-        TypeError: at construction, a setting of another name; says the nearest.
+        TypeError: at construction, a setting of another name; names the nearest.
         ValueError: at construction, listing every setting that is of another kind than annotated, or out of range.
     """
 
@@ -192,7 +192,7 @@ class PPOConfig:
         never enforced (the published runs end at 13-23).
 
         Raises:
-            TypeError: an override of another name; says the nearest.
+            TypeError: an override of another name; names the nearest.
             ValueError: an unknown task.
         """
         if task not in PAPER:

@@ -45,7 +45,7 @@ class EvidenceRequest:
         return (batch, response)
 
     def why_not(self, layers: int, heads: int) -> str:
-        """Why a model of ``layers`` attention layers with ``heads`` heads each cannot answer; empty where it can."""
+        """Why a model of ``layers`` attention layers with ``heads`` heads each cannot answer; empty if it can."""
         return ""
 
 

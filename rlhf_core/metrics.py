@@ -88,7 +88,7 @@ def within_position_variance(
 ) -> Float[Tensor, ""] | None:
     """Pooled unbiased variance of ``x`` around its mean at each response position.
 
-    Σ_t Σ_i (x_it − x̄_t)² / (tokens − positions); None where no position has two tokens.
+    Σ_t Σ_i (x_it − x̄_t)² / (tokens − positions); None if no position has two tokens.
     """
     counts = mask.sum(0)
     freedom = mask.sum() - (counts > 0).sum()

@@ -12,8 +12,8 @@ NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def nearest(name: object, known: Iterable[str], other_words: Mapping[str, str] = NONE) -> str:
-    """``"; did you mean 'abc'?"``, to end a message with: the known name that is spelled most alike, or what
-    ``other_words`` says of another library's word for it. Empty where nothing is near."""
+    """``"; did you mean 'abc'?"``, the end of an error message: the known name with the most similar spelling, or our
+    name for another library's (``other_words``). Empty if nothing is near."""
     if not isinstance(name, str):
         return ""
     if name in other_words:

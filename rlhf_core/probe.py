@@ -162,8 +162,8 @@ def measured(experiment: Experiment, probe: Probe) -> Tensor:
 
 
 def generators(name: str, sequences: Sequences) -> list[torch.Generator]:
-    """A stream of random numbers for every row, fixed by ``name`` and the row's own tokens: a row draws the same alone,
-    in any batch, and in a run taken up again."""
+    """A stream of random numbers for every row, fixed by ``name`` and the row's own tokens: a row gets the same numbers
+    alone, in any batch, and in a resumed run."""
     pairs = zip(sequences.prompts(), sequences.responses(), strict=True)
     digests = (hashlib.sha256(repr((name, prompt, response)).encode()).digest() for prompt, response in pairs)
     return [torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1) for digest in digests]

@@ -40,7 +40,7 @@ class StepGuard:
     skipped: list[dict[str, Any]] = field(default_factory=list)
 
     def why_not_admit(self, loss: float, norm: float) -> str:
-        """Why a step with this loss and gradient norm must not be taken; empty where it may."""
+        """Why a step with this loss and gradient norm must not be taken; empty if it may."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return f"loss {loss} and gradient norm {norm} must be finite"
         limit = math.inf if self.spike_factor is None else self.spike_factor * self.mean_norm

@@ -72,7 +72,7 @@ class PPOTrainer:
             that it asks for. ``TextReward`` and ``TokenReward`` change what it gets.
         redistributor: the method of credit assignment, an instance.
         config: all settings.
-        loggers: get the figures of every step of ``fit``; yours to close.
+        loggers: get the figures of every step of ``fit``; close them yourself.
         instruments: functions of a rollout that give further figures, logged with the rest.
         optimizer: makes an optimizer from the trainable parameters and the config (``models.paged_adamw_8bit``, say).
 
@@ -202,7 +202,7 @@ class PPOTrainer:
 
     def update(self, experience: Experience) -> dict[str, float]:
         """Epochs of clipped PPO on ``experience``, and one step of the learning-rate schedule; figures of the update.
-        Raises as :func:`ppo_update`."""
+        Raises like :func:`ppo_update`."""
         buffer = RolloutBuffer()
         buffer.add(experience)
         learning_rate = self.optimizer.param_groups[0]["lr"]
@@ -339,7 +339,7 @@ class PPOTrainer:
         return trainer_state.state_of(self)
 
     def why_not_restored(self, checkpoint: Path) -> str:
-        """Why ``checkpoint`` cannot be restored here, whichever run it is of; empty where it can."""
+        """Why ``checkpoint`` cannot be restored here, whichever run it is of; empty if it can."""
         return trainer_state.why_not_restored(self, checkpoint)
 
     def restore(self, checkpoint: Path) -> None:

@@ -38,8 +38,8 @@ class Line:
 
 
 def explained(message: str, line: Line) -> str:
-    """jsonargparse's ``message`` about a command line, as one line that says the way out; a message that is not
-    recognised stays as it is, on one line."""
+    """Turn jsonargparse's ``message`` about a command line into one line that says what to do. An unknown message is
+    kept, on one line."""
     said = (read(message, line) for read in READINGS)
     return next((text for text in said if text), " ".join(message.split()))
 

@@ -125,7 +125,7 @@ def allowed(kind: Any) -> str:
 
 
 def meant(name: str, flags: tuple[Flag, ...], groups: Mapping[str, type]) -> str:
-    """The flag or flags that the unknown ``name`` may have meant, as they are written; empty where none is near."""
+    """The flag or flags that the unknown ``name`` may have meant, as they are written; empty if none is near."""
     prefix, _, leaf = name.rpartition(".")
     known = {flag.name for flag in flags}
     for place in dict.fromkeys((prefix, *groups)):

@@ -45,7 +45,7 @@ def run(settings: FaithfulnessSettings, made_by: str) -> None:
 
 
 def defined(values: Array) -> Summary | None:
-    """Mean and interval over the responses where there is a value; None where there is none."""
+    """Mean and interval over the responses where there is a value; None if there is none."""
     known = values[np.isfinite(values)]
     return summarise(known) if len(known) else None
 

@@ -74,7 +74,7 @@ def draw(found: Sequence[Results], settings: TableOne) -> Figure:
 
 
 def run(settings: TableOne) -> None:
-    """Read the comparisons, and write and show the table and its figure; raises as :func:`read`."""
+    """Read the comparisons, and write and show the table and its figure; raises like :func:`read`."""
     found = [read(folder) for folder in settings.folders()]
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)

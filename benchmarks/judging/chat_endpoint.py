@@ -113,7 +113,7 @@ class EndpointJudge:
         return said
 
     def _read(self, reply: HTTPResponse) -> str:
-        """The body; one that nobody waits for any more is not read on."""
+        """Read the body; stop if the caller no longer waits for it."""
         deadline, body = monotonic() + self.settings.timeout_seconds, b""
         while (part := reply.read1(LONGEST_BODY)) and monotonic() < deadline:
             body += part

@@ -65,7 +65,7 @@ class CallableJudge:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """``module:name`` and a hash of the source; None where Python has none, and a change cannot be seen."""
+        """``module:name`` and a hash of the source; None if Python has none, and a change cannot be seen."""
         named: Any = self.fn if inspect.isroutine(self.fn) else type(self.fn)
         identity = {"kind": "callable", "name": f"{named.__module__}:{named.__qualname__}", "source": None}
         with contextlib.suppress(OSError, TypeError):  # built in, or typed into an interpreter

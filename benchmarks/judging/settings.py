@@ -158,7 +158,7 @@ class EndpointSettings:
         return re.fullmatch(r"localhost|127(\.\d{1,3}){3}|::1", urlsplit(self.url).hostname or "") is not None
 
     def key(self) -> str:
-        """The API key; empty where no variable is named. No message shows what stands where a key may."""
+        """The API key; empty if no variable is named. No message shows what stands where a key may."""
         if self.api_key_env is None:
             return ""
         if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env):

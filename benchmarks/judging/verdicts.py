@@ -28,8 +28,8 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """An answer: ``probability`` that the response shown first is better, None where the answer is ``unreadable``;
-    ``margin`` is the score shown first minus the other, None where the judge has no scores."""
+    """An answer: ``probability`` that the response shown first is better, None if the answer is ``unreadable``;
+    ``margin`` is the score shown first minus the other, None if the judge has no scores."""
 
     probability: float | None
     margin: float | None

@@ -121,7 +121,7 @@ def _p(difference: Difference | None) -> float:
 
 
 def differences_to_reference(results: Results) -> dict[str, Difference]:
-    """Average score of every arm against sparse, paired by seed; empty where sparse did not run."""
+    """Average score of every arm against sparse, paired by seed; empty if sparse did not run."""
     if REFERENCE not in results.curves:
         return {}
     reference = results.per_seed(REFERENCE, AVERAGE_SCORE.metric)

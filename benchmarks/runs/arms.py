@@ -47,7 +47,7 @@ class Arm:
         return made
 
     def made(self) -> Any:
-        """A new instance, whatever it is; raises as :meth:`redistributor`, but for what is no redistributor."""
+        """A new instance, whatever it is; raises like :meth:`redistributor`, but for what is no redistributor."""
         settings = {name: value.made() if isinstance(value, Arm) else value for name, value in self.settings.items()}
         return _maker(self.method)(**settings)
 
@@ -118,7 +118,7 @@ def _object(text: str, default: object) -> Arm:
     _require_part(method, type(default))
     settings = _settings(method, inside)
     made = Arm(label=_label(name, settings), method=method, settings=settings, changes={})
-    made.made()  # a setting that the class refuses is said now
+    made.made()  # report now a setting that the class refuses
     return made
 
 

@@ -44,7 +44,7 @@ class Experiment:
     def run(
         self, settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], console: Console, options: Any = None
     ) -> ComparisonResults:
-        """Run the comparison and write what the experiment makes of it; raises as :func:`run_comparison`."""
+        """Run the comparison and write what the experiment makes of it; raises like :func:`run_comparison`."""
         panels = self.panels(settings, options)
         runs = [run for panel in panels for run in plan(settings, task, panel, ppo_of(task, ppo))]
         for line in announced(settings, runs):

@@ -62,7 +62,7 @@ SHOWN = {"score": "score", "kl": "KL"}
 
 @dataclass
 class Progress:
-    """What is said while runs are under way. ``before`` are the steps that stood when they began, ``total`` all."""
+    """Report the progress of runs. ``before`` is the number of steps that were done when they began, ``total`` all."""
 
     tails: Sequence[Tail]
     total: int

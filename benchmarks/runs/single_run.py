@@ -208,7 +208,7 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
 
 
 def why_not_possible(redistributor: Redistributor, loaded: Loaded) -> str:
-    """Why a method cannot work with the task's policy and reward; empty where it can."""
+    """Why a method cannot work with the task's policy and reward; empty if it can."""
     reward = as_reward_model(loaded.reward, loaded.policy)
     for request in redistributor.needs:
         source: Policy | RewardModel = reward if request.source == "reward" else loaded.policy

@@ -45,7 +45,7 @@ def evidence_for(world: World, redistributor: Redistributor) -> dict[EvidenceReq
 
 
 def answer(world: World, request: EvidenceRequest) -> Tensor:
-    """Dispatches on the kind of request; raises as :func:`evidence_for`."""
+    """Dispatches on the kind of request; raises like :func:`evidence_for`."""
     for kind, measure in ANSWERS.items():
         if isinstance(request, kind):
             return measure(world, request)

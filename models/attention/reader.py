@@ -28,8 +28,8 @@ class AttentionReader:
     """The attention layers of one model, in the order they run, and how to read single rows of them.
 
     ``layer`` counts attention layers only. The model is changed while it is read and no longer: to SDPA with a tap, or
-    to eager attention where its architecture allows nothing else. Call ``check`` before trusting it. Not saved with
-    the model, and safe with a configuration shared between models.
+    to eager attention where its architecture allows nothing else. Call ``check`` before you use it. Not saved with the
+    model, and safe with a configuration shared between models.
 
     Raises:
         UnsupportedAttention: no tap fits this architecture; the message names it and what was tried.

@@ -129,7 +129,7 @@ class _LogTotals(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch a
         return result
 
     def totals_of(self, query: Tensor) -> Tensor | None:
-        """(batch, head, query) in float32, None where another kernel ran, or on numbers that autocast had rounded, or
+        """(batch, head, query) in float32, None if another kernel ran, or on numbers that autocast had rounded, or
         where a total is so large that its own rounding would show in the weights."""
         if self._found is None:
             return None

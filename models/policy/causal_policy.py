@@ -126,7 +126,7 @@ class CausalPolicy:
         return min(vocabulary(self._lm), max(self.vocabulary.values()) + 1)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``request`` cannot be answered, in words; empty where it can.
+        """Why ``request`` cannot be answered, in words; empty if it can.
 
         The first attention request checks that attention can be read.
         """

@@ -30,7 +30,7 @@ class Network:
     eos_ids: tuple[int, ...]
     compute_dtype: torch.dtype
     checkpointed: tuple[nn.Module, ...]
-    """Modules that recompute their activations in the backward pass; empty where that is off."""
+    """Modules that recompute their activations in the backward pass; empty if that is off."""
     auxiliaries: Mapping[str, Reference] = field(default_factory=dict)
     """Further frozen models over the same tokens, by name; never trained, never saved."""
 

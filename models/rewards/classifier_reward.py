@@ -120,7 +120,7 @@ class ClassifierReward:
         return not self.why_not(request)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``request`` cannot be answered, in words; empty where it can."""
+        """Why ``request`` cannot be answered, in words; empty if it can."""
         if request.source != "reward":
             return f"{request} is asked of the {request.source}, not of a reward model"
         if isinstance(request, AttentionTap):
@@ -158,7 +158,7 @@ class ClassifierReward:
 
     @cached_property
     def _why_not_map_gradients(self) -> str:
-        """Why the score has no gradient with respect to attention maps; empty where it has."""
+        """Why the score has no gradient with respect to attention maps; empty if it has."""
         every = torch.ones(1, 5, dtype=torch.bool, device=self.model.device)
         return why_not_gradients(self.model, lambda hidden: self._classifier.scores(hidden, every))
 

@@ -85,7 +85,7 @@ class RewardEnsemble:
         return not self.why_not(request)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``request`` cannot be answered, in words; empty where it can."""
+        """Why ``request`` cannot be answered, in words; empty if it can."""
         number = len(self.members)
         if isinstance(request, MemberScores):
             if (request.members, request.aggregate) == (number, self.aggregate):
@@ -168,7 +168,7 @@ class AdapterMember:
         return not self.why_not(request)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``request`` cannot be answered, in words; empty where it can."""
+        """Why ``request`` cannot be answered, in words; empty if it can."""
         return self._active().why_not(request)
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:

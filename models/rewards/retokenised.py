@@ -144,7 +144,7 @@ class RetokenisedReward:
         return not self.why_not(request)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``request`` cannot be answered, in words; empty where it can."""
+        """Why ``request`` cannot be answered, in words; empty if it can."""
         if isinstance(request, HiddenTap) and not isinstance(request, PrefixScores):
             return "of hidden states, only prefix scores can be read between the tokens of another tokenizer"
         return self.reward.why_not(request)

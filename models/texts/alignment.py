@@ -37,7 +37,7 @@ def overlap(reward: Segments, policy: Segments) -> Float[Tensor, "reward policy"
     """Share of each reward token that each policy token has: by the bytes they have in common; EOS of the one is EOS
     of the other.
 
-    Every row sums to 1, so that what reward tokens earned is handed on whole. A reward token without a byte in the
+    Every row sums to 1, so that the credit of reward tokens is passed on in full. A reward token without a byte in the
     response (of a template; EOS where the policy wrote none) is wholly the last policy token's; where the reward model
     has no EOS, nothing comes to that of the policy but this. The identity where both tokenizers agree.
     """
@@ -47,8 +47,8 @@ def overlap(reward: Segments, policy: Segments) -> Float[Tensor, "reward policy"
 
 
 def boundaries(reward: Segments, policy: Segments) -> Int[Tensor, " policy"]:
-    """How many reward tokens a reader has seen whole who has read the policy's tokens *before* each: those that end at
-    or before the byte where it starts (EOS: where the text ends). 0 to the number of reward tokens with text."""
+    """For each policy token, the number of reward tokens that end at or before the byte where it starts (EOS: where the
+    text ends). 0 to the number of reward tokens with text."""
     starts = policy.spans[:, 0]
     if policy.eos:
         starts = torch.cat([starts, policy.spans[-1:, 1] if len(policy.spans) else starts.new_zeros(1)])
@@ -100,7 +100,7 @@ def _byte_fallback(token: str) -> bytes:
 
 
 def _pieces(read: Callable[[str], bytes], tokens: Sequence[str | None], added: set[str]) -> list[bytes] | None:
-    """The bytes of each token; None where one is not of this kind, or has no name (beyond the tokenizer)."""
+    """The bytes of each token; None if one is not of this kind, or has no name (beyond the tokenizer)."""
     if any(token is None for token in tokens):
         return None
     try:
@@ -110,7 +110,7 @@ def _pieces(read: Callable[[str], bytes], tokens: Sequence[str | None], added: s
 
 
 def _ends(pieces: list[bytes] | None, text: str) -> list[int] | None:
-    """Byte of ``text`` at which each piece ends; None where the pieces do not make it up. SentencePiece writes a space
+    """Byte of ``text`` at which each piece ends; None if the pieces do not make it up. SentencePiece writes a space
     before the first word that decoding takes away."""
     if pieces is None:
         return None

@@ -35,7 +35,7 @@ class Adapted:
 
 
 def adapted_language_model(source: ModelSource, lora: LoraSettings, *, seed: int, checkpointing: bool) -> Adapted:
-    """The causal language model at ``source`` with a fresh adapter; raises as :func:`models.load_policy` does."""
+    """The causal language model at ``source`` with a fresh adapter; raises like :func:`models.load_policy`."""
     with seeded(seed, source.device):
         lm = load_language_model(source)
         adapters = add_fresh_adapter(lm, lora, revision=source.revision).adapters

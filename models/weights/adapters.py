@@ -237,6 +237,6 @@ def _require_same_start(reference: FrozenAdapter, folder: str) -> None:
 
 
 def _name_base(adapters: Any, base: str) -> None:
-    """Have the adapter name its base in a way that holds in any working directory."""
+    """Record the base in the adapter in a way that works from any working directory."""
     config = adapters.peft_config[TRAINED]
     config.base_model_name_or_path = os.path.abspath(base) if Path(base).is_dir() else base

@@ -67,7 +67,7 @@ ENDINGS_OF_OTHERS = {
 
 def require_kind(name: str, wanted: Wanted, config: Mapping[str, Any]) -> None:
     """Refuse a whole model that is made for something else than ``wanted``: transformers would read its trunk, and the
-    head of another task where it has the same name. ``config`` is its config.json, empty where there is none.
+    head of another task where it has the same name. ``config`` is its config.json, empty if there is none.
 
     Raises:
         ValueError: saying what it is, and which function takes it.
@@ -86,7 +86,7 @@ def require_kind(name: str, wanted: Wanted, config: Mapping[str, Any]) -> None:
 
 
 def require_adapter_kind(name: str, wanted: Wanted, task: str | None) -> None:
-    """Refuse an adapter whose settings name another task; raises as :func:`require_kind`."""
+    """Refuse an adapter whose settings name another task; raises like :func:`require_kind`."""
     if task in ADAPTER_TASKS and task != ADAPTERS_OF[wanted]:
         what, way_out = ADAPTER_TASKS[task]
         raise ValueError(f"{name} is {what}, not of {NAMES[wanted]}; {way_out}")

@@ -52,13 +52,13 @@ def require_safe_files(name: str, revision: str | None) -> None:
 
 
 def _stored(name: str, file: str, revision: str | None) -> str | None:
-    """Local path of a file of the folder or hub repository, None where it has none of that name."""
+    """Local path of a file of the folder or hub repository, None if it has none of that name."""
     path: str | None = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
     return path
 
 
 def read_settings(name: str, file: str, revision: str | None) -> dict[str, Any]:
-    """The JSON object in a file of a folder or hub repository; empty where the file is missing."""
+    """The JSON object in a file of a folder or hub repository; empty if the file is missing."""
     path = _stored(name, file, revision)
     if path is None:
         return {}

@@ -18,7 +18,7 @@ from rlhf_core.types import Rollout
 
 @runtime_checkable
 class StateFeature(Protocol):
-    """``size`` numbers a state, in any units; what stands on padding is thrown away.
+    """``size`` numbers a state, in any units; values on padding are ignored.
 
     The same function of the state for all rollouts of a step, and blind to the token at t and to all later ones."""
 

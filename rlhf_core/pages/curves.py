@@ -24,7 +24,7 @@ COLOURS = 7
 @dataclass(frozen=True, kw_only=True)
 class Curve:
     """One line: ``values`` at ``steps``, in ascending order. NaN or infinity is a gap. ``low`` and ``high`` are the
-    edges of a band around it; both are empty where there is none.
+    edges of a band around it; both are empty if there is none.
 
     Raises:
         ValueError: lengths differ.

@@ -209,6 +209,6 @@ def repeat(run: RunRecord) -> str:
 
 
 def _ends(run: RunRecord, name: str) -> tuple[tuple[int, float], tuple[int, float]] | None:
-    """First and last defined value of a figure, with their steps; None where there are not two."""
+    """First and last defined value of a figure, with their steps; None if there are not two."""
     known = [pair for pair in zip(run.steps(), run.values(name), strict=True) if math.isfinite(pair[1])]
     return (known[0], known[-1]) if len(known) > 1 else None

@@ -46,7 +46,7 @@ def _added(decode: Decode, row: Sequence[int], known: int, place: int) -> str:
 
 
 def _whole(decode: Decode, ids: Sequence[int], place: int) -> TokenText | None:
-    """The fewest tokens from ``place`` on whose bytes are text; None where there are none."""
+    """The fewest tokens from ``place`` on whose bytes are text; None if there are none."""
     lengths = range(2, min(MOST, len(ids) - place) + 1)
     texts = decode([ids[place : place + length] for length in lengths]) if lengths else []
     for length, text in zip(lengths, texts, strict=True):

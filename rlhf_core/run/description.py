@@ -40,19 +40,19 @@ class HasIdentity(Protocol):
 
 
 def described(value: object) -> str:
-    """Like ``repr``, but the same for equals and another for others: of a tensor every element counts, a function is
-    its name and what it was made with, a lambda its code too, an object its class and its settings.
+    """Like ``repr``, but equal exactly for equal values. A tensor is described by all of its elements, a function by
+    its name, defaults and closure, a lambda by its code too, an object by its class and settings.
 
     Settings are what ``identity`` names; of a dataclass what its ``__init__`` takes; of another object the attributes
     that bear the names of what its ``__init__`` takes, or where one is missing those that cannot have learned anything
-    since. None that is called a key, token, secret, password or credential is ever read.
+    since. Attributes named like a key, token, secret, password or credential are never read.
     """
     words = _described(value, ())
     return words if len(words) <= LONGEST_DESCRIPTION else f"{words[:200]} ... (sha256 {_hash(words.encode())})"
 
 
 def code_of(value: object) -> str:
-    """A hash of the code of a function, or of what makes an object callable; empty where there is none to see. Comments
+    """A hash of the code of a function, or of what makes an object callable; empty if there is none to see. Comments
     and the function's docstring do not count."""
     if isinstance(value, partial | MethodType):
         return code_of(value.func if isinstance(value, partial) else value.__func__)

@@ -63,7 +63,7 @@ class Trainer(Protocol):
         ...
 
     def why_not_restored(self, checkpoint: Path) -> str:
-        """Why a checkpoint cannot be restored; empty where it can."""
+        """Why a checkpoint cannot be restored; empty if it can."""
         ...
 
     def restore(self, checkpoint: Path) -> None:

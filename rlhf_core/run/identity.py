@@ -25,7 +25,7 @@ from rlhf_core.types import Policy, ReadsRows, Redistributor, RewardModel, Seque
 MAY_CHANGE = frozenset(
     {"eval_every", "config.micro_batch_tokens", "config.sampling_tokens", "config.first_step_checks"}
 )
-"""What decides how a run is computed or logged, not what comes out of it beyond rounding."""
+"""Settings that change how a run is computed or logged, but not its numbers, except by rounding."""
 MEASURED = 4
 SCORE_TOLERANCE = 1e-2
 
@@ -37,8 +37,8 @@ def trainer_settings(
     reward: RewardModel,
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, Any]:
-    """Everything that a trainer's numbers follow from beside weights and prompts, as JSON gives it back. To be asked
-    for before anything is learned: a method that learns is known by what it was before."""
+    """Everything that determines a trainer's numbers besides weights and prompts, as JSON reads it back. Call it before
+    anything is learned, because a method that learns is identified by its initial state."""
     settings = {
         "config": asdict(config),
         "redistributor": described(redistributor),
@@ -51,8 +51,8 @@ def trainer_settings(
 
 
 def made_with(reward: RewardModel) -> dict[str, str]:
-    """What may be put right or brought up to date while a run stands still, and may move its numbers: said where it
-    has changed, and gone on with."""
+    """Versions and code that may change between two parts of a run, for example to fix a bug. They may change its
+    numbers, so a change gives a warning, and the run continues."""
     scorer = getattr(reward, "fn", None)
     return {**dict(versions()), "code of the reward function": code_of(scorer) if callable(scorer) else ""}
 
@@ -61,15 +61,15 @@ def warn_of_changes(noted: Mapping[str, Any], now: Mapping[str, Any], where: str
     """Warn of every part of ``made_with`` that has changed."""
     changed = "; ".join(differences(noted, now))
     if changed:
-        words = f"{where} was made with other versions, and its numbers may go on otherwise: {changed}"
+        words = f"{where} was made with other versions, so further numbers may differ: {changed}"
         warnings.warn(words, RuntimeWarning, stacklevel=2)
 
 
 def prompt_settings(
     prompts: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]], given: Prompts, held_out_given: Prompts
 ) -> dict[str, str]:
-    """Which prompts a run learns from and is evaluated on: their ids, and what their caller wrote beside, which a
-    callable reads: texts, which may be other texts of the same ids, chats and columns."""
+    """The prompts of training and evaluation: their ids, and the caller's texts, chats and columns, which a callable
+    reads (different texts may have the same ids)."""
     return {"prompts": _hash(prompts, given), "eval_prompts": _hash(held_out, held_out_given)}
 
 
@@ -94,11 +94,10 @@ class OfARun(Protocol):
 
 @torch.no_grad()
 def model_measurement(trainer: OfARun, prompts: Sequence[Sequence[int]], longest: int) -> dict[str, Any]:
-    """What the models that do not learn say of the first prompts, each with itself for a response: mean log-probability
-    (nats a token) under the reference and the auxiliaries that the redistributor reads, and score; and those prompts,
-    so that they can be asked again.
-    A callable's scores are left out, as it need not answer twice alike and may ask for columns, and those that are not
-    finite or cannot be had of such responses."""
+    """A measurement of the frozen models on the first prompts, each with itself as response: mean log-probability (nats
+    per token) under the reference and the auxiliaries that the redistributor reads, and score. It includes the prompts,
+    so that it can be repeated. Scores of a callable are left out, because it may give another answer each time and may
+    need columns; so are scores that are not finite or cannot be computed for such responses."""
     policy, temperature = trainer.policy, trainer.config.temperature
     asked = [list(prompt) for prompt in prompts[:MEASURED]]
     sequences = _repeated(asked, longest)

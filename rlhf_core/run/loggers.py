@@ -159,9 +159,8 @@ class WeightsAndBiases:
     """Logs to a Weights & Biases run; needs ``pip install dense-rlhf[wandb]``. This is the only logger that uses the
     network.
 
-    A run that is taken up again by another process is another one there, which begins where the first was cut, unless
-    ``run_id`` names one to go on with. What has been sent cannot be taken back: steps that are taken again are not sent
-    again.
+    A run that another process resumes becomes a new W&B run, which begins where the first ended, unless ``run_id``
+    names one to continue. What was sent cannot be taken back, so steps that are repeated are not sent again.
 
     ``project`` and ``name`` are those of the run there; ``run_id`` continues the run of that id.
 

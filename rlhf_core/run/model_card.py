@@ -56,7 +56,7 @@ def write_model_card(folder: Path, *, state: Mapping[str, object], metrics: Mapp
 
 
 def _read(file: Path) -> dict[str, object]:
-    """Empty where there is no such file."""
+    """Empty if there is no such file."""
     if not file.is_file():
         return {}
     found = json.loads(file.read_text(encoding="utf-8"))

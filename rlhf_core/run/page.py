@@ -95,7 +95,7 @@ def page_at_the_end(folder: Path) -> Iterator[None]:
 def _told_where_it_fails(folder: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever a stranger's method, a model or the disk may raise
+    except Exception as error:  # anything that a user's method, a model or the disk may raise
         said = f"{folder / PAGE} is not up to date, which the run does not depend on: {type(error).__name__}: {error}"
         tqdm.write(said, file=sys.stderr)
 

@@ -70,7 +70,7 @@ def state_of(trainer: Restorable) -> TrainerState:
 
 
 def why_not_restored(trainer: Restorable, checkpoint: Path) -> str:
-    """Why ``checkpoint`` cannot be restored into the trainer, whichever run it is of; empty where it can."""
+    """Why ``checkpoint`` cannot be restored into the trainer, whichever run it is of; empty if it can."""
     if reason := why_not_usable(checkpoint):
         return reason
     found = islice(misfits(load_state(checkpoint).numbers, as_json(state_of(trainer).numbers)), 5)

@@ -111,12 +111,11 @@ class TextReward:
     """A function on texts, ``fn(prompts, responses, ...) -> scores``, as a reward model; columns, evidence and errors
     as with ``TokenReward``.
 
-    Prompts are the caller's own, to the letter: texts, or chats as lists of messages; where token ids were given, what
-    ``decode`` makes of them.
-    Responses are what ``decode`` makes of them: ``policy.decode`` leaves special tokens out, as a plain callable is
-    given them, and ``policy.decode_with_special`` writes them all, so that a reward can ask for ``<think>`` or
-    ``<|im_end|>`` where these are special; a response that the policy ended then ends with the text of EOS. What a chat
-    template wrote at the end of a prompt (an opening ``<think>``) stands in the prompt, and not in the response.
+    Prompts are the caller's own, unchanged: texts, or chats as lists of messages. Prompts given as token ids are
+    decoded with ``decode``. Responses are decoded with ``decode``. ``policy.decode`` leaves out special tokens, which
+    is what a plain callable gets. ``policy.decode_with_special`` keeps them all, so that a reward can look for
+    ``<think>`` or ``<|im_end|>`` where these are special; a finished response then ends with the text of EOS. Text that
+    a chat template puts at the end of a prompt (an opening ``<think>``) is part of the prompt, not of the response.
     """
 
     fn: RewardFunction

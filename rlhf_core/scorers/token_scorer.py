@@ -36,8 +36,7 @@ class RewardsTokens(Protocol):
 
 
 def _score(self: RewardsTokens, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-    """The sum of each response's rewards, and what of it each token has where that is asked for; raises as ``rewards``
-    does."""
+    """The sum of each response's rewards, and each token's reward if it is requested; raises like ``rewards``."""
     require_measurable(needs, token_scorer_why_not)
     rewards = self.rewards(sequences).float().to(sequences.response_ids.device)
     return Scored(scores=rewards.sum(1), evidence=dict.fromkeys(needs, rewards))
@@ -98,8 +97,8 @@ class SpanReward:
 
     For each response, ``fn`` returns (start, end, reward) with 0 <= start < end <= the number of its characters; spans
     may overlap and leave gaps. Each reward is split over the tokens it covers by bytes. A response without text (EOS
-    alone) has one possible span, (0, 0), which is its last token's. ``decode`` is the policy's: see ``TextReward`` for
-    what it makes of special tokens, for whose words the prompts are, for columns and errors.
+    alone) has one possible span, (0, 0), which is its last token's. ``decode`` is the policy's. See ``TextReward`` for
+    special tokens, prompts, columns and errors.
     """
 
     fn: RewardFunction

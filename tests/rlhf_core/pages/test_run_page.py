@@ -112,7 +112,7 @@ def test_damaged_credit_is_refused_by_name(folder):
         ({"skipped_minibatches": 1.0}, "minibatches skipped"),
         ({"refused_minibatches": 2.0}, "minibatches refused"),
         ({"skipped_rollout": 1.0}, "steps skipped"),
-        ({"finished": 0.4}, "responses that end by themselves"),
+        ({"finished": 0.4}, "responses that end with EOS"),
         ({"entropy": 1e-6}, "entropy"),
         ({"kl": 31.0}, "KL from the reference"),
     ],
