@@ -35,7 +35,7 @@ class Attention:
     weight on the prompt, and on a BOS in front of it, is dropped.
 
     ``reading``: "row", α (with the defaults this is ABC, Chan et al. 2024, to the bit); "value_norms", α‖v‖ (after
-    Kobayashi et al. 2020); "rollout", the product over layers of ½ A + ½ I (Abnar and Zuidema 2020), which wants
+    Kobayashi et al. 2020); "rollout", the product over layers of ½ A + ½ I (Abnar and Zuidema 2020), which needs
     ``layers="all"`` or several; "gradient", A ⊙ ∂r/∂A (Chefer et al. 2021), of which only the part with the sign of the
     score is kept.
 
@@ -46,8 +46,8 @@ class Attention:
     tokens is subtracted from each of them, and negative results become 0. If nothing is left, the last token gets all.
     ``beta``: the share of the score that follows the weights; the rest stays on the last token.
 
-    Costs: row and value norms ride on the scoring pass; rollout takes a forward pass under eager attention, gradient a
-    forward and a backward pass, with the maps of all layers of a micro-batch in memory.
+    Cost: row and value norms are read from the scoring pass; rollout takes a forward pass under eager attention,
+    gradient a forward and a backward pass, with the maps of all layers of a micro-batch in memory.
 
     Raises:
         ValueError: a setting of another kind, or out of its range.

@@ -32,8 +32,7 @@ MADE_UP = (
 @dataclass(frozen=True, kw_only=True)
 class ContractTest:
     """One test of a method: its ``name``, whether it ``held`` (None: this rollout cannot tell), what was ``seen``, and
-    whether the method ``declared`` it. Every redistributor declares all of the contract, but
-    for "sum", "causal" and "shaping"."""
+    whether the method ``declared`` it. All tests but "sum", "causal" and "shaping" apply to every redistributor."""
 
     name: str
     held: bool | None
@@ -72,8 +71,8 @@ class ContractReport:
 
 
 def check(method: object, rollout: Rollout | None = None) -> ContractReport:
-    """Try the redistributor ``method`` on a small rollout, print a table of what held, and return it; the method stays
-    as it is.
+    """Test the redistributor ``method`` on a small rollout, print a table of results, and return it; the method is not
+    changed.
 
     ``members``: it has ``needs``, ``causal`` and ``conserving``, and is called with a rollout. ``answer``: a tensor
     (batch, response), in the scores' precision at least. ``finite``, ``padding`` (0 there), ``gradient`` (none).
@@ -86,7 +85,7 @@ def check(method: object, rollout: Rollout | None = None) -> ContractReport:
     Evidence is made up, or that of a ``rollout`` of your own. ``causal`` takes evidence to know the whole response,
     unless it is a ``HiddenTap`` or another kind that is of the state before a token or of the token alone.
 
-    A broken method raises nothing here: ``assert check(method).passed`` does.
+    A broken method raises no error here; use ``assert check(method).passed`` in a test.
     """
     report = ContractReport(method=_name(method), tests=tuple(_tests(method, rollout)))
     print(report)

@@ -123,11 +123,11 @@ def compare_on(
     kl_coef: float | None = None,
     decode: Decode = ids_as_texts,
 ) -> CreditTable:
-    """Every method's credit for ``rollout``; each sees the evidence it asks for and no other.
+    """Every method's credit for ``rollout``; each method sees only the evidence that it asks for.
 
     ``methods``: names of the registry, instances, or both, or any of them by labels of your own; else the label is the
-    name, or what the instance is written as. A method that learns is compared as it is. ``config`` says what is made of
-    token scores (``gamma``, ``lam``, ``advantages``), and is ``PPOConfig()`` where none is given. ``kl_coef`` is the
+    name, or what the instance is written as. A method that learns is compared as it is. ``config`` sets how advantages
+    follow from token scores (``gamma``, ``lam``, ``advantages``); the default is ``PPOConfig()``. ``kl_coef`` is the
     penalty in score units per nat, by default the config's at the first step. ``decode`` makes texts of token ids where
     the table is drawn: ``policy.decode``, or ``policy.decode_with_special``.
 

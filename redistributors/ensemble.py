@@ -19,10 +19,10 @@ class EnsembleCredit:
     """token_score_t = Σ_m share_m c_{m,t}, where c_m is what ``inner`` makes of member m's score and evidence alone.
 
     The shares are those of ``aggregate``, so credit is combined in the same way as the score: for mean − lam · var it
-    is mean c_t − lam · Cov(c_t, R) over members. They sum to 1, and what centring or clipping did to the score is done
-    to every member's. Where ``inner`` conserves, rows sum to the score: exactly where the aggregate is the weighted sum
-    of its members' scores; else ("entropic") ``residual`` says where the rest goes, to the "last" token, in equal parts
-    to all ("uniform"), or "nowhere".
+    is mean c_t − lam · Cov(c_t, R) over members. They sum to 1. Centring and clipping are applied to every member's
+    score as they were to the aggregate. Where ``inner`` conserves, rows sum to the score: exactly where the aggregate
+    is the weighted sum of its members' scores; else ("entropic") ``residual`` says where the rest goes, to the "last"
+    token, in equal parts to all ("uniform"), or "nowhere".
 
     ``members`` and ``aggregate`` must be those of the reward model, a ``RewardEnsemble``.
 

@@ -36,8 +36,8 @@ class Gradient:
     understanding neural models in NLP"; Shrikumar et al. 2016, "Not just a black box").
 
     e'_t is the embedding of the reward model's null token (mask, or else padding, unknown, EOS), or "zero", which makes
-    it gradient × input. The prompt is not touched. Sums to the score unless ``residual`` is "nowhere". Nothing ties the
-    attributions themselves to the score where r is far from linear: watch ``credit_residual``.
+    it gradient × input. The prompt is not touched. Sums to the score unless ``residual`` is "nowhere". Where r is far
+    from linear, the attributions may differ much from the score: watch ``credit_residual``.
 
     Cost: one forward and one backward pass, with respect to input embeddings only; no weight gets a gradient, so the
     reward model may be quantised.

@@ -103,7 +103,7 @@ class IntegratedGradients:
     """token_score_t = score_scale · ∫₀¹ ⟨∂r/∂e_t, e_t − e'_t⟩ dα at e' + α (e − e'), and the ``residual`` where stated
     (Sundararajan, Taly and Yan 2017, "Axiomatic attribution for deep networks").
 
-    Complete: attributions sum to r(x, y) − r(x, baseline), up to what the sum over points misses. The ``baseline`` is
+    Complete: attributions sum to r(x, y) − r(x, baseline), up to the error of the sum over points. The ``baseline`` is
     the embedding of the reward model's null token (mask, or else padding, unknown, EOS), or "zero", in the place of
     every response token; prompt and positions stay. The residual is then r(x, baseline) and what centring and clipping
     change; token scores sum to the score unless it is left out ("nowhere").
@@ -111,7 +111,7 @@ class IntegratedGradients:
     Points and weights follow ``rule``: Gauss–Legendre, which smooth scores need fewest points of, or midpoints. A row
     whose gap exceeds ``tolerance`` · max(1, abs(r(x, y) − r(x, baseline))) at ``steps`` points is done again at twice
     as many, and so on up to ``max_steps``; there it stops, and ``completeness_gap`` says how far off it is. A model in
-    half precision or 4-bit cannot be held to less than it rounds its scores to.
+    half precision or 4-bit cannot reach a tolerance below the rounding of its scores.
 
     Cost of a row: as many forward and backward passes as points, its earlier attempts included (8, or 8 + 16, ...),
     three more forwards and two more backwards for r(x, y) and, once for the sum and once to report it, the baseline.

@@ -26,19 +26,19 @@ class PotentialProjection:
     steps Devlin and Kudenko 2012. Advantages are those of the sparse score with Φ added to the critic's values, for
     every γ and λ (Wiewiora 2003), however badly Φ fits. So ABC, which is not shaping, becomes shaping.
 
-    ``observe`` is called after the update, so Φ knows earlier steps only; a fit that had seen the rollout it shapes
-    would carry its scores into earlier tokens. Within a step Φ is one fixed function. Before anything was observed Φ is
-    0 and the method is sparse. Sums to the score at γ = 1, whatever ``inner`` sums to; discounted otherwise. ``gamma``
-    must be the config's; an ``inner`` made for a discount must be made for 1.
+    ``observe`` is called after the update, so Φ knows earlier steps only; a fit on the rollout that it shapes would
+    leak the scores of that rollout into earlier tokens. Within a step Φ is one fixed function. Before anything was
+    observed Φ is 0 and the method is sparse. Sums to the score at γ = 1, whatever ``inner`` sums to; discounted
+    otherwise. ``gamma`` must be the config's; an ``inner`` made for a discount must be made for 1.
 
     The default features are those that predict best on the embedded task (R² on the next step's ABC credit, 16 rows of
     up to 24 tokens, mean of steps 21 to 40, three seeds): position and the frozen reward model's hidden states 0.63,
     with the default decay 0.66, and no more with the policy's figures added (critic's values, log-probabilities so
     far). Position and those figures alone reach 0.48, as they move with policy and critic; position alone 0.11.
 
-    ``ridge`` is relative to the features' own size (``RecursiveRidge``); ``decay`` is what an
-    older step counts for each newer one. Sums are kept in raw score units, so that a running scale of the scores leaves
-    them valid. A copy by ``dataclasses.replace`` has the same settings and has learned nothing.
+    ``ridge`` is relative to the features' own size (``RecursiveRidge``). ``decay`` multiplies the weight of all older
+    steps at each new step. Sums are kept in raw score units, so they stay valid when the scale of the scores changes. A
+    copy by ``dataclasses.replace`` has the same settings and has learned nothing.
 
     Raises:
         ValueError: a setting out of range, no features, or an inner method that learns itself or is discounted.

@@ -54,9 +54,9 @@ class NGrams:
 
 @dataclass(frozen=True, kw_only=True)
 class Sentences:
-    """Sentences, as far as single tokens tell: a segment ends with a token that holds one of ``marks``.
+    """Sentences, judged by single tokens: a segment ends with a token that holds one of ``marks``.
 
-    "3.14" and "e.g." are cut too, where a token of theirs holds a full stop.
+    "3.14" and "e.g." are cut too, if one of their tokens holds a full stop.
 
     Raises:
         ValueError: no ``marks``.
@@ -113,9 +113,9 @@ class Segment:
     A segment is one action made of tokens (macro actions: Chai et al. 2024, "MA-RLHF"). ``place``: every token of a
     segment gets an equal part of its sum ("spread", as Yin et al. 2025 do), or its last token gets all ("end").
 
-    Causal where ``inner`` and ``boundaries`` are and sums are placed at the end: a sum that is spread tells a
-    segment's first token about its last. That the response's last token ends a segment, as it ends the response, is no
-    look ahead, and neither is the score on it in sparse.
+    Causal if ``inner`` and ``boundaries`` are causal and sums are placed at the end: a sum that is spread reveals the
+    segment's last token to its first. That the response's last token ends a segment is no look-ahead, just as the score
+    on it in sparse is none.
 
     Sums are undiscounted, so ``gamma`` is 1. ``inner`` must not learn, because nothing would call its ``observe``.
     Costs what ``inner`` costs.

@@ -73,10 +73,11 @@ class Shapley:
     spans in S only) (Shapley 1953). The φ sum to r(x, y) − r(x, nothing); ``residual`` says where the rest of the score
     goes. SCAR (Cao et al. 2025) is the same idea for RLHF.
 
-    ``players``: spans per response at most, contiguous and as equal as can be; a response of no more tokens has a span
-    per token. ``split``: each token gets an "equal" part of its span's φ, or its own value in the game in which the
-    tokens of a span come in one after the other, other spans as a whole ("owen": Owen 1977). ``absent``: spans left out
-    are taken out ("delete", which any callable can score too), or become the null token ("replace").
+    ``players``: the largest number of spans per response, contiguous and as equal as possible; a shorter response has
+    one span per token. ``split``: each token gets an "equal" part of its span's φ, or its own value in the game in
+    which the tokens of a span are added one after the other and other spans as a whole ("owen": Owen 1977). ``absent``:
+    spans that are left out are removed ("delete", which any callable can score too), or become the null token
+    ("replace").
 
     Up to ``exact_up_to`` spans all coalitions are enumerated; Owen's split only where every token is a span. Elsewhere
     φ is the mean over ``permutations`` orders (Castro, Gómez and Tejada 2009), drawn in pairs of an order and its

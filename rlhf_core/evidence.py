@@ -139,8 +139,8 @@ class HiddenTap(EvidenceRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixScores(HiddenTap):
-    """r(x, y_<t), the raw score of the state before response token t: what the reward model would say of a response
-    that ends there. Column 0 is r(x, nothing); r(x, y) itself is ``rollout.raw_scores``. ``source`` is "reward"."""
+    """r(x, y_<t), the raw score of the state before response token t: the score of a response that ends there. Column 0
+    is r(x, nothing); r(x, y) itself is ``rollout.raw_scores``. ``source`` is "reward"."""
 
     def read(
         self,

@@ -52,8 +52,8 @@ class ClassifierReward:
       labels at once), where it is what ``label`` stands for.
 
     ``label`` is a name or an index of the configuration's ``id2label``, and alone it means "log_odds". With neither,
-    the score is inferred where there is no choice. A row is the prompt followed by the response, token ids as given:
-    whatever the classifier was trained to see at either end (EOS, [CLS]) must be among them.
+    the score is inferred where there is no choice. A row is the prompt followed by the response, token ids as given: it
+    must include whatever the classifier was trained to see at either end (EOS, [CLS]).
 
     Raises:
         ValueError: there is a choice and none is made, the labels do not fit it, or the head is of an unsupported form.

@@ -68,8 +68,8 @@ class StateFeatures(HiddenTap):
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenState:
-    """The frozen reward model's hidden state, by random projection; ``request`` is a ``StateFeatures``, which says to
-    how many numbers."""
+    """The frozen reward model's hidden state, by random projection; ``request`` is a ``StateFeatures``, which sets the
+    number of dimensions."""
 
     request: StateFeatures = StateFeatures()
 

@@ -83,10 +83,10 @@ def _probe(self: ScoresResponses, sequences: Sequences) -> "CallableProbe":
 
 @dataclass(frozen=True)
 class TokenReward:
-    """A function on token ids, ``fn(prompts, responses, ...) -> scores``, as a reward model: every id of the prompt as
-    the policy reads it and of the response as it was sampled, special tokens and EOS among them, and by name the
-    columns of the prompts' rows that it asks for (all of them with ``**columns``), one entry a response. Of evidence it
-    can show what scores of shortened responses tell (leave-one-out, Shapley values).
+    """A function on token ids, ``fn(prompts, responses, ...) -> scores``, as a reward model. It gets every id of the
+    prompt as the policy reads it and of the response as it was sampled, including special tokens and EOS, and by name
+    the columns of the prompts' rows that it asks for (all of them with ``**columns``), one entry per response. The
+    evidence it provides is the scores of shortened responses (leave-one-out, Shapley values).
 
     Raises:
         TypeError: a function that cannot be called so; shows the right signature.
