@@ -135,7 +135,7 @@ def compare_on(
 
     Raises:
         KeyError: a name that the registry lacks.
-        TypeError: what is no redistributor.
+        TypeError: what is not a redistributor.
         ValueError: no methods, two of one label, evidence that the rollout does not hold, a gamma that a method cannot
             take, or rows that the config's estimator cannot group.
         HealthError, FloatingPointError: token scores that break the contract.
@@ -196,7 +196,7 @@ def _method(named: Named) -> Redistributor:
     if isinstance(made, type | partial):
         made = made()
     if not isinstance(made, Redistributor):
-        raise TypeError(f"compare_on: {made!r} is no redistributor: that has needs, causal and conserving; see check")
+        raise TypeError(f"compare_on: {made!r} is not a redistributor: that has needs, causal, conserving; see check")
     return made
 
 

@@ -25,7 +25,7 @@ class RewardAttention:
     an attention layer's number, negative from the last.
 
     Raises:
-        ValueError: ``beta`` outside [0, 1], or a ``layer`` that is no whole number.
+        ValueError: ``beta`` outside [0, 1], or a ``layer`` that is not a whole number.
     """
 
     beta: float = 0.8

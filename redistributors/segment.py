@@ -89,7 +89,7 @@ class EntropyPeaks:
     token is known before it is drawn.
 
     Raises:
-        ValueError: a ``threshold`` that is no number of 0 or more.
+        ValueError: a ``threshold`` that is not a number of 0 or more.
     """
 
     threshold: float = 2.0
@@ -121,7 +121,7 @@ class Segment:
     Costs what ``inner`` costs.
 
     Raises:
-        ValueError: an ``inner`` that is no redistributor, is made for a discount, or learns; ``boundaries`` that are
+        ValueError: an ``inner`` that is not a redistributor, is made for a discount, or learns; ``boundaries`` that are
             none; an unknown ``place``.
     """
 

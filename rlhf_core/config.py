@@ -329,7 +329,7 @@ def _prompt_contradictions(config: PPOConfig) -> Iterator[str]:
     """Contradictions between the number of responses per prompt and the settings that compare them."""
     rows, times = config.rollout_batch_size, config.responses_per_prompt
     if times >= 1 and rows % times:
-        yield f"rollout_batch_size {rows} is no multiple of responses_per_prompt {times}"
+        yield f"rollout_batch_size {rows} is not a multiple of responses_per_prompt {times}"
     if config.advantages == "rloo" and times < 2:
         yield (
             f"advantages 'rloo' compares responses to one prompt, and responses_per_prompt is {times}; give 2 or more, "

@@ -70,7 +70,7 @@ def encoded(policy: Policy, reward: RewardModel, prompts: Prompts, config: PPOCo
     one row at a time is read.
 
     Raises:
-        ValueError: no list of prompts, none in it, some that are no prompts, of several kinds or without a column that
+        ValueError: no list of prompts, none in it, some that are not prompts, of several kinds or without a column that
             others have; a column that the reward asks for and they lack; prompts that policy or reward model refuse.
             All of a kind are listed.
     """
@@ -200,7 +200,7 @@ def _require_unicode(text: str) -> None:
 
 
 def _token_ids(prompt: Any) -> list[int]:
-    """Plain integers of a prompt that is no text; anything with an index is one (numpy's and torch's are) but a truth
+    """Plain integers of a prompt that is not text; anything with an index is one (numpy's and torch's are) but a truth
     value, which would be one of a mask."""
     try:
         if isinstance(prompt, NO_IDS):

@@ -122,7 +122,7 @@ class PPOTrainer:
             HealthError: numbers that no honest run produces (first step, unless the config asks for warnings).
             UnusableRollout: a number of the rollout, of its credit or of its returns is not finite or exceeds
                 ``checks.LARGEST_NUMBER``, or credit misses the score; nothing has changed.
-            ValueError: the redistributor or an instrument gave a figure that is no number, or the name of another.
+            ValueError: the redistributor or an instrument gave a figure that is not a number, or the name of another.
             Diverged: too many minibatches in a row had a loss or gradient that is not finite (``guard.skipped``).
         """
         started = time.perf_counter()
@@ -148,8 +148,8 @@ class PPOTrainer:
         done), whatever is measured. Before the first update, checks that the policy equals its reference.
 
         Raises:
-            TypeError, ValueError: what is no method, or needs evidence that the models cannot give; names it and why,
-                before anything is sampled.
+            TypeError, ValueError: what is not a method, or needs evidence that the models cannot give; names it and
+                why, before anything is sampled.
             RuntimeError: an update was not concluded.
         """
         require_one_process()
@@ -256,7 +256,7 @@ class PPOTrainer:
         self, rollout: Rollout, token_scores: Float[Tensor, "batch response"], experience: Experience
     ) -> dict[str, float]:
         """Figures of ``rollout``, its ``token_scores`` and its ``experience``, with those of the redistributor and the
-        instruments. Raises ValueError for a figure that is no number, or a name that is taken."""
+        instruments. Raises ValueError for a figure that is not a number, or a name that is taken."""
         figures = {"kl_coef": self.kl_controller.coef}
         figures |= rollout_metrics(rollout) | credit_metrics(token_scores, rollout)
         figures |= self.estimator.defined(critic_metrics(experience))

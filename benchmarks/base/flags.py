@@ -72,7 +72,7 @@ def _flags(parser: ArgumentParser) -> Iterator[Flag]:
 
 
 def _plain_kind(action: Action) -> Any:
-    """What an argument takes that was added without an annotation; None for one that is no setting."""
+    """What an argument takes that was added without an annotation; None for one that is not a setting."""
     if type(action) is not _StoreAction:
         return None
     return Literal[tuple(action.choices)] if action.choices else action.type or str

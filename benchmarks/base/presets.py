@@ -25,7 +25,7 @@ def config_path(name: str) -> Path:
     """The file behind ``--config NAME``: the preset of that name, else a file of your own.
 
     Raises:
-        ValueError: neither, and names the nearest preset and all of them; or a file that is no text.
+        ValueError: neither, and names the nearest preset and all of them; or a file that is not text.
     """
     if name in preset_names():
         return PRESETS / f"{name}.yaml"

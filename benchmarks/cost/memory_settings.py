@@ -98,7 +98,7 @@ def _problems(settings: MemorySettings) -> Iterator[str]:
         name = getattr(settings, role)
         if name not in BUILT_IN and not Path(name, "config.json").is_file():
             yield (
-                f"{role} {name!r} is no folder with a config.json and no built-in architecture"
+                f"{role} {name!r} is neither a folder with a config.json nor a built-in architecture"
                 f"{nearest(name, BUILT_IN) or '.'} Built in are {', '.join(BUILT_IN)}. For another model, download its "
                 "config.json into a folder and name that"
             )

@@ -62,7 +62,7 @@ def _json_rows(text: str, path: str | Path) -> list[Any]:
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
-                raise ValueError(f"{path}:{number} is no JSON: {error}") from error
+                raise ValueError(f"{path}:{number} is not JSON: {error}") from error
     return rows
 
 

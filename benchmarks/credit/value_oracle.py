@@ -38,7 +38,7 @@ def value_differences(
     random numbers): V is unbiased still, and differences of neighbours vary less than their values.
 
     Raises:
-        ValueError: ``continuations`` is no even number, so that there are no halves.
+        ValueError: ``continuations`` is not an even number, so that there are no halves.
     """
     if continuations < 2 or continuations % 2:
         raise ValueError(f"continuations must be even, and 2 or more, to have halves; got {continuations}")

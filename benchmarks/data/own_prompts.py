@@ -85,7 +85,7 @@ def _require_row(row: object) -> Row:
     if isinstance(row, str):
         raise ValueError(f"is not JSON: {row.strip()[:60]!r}")
     if not isinstance(row, Mapping):
-        raise ValueError(f"is no JSON object: {str(row)[:60]}")
+        raise ValueError(f"is not a JSON object: {str(row)[:60]}")
     if "prompt" not in row:
         columns = ", ".join(map(repr, row)) or "none"
         raise ValueError(f"has no column 'prompt'; it has {columns}")

@@ -103,7 +103,7 @@ def unwritable(text: str) -> bool:
 
 
 def require_sources(sources: Sequence[str]) -> None:
-    """Raise FileNotFoundError for a source that is no file and no data set on the hub."""
+    """Raise FileNotFoundError for a source that is not a file and no data set on the hub."""
     for source in sources:
         if not HUB.fullmatch(source) and not Path(source).is_file():
             raise _no_file(source)

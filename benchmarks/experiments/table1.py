@@ -25,7 +25,7 @@ def read(folder: Path) -> Results:
     """The finished runs of a comparison.
 
     Raises:
-        ValueError: it is no comparison, or none of its runs has finished.
+        ValueError: it is not a comparison, or none of its runs has finished.
     """
     record = read_record(folder)
     if record.get("made_by") != MADE_BY:

@@ -125,7 +125,7 @@ class EndpointJudge:
         try:
             content = json.loads(reply)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
-            raise _TransientFailure(f"a reply that is no chat completion: {self._excerpt(reply)}", 0.0) from None
+            raise _TransientFailure(f"a reply that is not a chat completion: {self._excerpt(reply)}", 0.0) from None
         return content if isinstance(content, str) else json.dumps(content)
 
     def _excerpt(self, said: str) -> str:

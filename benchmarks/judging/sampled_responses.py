@@ -102,7 +102,7 @@ def _fault(row: object, text: object, seen: Mapping[str, KeptPrompt]) -> str:
     checks = (
         (not isinstance(row, dict), "not a JSON object"),
         (isinstance(row, dict) and not row.keys() & {"instruction", "prompt"}, "no column 'instruction' or 'prompt'"),
-        (not isinstance(text, str), "its instruction is not a text"),
+        (not isinstance(text, str), "its instruction is not text"),
         (not str(text).strip(), "its instruction is empty"),
         (unwritable(str(text)), "its instruction is broken Unicode"),
         (str(text).strip() in seen, "seen before"),

@@ -37,7 +37,7 @@ def require_fields(name: str, template: str, fields: Collection[str]) -> None:
     try:
         found = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
-        raise ValueError(f"{name} {template!r} is no format string: {error}") from error
+        raise ValueError(f"{name} {template!r} is not a format string: {error}") from error
     if {field for field, *_ in found} != set(fields) or any(spec or conversion for _, spec, conversion in found):
         wanted = ", ".join(f"{{{field}}}" for field in fields)
         raise ValueError(f"{name} must hold {wanted} and no other field (braces are doubled), got {template!r}")

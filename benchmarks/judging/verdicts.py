@@ -100,7 +100,7 @@ def _read_verdicts(file: Path) -> dict[str, Verdict]:
             said = json.loads(line)
             known[said["key"]] = Verdict(**{name: said[name] for name in Verdict.__dataclass_fields__})
         except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{file}:{number} is no verdict ({error!r}); delete the line to ask again") from error
+            raise ValueError(f"{file}:{number} is not a verdict ({error!r}); delete the line to ask again") from error
     return known
 
 

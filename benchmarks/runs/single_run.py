@@ -96,7 +96,7 @@ def identity(task: Task) -> dict[str, Any]:
 
 
 def _placeless(value: Any) -> Any:
-    """Without places at any depth, as a task may hold another; what a mapping names is no setting, and stays."""
+    """Without places at any depth, as a task may hold another; what a mapping names is not a setting, and stays."""
     if not is_dataclass(value):
         return value
     kept = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in PLACES}

@@ -86,7 +86,7 @@ class OwnTask:
                 if rows:
                     require_columns(fn, {*rows[0]} - {"prompt"})
             elif not isinstance(found, RewardModel):
-                raise TypeError(f"it is no function of (prompts, responses) but {found!r}")
+                raise TypeError(f"it is not a function of (prompts, responses) but {found!r}")
         except (TypeError, ValueError) as error:
             raise ValueError(f"--reward {self.reward}: {error}") from error
         return found

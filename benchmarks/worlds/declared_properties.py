@@ -145,7 +145,7 @@ def shaping_error(world: World, credit: TokenScores, *, gamma: float) -> float:
 
     Where r'_t = r_t + γ Φ(s_{t+1}) − Φ(s_t) with Φ = 0 at the end, Φ(s_t) is the difference of the two discounted
     rewards-to-go (Ng, Harada and Russell 1999; Wiewiora 2003 on the shifted critic). Where that difference depends on
-    more than the state, its mean stands in, and the error says by how much it is no potential.
+    more than the state, its mean stands in, and the error says by how much it is not a potential.
     """
     mask, sparse = world.sequences.response_mask, Sparse()(world.rollout({})).double()
     gap = discounted_returns(sparse, mask, gamma=gamma) - discounted_returns(credit, mask, gamma=gamma)

@@ -258,7 +258,7 @@ def _trial(model: PreTrainedModel, tap: Tap) -> dict[nn.Module, LayerAttention]:
 
 
 def _require_distributions(attentions: list[LayerAttention], columns: Int[Tensor, "batch row"]) -> None:
-    """Weights that do not sum to 1 over the tokens leave part of the attention on something that is no token."""
+    """Weights that do not sum to 1 over the tokens leave part of the attention on something that is not a token."""
     for layer, attention in enumerate(attentions):
         if attention.shape[0] != 2 or attention.shape[2:] != (5, 5):
             raise UnsupportedAttention(f"layer {layer} shows weights of shape {attention.shape} for 2 rows of 5 tokens")
@@ -266,5 +266,5 @@ def _require_distributions(attentions: list[LayerAttention], columns: Int[Tensor
         if not torch.allclose(totals, torch.ones_like(totals), atol=2e-2):
             raise UnsupportedAttention(
                 f"weights of layer {layer} sum to {float(totals.min()):.3f} over the tokens instead of 1: "
-                "part of the attention goes to a sink that is no token"
+                "part of the attention goes to a sink that is not a token"
             )

@@ -204,7 +204,7 @@ class CausalPolicy:
 
         Raises:
             ValueError: prompts that ``validate`` refuses, or limits and uniforms that do not fit them.
-            FloatingPointError: logits that are no distribution.
+            FloatingPointError: logits that are not a distribution.
         """
         self._require_prompts(prompts, limits.max_lengths.tolist())
         of = self._distribution(temperature)

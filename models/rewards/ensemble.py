@@ -146,7 +146,7 @@ class AdapterMember:
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """The base under one of its adapters; where that came from is no setting."""
+        """The base under one of its adapters; where that came from is not a setting."""
         return {"reward": self.reward}
 
     @property
@@ -228,7 +228,7 @@ def _adapter(source: ModelSource) -> str:
     folder = adapter_folder(source)
     if folder is None:
         raise ValueError(
-            f"{source.name_or_path} is no adapter; load whole reward models one by one, for RewardEnsemble"
+            f"{source.name_or_path} is not an adapter; load whole reward models one by one, for RewardEnsemble"
         )
     require_adapter_kind(source.name_or_path, "classifier", adapter_task(folder))
     return folder

@@ -68,7 +68,7 @@ def spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_specia
 
     A token's bytes are those that byte-level BPE (GPT-2), or SentencePiece with byte fallback (Llama), spells it with,
     wherever these make up the text; else (words joined by spaces) they are told by decoding one token more at a time.
-    Bytes that are no UTF-8, which a policy may well sample, share the mark that a decoder puts in their place.
+    Bytes that are not UTF-8, which a policy may well sample, share the mark that a decoder puts in their place.
     """
     silent = set(tokenizer.all_special_ids) if skip_special_tokens else set()
     spoken = [token for token in ids if token not in silent]
@@ -124,7 +124,7 @@ def _ends(pieces: list[bytes] | None, text: str) -> list[int] | None:
 
 
 def _shown(raw: bytes) -> tuple[str, list[int]]:
-    """``raw`` decoded, bytes that are no UTF-8 as U+FFFD, and where in the result each byte of it starts (or, for the
+    """``raw`` decoded, bytes that are not UTF-8 as U+FFFD, and where in the result each byte of it starts (or, for the
     number of bytes, where it ends)."""
     text, positions, done = "", [0], 0
     while done < len(raw):

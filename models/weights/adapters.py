@@ -109,7 +109,7 @@ def adapter_config(folder: str) -> Any:
 
 
 def _where(adapter: str, named: str) -> str:
-    """The base that an adapter names; where that is no folder any more, the one that moved along with the adapter."""
+    """The base that an adapter names; if that folder is gone, the base that was moved along with the adapter."""
     beside = Path(adapter, BESIDE)
     if Path(named).is_dir() or not beside.is_file():
         return named
@@ -232,7 +232,7 @@ def _require_same_start(reference: FrozenAdapter, folder: str) -> None:
     if not torch.equal(trained, frozen):
         raise ValueError(
             f"{folder}: two copies of this adapter on one base compute different things, by up to "
-            f"{float((trained - frozen).abs().max()):.2g} in a logit, so the frozen one is no reference; {MERGE}"
+            f"{float((trained - frozen).abs().max()):.2g} in a logit, so the frozen one is not a reference; {MERGE}"
         )
 
 

@@ -23,8 +23,8 @@ LM_HEADS = ("lm_head", "embed_out")
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder with files that are not its own, or a settings file that is no JSON object: transformers follows
-    the first, and ignores some of the second without a message.
+    """Refuse a folder with files that are not its own, or a settings file that is not a JSON object: transformers
+    follows the first, and ignores some of the second without a message.
 
     Raises:
         ValueError: naming the file.

@@ -101,7 +101,7 @@ def require_complete(name: str, lm: PreTrainedModel, loading: Mapping[str, Any])
     """Raise ValueError where weights of a language model are missing, or what else ``require_intact`` refuses."""
     if loading["missing_keys"]:
         raise ValueError(
-            f"{name} is no complete {type(lm).__name__}: {sorted(loading['missing_keys'])[:5]} are not in its files "
+            f"{name} is not a complete {type(lm).__name__}: {sorted(loading['missing_keys'])[:5]} are not in its files "
             "and would be random; fine-tune and save it as a causal language model first"
         )
     require_intact(name, lm, loading)

@@ -23,7 +23,7 @@ class LoraSettings:
 
     Raises:
         TypeError: an unknown setting, with the one that may have been meant.
-        ValueError: a rank or alpha that is not a positive whole number, or target modules that are no names.
+        ValueError: a rank or alpha that is not a positive whole number, or target modules that are not names.
     """
 
     rank: int = 32

@@ -29,7 +29,7 @@ def require_safe_files(name: str, revision: str | None) -> None:
     safetensors, transformers would look for ones that somebody proposed in a pull request.
 
     Raises:
-        ValueError: weights that are not safetensors, an index that leaves the folder, a file that is no JSON object,
+        ValueError: weights that are not safetensors, an index that leaves the folder, a file that is not a JSON object,
             or a config that asks for compute kernels from elsewhere.
     """
     config = read_settings(name, "config.json", revision)
@@ -66,7 +66,7 @@ def read_settings(name: str, file: str, revision: str | None) -> dict[str, Any]:
         with open(path, encoding="utf-8") as text:
             found = json.load(text)
     except ValueError as reason:
-        raise ValueError(f"{file} of {name} is no JSON: {reason}") from reason
+        raise ValueError(f"{file} of {name} is not JSON: {reason}") from reason
     if not isinstance(found, dict):
         raise ValueError(f"{file} of {name} holds a {type(found).__name__}, not a JSON object")
     return found
@@ -87,7 +87,7 @@ def _require_names(name: str, file: str, shards: object) -> None:
     outside = sorted({shard for shard in map(str, shards.values()) if not SAFE_NAME.fullmatch(shard)})
     if outside:
         raise ValueError(
-            f"{file} of {name} names {outside[:3]}, which are no safetensors files of its folder; {WAY_OUT}"
+            f"{file} of {name} names {outside[:3]}, which are not safetensors files of its folder; {WAY_OUT}"
         )
     _require_truth(name, file, shards)
 

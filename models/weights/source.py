@@ -22,7 +22,7 @@ class ModelSource:
     """Where weights come from and how they are held.
 
     Raises:
-        TypeError: a name or revision that is no text, a flag that is neither True nor False.
+        TypeError: a name or revision that is not text, a flag that is neither True nor False.
         ValueError: remote code without a pinned commit, an unknown dtype or device, a folder with damaged settings.
         FileNotFoundError: neither a folder nor a name that the hub, or offline its cache, could have.
     """

@@ -21,7 +21,7 @@ def require_own_file(file: Path) -> None:
     if file.is_symlink() and not any(place.is_relative_to(home) for home in homes):
         raise ValueError(f"{file} is a link to {place}, outside of its folder; put a copy of the file in its place")
     if file.exists() and not file.is_file():
-        raise ValueError(f"{file} is no regular file; move it away")
+        raise ValueError(f"{file} is not a regular file; move it away")
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

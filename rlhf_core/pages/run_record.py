@@ -121,7 +121,7 @@ def read_figures(path: Path) -> Figures:
     """The figures in a file of metrics; none where there is no file. A last line that is being written is left out.
 
     Raises:
-        ValueError: a line that is no record of a step; names file and line.
+        ValueError: a line that is not a record of a step; names file and line.
     """
     steps = array("q")
     columns: dict[str, tuple[array[int], array[float]]] = {}
@@ -146,4 +146,4 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
                 record = json.loads(line)
                 yield {**record, "step": int(record["step"])}
             except (ValueError, KeyError, TypeError, RecursionError):
-                raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from None
+                raise ValueError(f"{path}, line {number} is not a record of a run: {line[:80]!r}") from None

@@ -75,7 +75,7 @@ class JSONLines:
                 while left:
                     left = left[self._file.write(left) :]
             except OSError:
-                with contextlib.suppress(OSError):  # what is no regular file cannot be cut
+                with contextlib.suppress(OSError):  # what is not a regular file cannot be cut
                     self._file.truncate(before)
                 raise
 
@@ -104,7 +104,7 @@ def drop_later(path: Path, step: int) -> None:
     """Keep the lines of ``path`` up to those of ``step``; written whole or not at all.
 
     Raises:
-        ValueError: a line that is no record of a step, or what is no regular file.
+        ValueError: a line that is not a record of a step, or what is not a regular file.
     """
     with open_plain(path) as file:
         *lines, _ = file.read().split(b"\n")  # what follows the last line's end is nothing, or a line cut short
@@ -116,7 +116,7 @@ def _until(path: Path, lines: Sequence[bytes], step: int) -> Iterator[bytes]:
         try:
             later = json.loads(line)["step"] > step
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from None
+            raise ValueError(f"{path}, line {number} is not a record of a run: {line[:80]!r}") from None
         if not later:
             yield line + b"\n"
 

@@ -57,7 +57,7 @@ def _difference(folder: Path, listed: dict[str, dict[str, Any]]) -> str:  # noqa
         if path.is_symlink():
             return f"{name} is a link"
         if not path.is_file() and not path.is_dir():
-            return f"{name} is no regular file"
+            return f"{name} is not a regular file"
         if path.is_file() and name not in listed and name != NAME:
             return f"{name} is not in its {NAME} (move it away)"
     for name, entry in listed.items():

@@ -33,7 +33,7 @@ def write_model_card(folder: Path, *, state: Mapping[str, object], metrics: Mapp
     a path only the last component is shown.
 
     Raises:
-        ValueError: a configuration in the folder that is no JSON object.
+        ValueError: a configuration in the folder that is not a JSON object.
     """
     adapter, config = _read(folder / "adapter_config.json"), _read(folder / "config.json")
     base = str((adapter or config).get("base_model_name_or_path" if adapter else "_name_or_path") or "")
@@ -71,7 +71,7 @@ def _is_local(name: str) -> bool:
 
 
 def _front_matter(library: str | None, base: str) -> str:
-    """JSON strings are YAML strings, whatever is in them. A local base is no name that the hub could link to."""
+    """JSON strings are YAML strings, whatever is in them. A local base is not a name that the hub could link to."""
     lines = [] if library is None else [f"library_name: {library}"]
     lines += [f"base_model: {json.dumps(base)}"] if base and not _is_local(base) else []
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in TAGS), "---\n"])

@@ -163,7 +163,7 @@ def _numbers(given: Any, who: str) -> Float[Tensor, "..."]:
     """In float64, which holds every position.
 
     Raises:
-        ValueError: something that is no number, or not a finite one.
+        ValueError: something that is not a number, or not a finite one.
     """
     try:
         found = torch.as_tensor(given, dtype=torch.float64).detach().cpu()

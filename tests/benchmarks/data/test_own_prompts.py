@@ -23,7 +23,7 @@ def test_texts_chats_and_further_columns_are_read_and_blank_lines_skipped(tmp_pa
     ("row", "said"),
     [
         ('{"prompt": "c"', 'prompts.jsonl:3 is not JSON: \'{"prompt": "c"\''),
-        ("[1]", "prompts.jsonl:3 is no JSON object: [1]"),
+        ("[1]", "prompts.jsonl:3 is not a JSON object: [1]"),
         ({"text": "c"}, "prompts.jsonl:3 has no column 'prompt'; it has 'text'"),
         ({"prompt": "  ", "answer": 1}, "prompts.jsonl:3 has an empty prompt"),
         ({"prompt": [], "answer": 1}, "prompts.jsonl:3 has an empty prompt"),

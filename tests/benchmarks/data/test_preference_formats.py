@@ -92,7 +92,7 @@ def test_a_score_may_stand_beside_a_comparison_but_not_against_it():
     ("row", "said"),
     [
         (["a"], "not a JSON object"),
-        ({"chosen": "a", "rejected": "b"}, "'chosen' is no transcript"),
+        ({"chosen": "a", "rejected": "b"}, "'chosen' is not a transcript"),
         ({"prompt": "p", "chosen": "a"}, "no column 'rejected'"),
         ({"prompt": "p", "chosen": 3, "rejected": "b"}, "'chosen' is not a string"),
         ({"prompt": " ", "chosen": "a", "rejected": "b"}, "'prompt' is empty"),

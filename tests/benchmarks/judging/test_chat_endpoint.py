@@ -157,7 +157,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 def test_an_answer_that_is_no_chat_completion_is_said_in_one_line(body):
     with serving() as start:
         stub = start(lambda text, n: (200, {}, body))
-        with pytest.raises(EndpointError, match="the last time with a reply that is no chat completion") as refused:
+        with pytest.raises(EndpointError, match="the last time with a reply that is not a chat completion") as refused:
             judge(stub.url).prefer("Why?", "one", "two")
     assert len(str(refused.value)) < 500
     assert "\n" not in str(refused.value)

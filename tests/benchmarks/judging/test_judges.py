@@ -179,7 +179,7 @@ def test_another_judge_or_another_prompt_is_asked_anew(serve, tmp_path):
 def test_a_verdict_file_that_was_spoilt_is_named(tmp_path):
     file = tmp_path / "verdicts.jsonl"
     file.write_text("{}\n")
-    with pytest.raises(ValueError, match=r"verdicts.jsonl:1 is no verdict .*delete the line"):
+    with pytest.raises(ValueError, match=r"verdicts.jsonl:1 is not a verdict .*delete the line"):
         ask_all(CallableJudge(fn=lambda i, a, b: "tie"), asks(1), file)
 
 

@@ -191,13 +191,13 @@ def test_rows_are_refused_aloud(tmp_path):
     assert {reason: len(some) for reason, some in prompts.left_out.items()} == {
         "no column 'instruction' or 'prompt'": 1,
         "its instruction is empty": 1,
-        "its instruction is not a text": 6,
+        "its instruction is not text": 6,
         "seen before": 1,
         "not a JSON object": 1,
         "its instruction is broken Unicode": 1,
     }
     summary = prompts.summary()
-    assert "its instruction is not a text: 6" in summary
+    assert "its instruction is not text: 6" in summary
     assert summary.count("    ") == 1 + 1 + 3 + 1 + 1 + 1
     assert "\x1b" not in summary
     lines = read_prompts(tmp_path / "p.jsonl")

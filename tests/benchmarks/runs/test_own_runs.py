@@ -132,7 +132,7 @@ def test_instances_are_written_as_on_the_command_line():
     assert _methods("sparse") == "sparse"
     written = _methods([Uniform(beta=0.5), Uniform(), "abc"])
     assert written == ["uniform(beta=0.5)", "uniform", "abc"]
-    with pytest.raises(ValueError, match="is no instance of a dataclass"):
+    with pytest.raises(ValueError, match="is not an instance of a dataclass"):
         _methods([3])
     with pytest.raises(ValueError, match="has settings that are objects"):
         _methods([Segment(inner=Uniform())])

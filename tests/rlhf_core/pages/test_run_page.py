@@ -88,7 +88,7 @@ def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_is_named(fol
     assert page(read_run(folder)) == whole
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 13 is no record"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 13 is not a record"):
         read_run(folder)
 
 

@@ -240,14 +240,14 @@ def fifo(path):
 def test_a_checkpoint_with_a_trap_for_a_file_is_refused_at_once(name, trap, tmp_path):
     folder = begun(tmp_path / "run", steps=1) / "checkpoint-1"
     trap(folder / name)
-    with pytest.raises(ValueError, match="is no regular file|is a link|is missing|cannot be read"):
+    with pytest.raises(ValueError, match="is not a regular file|is a link|is missing|cannot be read"):
         learner().restore(folder)
 
 
 def test_a_trap_beside_the_files_a_linked_folder_and_a_vast_manifest_are_refused(tmp_path):
     folder = begun(tmp_path / "run", steps=1) / "checkpoint-1"
     os.mkfifo(folder / "policy/adapter_config.json")
-    assert manifest.why_not_whole(folder) == "policy/adapter_config.json is no regular file"
+    assert manifest.why_not_whole(folder) == "policy/adapter_config.json is not a regular file"
     (folder / "policy/adapter_config.json").unlink()
     (tmp_path / "link").symlink_to(folder)
     assert "it is a link" in manifest.why_not_whole(tmp_path / "link")
