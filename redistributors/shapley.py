@@ -107,8 +107,8 @@ class Shapley:
             raise ValueError(f"Shapley: players is a number of spans, at least 1, got {self.players!r}")
         if type(self.exact_up_to) is not int or not 0 <= self.exact_up_to <= LARGEST:
             raise ValueError(
-                f"Shapley: exact_up_to is a number of spans from 0 to {LARGEST}, as n spans cost 2ⁿ passes a response, "
-                f"got {self.exact_up_to!r}"
+                f"Shapley: exact_up_to is a number of spans from 0 to {LARGEST}, as n spans cost 2ⁿ passes per "
+                f"response, got {self.exact_up_to!r}"
             )
         if type(self.permutations) is not int or self.permutations < 2 or self.permutations % 2:
             raise ValueError(

@@ -85,7 +85,7 @@ def why_not_reference(rollout: Rollout, dtype: torch.dtype) -> str:
     if gap <= most:
         return ""
     return (
-        f"before the first update policy and reference differ by up to {gap:.2e} nats a token (rounding in {dtype}: "
+        f"before the first update policy and reference differ by up to {gap:.2e} nats per token (rounding in {dtype}: "
         f"{most:.0e}). The reference is not the model that training starts from"
     )
 

@@ -85,8 +85,8 @@ class Walk:
     uniforms: Float[Tensor, "batch draw position"]
 
     def completed(self, states: Int[Tensor, "state 3"]) -> Sequences:
-        """Whole responses, one a state (row, time, draw): the row's tokens before that time, and what the policy draws
-        after them."""
+        """Whole responses, one per state (row, time, draw): the row's tokens before that time, then tokens that the
+        policy draws."""
         rows, times, _ = states.T
         whole, device = self.sequences.select(rows), self.sequences.response_ids.device
         begun = [row[:time] for row, time in zip(whole.responses(), times.tolist(), strict=True)]

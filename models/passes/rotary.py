@@ -114,7 +114,7 @@ def _tell_lengths(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[
         mask = inspect.signature(module.forward).bind_partial(*arguments, **named).arguments.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
             raise ValueError(
-                f"{type(module).__name__} has a rotary table a row and needs to know how long each is: give an "
+                f"{type(module).__name__} has one rotary table per row and needs to know how long each row is: give an "
                 "attention_mask of shape (row, position), or none for rows without padding"
             )
         lengths = None if mask is None else mask.sum(1)
