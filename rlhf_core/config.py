@@ -53,7 +53,7 @@ class KLConfig:
     horizon: float = 10_000.0
     """Responses over which the adaptive controller corrects an error of 100 % (paper: 10 000, TRL's default)."""
     kind: KLKind = "k1"
-    """Estimator of the penalty. The controller always uses k1 (paper: k1)."""
+    """Estimator of the penalty; the controller is fed k1 whatever this says (paper: k1)."""
     adaptive: bool = True
     """Adaptive controller, or a coefficient fixed at ``init_coef`` (paper: adaptive)."""
 
@@ -245,8 +245,8 @@ def _choices(kind: Any) -> tuple[str, ...]:
 
 
 def _misfit(value: object, kind: Any) -> str:
-    """What a setting annotated as ``kind`` must be, in words; empty if ``value`` fits. An int is a number, a bool is
-    not."""
+    """What a setting annotated as ``kind`` must be, in words; empty where ``value`` is that. An int is a number, a bool
+    is none."""
     parts = get_args(kind)
     if isinstance(kind, UnionType):
         found = [_misfit(value, part) for part in parts]
@@ -329,7 +329,7 @@ def _prompt_contradictions(config: PPOConfig) -> Iterator[str]:
     """Contradictions between the number of responses per prompt and the settings that compare them."""
     rows, times = config.rollout_batch_size, config.responses_per_prompt
     if times >= 1 and rows % times:
-        yield f"rollout_batch_size {rows} is not a multiple of responses_per_prompt {times}"
+        yield f"rollout_batch_size {rows} is no multiple of responses_per_prompt {times}"
     if config.advantages == "rloo" and times < 2:
         yield (
             f"advantages 'rloo' compares responses to one prompt, and responses_per_prompt is {times}; give 2 or more, "

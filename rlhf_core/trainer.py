@@ -202,7 +202,7 @@ class PPOTrainer:
 
     def update(self, experience: Experience) -> dict[str, float]:
         """Epochs of clipped PPO on ``experience``, and one step of the learning-rate schedule; figures of the update.
-        Raises like :func:`ppo_update`."""
+        Raises as :func:`ppo_update`."""
         buffer = RolloutBuffer()
         buffer.add(experience)
         learning_rate = self.optimizer.param_groups[0]["lr"]

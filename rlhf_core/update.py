@@ -169,7 +169,7 @@ def _loss(policy: Policy, part: Minibatch, config: PPOConfig) -> tuple[Tensor, d
     )
     entropy = masked_mean(evaluation.entropy, mask)
     loss = surrogate + config.value_coef * squared
-    if config.entropy_coef > 0:  # a gradient of zeros costs as much as any other gradient
+    if config.entropy_coef > 0:  # a gradient of zeros costs as much as any other
         loss = loss - config.entropy_coef * entropy
     own = {"loss": loss, "policy_loss": surrogate, "value_loss": squared, "entropy": entropy}
     return loss, {name: value.detach() for name, value in (own | policy_stats | value_stats).items()}

@@ -212,7 +212,7 @@ def test_every_estimator_can_be_asked_for():
             {"responses_per_prompt": 1},
             "advantages 'rloo' compares responses to one prompt, and responses_per_prompt is 1",
         ),
-        ({"responses_per_prompt": 5}, "rollout_batch_size 12 is not a multiple of responses_per_prompt 5"),
+        ({"responses_per_prompt": 5}, "rollout_batch_size 12 is no multiple of responses_per_prompt 5"),
         ({"responses_per_prompt": 0}, "responses_per_prompt must be at least 1, got 0"),
         ({"gamma": 0.9}, "gamma must be 1, got 0.9"),
     ],
