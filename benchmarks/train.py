@@ -2,7 +2,7 @@
 
 ``dense-rlhf train --policy DIR --data prompts.jsonl --reward my_rewards:concise --redistributor abc-d --out runs/mine``
 leaves a run folder: metrics.jsonl, samples.jsonl, run.json and the last checkpoint, whose ``policy`` loads with
-``models.load_policy``. Run the command again to continue an interrupted run, or to add ``--steps`` to a finished one.
+``models.load_policy``. Called again, a run that was cut short goes on, and one that ended takes further ``--steps``.
 Without --policy, --data and --reward the embedded task is trained on.
 """
 

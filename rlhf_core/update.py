@@ -129,7 +129,7 @@ def ppo_update(
 def _accumulate(
     policy: Policy, optimizer: torch.optim.Optimizer, minibatch: Minibatch, config: PPOConfig, budget: TokenBudget
 ) -> dict[str, float]:
-    """Add up the minibatch's gradient over micro-batches; return its figures, over all processes."""
+    """Add up the minibatch's gradient over micro-batches; the figures that belong to it, over all processes."""
     tokens = int(global_sum(minibatch.sequences.response_mask.sum()))
     rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
 

@@ -45,7 +45,7 @@ MOST_EXAMPLES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Runs, the place of their page, and their common record."""
+    """Runs, where their page will stand, and what is known of them all."""
 
     runs: RunSet
     home: Path

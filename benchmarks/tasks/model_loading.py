@@ -1,4 +1,4 @@
-"""Load policies, reward models and optimizers with a task's ``Loading`` settings."""
+"""Policies, reward models and optimizers, held as a task's ``Loading`` says."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,7 +22,7 @@ OPTIMIZERS: dict[str, Callable[[Iterable[torch.nn.Parameter], PPOConfig], torch.
 
 
 def held_policy(loading: Loading, name: str) -> CausalPolicy:
-    """Load a policy; raises like :func:`models.load_policy`."""
+    """Load a policy; raises as :func:`models.load_policy` does."""
     trained: dict[str, Any] = {"lora": loading.lora, "gradient_checkpointing": loading.gradient_checkpointing}
     return load_policy(name, **trained, **_held(loading), auxiliaries=loading.auxiliaries)
 
@@ -30,7 +30,7 @@ def held_policy(loading: Loading, name: str) -> CausalPolicy:
 def held_reward(
     loading: Loading, name: str, score: ScoreKind | None = None, label: str | None = None
 ) -> ClassifierReward:
-    """Load a reward model; raises like :func:`models.load_reward_model`."""
+    """Load a reward model; raises as :func:`models.load_reward_model` does."""
     return load_reward_model(name, score=score, label=label, micro_batch_tokens=loading.reward_tokens, **_held(loading))
 
 

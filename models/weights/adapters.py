@@ -109,7 +109,7 @@ def adapter_config(folder: str) -> Any:
 
 
 def _where(adapter: str, named: str) -> str:
-    """The base that an adapter names; if that folder is gone, the base that was moved along with the adapter."""
+    """The base that an adapter names; where that is no folder any more, the one that moved along with the adapter."""
     beside = Path(adapter, BESIDE)
     if Path(named).is_dir() or not beside.is_file():
         return named
