@@ -171,7 +171,7 @@ def test_an_answer_of_another_kind_is_unreadable(content):
 
 
 @pytest.mark.parametrize(
-    ("body", "said"), [(b"\x1f\x8b\xff\xfe", "no chat completion"), (b"[" * 2**21, "reply longer than 1048576 bytes")]
+    ("body", "said"), [(b"\x1f\x8b\xff\xfe", "not a chat completion"), (b"[" * 2**21, "reply longer than 1048576 byte")]
 )
 def test_bytes_that_are_no_text_and_bodies_without_end_are_refused(body, said):
     with raw(HEAD + b"Content-Encoding: gzip\r\n\r\n" + body) as (url, _), pytest.raises(EndpointError, match=said):
