@@ -1,4 +1,4 @@
-"""A comparison checked without running it and without a GPU: names, files, prompts, every method, cost and memory.
+"""Check a comparison without running it and without a GPU: names, files, prompts, every method, cost and memory.
 
 ``dense-rlhf check`` takes the flags of a comparison, loads its models on the CPU, asks them for what each method needs,
 and prints the plan and what it would cost. It ends with status 2 if anything would stop the comparison.
@@ -13,7 +13,7 @@ from benchmarks.runs.settings import ComparisonSettings
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """What a comparison is checked against."""
+    """Settings of the check itself."""
 
     card_gib: float = 24.0
     """Memory of the card that the comparison is to run on, in GiB."""

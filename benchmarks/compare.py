@@ -1,10 +1,10 @@
 """Compare methods on your own prompts with your own reward: table, figures, heat map and one honest sentence.
 
 ``dense-rlhf compare --policy DIR --data prompts.jsonl --reward my_rewards:concise --redistributors sparse,abc-d`` runs
-every method under every seed. ``prompts.jsonl`` holds a row a line, ``{"prompt": "..."}`` with any further columns; the
-reward is a function ``concise(prompts, responses)``, which may ask for those columns by name, or the folder of a
-classifier. Without these three flags the embedded task is compared on. A run that has finished is never repeated: call
-again to resume, or to add methods or seeds.
+every method with every seed. ``prompts.jsonl`` holds one row per line, ``{"prompt": "..."}`` with any further columns.
+The reward is a function ``concise(prompts, responses)``, which may name those columns as further parameters, or the
+folder of a classifier. Without these three flags the embedded task is used. A finished run is never repeated: run the
+command again to resume, or to add methods or seeds.
 
 In Python, ``from benchmarks.compare import compare, train`` (see :mod:`benchmarks.experiments.own_runs`).
 """

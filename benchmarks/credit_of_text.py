@@ -35,13 +35,13 @@ class CreditSettings:
     methods: str = "all"
     """Methods, such as sparse,abc,uniform(beta=0.8); "all" takes every one that works with these models."""
     out: str | None = None
-    """Write a page (HTML) to this file, too."""
+    """Also write a page (HTML) to this file."""
     overwrite: bool = False
-    """Replace the page where there is one."""
+    """Replace the page if it exists."""
     score: ScoreKind | None = None
-    """Which number is the reward, where the reward model leaves a choice."""
+    """Which number is the reward, if the reward model offers several."""
     label: str | None = None
-    """The label whose log-odds are the reward, where the reward model has several."""
+    """The label whose log-odds are the reward, if the reward model has several."""
     device: str = "cpu"
     """"cuda" on a GPU."""
 

@@ -1,4 +1,4 @@
-"""What a bug report needs: versions, torch's build, devices, the repository's state and the platform.
+"""The details for a bug report: versions, torch's build, devices, the repository's state and the platform.
 
 ``dense-rlhf env`` prints a line for each; it names no folder of yours, so that the text can be posted as it is.
 """

@@ -1,9 +1,9 @@
-"""What does evidence cost? The pass that is made anyway, and the whole PPO step, with and without it.
+"""What does evidence cost? Compare a pass that PPO makes anyway, and a whole PPO step, with and without it.
 
 A Llama-like model of about 10M parameters and 12 layers scores rows (abc, prefix-difference) or gives their
 log-probabilities (abc-d, abc-d2). Then it takes PPO steps of one epoch: evidence is a larger share of those than of
 steps with more epochs. Operations are counted, memory is the peak of live tensors, and time is CPU seconds of passes
-taken in turn: plain, plain again, with evidence. The bars: at most 1 % more operations, 5 % more memory, and an
+taken in turn: plain, plain again, with evidence. The targets: at most 1 % more operations, 5 % more memory, and an
 interval of the time ratio that reaches down to 1.03.
 """
 

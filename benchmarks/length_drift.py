@@ -1,4 +1,4 @@
-"""The length canary: every response earns the same score, so no length is better; which methods move it?"""
+"""The length canary: every response gets the same score, so no length is better. Which methods change the length?"""
 
 from typing import Any
 

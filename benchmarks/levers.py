@@ -1,4 +1,4 @@
-"""What is each lever of the engine worth alone? Ours and a named alternative, in turn, on one thread.
+"""The effect of each of the engine's speed-ups alone: ours and a named alternative, in turn, on one thread.
 
 Sizes are GPT-2 124M's, with a micro-batch of 1,024 response tokens and responses of 64. ``--size small`` is for a first
 try. The allocator's lever is a case of ``benchmarks.throughput`` (default-allocator): it belongs to a whole process.

@@ -1,4 +1,4 @@
-"""Does a PPO step fit the card? Predicted before anything is loaded; on a GPU also measured, phase by phase.
+"""Does a PPO step fit the card? Predict it before anything is loaded; on a GPU also measure it, phase by phase.
 
 ``python -m benchmarks.memory --preset dialogue --card_gib 24`` prints components x phases in GiB, the peak, whether it
 fits, and which setting to change if not. With a CUDA device it then builds the models (random weights of the right

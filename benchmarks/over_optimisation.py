@@ -1,4 +1,4 @@
-"""Proxy against gold: how far a method can climb the reward model's score before the true one stops following."""
+"""Proxy against gold: how far the reward model's score can rise before the true score stops rising with it."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""The settings files that are shipped: ``dense-rlhf presets`` lists them, ``presets copy NAME`` makes one your own."""
+"""The presets, settings files that are installed with the package: ``dense-rlhf presets`` lists them, ``presets copy
+NAME`` copies one."""
 
 import shutil
 import sys

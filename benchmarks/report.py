@@ -1,4 +1,4 @@
-"""A page on runs that have finished or are going on: ``dense-rlhf report RUN...``."""
+"""Write a page on finished or running runs: ``dense-rlhf report RUN...``."""
 
 import os
 from collections.abc import Sequence

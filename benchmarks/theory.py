@@ -1,4 +1,4 @@
-"""What every registered method declares, and what may be claimed of credit in general, by exact enumeration.
+"""Check what every registered method declares, and general claims about credit, by exact enumeration.
 
 ``python -m benchmarks.theory`` takes seconds, needs no model, and ends with status 1 if something declared, or
 something claimed, does not hold. What is not declared is measured too.

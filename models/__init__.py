@@ -1,6 +1,6 @@
 """Language models as policies and as reward models: ``load_policy`` and ``load_reward_model`` are the ways in.
 
-Whatever is named here is public; the rest is private to its room.
+The names exported here are public; everything else is private to its room.
 """
 
 from lazy_loader import attach_stub

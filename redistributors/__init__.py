@@ -1,8 +1,8 @@
-"""Methods of credit assignment: each spreads a response's score over its tokens, one file a method.
+"""Methods of credit assignment: each spreads a response's score over its tokens, one file per method.
 
 A rollout comes in, token scores (batch, response) come out; no method holds a model. Start at
-:mod:`~redistributors.sparse` and :mod:`~redistributors.reward_attention`; :mod:`~redistributors.parts` is what methods
-are made of, ``check`` tries one of your own, and ``compare_on`` puts one rollout through many.
+:mod:`~redistributors.sparse` and :mod:`~redistributors.reward_attention`. :mod:`~redistributors.parts` has the building
+blocks, ``check`` tests a method of your own, and ``compare_on`` puts one rollout through several methods.
 """
 
 from lazy_loader import attach_stub

@@ -1,4 +1,4 @@
-"""Attention in general: which layers, which heads, what to read off them, and what to do about sinks."""
+"""Attention in general: choose layers and heads, how to read them, and how to treat attention sinks."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -31,23 +31,23 @@ HEADS: Mapping[str, Callable[[], Heads]] = MappingProxyType({"mean": MeanHeads, 
 class Attention:
     """credit_t ∝ weight_t, what a reading of the reward model's attention gives response token t. Sums to the score.
 
-    All readings are of the row of the position the score is read from, which the response's part is renormalised of:
-    so whatever falls on the prompt, and on a BOS in front of it, is dropped.
+    All readings use the row of the position the score is read from, restricted to the response and renormalised. So
+    weight on the prompt, and on a BOS in front of it, is dropped.
 
     ``reading``: "row", α (with the defaults this is ABC, Chan et al. 2024, to the bit); "value_norms", α‖v‖ (after
-    Kobayashi et al. 2020); "rollout", the product over layers of ½ A + ½ I (Abnar and Zuidema 2020), which wants
-    ``layers="all"`` or several; "gradient", A ⊙ ∂r/∂A (Chefer et al. 2021), of which the part is kept that pulls the
-    way of the score that is spread, positive or negative, and the other part thrown away.
+    Kobayashi et al. 2020); "rollout", the product over layers of ½ A + ½ I (Abnar and Zuidema 2020), which needs
+    ``layers="all"`` or several; "gradient", A ⊙ ∂r/∂A (Chefer et al. 2021), of which only the part with the sign of the
+    score is kept.
 
     ``layers``: one number, several, whose weights are averaged, or "all" (rollout and gradient only).
     ``heads``: "mean", "max", or the index of one head; reduced within each layer, before anything else but the norms
     and the gradients' positive part.
-    ``sinks``: so many first tokens of a response get nothing. ``floor``: so many times the mean weight of the other
-    tokens is subtracted from each of them, and what falls below 0 is 0. Where nothing is left, the last token gets all.
+    ``sinks``: this many first tokens of a response get nothing. ``floor``: this many times the mean weight of the other
+    tokens is subtracted from each of them, and negative results become 0. If nothing is left, the last token gets all.
     ``beta``: the share of the score that follows the weights; the rest stays on the last token.
 
-    Costs: row and value norms ride on the scoring pass; rollout takes a forward pass under eager attention, gradient a
-    forward and a backward pass, with the maps of all layers of a micro-batch in memory.
+    Cost: row and value norms are read from the scoring pass; rollout takes a forward pass under eager attention,
+    gradient a forward and a backward pass, with the maps of all layers of a micro-batch in memory.
 
     Raises:
         ValueError: a setting of another kind, or out of its range.
@@ -80,7 +80,7 @@ class Attention:
 
     @property
     def requests(self) -> tuple[EvidenceRequest, ...]:
-        """The evidence whose mean this method reads, one request a layer or one for all of them."""
+        """The evidence whose mean this method uses: one request per layer, or one for all layers."""
         heads = OneHead(self.heads) if isinstance(self.heads, int) else HEADS[self.heads]()
         return READINGS[self.reading].requests(_checked_layers(self.layers), heads)
 
@@ -95,8 +95,8 @@ class Attention:
         return spread(rollout.scores, normalised(self.weights(rollout), mask), mask, beta=self.beta)
 
     def weights(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
-        """What credit is in proportion to in this ``rollout``, (batch, response): the mean over requests, without sinks
-        and floor.
+        """The weights that credit is proportional to, (batch, response): the mean over requests, without sinks and
+        floor.
 
         Raises:
             ValueError: evidence that is missing, negative or not finite.

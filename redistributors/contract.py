@@ -1,4 +1,5 @@
-"""The contract of a redistributor as a public function: on any object, what the tests run on the registry."""
+"""The contract of a redistributor as a public function: run on any object the tests that the registry's methods
+pass."""
 
 import copy
 import math
@@ -31,8 +32,7 @@ MADE_UP = (
 @dataclass(frozen=True, kw_only=True)
 class ContractTest:
     """One test of a method: its ``name``, whether it ``held`` (None: this rollout cannot tell), what was ``seen``, and
-    whether the method ``declared`` it. Every redistributor declares all of the contract, but
-    for "sum", "causal" and "shaping"."""
+    whether the method ``declared`` it. All tests but "sum", "causal" and "shaping" apply to every redistributor."""
 
     name: str
     held: bool | None
@@ -49,7 +49,7 @@ class ContractTest:
 
 @dataclass(frozen=True, kw_only=True)
 class ContractReport:
-    """What :func:`check` found of a ``method`` (as it is written): its ``tests``, in order; printed, a table."""
+    """The result of :func:`check` for a ``method``: its ``tests``, in order. Printed, it is a table."""
 
     method: str
     tests: tuple[ContractTest, ...]
@@ -71,8 +71,8 @@ class ContractReport:
 
 
 def check(method: object, rollout: Rollout | None = None) -> ContractReport:
-    """Try the redistributor ``method`` on a small rollout, print a table of what held, and return it; the method stays
-    as it is.
+    """Test the redistributor ``method`` on a small rollout, print a table of results, and return it; the method is not
+    changed.
 
     ``members``: it has ``needs``, ``causal`` and ``conserving``, and is called with a rollout. ``answer``: a tensor
     (batch, response), in the scores' precision at least. ``finite``, ``padding`` (0 there), ``gradient`` (none).
@@ -85,7 +85,7 @@ def check(method: object, rollout: Rollout | None = None) -> ContractReport:
     Evidence is made up, or that of a ``rollout`` of your own. ``causal`` takes evidence to know the whole response,
     unless it is a ``HiddenTap`` or another kind that is of the state before a token or of the token alone.
 
-    A broken method raises nothing here: ``assert check(method).passed`` does.
+    A broken method raises no error here; use ``assert check(method).passed`` in a test.
     """
     report = ContractReport(method=_name(method), tests=tuple(_tests(method, rollout)))
     print(report)
@@ -132,13 +132,13 @@ def _tried(name: str, function: _Test, trial: _Trial) -> ContractTest:
     """On a rollout of its own, as a method may overwrite it."""
     try:
         held, seen = function(replace(trial, rollout=copy.deepcopy(trial.rollout)))
-    except Exception as error:  # a stranger's method may raise anything
+    except Exception as error:  # a user's method may raise anything
         held, seen = False, f"{type(error).__name__}: {' '.join(str(error).split())}{_place(error)}"
     return ContractTest(name=name, held=held, seen=seen)
 
 
 def _place(error: Exception) -> str:
-    """Where it was raised, as " (file.py, line 3)", in the code that is not ours."""
+    """The place where it was raised, as " (file.py, line 3)", in the user's own code."""
     calls = traceback.extract_tb(error.__traceback__)
     ours = [Path(__file__).parent, Path(torch.__file__).parent, Path(checks.__file__).parent]
     theirs = [call for call in calls if not any(map(Path(call.filename).is_relative_to, ours))]
@@ -154,7 +154,7 @@ def _name(method: object) -> str:
 
 
 def _lacking(method: object) -> str:
-    """What keeps it from being a redistributor; empty where nothing does."""
+    """Why it is not a redistributor; empty if it is one."""
     if isinstance(method, type):
         return f"it is a class; give an instance, {method.__name__}()"
     if not isinstance(method, Redistributor):
@@ -295,7 +295,7 @@ def _first_potential(found: Tensor, scores: Tensor, gamma: float) -> Tensor:
 
 
 def _alike(rollout: Rollout) -> Rollout | None:
-    """The responses of 3 tokens or more, all cut to the length of the shortest; None where there is no pair of them."""
+    """The responses of 3 tokens or more, all cut to the length of the shortest; None if there is no pair of them."""
     lengths = rollout.sequences.response_lengths
     rows = (lengths >= 3).nonzero().flatten().tolist()
     return part_of(rollout, rows, int(lengths[rows].min())) if len(rows) > 1 else None

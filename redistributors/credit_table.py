@@ -1,6 +1,6 @@
-"""One frozen rollout through many methods: the same responses, scores and values, so that only credit differs.
+"""Put one frozen rollout through many methods: same responses, scores and values, so that only credit differs.
 
-Nothing is trained, and no model is asked anything.
+Nothing is trained, and no model runs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,16 +43,16 @@ COLUMNS = {
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Credit:
-    """What one method makes of a rollout; tensors are in score units, 0 on padding."""
+    """The credit of one method for a rollout; tensors are in score units, 0 on padding."""
 
     token_scores: Float[Tensor, "batch response"]
-    """The score, spread."""
+    """The score, spread over the tokens."""
     rewards: Float[Tensor, "batch response"]
     """Token scores less the KL penalty."""
     returns: Float[Tensor, "batch response"]
-    """What a critic would be trained towards; the values where the estimator needs none."""
+    """The targets of a critic; equal to the values if the estimator needs no critic."""
     advantages: Float[Tensor, "batch response"]
-    """As the config's estimator gives them, not whitened."""
+    """Advantages of the config's estimator, not whitened."""
     figures: Mapping[str, float]
     """By the names a trainer logs them under: ``explained_variance`` and ``explained_variance_over_position`` of the
     rollout's values, ``credit_concentration`` (tokens), ``conservation_error``, the variances of returns and advantages
@@ -107,7 +107,7 @@ class CreditTable(Mapping[str, Credit]):
 
 
 def ids_as_texts(rows: Sequence[Sequence[int]]) -> list[str]:
-    """Token ids as they are, for a rollout whose tokenizer nobody named."""
+    """Token ids as text, for a rollout without a known tokenizer."""
     return ["".join(f"⟨{token}⟩" for token in row) for row in rows]
 
 
@@ -123,11 +123,11 @@ def compare_on(
     kl_coef: float | None = None,
     decode: Decode = ids_as_texts,
 ) -> CreditTable:
-    """Every method's credit for ``rollout``; each sees the evidence it asks for and no other.
+    """Every method's credit for ``rollout``; each method sees only the evidence that it asks for.
 
     ``methods``: names of the registry, instances, or both, or any of them by labels of your own; else the label is the
-    name, or what the instance is written as. A method that learns is compared as it is. ``config`` says what is made of
-    token scores (``gamma``, ``lam``, ``advantages``), and is ``PPOConfig()`` where none is given. ``kl_coef`` is the
+    name, or what the instance is written as. A method that learns is compared as it is. ``config`` sets how advantages
+    follow from token scores (``gamma``, ``lam``, ``advantages``); the default is ``PPOConfig()``. ``kl_coef`` is the
     penalty in score units per nat, by default the config's at the first step. ``decode`` makes texts of token ids where
     the table is drawn: ``policy.decode``, or ``policy.decode_with_special``.
 
@@ -135,7 +135,7 @@ def compare_on(
 
     Raises:
         KeyError: a name that the registry lacks.
-        TypeError: what is no redistributor.
+        TypeError: what is not a redistributor.
         ValueError: no methods, two of one label, evidence that the rollout does not hold, a gamma that a method cannot
             take, or rows that the config's estimator cannot group.
         HealthError, FloatingPointError: token scores that break the contract.
@@ -186,7 +186,7 @@ def _by_label(methods: Iterable[Named] | Mapping[str, Named]) -> dict[str, Redis
 
 
 def _label(method: Redistributor) -> str:
-    """A method with its settings, or its class where these would not fit a table."""
+    """A method with its settings, or only its class if the settings would not fit a table."""
     label = repr(method)
     return label if len(label) <= LONGEST_LABEL else type(method).__name__
 
@@ -196,7 +196,7 @@ def _method(named: Named) -> Redistributor:
     if isinstance(made, type | partial):
         made = made()
     if not isinstance(made, Redistributor):
-        raise TypeError(f"compare_on: {made!r} is no redistributor: that has needs, causal and conserving; see check")
+        raise TypeError(f"compare_on: {made!r} is not a redistributor: that has needs, causal, conserving; see check")
     return made
 
 

@@ -1,4 +1,4 @@
-"""ABC-D and ABC-D2: credit is what the policy looked at while it wrote."""
+"""ABC-D and ABC-D2: credit is the policy's own attention while it wrote the response."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

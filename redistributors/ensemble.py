@@ -1,4 +1,4 @@
-"""Credit of an ensemble: every member's own, weighted by how much of the score it answers for."""
+"""Credit of an ensemble: each member's own credit, weighted by that member's share of the score."""
 
 from dataclasses import dataclass, field, replace
 
@@ -18,11 +18,11 @@ from rlhf_core.types import Learns, Redistributor, ReportsMetrics, Rollout
 class EnsembleCredit:
     """token_score_t = Σ_m share_m c_{m,t}, where c_m is what ``inner`` makes of member m's score and evidence alone.
 
-    The shares are those of ``aggregate``, so that credit splits as the score does: for mean − lam · var it is
-    mean c_t − lam · Cov(c_t, R) over members. They sum to 1, and what centring or clipping did to the score is done to
-    every member's. Where ``inner`` conserves, rows sum to the score: exactly where the aggregate is the weighted sum of
-    its members' scores; else ("entropic") ``residual`` says where the rest goes, to the "last" token, in equal parts to
-    all ("uniform"), or "nowhere".
+    The shares are those of ``aggregate``, so credit is combined in the same way as the score: for mean − lam · var it
+    is mean c_t − lam · Cov(c_t, R) over members. They sum to 1. Centring and clipping are applied to every member's
+    score as they were to the aggregate. Where ``inner`` conserves, rows sum to the score: exactly where the aggregate
+    is the weighted sum of its members' scores; else ("entropic") ``residual`` says where the rest goes, to the "last"
+    token, in equal parts to all ("uniform"), or "nowhere".
 
     ``members`` and ``aggregate`` must be those of the reward model, a ``RewardEnsemble``.
 
@@ -62,12 +62,13 @@ class EnsembleCredit:
 
     @property
     def causal(self) -> bool:
-        """Where ``inner`` is and no share depends on a score, which knows the whole response."""
+        """True if ``inner`` is causal and no share depends on a score, because a score depends on the whole
+        response."""
         return self.inner.causal and self.aggregate.constant
 
     @property
     def conserving(self) -> bool:
-        """Where ``inner`` is, and no part of the score is left out."""
+        """True if ``inner`` is conserving and no part of the score is left out."""
         return self.inner.conserving and (self.aggregate.exact or self.residual != "nowhere")
 
     @property
@@ -127,5 +128,5 @@ class EnsembleCredit:
         ]
 
     def _of(self, request: EvidenceRequest, member: int) -> EvidenceRequest:
-        """What to ask of a member; policy and reference are the same for all."""
+        """The request to one member; requests to policy and reference are the same for all members."""
         return OfMember(request=request, member=member) if request.source == "reward" else request

@@ -1,4 +1,4 @@
-"""First-order leave-one-out: a token's credit is its embedding's distance from nothing along the score's gradient."""
+"""First-order leave-one-out: the score's gradient times the difference between a token's embedding and a baseline."""
 
 from dataclasses import dataclass
 from typing import ClassVar, get_args
@@ -21,7 +21,7 @@ class EmbeddingGradient(Experiment):
 
     @property
     def uses(self) -> frozenset[Ability]:  # type: ignore[override]
-        """Gradients, and, for "null", a token that stands for nothing."""
+        """Gradients, and for "null" a null token."""
         return baseline_uses(self.baseline)
 
     def measure(self, probe: Probe) -> Float[Tensor, "batch response"]:
@@ -36,8 +36,8 @@ class Gradient:
     understanding neural models in NLP"; Shrikumar et al. 2016, "Not just a black box").
 
     e'_t is the embedding of the reward model's null token (mask, or else padding, unknown, EOS), or "zero", which makes
-    it gradient × input. The prompt is not touched. Sums to the score unless ``residual`` is "nowhere". Nothing ties the
-    attributions themselves to the score where r is far from linear: watch ``credit_residual``.
+    it gradient × input. The prompt is not touched. Sums to the score unless ``residual`` is "nowhere". Where r is far
+    from linear, the attributions may differ much from the score: watch ``credit_residual``.
 
     Cost: one forward and one backward pass, with respect to input embeddings only; no weight gets a gradient, so the
     reward model may be quantised.
@@ -56,7 +56,7 @@ class Gradient:
 
     @property
     def conserving(self) -> bool:
-        """Unless the residual is left out."""
+        """True unless the residual is left out."""
         return self.residual != "nowhere"
 
     @property
@@ -84,6 +84,6 @@ def baseline_uses(baseline: Baseline) -> frozenset[Ability]:
 
 
 def check_baseline(baseline: object, who: str) -> None:
-    """Raise ValueError for what is no baseline."""
+    """Raise ValueError unless ``baseline`` is a known baseline."""
     if baseline not in list(get_args(Baseline)):
         raise ValueError(f"{who}: baseline must be one of {', '.join(get_args(Baseline))}, got {baseline!r}")

@@ -1,4 +1,4 @@
-"""Integrated gradients: the score's gradient along the straight path from nothing to the response."""
+"""Integrated gradients: the score's gradient along the straight path from a baseline to the response."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ RULES: Mapping[Rule, Callable[[int], Points]] = {"gauss": gauss_legendre, "midpo
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineScores(Experiment):
-    """r(x, baseline): the score with nothing in the place of every response token; (batch,), raw score units."""
+    """r(x, baseline): the score with the baseline in place of every response token; (batch,), raw score units."""
 
     source: Source = "reward"
     baseline: Baseline = "null"
@@ -47,7 +47,7 @@ class BaselineScores(Experiment):
         return baseline_uses(self.baseline)
 
     def shape(self, batch: int, response: int) -> tuple[int, ...]:
-        """One a response."""
+        """One number per response."""
         return (batch,)
 
     def measure(self, probe: Probe) -> Float[Tensor, " batch"]:
@@ -76,7 +76,7 @@ class PathIntegral(Experiment):
         return baseline_uses(self.baseline) | {"delete"}
 
     def measure(self, probe: Probe) -> Float[Tensor, "batch response"]:
-        """One forward and backward pass a point and row, another for the baseline, and one forward for r(x, y)."""
+        """One forward and backward pass per point and row, one more for the baseline, and one forward for r(x, y)."""
         whole = torch.ones_like(probe.sequences.response_mask)[:, None]
         scores = probe.scores(Variants(keep=whole, absent="delete"))[:, 0]
         difference = scores - BaselineScores(baseline=self.baseline).measure(probe)
@@ -103,7 +103,7 @@ class IntegratedGradients:
     """token_score_t = score_scale · ∫₀¹ ⟨∂r/∂e_t, e_t − e'_t⟩ dα at e' + α (e − e'), and the ``residual`` where stated
     (Sundararajan, Taly and Yan 2017, "Axiomatic attribution for deep networks").
 
-    Complete: attributions sum to r(x, y) − r(x, baseline), up to what the sum over points misses. The ``baseline`` is
+    Complete: attributions sum to r(x, y) − r(x, baseline), up to the error of the sum over points. The ``baseline`` is
     the embedding of the reward model's null token (mask, or else padding, unknown, EOS), or "zero", in the place of
     every response token; prompt and positions stay. The residual is then r(x, baseline) and what centring and clipping
     change; token scores sum to the score unless it is left out ("nowhere").
@@ -111,7 +111,7 @@ class IntegratedGradients:
     Points and weights follow ``rule``: Gauss–Legendre, which smooth scores need fewest points of, or midpoints. A row
     whose gap exceeds ``tolerance`` · max(1, abs(r(x, y) − r(x, baseline))) at ``steps`` points is done again at twice
     as many, and so on up to ``max_steps``; there it stops, and ``completeness_gap`` says how far off it is. A model in
-    half precision or 4-bit cannot be held to less than it rounds its scores to.
+    half precision or 4-bit cannot reach a tolerance below the rounding of its scores.
 
     Cost of a row: as many forward and backward passes as points, its earlier attempts included (8, or 8 + 16, ...),
     three more forwards and two more backwards for r(x, y) and, once for the sum and once to report it, the baseline.
@@ -143,7 +143,7 @@ class IntegratedGradients:
 
     @property
     def conserving(self) -> bool:
-        """Unless the residual is left out."""
+        """True unless the residual is left out."""
         return self.residual != "nowhere"
 
     @property

@@ -1,4 +1,4 @@
-"""Leave-one-out: a token's credit is what the score loses when the token is taken out."""
+"""Leave-one-out: a token's credit is the drop of the score when the token is removed."""
 
 from dataclasses import dataclass
 from typing import ClassVar, get_args
@@ -24,7 +24,7 @@ class Occlusion(Experiment):
 
     @property
     def uses(self) -> frozenset[Ability]:  # type: ignore[override]
-        """Altered responses of one kind."""
+        """Scores of responses without some tokens, removed or replaced."""
         return frozenset({self.absent})
 
     def measure(self, probe: Probe) -> Float[Tensor, "batch response"]:
@@ -47,15 +47,16 @@ class LeaveOneOut:
     ``span`` of n tokens, the last of a response maybe shorter, each token gets an equal part of the span's effect. Not
     RLOO, which leaves a response out of a baseline.
 
-    ``absent="delete"`` closes the gap: the text without the word, which every scorer can read, callables too; what
-    follows moves up. ``absent="replace"`` puts the reward model's null token (mask, or else padding, unknown, EOS)
-    there: positions stay, but few decoders know a token that means nothing. A response within one span is compared with
-    an empty one, which a callable must be able to score.
+    ``absent="delete"`` removes the token and closes the gap. Every scorer can read such a text, callables too; later
+    tokens move up. ``absent="replace"`` puts the reward model's null token (mask, or else padding, unknown, EOS) there:
+    positions stay, but few decoders know a token that means nothing. A response within one span is compared with an
+    empty one, which a callable must be able to score.
 
-    Effects do not add up to the score: where two tokens say the same thing, neither is missed. Sums to the score unless
-    ``residual`` is "nowhere"; ``credit_residual`` says how much that is.
+    Effects do not add up to the score: if two tokens say the same thing, removing either one changes nothing. With the
+    residual, token scores sum to the score unless ``residual`` is "nowhere"; ``credit_residual`` says how large the
+    residual is.
 
-    Cost: one forward pass a span and one more, so T + 1 for T tokens at ``span=1``; no backward pass.
+    Cost: one forward pass per span and one more, so T + 1 for T tokens at ``span=1``; no backward pass.
 
     Raises:
         ValueError: an unknown ``absent`` or ``residual``, or a ``span`` below 1.
@@ -75,7 +76,7 @@ class LeaveOneOut:
 
     @property
     def conserving(self) -> bool:
-        """Unless the residual is left out."""
+        """True unless the residual is left out."""
         return self.residual != "nowhere"
 
     @property

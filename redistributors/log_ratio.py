@@ -1,4 +1,4 @@
-"""A second policy's opinion of every token: the reward that is implicit in a model trained by DPO, or alike."""
+"""Log-ratios of a second policy to the reference: the implicit reward of a model trained by DPO or a similar method."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,21 +23,23 @@ Mask = Bool[Tensor, "batch response"]
 class LogRatio:
     """d_t = clip(scale · (log π_a(y_t | s_t) − log π_ref(y_t | s_t)), ± clip), π_a an auxiliary model of the policy.
 
-    A language model trained by DPO from π_ref is an optimal policy of some token reward, of which β · log-ratio is a
-    shaped form (Rafailov et al. 2024, "From r to Q*"), and the same holds for a reward model of that form trained on
-    outcomes (Yuan et al. 2024, "Free process rewards without process labels"). ``scale`` is that training's β; d_t is
-    in units of the *implicit* reward, taken to be those of the scores, and is not multiplied by ``score_scale``. The
-    clip is ours: one token that π_ref thinks impossible must not outweigh a response.
+    A language model trained by DPO from π_ref is the optimal policy for some token reward, and β · log-ratio is a
+    shaped form of that reward (Rafailov et al. 2024, "From r to Q*"). The same holds for a reward model of that form
+    trained on outcomes (Yuan et al. 2024, "Free process rewards without process labels"). ``scale`` is that training's
+    β; d_t is in units of the *implicit* reward, taken to be those of the scores, and is not multiplied by
+    ``score_scale``. The clip is ours: one token with probability near 0 under π_ref must not outweigh the rest of the
+    response.
 
     ``mode``:
 
     - "add": d_t, and the score on the last token; sums to score + Σ d_t. RTO (Zhong et al. 2024, "DPO meets PPO:
-      reinforced token optimization for RLHF"). A reward of its own: other responses are best than under the score.
-    - "shape" (ours): the same with Σ d_t taken off the last token; sums to the score. That is potential-based shaping
-      (Ng, Harada and Russell 1999) with Φ(s_t) = Σ_{k<t} d_k, exact at gamma 1: d_t guides, the score alone decides.
+      reinforced token optimization for RLHF"). This changes the objective: other responses are best than under the
+      score alone.
+    - "shape" (ours): the same, minus Σ d_t on the last token; sums to the score. That is potential-based shaping (Ng,
+      Harada and Russell 1999) with Φ(s_t) = Σ_{k<t} d_k, exact at gamma 1: d_t guides, the score alone decides.
     - "rescale" (ours): score · w_t, where w_t ∝ max(d_t, 0) for a score above 0 and max(−d_t, 0) below, so that a good
-      response's score goes to the tokens π_a prefers and a bad one's to those it would not have written; all on the
-      last token where there is none. Sums to the score; knows the whole response, so it is not causal.
+      response's score goes to the tokens that π_a prefers, and a bad one's to those that it would avoid; all on the
+      last token if there is none. Sums to the score; it depends on the whole response, so it is not causal.
 
     ``policy`` is the auxiliary's name in ``load_policy(..., auxiliaries={name: folder})``; a policy without it refuses.
 
@@ -72,17 +74,17 @@ class LogRatio:
 
     @property
     def causal(self) -> bool:
-        """Unless the score, which the whole response decides, is spread."""
+        """True unless the score, which depends on the whole response, is spread."""
         return self.mode != "rescale"
 
     @property
     def shaping(self) -> bool:
-        """Where all that is added is taken off again."""
+        """True if the sum of log-ratios is subtracted again."""
         return self.mode == "shape"
 
     @property
     def conserving(self) -> bool:
-        """Unless the log-ratios are a reward of their own."""
+        """True unless the log-ratios are added to the score."""
         return self.mode != "add"
 
     def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:

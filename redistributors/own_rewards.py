@@ -1,4 +1,4 @@
-"""A scorer's own token rewards: what a process reward model or a rule checker said itself."""
+"""A scorer's own token rewards, from a process reward model or a rule checker."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,8 +17,8 @@ class OwnRewards:
     """token_score_t = what ``SpanReward`` or ``PerTokenReward`` gave token t, times the score's scale.
 
     The raw score is their sum (process rewards, Lightman et al. 2024, "Let's verify step by step"; span rewards, Wu et
-    al. 2023, "Fine-grained human feedback gives better rewards"). ``residual``: what centring and clipping change of it
-    goes to the "last" token, in equal parts to all ("uniform"), or "nowhere": then rows sum to the scaled raw score. A
+    al. 2023, "Fine-grained human feedback gives better rewards"). ``residual``: the change by centring and clipping
+    goes to the "last" token, in equal parts to all ("uniform"), or "nowhere"; then rows sum to the scaled raw score. A
     scorer may look at the whole response before it rewards a token, so this is not causal.
 
     Raises:
@@ -34,7 +34,7 @@ class OwnRewards:
 
     @property
     def conserving(self) -> bool:
-        """Unless the residual is left out."""
+        """True unless the residual is left out."""
         return self.residual != "nowhere"
 
     def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:

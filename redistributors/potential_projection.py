@@ -1,4 +1,4 @@
-"""Any method's credit as exact shaping: its differences of a potential that is learned from earlier steps."""
+"""Turn any method's credit into exact shaping: differences of a potential that is learned from earlier steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,24 +21,24 @@ class PotentialProjection:
     """token_score_t = γ Φ(s_{t+1}) − Φ(s_t) + [t = T] · score, with Φ(s_1) = Φ(end) = 0.
 
     Φ(s_t) is a ridge regression, on ``features`` of the state s_t = (x, y_<t), of what the ``inner`` method gave to the
-    tokens before t, Σ_{k<t} c_k: of its credit, only what the state can foretell is kept. The fit is ours; that
+    tokens before t, Σ_{k<t} c_k: only the part of its credit that the state predicts is kept. The fit is ours; that
     differences of any potential change no optimal policy is Ng, Harada and Russell 1999, and of one that moves between
     steps Devlin and Kudenko 2012. Advantages are those of the sparse score with Φ added to the critic's values, for
-    every γ and λ (Wiewiora 2003), however badly Φ fits. So ABC, which is no shaping, becomes safe.
+    every γ and λ (Wiewiora 2003), however badly Φ fits. So ABC, which is not shaping, becomes shaping.
 
-    ``observe`` is called after the update, so Φ knows earlier steps only; a fit that had seen the rollout it shapes
-    would carry its scores into earlier tokens. Within a step Φ is one fixed function. Before anything was observed Φ is
-    0 and the method is sparse. Sums to the score at γ = 1, whatever ``inner`` sums to; discounted otherwise. ``gamma``
-    must be the config's; an ``inner`` made for a discount must be made for 1.
+    ``observe`` is called after the update, so Φ knows earlier steps only; a fit on the rollout that it shapes would
+    leak the scores of that rollout into earlier tokens. Within a step Φ is one fixed function. Before anything was
+    observed Φ is 0 and the method is sparse. Sums to the score at γ = 1, whatever ``inner`` sums to; discounted
+    otherwise. ``gamma`` must be the config's; an ``inner`` made for a discount must be made for 1.
 
-    The default features are those that foretell best on the embedded task (R² on the next step's ABC credit, 16 rows of
+    The default features are those that predict best on the embedded task (R² on the next step's ABC credit, 16 rows of
     up to 24 tokens, mean of steps 21 to 40, three seeds): position and the frozen reward model's hidden states 0.63,
     with the default decay 0.66, and no more with the policy's figures added (critic's values, log-probabilities so
     far). Position and those figures alone reach 0.48, as they move with policy and critic; position alone 0.11.
 
-    ``ridge`` is relative to the features' own size (``RecursiveRidge``); ``decay`` is what an
-    older step counts for each newer one. Sums are kept in raw score units, so that a running scale of the scores leaves
-    them valid. A copy by ``dataclasses.replace`` has the same settings and has learned nothing.
+    ``ridge`` is relative to the features' own size (``RecursiveRidge``). ``decay`` multiplies the weight of all older
+    steps at each new step. Sums are kept in raw score units, so they stay valid when the scale of the scores changes. A
+    copy by ``dataclasses.replace`` has the same settings and has learned nothing.
 
     Raises:
         ValueError: a setting out of range, no features, or an inner method that learns itself or is discounted.
@@ -63,12 +63,12 @@ class PotentialProjection:
 
     @property
     def causal(self) -> bool:
-        """A potential of the state knows nothing of later tokens, whatever the inner method knows."""
+        """A potential of the state never depends on later tokens, whatever the inner method does."""
         return True
 
     @property
     def shaping(self) -> bool:
-        """However badly it fits."""
+        """True, however badly the potential fits."""
         return True
 
     @property
@@ -146,7 +146,7 @@ def _check(method: PotentialProjection) -> None:
     check_discount(method.gamma, who)
     check_inner(method.inner, who)
     if isinstance(method.inner, Learns):
-        raise ValueError(f"{who}: inner must be one function of the rollout throughout, but {method.inner!r} learns")
+        raise ValueError(f"{who}: inner must not change during a run, but {method.inner!r} learns")
     features = method.features
     if not (isinstance(features, tuple) and features and all(map(_is_feature, features))):
         raise ValueError(f"{who}: features must be a tuple of state features, got {features!r}")

@@ -1,4 +1,4 @@
-"""RED: a token's credit is what it adds to the reward model's score of the text so far."""
+"""RED: a token's credit is the change that it makes to the reward model's score of the text so far."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -29,7 +29,7 @@ class PrefixDifference:
     "last" (sums to the score; as if Φ(s_1) were taken off Φ everywhere, which is shaping at γ = 1 alone); or "nowhere"
     (sums to the score less the share).
 
-    ``gamma`` must be the config's. A reward model that reads on before it scores (BERT) refuses.
+    ``gamma`` must be the config's. A bidirectional reward model (BERT) refuses this method.
 
     Raises:
         ValueError: ``gamma`` outside [0, 1], an unknown ``prompt_share``, or "last" with another gamma than 1.
@@ -45,7 +45,7 @@ class PrefixDifference:
         check_discount(self.gamma, "PrefixDifference")
         if self.prompt_share == "last" and self.gamma != 1:
             raise ValueError(
-                f"PrefixDifference: prompt_share 'last' is shaping at gamma 1 alone, got gamma {self.gamma!r}; place "
+                f"PrefixDifference: prompt_share 'last' is shaping only at gamma 1, got gamma {self.gamma!r}; place "
                 "it 'first' or 'nowhere'"
             )
         if self.prompt_share not in get_args(PromptShare):

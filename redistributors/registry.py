@@ -48,5 +48,5 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
     )
 )
 """Every method by name; each is constructible without arguments and takes its own settings as keywords. An unknown name
-is a KeyError that says the nearest. Methods that want a reward model of a kind of their own (``EnsembleCredit``,
+is a KeyError that names the nearest. Methods that need a special kind of reward model (``EnsembleCredit``,
 ``OwnRewards``) have no name here."""

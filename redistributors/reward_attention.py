@@ -1,4 +1,4 @@
-"""ABC: credit is what the reward model looked at when it gave its score."""
+"""ABC: credit is the attention of the reward model at the position where it reads the score."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,7 +25,7 @@ class RewardAttention:
     an attention layer's number, negative from the last.
 
     Raises:
-        ValueError: ``beta`` outside [0, 1], or a ``layer`` that is no whole number.
+        ValueError: ``beta`` outside [0, 1], or a ``layer`` that is not a whole number.
     """
 
     beta: float = 0.8

@@ -1,4 +1,4 @@
-"""Segments: another method's credit, summed over stretches of text that belong together."""
+"""Segments: another method's credit, summed over n-grams, sentences or other segments."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,10 +19,10 @@ Place = Literal["spread", "end"]
 
 @runtime_checkable
 class Boundaries(Protocol):
-    """Where segments end: a pure function of a rollout, as a redistributor is.
+    """Where segments end: a pure function of a rollout, like a redistributor.
 
     ``causal``: whether a token ends a segment never changes when only later tokens do. The last token always ends one,
-    and what is said of padding is thrown away.
+    and values on padding are ignored.
     """
 
     @property
@@ -54,9 +54,9 @@ class NGrams:
 
 @dataclass(frozen=True, kw_only=True)
 class Sentences:
-    """Sentences, as far as single tokens tell: a segment ends with a token that holds one of ``marks``.
+    """Sentences, judged by single tokens: a segment ends with a token that holds one of ``marks``.
 
-    "3.14" and "e.g." are cut too, where a token of theirs holds a full stop.
+    "3.14" and "e.g." are cut too, if one of their tokens holds a full stop.
 
     Raises:
         ValueError: no ``marks``.
@@ -81,15 +81,15 @@ class Sentences:
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyPeaks:
-    """A segment begins with every token that was drawn from a distribution of more than ``threshold`` nats: where the
-    policy did not know how to go on, a new thought starts (Yin et al. 2025, "Segmenting text and learning their rewards
-    for improved RLHF in language model").
+    """A segment begins with every token that was sampled from a distribution of more than ``threshold`` nats, because a
+    new thought tends to start where the policy is uncertain (Yin et al. 2025, "Segmenting text and learning their
+    rewards for improved RLHF in language model").
 
     A fixed threshold, neither a quantile of the response nor a comparison with the next token, so that the cut before a
     token is known before it is drawn.
 
     Raises:
-        ValueError: a ``threshold`` that is no number of 0 or more.
+        ValueError: a ``threshold`` that is not a number of 0 or more.
     """
 
     threshold: float = 2.0
@@ -113,15 +113,15 @@ class Segment:
     A segment is one action made of tokens (macro actions: Chai et al. 2024, "MA-RLHF"). ``place``: every token of a
     segment gets an equal part of its sum ("spread", as Yin et al. 2025 do), or its last token gets all ("end").
 
-    Causal where ``inner`` and ``boundaries`` are and sums are placed at the end: a sum that is spread tells a
-    segment's first token about its last. That the response's last token ends a segment, as it ends the response, is no
-    look ahead, and neither is the score on it in sparse.
+    Causal if ``inner`` and ``boundaries`` are causal and sums are placed at the end: a sum that is spread reveals the
+    segment's last token to its first. That the response's last token ends a segment is no look-ahead, just as the score
+    on it in sparse is none.
 
-    Sums are undiscounted, so ``gamma`` is 1. ``inner`` must not learn: nothing would tell it what to observe.
+    Sums are undiscounted, so ``gamma`` is 1. ``inner`` must not learn, because nothing would call its ``observe``.
     Costs what ``inner`` costs.
 
     Raises:
-        ValueError: an ``inner`` that is no redistributor, is made for a discount, or learns; ``boundaries`` that are
+        ValueError: an ``inner`` that is not a redistributor, is made for a discount, or learns; ``boundaries`` that are
             none; an unknown ``place``.
     """
 
@@ -133,7 +133,7 @@ class Segment:
     def __post_init__(self) -> None:
         check_inner(self.inner, "Segment")
         if isinstance(self.inner, Learns):
-            raise ValueError(f"Segment: inner must not learn, as {self.inner!r} does; let it learn around the segments")
+            raise ValueError(f"Segment: inner must not learn, but {self.inner!r} does; make Segment its inner method")
         if isinstance(self.boundaries, type) or not isinstance(self.boundaries, Boundaries):
             raise ValueError(f"Segment: boundaries must be like NGrams() or Sentences(), got {self.boundaries!r}")
         if self.place not in get_args(Place):
@@ -146,17 +146,17 @@ class Segment:
 
     @property
     def causal(self) -> bool:
-        """Where no sum is known before its last token."""
+        """True if no sum is placed before its last token."""
         return self.inner.causal and self.boundaries.causal and self.place == "end"
 
     @property
     def shaping(self) -> bool:
-        """Where ``inner`` is: the potential stands still within a segment then."""
+        """True if ``inner`` is: the potential is then constant within a segment."""
         return self.causal and bool(getattr(self.inner, "shaping", False))
 
     @property
     def conserving(self) -> bool:
-        """As the inner method."""
+        """The same as for the inner method."""
         return self.inner.conserving
 
     def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:

@@ -1,4 +1,4 @@
-"""Shapley: a span's credit is what it adds to the score, averaged over all orders in which spans could come in."""
+"""Shapley: a span's credit is what it adds to the score, averaged over all orders of adding the spans."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class ShapleyValues(Experiment):
 
     @property
     def uses(self) -> frozenset[Ability]:  # type: ignore[override]
-        """The way in which a span is left out."""
+        """Scores of responses without some spans, removed or replaced."""
         return frozenset({self.absent})
 
     def measure(self, probe: Probe) -> Float[Tensor, "batch response"]:
@@ -56,7 +56,7 @@ class ShapleyValues(Experiment):
         return values
 
     def _ranks(self, probe: Probe, spans: Int[Tensor, "batch response"]) -> Int[Tensor, "batch order response"]:
-        """When each token comes in, in every order drawn; -1 on padding."""
+        """The rank of each token in every order drawn; -1 on padding."""
         ranks = torch.full((len(spans), self.permutations, spans.shape[1]), -1)
         for row, generator in enumerate(generators("shapley", probe.sequences)):
             own = spans[row][spans[row] >= 0].cpu()
@@ -73,10 +73,11 @@ class Shapley:
     spans in S only) (Shapley 1953). The φ sum to r(x, y) − r(x, nothing); ``residual`` says where the rest of the score
     goes. SCAR (Cao et al. 2025) is the same idea for RLHF.
 
-    ``players``: spans per response at most, contiguous and as equal as can be; a response of no more tokens has a span
-    per token. ``split``: each token gets an "equal" part of its span's φ, or its own value in the game in which the
-    tokens of a span come in one after the other, other spans as a whole ("owen": Owen 1977). ``absent``: spans left out
-    are taken out ("delete", which any callable can score too), or become the null token ("replace").
+    ``players``: the largest number of spans per response, contiguous and as equal as possible; a shorter response has
+    one span per token. ``split``: each token gets an "equal" part of its span's φ, or its own value in the game in
+    which the tokens of a span are added one after the other and other spans as a whole ("owen": Owen 1977). ``absent``:
+    spans that are left out are removed ("delete", which any callable can score too), or become the null token
+    ("replace").
 
     Up to ``exact_up_to`` spans all coalitions are enumerated; Owen's split only where every token is a span. Elsewhere
     φ is the mean over ``permutations`` orders (Castro, Gómez and Tejada 2009), drawn in pairs of an order and its
@@ -106,8 +107,8 @@ class Shapley:
             raise ValueError(f"Shapley: players is a number of spans, at least 1, got {self.players!r}")
         if type(self.exact_up_to) is not int or not 0 <= self.exact_up_to <= LARGEST:
             raise ValueError(
-                f"Shapley: exact_up_to is a number of spans from 0 to {LARGEST}, as n spans cost 2ⁿ passes a response, "
-                f"got {self.exact_up_to!r}"
+                f"Shapley: exact_up_to is a number of spans from 0 to {LARGEST}, as n spans cost 2ⁿ passes per "
+                f"response, got {self.exact_up_to!r}"
             )
         if type(self.permutations) is not int or self.permutations < 2 or self.permutations % 2:
             raise ValueError(
@@ -133,7 +134,7 @@ class Shapley:
 
     @property
     def conserving(self) -> bool:
-        """Unless the score of the empty response is left out."""
+        """True unless the score of the empty response is left out."""
         return self.residual != "nowhere"
 
     def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:

@@ -1,4 +1,4 @@
-"""Rollouts to try a method on: made up whole, parts of one, and the same beginnings with other ends."""
+"""Rollouts to test a method on: made-up ones, parts of one, and the same prefixes with other endings."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -111,7 +111,7 @@ def with_other_ends(rollout: Rollout, kept: int) -> Rollout:
 
 def known_ahead(request: EvidenceRequest) -> int | None:
     """How many more columns of evidence than tokens are known at any token: 1 where it is of the state before a token,
-    0 where it is of the token too, None where it may know the whole response."""
+    0 where it is of the token too, None if it may know the whole response."""
     asked = _asked(request)
     if isinstance(asked, HiddenTap | TokenEntropy | FullKL):
         return 1
@@ -127,6 +127,6 @@ def _asked(request: EvidenceRequest) -> EvidenceRequest:
 
 
 def _of_attention(request: EvidenceRequest) -> bool:
-    """Whether a method may take it for weights, which are not negative."""
+    """Whether a method may treat it as weights, which are never negative."""
     maps = {"attention", "attention_gradients"}
     return isinstance(request, AttentionTap) or (isinstance(request, Experiment) and not maps.isdisjoint(request.uses))

@@ -1,5 +1,5 @@
-"""Rows in batches under a budget of tokens; where memory runs out, the same work again in smaller parts, with the
-same result."""
+"""Cut rows into batches within a budget of tokens. If memory runs out, repeat the work in smaller parts, with the same
+result."""
 
 import gc
 import warnings
@@ -63,41 +63,43 @@ def row_batches(lengths: Int[Tensor, " row"], token_budget: int) -> Iterator[Int
 
 
 class SmallerParts(RuntimeWarning):
-    """Memory ran out, and the same work goes on in smaller parts."""
+    """Memory ran out; the same work continues in smaller parts."""
 
 
 @dataclass(kw_only=True)
 class TokenBudget:
-    """How many tokens one pass may hold, padding included: what ``setting`` says, less once memory has run out."""
+    """How many tokens one pass may hold, padding included: the value of ``setting``, or less after memory has run
+    out."""
 
     setting: str
     tokens: int
     lowered: bool = False
-    """Whether memory has run out under it."""
+    """Whether memory ran out with this budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
-    """The budgets of a run: rows that are sampled side by side, and every other pass of the policy."""
+    """The two budgets of a run: one for sampling, one for every other pass of the policy."""
 
     sampling: TokenBudget
     micro_batch: TokenBudget
 
     @classmethod
     def of(cls, config: PPOConfig) -> "Budgets":
-        """As the config sets them."""
+        """The budgets that the config sets."""
         return cls(
             sampling=TokenBudget(setting="PPOConfig.sampling_tokens", tokens=config.sampling_tokens),
             micro_batch=TokenBudget(setting="PPOConfig.micro_batch_tokens", tokens=config.micro_batch_tokens),
         )
 
     def state(self) -> dict[str, int]:
-        """Those that memory running out has lowered; a resumed run rounds as this one only if it cuts alike."""
+        """The budgets that were lowered when memory ran out. A resumed run needs them to cut, and so to round, the same
+        way."""
         held = {"sampling": self.sampling, "micro_batch": self.micro_batch}
         return {name: budget.tokens for name, budget in held.items() if budget.lowered}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Lower them again, unless the config asks for less by now."""
+        """Lower the budgets again, unless the config now sets lower ones."""
         for name, budget in (("sampling", self.sampling), ("micro_batch", self.micro_batch)):
             if state.get(name, budget.tokens) < budget.tokens:
                 budget.tokens, budget.lowered = state[name], True
@@ -112,10 +114,10 @@ def run_in_parts(
     phase: str,
     begin: Callable[[], None] = lambda: None,
 ) -> list[Part]:
-    """What ``run`` gives for each part that ``cut`` makes under the budget of rows that are ``lengths`` tokens long.
+    """Apply ``run`` to each part into which ``cut`` divides rows of ``lengths`` tokens under the budget.
 
-    Where a part runs out of memory, the budget falls to half of what that part held, which is said in a warning
-    and stays so, and all parts are made and run again, after ``begin``: the result must not depend on how rows are cut.
+    If a part runs out of memory, the budget falls to half of what that part held and stays there, a warning says so,
+    and all parts are cut and run again, after ``begin``. The result must not depend on how rows are cut.
 
     Raises:
         MemoryError: a part of a single row ran out of memory.
@@ -136,7 +138,7 @@ def run_in_parts(
                 break
         else:
             return done
-        # Behind the handler, whose error kept everything alive that the failed pass had made.
+            # After the handler: its error kept everything alive that the failed pass had allocated.
         done.clear()
         gc.collect()
         torch.cuda.empty_cache()  # does nothing where CUDA is not in use
@@ -144,7 +146,7 @@ def run_in_parts(
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error is memory running out, on any device."""
+    """Whether an error means that memory ran out, on any device."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
 
 

@@ -1,6 +1,6 @@
 """Checks that turn a silent bug into an error on the first step.
 
-The figures they look at are logged on every step.
+The metrics they use are logged on every step.
 """
 
 import warnings
@@ -36,7 +36,7 @@ over 1e13 tokens then fit float32 (3.4e38), and so does one times the largest ra
 
 
 class HealthError(RuntimeError):
-    """A run that would train on wrong numbers."""
+    """The run would train on wrong numbers."""
 
 
 def require_usable(name: str, values: Tensor, policy: Policy, sequences: Sequences) -> None:
@@ -55,7 +55,7 @@ def require_usable(name: str, values: Tensor, policy: Policy, sequences: Sequenc
 
 
 def usable(values: Tensor) -> Tensor:
-    """Where values are numbers that can be computed with: finite, and no larger than ``LARGEST_NUMBER``."""
+    """True where values are finite and no larger than ``LARGEST_NUMBER`` in size."""
     return values.abs() <= LARGEST_NUMBER  # which NaN is not
 
 
@@ -67,8 +67,7 @@ def log_ratio_bounds(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def why_not_repeated(largest: float, mean: float, dtype: torch.dtype) -> str:
-    """Before the first optimizer step every probability ratio is 1: why these |log ratio| are not; empty where they
-    are."""
+    """Why |log ratio| is not 0 before the first optimizer step, as it must be; empty if it is, up to rounding."""
     most, most_mean = log_ratio_bounds(dtype)
     if largest <= most and mean <= most_mean:
         return ""
@@ -80,19 +79,19 @@ def why_not_repeated(largest: float, mean: float, dtype: torch.dtype) -> str:
 
 
 def why_not_reference(rollout: Rollout, dtype: torch.dtype) -> str:
-    """A policy that has not been trained yet is its reference: why this one is not; empty where it is."""
+    """Why an untrained policy differs from its reference; empty if it does not, up to rounding."""
     gap = float((rollout.logprobs - rollout.ref_logprobs).abs().max())
     most, _ = log_ratio_bounds(dtype)
     if gap <= most:
         return ""
     return (
-        f"before the first update policy and reference differ by up to {gap:.2e} nats a token (rounding in {dtype}: "
+        f"before the first update policy and reference differ by up to {gap:.2e} nats per token (rounding in {dtype}: "
         f"{most:.0e}). The reference is not the model that training starts from"
     )
 
 
 def why_not_conserved(token_scores: Tensor, rollout: Rollout, redistributor: Redistributor) -> str:
-    """A conserving redistributor keeps every score: why this one has not; empty where it has, or claims nothing."""
+    """Why a conserving redistributor missed the scores; empty if it kept them, or is not declared conserving."""
     size = torch.maximum(rollout.scores.abs(), token_scores.abs().sum(1)).clamp(min=1)  # that of what is rounded
     error = float(((token_scores.sum(1) - rollout.scores).abs() / size).max())
     if not redistributor.conserving or error <= CREDIT_SUM_TOLERANCE:
@@ -107,7 +106,7 @@ def conservation_error(token_scores: Float[Tensor, "batch response"], rollout: R
 
 
 def report(problem: str, severity: Literal["error", "warn"]) -> None:
-    """Raise HealthError, or warn where the config says so; nothing where ``problem`` is empty."""
+    """Raise HealthError, or warn if the config says so; do nothing if ``problem`` is empty."""
     if not problem:
         return
     if severity == "error":
@@ -116,7 +115,7 @@ def report(problem: str, severity: Literal["error", "warn"]) -> None:
 
 
 def require_token_scores(token_scores: Tensor, rollout: Rollout, redistributor: Redistributor) -> None:
-    """Raise where a redistributor breaks its contract in a way no training should survive.
+    """Raise if a redistributor breaks its contract so badly that training must not continue.
 
     Raises:
         HealthError: wrong shape, gradient attached, or not 0 on padding.
@@ -139,11 +138,11 @@ def require_token_scores(token_scores: Tensor, rollout: Rollout, redistributor: 
 
 
 def check_needs(redistributor: Redistributor, policy: Policy, reward: RewardModel) -> None:
-    """Refuse, at construction, a redistributor whose evidence no model can give.
+    """Refuse, at construction, a redistributor if no model can provide its evidence.
 
     Raises:
         TypeError: not a redistributor, the class of one, or one that learns and cannot be saved.
-        ValueError: a request that its source does not provide, with the reason where the source states one
+        ValueError: a request that its source does not provide, with the reason if the source states one
             (``SaysWhyNot``).
     """
     if isinstance(redistributor, type):
@@ -164,7 +163,7 @@ def check_needs(redistributor: Redistributor, policy: Policy, reward: RewardMode
 
 
 def needs_of(methods: Iterable[Redistributor], policy: Policy, reward: RewardModel) -> frozenset[EvidenceRequest]:
-    """The evidence that all of the methods need together; raises as ``check_needs`` for one that cannot be served."""
+    """The evidence that all methods need together; raises like ``check_needs`` for a method that cannot be served."""
     needs: frozenset[EvidenceRequest] = frozenset()
     for method in methods:
         check_needs(method, policy, reward)
@@ -173,14 +172,15 @@ def needs_of(methods: Iterable[Redistributor], policy: Policy, reward: RewardMod
 
 
 def why_not_provided(request: EvidenceRequest, source: Policy | RewardModel) -> str:
-    """Why a model cannot give a piece of evidence, in its own words where it has some; empty where it can."""
+    """Why a model cannot provide a piece of evidence, as the model itself explains if it can; empty if it provides
+    it."""
     if source.provides(request):
         return ""
     return (source.why_not(request) if isinstance(source, SaysWhyNot) else "") or "it does not measure such evidence"
 
 
 def check_vocabulary(policy: Policy, reward: RewardModel) -> None:
-    """Refuse a policy and a reward model that read different tokens in the same ids; skipped where either is unknown.
+    """Refuse a policy and a reward model that map the same ids to different tokens; skipped if either is unknown.
 
     Raises:
         ValueError: the vocabularies differ; names the first tokens that do.
@@ -198,9 +198,9 @@ def check_vocabulary(policy: Policy, reward: RewardModel) -> None:
 
 
 def check_id_range(policy: Policy, reward: RewardModel) -> None:
-    """Refuse a policy that may draw ids the reward model has no embedding for; skipped where either range is unknown.
+    """Refuse a policy that may sample ids for which the reward model has no embedding; skipped if a range is unknown.
 
-    Equal tokenizers do not settle it: an embedding is often padded beyond its tokenizer.
+    Equal tokenizers do not guarantee this, because embeddings are often padded beyond the tokenizer.
 
     Raises:
         ValueError: the policy's range is the longer one.
@@ -213,8 +213,7 @@ def check_id_range(policy: Policy, reward: RewardModel) -> None:
 
 
 def check_gamma(redistributor: Redistributor, gamma: float) -> None:
-    """Refuse, at construction, a method made for another discount than the config's, and gamma ≠ 1 where it changes
-    which responses are best.
+    """Refuse a gamma that the method is not made for, and gamma ≠ 1 if it changes which responses are best.
 
     Discounting credit that is conserved but lands before the last token breaks return equivalence; sparse with
     gamma < 1 is an ordinary baseline. Credit that lands on the last token alone is causal, so what is not causal lands

@@ -52,7 +52,7 @@ OTHER_WORDS: Mapping[str, str] = {
     "early_stopping": "'target_kl', which is off at None",
     "whiten_rewards": "nothing at all, as rewards are never whitened",
 }
-"""Settings by the names of other libraries, the paper's TRL among them."""
+"""Setting names of other libraries, such as the paper's TRL."""
 
 
 @naming_nearest({"kl_coef": "'init_coef'", "init_kl_coef": "'init_coef'", "kl_penalty": "'kind'"})
@@ -61,12 +61,12 @@ class KLConfig:
     """The penalty against the reference, subtracted from every token's score and never redistributed."""
 
     init_coef: float = 0.2
-    """Penalty in score units per nat at the first step (paper: 0.2). Scores that spread far more or less than 1 want
-    another, or ``ScoreConfig(scaling="running_std")``."""
+    """Penalty in score units per nat at the first step (paper: 0.2). Choose another value, or use
+    ``ScoreConfig(scaling="running_std")``, if the standard deviation of scores is far from 1."""
     target: float = 6.0
-    """What an adaptive controller steers towards: k1 in nats summed over a response, mean over the batch (paper: 6)."""
+    """Target KL of the adaptive controller: k1 in nats per response, mean over the batch (paper: 6)."""
     horizon: float = 10_000.0
-    """Responses over which an adaptive controller makes up a 100 % error (paper: 10 000, TRL's default)."""
+    """Responses over which the adaptive controller corrects an error of 100 % (paper: 10 000, TRL's default)."""
     kind: KLKind = "k1"
     """Estimator of the penalty; the controller is fed k1 whatever this says (paper: k1)."""
     place: Literal["reward", "loss"] = "reward"
@@ -83,14 +83,14 @@ class KLConfig:
 @naming_nearest()
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """What is done to the scalar score before it is redistributed (paper: nothing)."""
+    """Centring, scaling and clipping of the scores before redistribution (paper: none)."""
 
     centring: Literal["none", "running_mean"] = "none"
     """Subtract the running mean of all raw scores so far, this batch included."""
     scaling: Literal["none", "running_std"] = "none"
     """Divide by the running standard deviation of all raw scores so far, this batch included."""
     clip: float | None = None
-    """Clip the result to [-clip, clip]; None leaves it alone."""
+    """Clip the result to [-clip, clip]; None does not clip."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -106,7 +106,7 @@ class PPOConfig:
     response is noise, and slow on a card; and clipping of the gradient, because scores may be of any size.
 
     Raises:
-        TypeError: at construction, a setting of another name; says the nearest.
+        TypeError: at construction, a setting of another name; names the nearest.
         ValueError: at construction, listing every setting that is of another kind than annotated, or out of range.
     """
 
@@ -136,7 +136,7 @@ class PPOConfig:
     """Mean of the policy loss: over all tokens; within responses, then over them; or sums per response over the longest
     ``max_length``."""
     value_clip_range: float = 0.2
-    """Largest move of a value from its rollout value that the value loss rewards, in score units."""
+    """Clipping of values in the value loss: rollout value ± value_clip_range, in score units."""
     value_coef: float = 0.1
     """Weight of the value loss."""
     entropy_coef: float = 0.0
@@ -144,7 +144,7 @@ class PPOConfig:
     kl: KLConfig = field(default_factory=KLConfig)
     """The penalty against the reference, and how its coefficient adapts."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
-    """What is done to scores before they are redistributed."""
+    """Centring, scaling and clipping of the scores before redistribution."""
     epochs: int = 4
     """Passes over a rollout batch."""
     rollout_batch_size: int = 64
@@ -173,8 +173,7 @@ class PPOConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay; AdamW only."""
     max_grad_norm: float | None = 1.0
-    """Clip the gradient's 2-norm to this, so that one odd minibatch moves the weights no further; None is off
-    (paper: off)."""
+    """Clip the gradient's 2-norm to this, to limit the effect of a single odd minibatch; None is off (paper: off)."""
     ratio_threshold: float = 10.0
     """A minibatch whose token-mean probability ratio exceeds this is skipped, without an optimizer step, and counted.
     (TRL 0.7.4 zeroes the loss but still steps Adam, whose momentum then moves the weights.)"""
@@ -198,7 +197,8 @@ class PPOConfig:
     """Seed of every random stream: prompts, lengths, sampling, minibatches; initial weights are drawn before there is
     a trainer, with ``load_policy(..., seed=streams.seed_of(seed, "init"))``."""
     first_step_checks: Literal["error", "warn"] = "error"
-    """What a failed health check of the first step does; "warn" for a policy that knowingly is not its reference."""
+    """What a failed health check of the first step does. Use "warn" if the policy intentionally differs from its
+    reference."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -227,7 +227,7 @@ class PPOConfig:
         never enforced (the published runs end at 13-23).
 
         Raises:
-            TypeError: an override of another name; says the nearest.
+            TypeError: an override of another name; names the nearest.
             ValueError: an unknown task.
         """
         if task not in PAPER:
@@ -252,7 +252,7 @@ PAPER: Mapping[str, Mapping[str, Any]] = {
 
 
 def _problems(config: PPOConfig) -> list[str]:
-    """Every setting of a wrong kind or out of range, in words; contradictions only where every kind is right."""
+    """Every setting of a wrong type or out of range, in words; contradictions only if all types are right."""
     settings = list(_settings(config))
     wrong = {
         name: f"{words}, got {value!r}{nearest(value, choices(kind))}"
@@ -308,7 +308,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 
 
 def _contradictions(config: PPOConfig) -> Iterator[str]:
-    """Settings that are fine alone and not together."""
+    """Settings that are valid alone but not together."""
     low, high = config.max_length
     if config.kl.adaptive and config.kl.horizon <= MAX_RELATIVE_ERROR * config.rollout_batch_size:
         yield (
@@ -341,7 +341,7 @@ def _contradictions(config: PPOConfig) -> Iterator[str]:
 
 
 def _prompt_contradictions(config: PPOConfig) -> Iterator[str]:
-    """What does not fit together about the responses of a prompt, and comparing them."""
+    """Contradictions between the number of responses per prompt and the settings that compare them."""
     rows, times = config.rollout_batch_size, config.responses_per_prompt
     if times >= 1 and rows % times:
         yield f"rollout_batch_size {rows} is no multiple of responses_per_prompt {times}"

@@ -16,10 +16,10 @@ COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZ
 
 
 def require_one_process() -> None:
-    """Refuse to be one of several processes: each would train a model of its own, and write where the others do.
+    """Refuse to run as one of several processes: each would train its own model and write to the same files.
 
     Raises:
-        ValueError: a launcher says that it started several, or they have met in a process group already.
+        ValueError: a launcher started several processes, or a process group already exists.
     """
     counts = {name: os.environ.get(name, "") for name in COUNTS}
     several = [f"{name}={value}" for name, value in counts.items() if value.strip().isdecimal() and int(value) > 1]

@@ -1,4 +1,4 @@
-"""Evidence: what a redistributor wants to know about a response beyond its score.
+"""Evidence: what a redistributor needs to know about a response beyond its score.
 
 A request is a frozen, hashable value that names its source and carries its parameters. A *tap* rides on the forward
 pass that is made anyway: the model hands it the few attention rows it names, or its hidden states, and it reduces them,
@@ -45,7 +45,7 @@ class EvidenceRequest:
         return (batch, response)
 
     def why_not(self, layers: int, heads: int) -> str:
-        """Why a model of ``layers`` attention layers with ``heads`` heads each cannot answer; empty where it can."""
+        """Why a model of ``layers`` attention layers with ``heads`` heads each cannot answer; empty if it can."""
         return ""
 
 
@@ -60,7 +60,7 @@ class AttentionTap(EvidenceRequest):
     layer: int = -1
 
     def why_not(self, layers: int, heads: int) -> str:
-        """Why a model with so many ``layers`` lacks this one; the number of ``heads`` does not matter."""
+        """Why a model with ``layers`` attention layers lacks this one; the number of ``heads`` does not matter."""
         return "" if -layers <= self.layer < layers else f"it has attention layers 0 to {layers - 1}, not {self.layer}"
 
     def rows(self, layout: Layout) -> Int[Tensor, "batch row"]:
@@ -139,8 +139,8 @@ class HiddenTap(EvidenceRequest):
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixScores(HiddenTap):
-    """r(x, y_<t), the raw score of the state before response token t: what the reward model would say of a response
-    that ends there. Column 0 is r(x, nothing); r(x, y) itself is ``rollout.raw_scores``. ``source`` is "reward"."""
+    """r(x, y_<t), the raw score of the state before response token t: the score of a response that ends there. Column 0
+    is r(x, nothing); r(x, y) itself is ``rollout.raw_scores``. ``source`` is "reward"."""
 
     def read(
         self,

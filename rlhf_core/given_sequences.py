@@ -1,4 +1,4 @@
-"""Prompts and responses that nobody sampled, as the sequences that a policy would have made."""
+"""Prompts and responses from elsewhere, in the form of sequences that a policy would have sampled."""
 
 from collections.abc import Sequence
 

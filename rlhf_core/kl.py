@@ -41,7 +41,7 @@ def kl_estimate(
 
 @runtime_checkable
 class KLController(Protocol):
-    """Owner of ``coef``, the penalty's coefficient (score units per nat)."""
+    """Holds ``coef``, the penalty's coefficient (score units per nat)."""
 
     coef: float
 
@@ -58,7 +58,7 @@ class FixedKL:
     coef: float
 
     def update(self, mean_response_kl: float, n_responses: int) -> None:
-        """Nothing to do, whatever ``mean_response_kl`` and ``n_responses`` are."""
+        """Does nothing; ``mean_response_kl`` and ``n_responses`` are ignored."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Statistics over the tokens a mask selects. No flags: one function, one meaning.
+"""Statistics over the tokens that a mask selects. Each function has one meaning and no flags.
 
 Masked slots go through ``torch.where``, never through a product: NaN x 0 is NaN.
 """
@@ -20,7 +20,7 @@ def masked_mean(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float
 
 
 def masked_var(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, ""]:
-    """Unbiased variance (ddof 1) of ``x`` where ``mask``, over all processes; 0 for one element, which has no spread.
+    """Unbiased variance (ddof 1) of ``x`` where ``mask``, over all processes; 0 for a single element.
 
     Raises:
         ValueError: nothing is selected.

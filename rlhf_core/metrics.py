@@ -1,4 +1,4 @@
-"""Every figure of a step that does not come from the update itself. docs/metrics.md in the repository says how to read
+"""Every metric of a step that does not come from the update itself. docs/metrics.md in the repository says how to read
 them.
 
 A figure that is undefined for a batch (the spread of a single response, say) is left out rather than made up.
@@ -88,7 +88,7 @@ def within_position_variance(
 ) -> Float[Tensor, ""] | None:
     """Pooled unbiased variance of ``x`` around its mean at each response position.
 
-    Σ_t Σ_i (x_it − x̄_t)² / (tokens − positions); None where no position has two tokens.
+    Σ_t Σ_i (x_it − x̄_t)² / (tokens − positions); None if no position has two tokens.
     """
     counts = mask.sum(0)
     freedom = mask.sum() - (counts > 0).sum()

@@ -1,4 +1,4 @@
-"""Names that nobody knows: a message says the nearest one that is known."""
+"""Unknown names: find the nearest known one for the error message."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -12,8 +12,8 @@ NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def nearest(name: object, known: Iterable[str], other_words: Mapping[str, str] = NONE) -> str:
-    """``"; did you mean 'abc'?"``, to end a message with: the known name that is spelled most alike, or what
-    ``other_words`` says of another library's word for it. Empty where nothing is near."""
+    """``"; did you mean 'abc'?"``, the end of an error message: the known name with the most similar spelling, or our
+    name for another library's (``other_words``). Empty if nothing is near."""
     if not isinstance(name, str):
         return ""
     if name in other_words:
@@ -23,7 +23,7 @@ def nearest(name: object, known: Iterable[str], other_words: Mapping[str, str] =
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is spelled most alike, whatever its case and hyphens; None where nothing is near."""
+    """The known name with the most similar spelling, ignoring case and hyphens; None if nothing is near."""
     spelled = {_plain(each): each for each in known}
     close = get_close_matches(_plain(name), spelled, n=1)
     return spelled[close[0]] if close else None

@@ -1,4 +1,4 @@
-"""The optimizer of a run: made, scheduled, stepped; its state as tensors and JSON, without pickle."""
+"""The optimizer of a run: create, schedule and step it, and save its state as tensors and JSON, without pickle."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,7 +90,7 @@ def state_numbers(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def restore_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-    """Put both back.
+    """Restore both.
 
     Raises:
         ValueError: the state is that of an optimizer over other parameters, or none that its steps could have left.

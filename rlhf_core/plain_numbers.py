@@ -1,4 +1,4 @@
-"""The one place where further figures enter: those of a redistributor and of instruments become plain numbers here."""
+"""Turn the metrics of redistributors and instruments into plain numbers; they enter the log only through here."""
 
 import math
 import sys
@@ -26,7 +26,7 @@ ARRAYS = (("numpy", "generic"), ("numpy", "ndarray"), ("torch", "Tensor"))
 def further_figures(found: object, who: object, taken: Mapping[str, float]) -> dict[str, float]:
     """What ``who`` returned, as plain floats: numbers of numpy, torch and the standard library, truth values too.
 
-    NaN and infinity stay: they are logged by name, and nothing is decided by them.
+    NaN and infinity stay: they are logged by name, and no decision depends on them.
 
     Raises:
         ValueError: no mapping of names to numbers, or a name that is the engine's or ``taken``; names who, key, value.
@@ -50,7 +50,7 @@ def _number(value: object, said: str) -> float:
         if isinstance(plain, SupportsFloat) and not hasattr(plain, "shape"):
             return float(plain)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{said} {shortened(value)}, which is no number that a float holds: {error}") from error
+        raise ValueError(f"{said} {shortened(value)}, which no float can hold: {error}") from error
     raise ValueError(f"{said} {shortened(value)}, a {type(value).__name__}; a figure must be one real number")
 
 

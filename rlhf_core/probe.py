@@ -26,11 +26,12 @@ Baseline = Literal["null", "zero"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Variants:
-    """Altered responses, as many of every row: ``keep[i, v, t]`` says whether token t of row i stands in variant v.
+    """Altered responses, the same number for every row: ``keep[i, v, t]`` says whether token t of row i stands in
+    variant v.
 
-    ``absent``: what does not stand is taken out ("delete"), or becomes the model's null token ("replace"). Prompts are
-    never touched; a response may lose all its tokens. Equal variants of a row are scored once, so that rows which need
-    fewer can repeat one.
+    ``absent``: tokens that are not kept are removed ("delete"), or become the model's null token ("replace"). Prompts
+    are never touched; a response may lose all its tokens. Equal variants of a row are scored once, so that rows which
+    need fewer can repeat one.
     """
 
     keep: Bool[Tensor, "batch variant response"]
@@ -50,7 +51,7 @@ class PathPoint:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttentionMaps:
-    """What a micro-batch looked at: one whole map (batch, head, query, key) a layer, from the first on.
+    """The attention of a micro-batch: one whole map (batch, head, query, key) per layer, from the first on.
 
     Weights after softmax, in float32 at least; the query rows of padding, and its keys, are 0. ``layout`` names
     columns of the maps; its ``read_positions`` are where the score is read.
@@ -70,8 +71,8 @@ class MapGradients:
 
 @dataclass(kw_only=True)
 class Cost:
-    """What was spent so far: forward and backward passes, each counted once a row, the tokens of those rows, padding
-    left out, and wall-clock seconds."""
+    """The cost so far: forward and backward passes, counted once per row, the tokens of those rows without padding, and
+    wall-clock seconds."""
 
     forwards: int = 0
     backwards: int = 0
@@ -99,7 +100,7 @@ class Probe(Protocol):
 
     @property
     def cost(self) -> Cost:
-        """What this probe has spent."""
+        """The cost of this probe so far."""
         ...
 
     def select(self, rows: Int[Tensor, " row"]) -> "Probe":
@@ -161,8 +162,8 @@ def measured(experiment: Experiment, probe: Probe) -> Tensor:
 
 
 def generators(name: str, sequences: Sequences) -> list[torch.Generator]:
-    """A stream of random numbers for every row, fixed by ``name`` and the row's own tokens: a row draws the same alone,
-    in any batch, and in a run taken up again."""
+    """A stream of random numbers for every row, fixed by ``name`` and the row's own tokens: a row gets the same numbers
+    alone, in any batch, and in a resumed run."""
     pairs = zip(sequences.prompts(), sequences.responses(), strict=True)
     digests = (hashlib.sha256(repr((name, prompt, response)).encode()).digest() for prompt, response in pairs)
     return [torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1) for digest in digests]

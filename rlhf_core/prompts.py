@@ -1,4 +1,4 @@
-"""Prompts on their way into a run: read, checked all at once, encoded, shuffled."""
+"""Prompts of a run: read, check all at once, encode and shuffle them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -70,7 +70,7 @@ def encoded(policy: Policy, reward: RewardModel, prompts: Prompts, config: PPOCo
     one row at a time is read.
 
     Raises:
-        ValueError: no list of prompts, none in it, some that are no prompts, of several kinds or without a column that
+        ValueError: no list of prompts, none in it, some that are not prompts, of several kinds or without a column that
             others have; a column that the reward asks for and they lack; prompts that policy or reward model refuse.
             All of a kind are listed.
     """
@@ -126,7 +126,7 @@ def _all_read(prompts: Any) -> list[Written]:
 
 
 def _require_list(prompts: Any) -> None:
-    """The usual ways to give something else, each with its way out."""
+    """Refuse the common mistakes, each with a message that says what to do."""
     wrong = ""
     if isinstance(prompts, str):
         wrong = f"got one text; for a single prompt give [{prompts!r}]"
@@ -148,7 +148,8 @@ def _require_list(prompts: Any) -> None:
 
 
 def read_prompt(given: Any) -> Written:
-    """Raises ValueError, in words that go on from "prompt 3", for anything but a prompt or a row with one."""
+    """Read a prompt, or a row with one. For anything else, raise ValueError with a message that continues "prompt
+    3"."""
     if not isinstance(given, Mapping):
         return _read_prompt(given)
     if "prompt" not in given:
@@ -199,7 +200,7 @@ def _require_unicode(text: str) -> None:
 
 
 def _token_ids(prompt: Any) -> list[int]:
-    """Plain integers of a prompt that is no text; anything with an index is one (numpy's and torch's are) but a truth
+    """Plain integers of a prompt that is not text; anything with an index is one (numpy's and torch's are) but a truth
     value, which would be one of a mask."""
     try:
         if isinstance(prompt, NO_IDS):

@@ -217,7 +217,7 @@ def _reference_logprobs(
 
 
 def _put(whole: Tensor, rows: Tensor, part: Tensor) -> None:
-    """Rows of a part, which may be narrower in its second axis, where they belong in the whole."""
+    """Copy the rows of a part, which may have fewer columns, to their places in the whole."""
     columns = part.shape[1] if part.ndim > 1 else 0
     home = whole[:, :columns] if columns else whole
     home[rows] = part.to(whole.dtype)

@@ -1,4 +1,4 @@
-"""What stands between a bad number and the weights: an optimizer step whose numbers are not in order is skipped."""
+"""Keep bad numbers away from the weights: skip an optimizer step whose loss or gradient is unusable."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class UnusableRollout(FloatingPointError):
 
 @dataclass
 class StepGuard:
-    """Admits optimizer steps, counts those it does not, and ends a run that has no others.
+    """Admits optimizer steps, counts the ones it skips, and ends a run after too many skipped in a row.
 
     A step is not admitted whose loss or gradient norm is not finite, nor, with ``spike_factor``, one whose gradient
     norm exceeds that many times the mean of those admitted before. Rollouts with numbers that are not finite, or
@@ -40,7 +40,7 @@ class StepGuard:
     skipped: list[dict[str, Any]] = field(default_factory=list)
 
     def why_not_admit(self, loss: float, norm: float) -> str:
-        """Why a step with this loss and gradient norm must not be taken; empty where it may."""
+        """Why a step with this loss and gradient norm must not be taken; empty if it may."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return f"loss {loss} and gradient norm {norm} must be finite"
         limit = math.inf if self.spike_factor is None else self.spike_factor * self.mean_norm
@@ -71,11 +71,11 @@ class StepGuard:
             )
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs to decide alike."""
+        """The state that a resumed run needs to make the same decisions."""
         return {"in_a_row": self.in_a_row, "norms": self.norms, "mean_norm": self.mean_norm}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Put ``state`` back."""
+        """Restore ``state``."""
         self.skipped.clear()
         self.in_a_row, self.norms, self.mean_norm = state["in_a_row"], state["norms"], state["mean_norm"]
 

@@ -73,7 +73,7 @@ class PPOTrainer:
             that it asks for. ``TextReward`` and ``TokenReward`` change what it gets.
         redistributor: the method of credit assignment, an instance.
         config: all settings.
-        loggers: get the figures of every step of ``fit``; yours to close.
+        loggers: get the figures of every step of ``fit``; close them yourself.
         instruments: functions of a rollout that give further figures, logged with the rest.
         optimizer: makes an optimizer from the trainable parameters and the config (``models.paged_adamw_8bit``, say).
 
@@ -123,7 +123,7 @@ class PPOTrainer:
             HealthError: numbers that no honest run produces (first step, unless the config asks for warnings).
             UnusableRollout: a number of the rollout, of its credit or of its returns is not finite or exceeds
                 ``checks.LARGEST_NUMBER``, or credit misses the score; nothing has changed.
-            ValueError: the redistributor or an instrument gave a figure that is no number, or the name of another.
+            ValueError: the redistributor or an instrument gave a figure that is not a number, or the name of another.
             Diverged: too many minibatches in a row had a loss or gradient that is not finite (``guard.skipped``).
         """
         started = time.perf_counter()
@@ -149,8 +149,8 @@ class PPOTrainer:
         done), whatever is measured. Before the first update, checks that the policy equals its reference.
 
         Raises:
-            TypeError, ValueError: what is no method, or needs evidence that the models cannot give; names it and why,
-                before anything is sampled.
+            TypeError, ValueError: what is not a method, or needs evidence that the models cannot give; names it and
+                why, before anything is sampled.
             RuntimeError: an update was not concluded.
         """
         require_one_process()
@@ -263,7 +263,7 @@ class PPOTrainer:
         self, rollout: Rollout, token_scores: Float[Tensor, "batch response"], experience: Experience
     ) -> dict[str, float]:
         """Figures of ``rollout``, its ``token_scores`` and its ``experience``, with those of the redistributor and the
-        instruments. Raises ValueError for a figure that is no number, or a name that is taken."""
+        instruments. Raises ValueError for a figure that is not a number, or a name that is taken."""
         figures = {"kl_coef": self.kl_controller.coef}
         figures |= rollout_metrics(rollout) | credit_metrics(token_scores, rollout)
         figures |= self.estimator.defined(critic_metrics(experience))
@@ -346,7 +346,7 @@ class PPOTrainer:
         return trainer_state.state_of(self)
 
     def why_not_restored(self, checkpoint: Path) -> str:
-        """Why ``checkpoint`` cannot be restored here, whichever run it is of; empty where it can."""
+        """Why ``checkpoint`` cannot be restored here, whichever run it is of; empty if it can."""
         return trainer_state.why_not_restored(self, checkpoint)
 
     def restore(self, checkpoint: Path) -> None:

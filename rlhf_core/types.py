@@ -28,7 +28,7 @@ class Sequences:
     of the engine. ``min_lengths`` and ``max_lengths`` are in tokens, EOS counted: EOS was banned on the first
     ``min_lengths`` tokens, and generation was cut after ``max_lengths``. ``finished`` is False where it was cut.
     ``given`` holds, for each row, what its caller wrote and ids do not tell: ``prompt`` (a text or a chat; left out
-    where ids were given) and the further columns. It is empty where nobody wrote any such thing.
+    where ids were given) and the further columns. It is empty if nobody wrote any such thing.
 
     Raises:
         ValueError: no rows, tensors of other shapes or kinds than annotated, a mask with holes, padding on the wrong
@@ -287,7 +287,7 @@ class SaysWhyNot(Protocol):
     """A policy or reward model that says why it cannot give a piece of evidence."""
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """The reason why it cannot answer ``request``, in words; empty where ``provides`` is true."""
+        """The reason why it cannot answer ``request``, in words; empty if ``provides`` is true."""
         ...
 
 

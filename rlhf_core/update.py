@@ -29,7 +29,7 @@ FirstMinibatch = Callable[[float, float], None]
 
 @dataclass
 class UpdateStatistics:
-    """Sums over the minibatches of one update, and what they amount to."""
+    """Sums over the minibatches of one update, and the metrics computed from them."""
 
     taken: list[dict[str, float]] = field(default_factory=list)
     skipped: int = 0
@@ -145,7 +145,7 @@ def _accumulate(
     rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
 
     def backward(rows: Int[Tensor, " row"]) -> dict[str, float]:
-        """What the micro-batch adds to each of the minibatch's figures; of ``MAXIMA``, its own."""
+        """The micro-batch's contribution to each figure of the minibatch; for ``MAXIMA``, its own maximum."""
         part = minibatch.select(rows)
         token_share, row_share = int(part.sequences.response_mask.sum()) / tokens, len(part.sequences) / rows_in_all
         policy_share = token_share if config.loss_mean == "token" else row_share

@@ -1,4 +1,4 @@
-"""The command line of every script: a flag for every field of a dataclass, and a YAML file of them.
+"""The command line of every script: a flag for every field of a dataclass, or a YAML file with them.
 
 A command file imports nothing heavy at its top: it holds the dataclass of its settings and ``main(argv)``, which calls
 :func:`parse` and checks what can be checked. Only then, inside :func:`refusals`, does ``main`` import the module of a
@@ -29,7 +29,7 @@ Settings = TypeVar("Settings")
 class CommandParser(ArgumentParser):
     """A parser whose errors are one line, whose help is short, and whose ``--config`` takes the name of a preset.
 
-    argparse offers overriding as its only way to change what it says, hence the inheritance.
+    argparse can change its messages only by overriding methods, hence the inheritance.
     """
 
     sections: Sections = MappingProxyType({})
@@ -124,7 +124,7 @@ def parse(
 
 @contextmanager
 def refusals(prog: str) -> Iterator[None]:
-    """End the process with status 2 and one line where the work refuses what it was given: ValueError and OSError."""
+    """Turn a ValueError or OSError inside the block into one line on standard error and exit status 2."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -142,7 +142,7 @@ def called_as(prog: str) -> str:
 
 
 def program() -> str:
-    """How the user calls the list of commands."""
+    """The words that list the commands: ``dense-rlhf`` or ``python -m benchmarks``."""
     return CONSOLE_SCRIPT if Path(sys.argv[0]).stem == CONSOLE_SCRIPT else "python -m benchmarks"
 
 

@@ -1,4 +1,4 @@
-"""What the code runs on: versions, torch's build, devices, the state of the repository."""
+"""The environment: versions, torch's build, devices, the state of the repository."""
 
 import os
 import platform

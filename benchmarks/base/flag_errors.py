@@ -1,4 +1,4 @@
-"""What was wrong with a command line, in one line: the flag, the value, and what is allowed."""
+"""Explain an error of a command line in one line: the flag, the value, and what is allowed."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -38,8 +38,8 @@ class Line:
 
 
 def explained(message: str, line: Line) -> str:
-    """jsonargparse's ``message`` about a command line, as one line that says the way out; a message that is not
-    recognised stays as it is, on one line."""
+    """Turn jsonargparse's ``message`` about a command line into one line that says what to do. An unknown message is
+    kept, on one line."""
     said = (read(message, line) for read in READINGS)
     return next((text for text in said if text), " ".join(message.split()))
 

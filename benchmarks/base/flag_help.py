@@ -36,7 +36,7 @@ def short_help(parser: ArgumentParser, sections: Sections) -> str:
 
 
 def full_help(parser: ArgumentParser, sections: Sections) -> str:
-    """Every setting with all that is said of it; ``sections`` as for :func:`short_help`."""
+    """Every setting with its full description; ``sections`` as for :func:`short_help`."""
     nested, flags = groups_of(parser), flags_of(parser)
     pages = [_head(parser), *_titled([flag for flag in flags if not flag.prefix], sections, short=False)]
     for name, kind in nested.items():
@@ -76,8 +76,8 @@ def _common() -> list[str]:
     presets = f"take settings from a preset ({', '.join(preset_names())}) or a YAML file; flags after it override it"
     return [
         _row("--config NAME", presets),
-        _row("--print_config", "print the settings as YAML, and end"),
-        _row("--help all", "all settings, with everything there is to know about each"),
+        _row("--print_config", "print the settings as YAML and exit"),
+        _row("--help all", "all settings, with their full descriptions"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The flags of a command line: what each one takes, what it says of itself, and which one a typo meant."""
+"""The flags of a command line: the values that each takes, its help, and the flag that a typo meant."""
 
 import dataclasses
 import re
@@ -72,7 +72,7 @@ def _flags(parser: ArgumentParser) -> Iterator[Flag]:
 
 
 def _plain_kind(action: Action) -> Any:
-    """What an argument takes that was added without an annotation; None for one that is no setting."""
+    """What an argument takes that was added without an annotation; None for one that is not a setting."""
     if type(action) is not _StoreAction:
         return None
     return Literal[tuple(action.choices)] if action.choices else action.type or str
@@ -96,7 +96,7 @@ def _parts(kind: Any) -> list[type]:
 
 
 def placeholder(kind: Any) -> str:
-    """What stands for the value in the help, as ``INT`` or ``{a,b}``."""
+    """The placeholder of the value in the help, as ``INT`` or ``{a,b}``."""
     if kind in SCALARS:
         return SCALARS[kind][0]
     origin, parts = get_origin(kind), get_args(kind)
@@ -125,7 +125,7 @@ def allowed(kind: Any) -> str:
 
 
 def meant(name: str, flags: tuple[Flag, ...], groups: Mapping[str, type]) -> str:
-    """The flag or flags that the unknown ``name`` may have meant, as they are written; empty where none is near."""
+    """The flag or flags that the unknown ``name`` may have meant, as they are written; empty if none is near."""
     prefix, _, leaf = name.rpartition(".")
     known = {flag.name for flag in flags}
     for place in dict.fromkeys((prefix, *groups)):

@@ -23,7 +23,7 @@ def imported(name: str) -> Any:
     in. Importing runs the module: name only modules you trust.
 
     Raises:
-        ValueError: the module cannot be imported, or has nothing of that name; says the nearest.
+        ValueError: the module cannot be imported, or has nothing of that name; names the nearest.
     """
     module, _, path = name.partition(":") if ":" in name else name.rpartition(".")
     if not module or not path:
@@ -61,7 +61,7 @@ def name_of(value: object) -> str:
     or else in the program that was started (a script or a notebook).
 
     Raises:
-        ValueError: it stands under no name there, as a function inside another one; says the way out.
+        ValueError: it has no such name, for example a function inside another one; says what to do.
     """
     kind = value if hasattr(value, "__qualname__") else type(value)
     for home in (str(getattr(value, "__module__", kind.__module__)), "__main__"):
@@ -70,6 +70,6 @@ def name_of(value: object) -> str:
         if named is not None:
             return f"{home}:{named}"
     raise ValueError(
-        f"{value!r} stands under no name in its module, and a run must say what it was made with: define it at the "
+        f"{value!r} cannot be imported by name, and a run records its parts by name: define it at the "
         "top level of a module, a script or a notebook"
     )

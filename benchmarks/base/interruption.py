@@ -1,4 +1,4 @@
-"""Ctrl-C as an answer, not a traceback."""
+"""End a command cleanly on Ctrl-C, without a traceback."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def stoppable(way_on: str) -> Iterator[None]:
-    """Ctrl-C ends the process with status 130 and one line, which ends with ``way_on``: what is left to do."""
+    """Ctrl-C ends the process with status 130 and one line. The line ends with ``way_on``, which says how to
+    continue."""
     try:
         yield
     except KeyboardInterrupt:

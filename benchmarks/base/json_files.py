@@ -28,10 +28,10 @@ def jsonable(value: object) -> Any:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON whole: after a crash the old or the new content is there, never half.
+    """Write JSON atomically: after a crash the file has the old or the new content, never a part.
 
     Raises:
-        OSError: the disk is full, or another fault of it; says which file, and the way out.
+        OSError: the disk is full or faulty; names the file and says what to do.
     """
     content = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:

@@ -1,4 +1,4 @@
-"""Whether a command may write to its out folder, told before anything heavy is imported."""
+"""Check that a command may write to its out folder, before anything heavy is imported."""
 
 from pathlib import Path
 from typing import Any

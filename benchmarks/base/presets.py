@@ -16,7 +16,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def about(name: str) -> str:
-    """What a preset says of itself: the comment that it begins with."""
+    """The description of a preset: the comment at its top."""
     lines = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     return " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
 
@@ -25,7 +25,7 @@ def config_path(name: str) -> Path:
     """The file behind ``--config NAME``: the preset of that name, else a file of your own.
 
     Raises:
-        ValueError: neither, and names the nearest preset and all of them; or a file that is no text.
+        ValueError: neither, and names the nearest preset and all of them; or a file that is not text.
     """
     if name in preset_names():
         return PRESETS / f"{name}.yaml"

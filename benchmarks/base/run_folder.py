@@ -1,4 +1,4 @@
-"""The folder of a run: its record ``run.json``, and the rule that nothing is overwritten unasked."""
+"""The folder of a run: its record ``run.json``, and the rule that nothing is overwritten without ``--overwrite``."""
 
 import platform
 import shlex
@@ -24,7 +24,7 @@ RECORDED_VERSIONS = ("torch", "transformers", "numpy", "scipy", "dense-rlhf")
 
 
 def run_record(settings: object, datasets: Mapping[str, str], *, made_by: str) -> dict[str, Any]:
-    """What is needed to repeat a run: settings, command, versions, git state, and a fingerprint per data set.
+    """Everything needed to repeat a run: settings, command, versions, git state, and a fingerprint per data set.
 
     ``made_by`` names the kind of folder the record will stand in: only the same kind of script ever deletes it.
     """

@@ -1,4 +1,4 @@
-"""Checks that settings share. Each error names the setting, what it may be, and what it is."""
+"""Checks that several settings classes use. Each error names the setting, the allowed values, and the value."""
 
 from collections.abc import Collection
 
@@ -6,7 +6,8 @@ from rlhf_core.names import nearest
 
 
 def require_at_least(settings: object, **least: float) -> None:
-    """Raise ValueError unless each setting named here, or every number in it, is so large or larger; NaN is not."""
+    """Raise ValueError unless each setting named here, or every number in it, is at least the given value; NaN is
+    not."""
     for name, smallest in least.items():
         value = getattr(settings, name)
         for number in value if isinstance(value, tuple) else (value,):

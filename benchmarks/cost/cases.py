@@ -1,4 +1,4 @@
-"""The work that steps are timed on, by name. Nothing heavy is imported here."""
+"""The named workloads on which steps are timed. Nothing heavy is imported here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """The work of a step: GPT-2 shaped models with random weights, policy, reference and reward model alike."""
+    """The work of a step: GPT-2 shaped models with random weights for policy, reference and reward model."""
 
     layers: int = 12
     hidden: int = 768
     vocab: int = 50_257
     prompts: int = 16
     lengths: tuple[int, int] = (8, 15)
-    """Shortest and longest response; the lengths are drawn from this range, and the other stack is told ours."""
+    """Shortest and longest response; lengths are drawn from this range, and the other stack uses the same ones."""
     minibatch_size: int = 1
     micro_batch_tokens: int = 4096
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -25,7 +25,7 @@ class Case:
 
     @property
     def words(self) -> str:
-        """What the tables say of it."""
+        """Its description in the tables."""
         (low, high), weights = self.lengths, " on 4-bit weights" if self.four_bit == "both" else ""
         return (
             f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}; {self.prompts} prompts, "

@@ -1,4 +1,4 @@
-"""What a machine could do at best: its matrix and memory rates, and the least time a phase's work takes at them."""
+"""The machine's floor: its measured matrix and memory rates, and the least time that a phase takes at these rates."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Floating-point operations of a phase, and the bytes it cannot do without."""
+    """Floating-point operations of a phase, and the bytes that it must read or write."""
 
     flops: float = 0.0
     bytes: float = 0.0

@@ -1,4 +1,4 @@
-"""A PPO step on a card, measured phase by phase, to hold against the memory prediction.
+"""Measure a PPO step on a GPU phase by phase, to compare with the memory prediction.
 
 The step is made of the project's own pieces: ``CausalPolicy``, ``ClassifierReward`` and ``PPOTrainer``. Where both
 models are local folders with weights, those are loaded; otherwise both get random weights of the right shape. Every row
@@ -84,7 +84,8 @@ class Measurement:
 
 @contextmanager
 def capped(device: torch.device, limit: float) -> Iterator[float]:
-    """Let torch take at most ``limit`` bytes of the device inside; gives what it may take, less on a smaller card."""
+    """Inside the block torch may take at most ``limit`` bytes of the device, or less on a smaller card; yields how
+    many."""
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
     try:

@@ -295,8 +295,8 @@ def _updating(settings: MemorySettings, policy: ModelShape) -> list[Bytes]:
     """Backward through the head, the last and the first layer. Before the last layer only gradients of an earlier
     micro-batch exist; at the first, everybody's do, and activations are freed but for one layer's.
 
-    Autograd keeps the logits in ``dtype``. Besides, one float32 chunk with the entropy (16 bytes a cell) on the way
-    forward; their gradient and a chunk of 9 bytes a cell on the way back.
+    Autograd keeps the logits in ``dtype``. Besides, one float32 chunk with the entropy (16 bytes per cell) on the way
+    forward; their gradient and a chunk of 9 bytes per cell on the way back.
     """
     b, rows = settings.width, settings.rows(settings.micro_batch_tokens, settings.minibatch_size)
     tokens, responses = rows * settings.tokens, rows * settings.response_tokens

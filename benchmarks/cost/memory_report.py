@@ -1,4 +1,4 @@
-"""What the memory command prints: prediction, verdict, the way out, and on a GPU the measurement beside it."""
+"""The output of the memory command: prediction, verdict, suggested changes, and on a GPU the measurement."""
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -60,7 +60,7 @@ def helpful_changes(settings: MemorySettings, policy: ModelShape, reward: ModelS
 
 
 def verdict(settings: MemorySettings, prediction: Prediction, changes: list[Change]) -> str:
-    """Whether the peak fits the card, and what to change where it does not."""
+    """Whether the peak fits the card, and what to change if it does not."""
     card, peak = settings.card_gib, prediction.peak / GIB
     where = f"{peak:.1f} GiB at most, in the phase {prediction.peak_phase!r}"
     if peak <= card:

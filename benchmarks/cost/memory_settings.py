@@ -1,4 +1,4 @@
-"""The settings that memory depends on, and those of the paper's tasks. Nothing heavy is imported here."""
+"""The settings that memory depends on, with the values of the paper's tasks. Nothing heavy is imported here."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -49,7 +49,7 @@ class MemorySettings:
     lora_rank: int = 32
     """Rank of the adapter, on PEFT's default target modules; full fine-tuning does not use it."""
     gradient_checkpointing: bool = True
-    """Recompute each layer's activations in the backward pass in place of keeping them."""
+    """Recompute each layer's activations in the backward pass instead of keeping them."""
     optimizer: Literal["adam", "paged_adamw_8bit"] = "adam"
     """Adam with float32 states, or with 8-bit states that can be paged out to the host."""
     rollout_batch_size: int = 16
@@ -67,7 +67,7 @@ class MemorySettings:
     response_tokens: int = 256
     """Tokens of the longest response."""
     evidence: Literal["none", "reward", "decoder"] = "reward"
-    """Attention that is read for credit: none, the reward model's (abc), or the policy's (abc-d)."""
+    """Attention used for credit: none, the reward model's (abc), or the policy's (abc-d)."""
     card_gib: float = 48.0
     """Memory of the card, in GiB."""
     measure: Literal["auto", "never", "required"] = "auto"
@@ -93,12 +93,12 @@ class MemorySettings:
 
 
 def _problems(settings: MemorySettings) -> Iterator[str]:
-    """Every setting that cannot be, in words."""
+    """Every invalid setting, in words."""
     for role in ("policy", "reward"):
         name = getattr(settings, role)
         if name not in BUILT_IN and not Path(name, "config.json").is_file():
             yield (
-                f"{role} {name!r} is no folder with a config.json and no built-in architecture"
+                f"{role} {name!r} is neither a folder with a config.json nor a built-in architecture"
                 f"{nearest(name, BUILT_IN) or '.'} Built in are {', '.join(BUILT_IN)}. For another model, download its "
                 "config.json into a folder and name that"
             )

@@ -1,5 +1,5 @@
-"""Credit studied without training: frozen rollouts, faithfulness, gradients, an oracle.
+"""Study credit without training: frozen rollouts, faithfulness, gradients, an oracle.
 
-A policy that stands still comes in; what each method says of its responses comes out.
+A frozen policy comes in; the credit of each method for its responses comes out.
 Start at :mod:`~benchmarks.credit.frozen_credit`.
 """

@@ -1,6 +1,6 @@
-"""How faithful credit is to the score it explains: what re-scored texts, signs and concentration say of it.
+"""Measure how faithful credit is to the score: by re-scoring altered texts, by signs and by concentration.
 
-Credit is a number a response token; tokens are ordered from the most positive credit to the most negative.
+Credit is one number per response token; tokens are ordered from the most positive credit to the most negative.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What was found about the faithfulness of credit as a table, curves and a figure."""
+"""Report the faithfulness of credit as a table, curves and a figure."""
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ def run(settings: FaithfulnessSettings, made_by: str) -> None:
 
 
 def defined(values: Array) -> Summary | None:
-    """Mean and interval over the responses where there is a value; None where there is none."""
+    """Mean and interval over the responses where there is a value; None if there is none."""
     known = values[np.isfinite(values)]
     return summarise(known) if len(known) else None
 
@@ -100,7 +100,7 @@ def _cost(study: Study, label: str) -> tuple[Value, ...]:
 
 
 def notes(study: Study) -> list[str]:
-    """What the columns are."""
+    """Explanations of the columns."""
     signs = TRUTH if TRUTH in study.frozen.references else "the response's score"
     return [
         "Means are over responses, with 95 % t-intervals (range below 4); undefined values are left out. Scores r are "

@@ -1,4 +1,4 @@
-"""The credit of many methods for one frozen rollout: what is measured, on which responses, and how."""
+"""Measure the faithfulness of the credit of many methods for one frozen rollout."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ class Frozen:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Finding:
-    """What was found of one credit, a method's or a reference's: a value per response, NaN where undefined."""
+    """The measurements of one credit, a method's or a reference's: a value per response, NaN where undefined."""
 
     curves: Mapping[tuple[Absence, str], Array]
     """(response, point), "deletion" and "insertion"."""
@@ -96,7 +96,7 @@ def study(loaded: Loaded, config: PPOConfig, settings: FaithfulnessSettings) -> 
     require_altered(reward, settings)
     methods, refused = askable(methods_of(settings), policy, reward, config)
     if not methods:
-        raise ValueError(f"the models provide for none of the methods: {refused}")
+        raise ValueError(f"the models cannot serve any of the methods: {refused}")
     warm(methods.values(), loaded, reward, config, rollouts=settings.warm, moments=ScoreMoments())
     needs = frozenset(request for method in methods.values() for request in method.needs)
     ids = encoded(policy, reward, prompts, config)

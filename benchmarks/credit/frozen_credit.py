@@ -1,4 +1,4 @@
-"""The credit of many methods for the same responses of a policy that stands still, and what each one costs."""
+"""The credit of many methods for the same responses of a frozen policy, and the cost of each."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ class MeasuredCredit:
     token_scores: Float[Tensor, "batch response"]
     evidence: Cost | None
     """Passes beyond those that every method shares, and their seconds: none for attention and hidden states, which ride
-    along; None where some of the evidence takes passes that nobody counts."""
+    along; None if some of the evidence takes passes that are not counted."""
     seconds: float
     """The redistributor itself, the fastest of three calls."""
 
@@ -58,7 +58,7 @@ class MeasuredCredit:
 def askable(
     arms: Sequence[Arm], policy: Policy, reward: RewardModel, config: PPOConfig
 ) -> tuple[dict[str, Redistributor], dict[str, str]]:
-    """Methods by label that a trainer would take, and why it would not take the others."""
+    """Methods by label that a trainer would accept, and why it would refuse the others."""
     taken, refused = {}, {}
     for arm in arms:
         redistributor = arm.redistributor()
@@ -97,8 +97,8 @@ def warm(
 def evidence_apart(
     policy: Policy, reward: RewardModel, sequences: Sequences, needs: frozenset[EvidenceRequest], config: PPOConfig
 ) -> tuple[Rollout, Mapping[EvidenceRequest, Cost]]:
-    """The responses measured with all evidence, and what each request cost: an experiment has been measured by itself,
-    and what rides along is free. A request that takes passes which nobody counts has no cost."""
+    """The responses measured with all evidence, and the cost of each request. Experiments are measured one by one;
+    evidence read from a pass that is made anyway is free. A request whose passes are not counted has no cost."""
     owners = {"policy": policy, "reference": policy, "reward": reward}
     experiments = [request for request in needs if isinstance(request, Experiment)]
     probed = [(request, owners[request.source]) for request in experiments]
@@ -135,7 +135,7 @@ def credit_of(redistributor: Redistributor, rollout: Rollout, costs: Mapping[Evi
 
 
 def cost_of(redistributor: Redistributor, costs: Mapping[EvidenceRequest, Cost]) -> Cost | None:
-    """The sum over what it asks for; None where a part was not counted."""
+    """The sum over what it asks for; None if a part was not counted."""
     if not redistributor.needs <= costs.keys():
         return None
     names = [field.name for field in fields(Cost)]

@@ -1,4 +1,4 @@
-"""Responses that somebody wrote, read from a file. Nothing heavy is imported."""
+"""Read given responses from a file. Nothing heavy is imported."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ def _json_rows(text: str, path: str | Path) -> list[Any]:
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
-                raise ValueError(f"{path}:{number} is no JSON: {error}") from error
+                raise ValueError(f"{path}:{number} is not JSON: {error}") from error
     return rows
 
 
@@ -88,7 +88,7 @@ def _plain_rows(text: str, path: str | Path, prompt: str | None) -> list[Row]:
 
 
 def _split(text: str, mark: str) -> list[str]:
-    """What stands between lines that are ``mark``."""
+    """The parts of the text between lines that equal ``mark``."""
     parts: list[list[str]] = [[]]
     for line in text.split("\n"):
         if line.rstrip() == mark:

@@ -1,4 +1,4 @@
-"""What was found about the quality of gradients as a table and a figure."""
+"""Report the quality of gradients as a table and a figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

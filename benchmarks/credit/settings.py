@@ -24,7 +24,7 @@ class FaithfulnessSettings:
     cache: str | None = None
     """Folder that keeps the models of the toy task, which are trained once."""
     loading: Loading = field(default_factory=Loading)
-    """How the models are held."""
+    """How the models are loaded."""
     redistributors: str | list[str] = "all"
     """Methods: all registered ones, or names, with settings as uniform(beta=0.8). Your own is package.module.Class."""
     responses: int = 64
@@ -74,7 +74,7 @@ class GradientSettings:
     cache: str | None = None
     """Folder that keeps the models of the toy task, which are trained once."""
     loading: Loading = field(default_factory=Loading)
-    """How the models are held."""
+    """How the models are loaded."""
     redistributors: str | list[str] = "sparse,sparse@lam=1,uniform,uniform(beta=0.8),abc"
     """Arms, plain sparse among them. An arm may change advantages, gamma and lam, as in sparse@lam=1."""
     prompts: int = 64

@@ -1,4 +1,4 @@
-"""The credit that methods give to texts somebody wrote, without training."""
+"""The credit of methods for given texts, without training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,7 +91,7 @@ def credit_of_texts(
 
 
 def named_methods(methods: str | Sequence[str]) -> dict[str, Redistributor]:
-    """Methods by label, as :func:`credit_of_texts` is told them.
+    """Methods by label, from the ``methods`` of :func:`credit_of_texts`.
 
     Raises:
         ValueError: none, an unknown one, or one that would change PPO settings.
@@ -132,7 +132,7 @@ def given_texts(policy: CausalPolicy, reward: RewardModel, rows: Sequence[Row]) 
 
 
 def _why_not(method: Redistributor, policy: Policy, reward: RewardModel) -> str:
-    """Why a method cannot credit texts with these models; empty where it can."""
+    """Why a method cannot credit texts with these models; empty if it can."""
     if isinstance(method, Learns):
         return LEARNS
     try:

@@ -1,4 +1,4 @@
-"""What a token adds to the expected score, by drawing how the policy would have gone on before and after it."""
+"""The value that a token adds to the expected score, estimated from continuations sampled before and after it."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,7 +38,7 @@ def value_differences(
     random numbers): V is unbiased still, and differences of neighbours vary less than their values.
 
     Raises:
-        ValueError: ``continuations`` is no even number, so that there are no halves.
+        ValueError: ``continuations`` is not an even number, so that there are no halves.
     """
     if continuations < 2 or continuations % 2:
         raise ValueError(f"continuations must be even, and 2 or more, to have halves; got {continuations}")
@@ -85,8 +85,8 @@ class Walk:
     uniforms: Float[Tensor, "batch draw position"]
 
     def completed(self, states: Int[Tensor, "state 3"]) -> Sequences:
-        """Whole responses, one a state (row, time, draw): the row's tokens before that time, and what the policy draws
-        after them."""
+        """Whole responses, one per state (row, time, draw): the row's tokens before that time, then tokens that the
+        policy draws."""
         rows, times, _ = states.T
         whole, device = self.sequences.select(rows), self.sequences.response_ids.device
         begun = [row[:time] for row, time in zip(whole.responses(), times.tolist(), strict=True)]

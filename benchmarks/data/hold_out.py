@@ -1,4 +1,4 @@
-"""The fixed tenth of all texts that nothing is trained on: decided by a hash of the text, so it never changes."""
+"""The fixed hold-out, a tenth of all texts: chosen by a hash of the text, so it never changes."""
 
 import hashlib
 from collections.abc import Callable, Iterable

@@ -30,7 +30,7 @@ def read_own_prompts(source: str) -> list[Row]:
             if rows:
                 _require_columns(row, rows[0], next(iter(places.values())))
             if places.setdefault(prompt_key(row), place) != place:
-                raise ValueError(f"has the prompt of {places[prompt_key(row)]} again; leave one out")
+                raise ValueError(f"has the prompt of {places[prompt_key(row)]} again; remove one")
             rows.append(row)
         except ValueError as problem:
             problems.append(f"{place} {problem}")
@@ -85,7 +85,7 @@ def _require_row(row: object) -> Row:
     if isinstance(row, str):
         raise ValueError(f"is not JSON: {row.strip()[:60]!r}")
     if not isinstance(row, Mapping):
-        raise ValueError(f"is no JSON object: {str(row)[:60]}")
+        raise ValueError(f"is not a JSON object: {str(row)[:60]}")
     if "prompt" not in row:
         columns = ", ".join(map(repr, row)) or "none"
         raise ValueError(f"has no column 'prompt'; it has {columns}")

@@ -175,7 +175,7 @@ def _sureness(confidence: object, choice: int) -> int:
     """How far from undecided, 5, a mark is on the two-sided scale from 1, surely the first, to 9, surely the second
     (Stiennon et al. 2020, "Learning to summarize from human feedback")."""
     if type(confidence) is not int or not 1 <= confidence <= 9:
-        raise RowFault("'confidence' is no whole number from 1 to 9")
+        raise RowFault("'confidence' is not a whole number from 1 to 9")
     if (confidence - UNDECIDED) * (2 * choice - 1) < 0:
         raise RowFault("'confidence' is for one summary and 'choice' for the other")
     return abs(confidence - UNDECIDED)
@@ -193,7 +193,7 @@ def _transcript(columns: Columns, name: str) -> tuple[Conversation, str]:
     before, *parts = TURN.split(_text(columns, name))
     turns = [Turn(role=ROLES[parts[i]], content=parts[i + 1].strip()) for i in range(0, len(parts), 2)]
     if before.strip() or len(turns) < 2 or turns[0].role != "user" or turns[-1].role != "assistant":
-        raise RowFault(f"{name!r} is no transcript of the form '\\n\\nHuman: ..\\n\\nAssistant: ..'")
+        raise RowFault(f"{name!r} is not a transcript of the form '\\n\\nHuman: ..\\n\\nAssistant: ..'")
     if not all(turn.content for turn in turns):
         raise RowFault(f"{name!r} holds an empty turn")
     if turns[-2].role != "user":

@@ -1,4 +1,4 @@
-"""Demonstrations and comparisons as token ids, every row checked, and every fault counted."""
+"""Demonstrations and comparisons as token ids; every row is checked and every fault counted."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class TokenisedExample:
 
     @property
     def longer_wins(self) -> bool | None:
-        """Whether the preferred of two responses is the longer one; None where both have the same number of tokens."""
+        """Whether the preferred of two responses is the longer one; None if both have the same number of tokens."""
         chosen, rejected = map(len, self.responses)
         return None if chosen == rejected else chosen > rejected
 
@@ -52,12 +52,12 @@ def split_prompts(rows: Sequence[TokenisedExample]) -> dict[str, list[dict[str, 
 
 
 def read_demonstrations(sources: Sequence[str]) -> Sieve[Example]:
-    """Every demonstration once; raises as :func:`benchmarks.data.records.read_rows`, or where a source has none."""
+    """Every demonstration once; raises like :func:`benchmarks.data.records.read_rows`, or where a source has none."""
     return _read(sources, demonstration)
 
 
 def read_comparisons(sources: Sequence[str]) -> Sieve[Example]:
-    """Every comparison once; raises as :func:`benchmarks.data.records.read_rows`, or where a source has none."""
+    """Every comparison once; raises like :func:`benchmarks.data.records.read_rows`, or where a source has none."""
     return _read(sources, comparison)
 
 

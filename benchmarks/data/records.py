@@ -1,4 +1,4 @@
-"""Rows of data sets: read from files or the hub, checked one by one, and refused aloud.
+"""Rows of data sets: read from files or the hub and checked one by one; every rejected row is reported.
 
 A source is a file (.jsonl, .jsonl.gz, .json with a list, .csv, .parquet) or ``hub:NAME[@CONFIG][#FOLDER][:SPLIT]``, for
 example ``hub:openai/summarize_from_feedback@comparisons:train`` or ``hub:Anthropic/hh-rlhf#helpful-base``; the split is
@@ -27,7 +27,7 @@ Kept = TypeVar("Kept")
 
 
 class RowFault(ValueError):
-    """Why one row cannot be used; the message is the reason its kind is counted under."""
+    """Why one row cannot be used. Rows are counted by this message."""
 
 
 @dataclass(kw_only=True)
@@ -103,7 +103,7 @@ def unwritable(text: str) -> bool:
 
 
 def require_sources(sources: Sequence[str]) -> None:
-    """Raise FileNotFoundError for a source that is no file and no data set on the hub."""
+    """Raise FileNotFoundError for a source that is not a file and no data set on the hub."""
     for source in sources:
         if not HUB.fullmatch(source) and not Path(source).is_file():
             raise _no_file(source)

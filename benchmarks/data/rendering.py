@@ -1,4 +1,4 @@
-"""From a conversation to the token ids a model reads before it responds, by a prompt template."""
+"""Render a conversation, by a prompt template, as the token ids that a model reads before it responds."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def render(template: str, prompt: Conversation, tokenizer: PreTrainedTokenizerBa
     if template == CHAT:
         return encode_chats(tokenizer, [[{"role": turn.role, "content": turn.content} for turn in prompt]])[0]
     if len(prompt) != 1:
-        raise RowFault("several turns, and the template takes one")
+        raise RowFault("several turns, but the template takes only one")
     before, after = TEMPLATES.get(template, template).split("{prompt}")
     return encode(tokenizer, [before + prompt[0].content.strip() + after])[0]
 

@@ -1,4 +1,4 @@
-"""Review files: reading, cleaning, refusing bad rows aloud, a fixed hold-out, and prompts."""
+"""Review files: read and clean them, report bad rows, split off a fixed hold-out, and make prompts."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""The experiments of the paper and around it: what runs, and the table and figure that are made of its curves.
+"""The paper's experiments and related ones: what runs, and the table and figure made from its curves.
 
 Settings come in; runs, a table and a figure come out. One file for each command that compares methods by training.
 Start at :mod:`~benchmarks.experiments.settings` and :mod:`~benchmarks.experiments.value_loss_variance`.

@@ -15,7 +15,7 @@ from benchmarks.runs.settings import ComparisonSettings, length_changes
 
 
 def panels(_: ComparisonSettings, options: GenerationLength) -> Sequence[Panel]:
-    """A panel a range."""
+    """One panel per range."""
     return [Panel(name=f"{low}-{high}", changes=length_changes(low, high)) for low, high in options.lengths]
 
 

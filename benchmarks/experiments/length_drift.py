@@ -1,4 +1,5 @@
-"""The length canary: every response earns the same score, so no length is better; which methods move it all the same?
+"""The length canary: every response gets the same score, so no length is better. Which methods change the length
+anyway?
 
 At a constant score the true gradient is zero. Credit that lands before the last token makes reward-to-go depend on
 how long the response became, and PPO follows it. Sparse at lam 1 with a critic that stays at 0 has no gradient at all;
@@ -89,7 +90,7 @@ def change(curve: Array) -> Array:
 
 
 def drifts(measured: Summary) -> str:
-    """Whether the interval leaves 0 out, and on which side."""
+    """Whether the interval excludes 0, and on which side."""
     side = "longer" if measured.low > 0 else "shorter" if measured.high < 0 else "no"
     return side if measured.kind == "95 % interval" else f"{side} (range)"
 

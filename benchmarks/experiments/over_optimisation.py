@@ -1,4 +1,4 @@
-"""Proxy against gold: how far a method can climb the reward model's score before the true one stops following.
+"""Proxy against gold: how far the reward model's score can rise before the true score stops rising with it.
 
 Gold is the embedded task's true score, or a second reward model trained on other reviews (``prepare --gold true``),
 which PPO never sees. Both are shown as gains in standard deviations of the first step's responses, over KL.
@@ -51,7 +51,7 @@ def draw(done: ComparisonResults, options: OverOptimisation) -> Figure:
 
 
 def table(done: ComparisonResults, options: OverOptimisation) -> Table:
-    """Where proxy and gold part, for every arm."""
+    """The KL at which proxy and gold diverge, for every arm."""
     results, rows = done.only, []
     for arm in results.arms:
         kl, (proxy, gold) = results.curves[arm]["kl"], gains(results, arm)

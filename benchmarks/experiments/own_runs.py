@@ -132,7 +132,7 @@ def _changes(ppo: Mapping[str, Any] | PPOConfig | None) -> dict[str, Any]:
     if isinstance(ppo, PPOConfig):
         del given["seed"]
     elif "seed" in given:
-        raise ValueError("ppo sets a seed, and every run has its own: give seeds, or seed, instead")
+        raise ValueError("ppo sets a seed, but every run has its own: give seeds (or seed) instead")
     return given
 
 
@@ -188,7 +188,7 @@ def _written(method: object) -> str:
     from redistributors import REDISTRIBUTORS
 
     if not is_dataclass(method) or isinstance(method, type):
-        raise ValueError(f"redistributor {method!r} is no instance of a dataclass; give it by name, as a text")
+        raise ValueError(f"redistributor {method!r} is not an instance of a dataclass; give it by name, as a text")
     kind: Any = type(method)
     given = {each.name: getattr(method, each.name) for each in fields(method) if each.init}
     changed = {each.name: given[each.name] for each in fields(method) if each.init and each.default != given[each.name]}

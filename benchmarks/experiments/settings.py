@@ -1,5 +1,5 @@
-"""Settings of the experiments beside those of their comparison; this file imports no model library, so a command line
-is quick."""
+"""Settings of the experiments besides those of their comparison. No model library is imported, so a command line is
+quick."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,7 +12,7 @@ from benchmarks.tasks.model_settings import Loading
 
 @dataclass(frozen=True, kw_only=True)
 class BetaSweep:
-    """Which shares, of which method."""
+    """The shares beta to compare, and the method."""
 
     method: str = "abc"
     """Redistributor that takes a beta."""
@@ -26,7 +26,7 @@ class BetaSweep:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationLength:
-    """Which lengths."""
+    """The response lengths to compare."""
 
     lengths: tuple[tuple[int, int], ...] = ((20, 30), (40, 60), (90, 110), (140, 160))
     """Ranges of response tokens: the lower end is the minimum; each row's maximum is drawn from the range."""
@@ -40,7 +40,7 @@ class GenerationLength:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthDrift:
-    """Which constants, under which settings, at which lengths."""
+    """The constant scores, settings and lengths to compare."""
 
     values: tuple[float, ...] = (1.0, -1.0)
     """The score of every response, before centring."""
@@ -50,7 +50,7 @@ class LengthDrift:
     """Panels besides, at the first λ: a critic that stays at 0 (value_coef 0), and a critic that learns while the score
     is centred by its running mean. A centred constant is 0 whatever it was, so that is run for the first value only."""
     lengths: tuple[int, int] = (1, 48)
-    """Fewest tokens of a response and most: a wide range, or nothing can drift."""
+    """Fewest and most tokens of a response. Only a wide range lets length drift."""
 
     def __post_init__(self) -> None:
         low, high = self.lengths
@@ -75,7 +75,7 @@ class OverOptimisation:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardKL:
-    """Where the reward is read."""
+    """The KL levels at which the reward is read."""
 
     levels: tuple[float, ...] = (5.0, 10.0, 15.0, 20.0)
     """KLs, nats per response, at which the reward is compared."""
@@ -89,7 +89,7 @@ class RewardKL:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingMismatch:
-    """Which mistakes, at which lengths."""
+    """The samplers and lengths to compare."""
 
     samplers: tuple[str, ...] = SAMPLER_NAMES
     """Samplers compared; "matched" is ours."""
@@ -109,7 +109,7 @@ class SamplingMismatch:
 
 @dataclass(frozen=True, kw_only=True)
 class LearningCurves:
-    """What is called a failure."""
+    """The threshold of a failed run."""
 
     failed_below: float | None = None
     """Mean score of the last 10 steps below which a run failed (paper: 6); null: midway from start to the best arm."""
@@ -124,7 +124,7 @@ class TableOne:
     out: str = "runs/table1"
     """Where table.md, table.csv, table1.png and table1.pdf go; files of that name there are replaced."""
     steps: int | None = None
-    """Average over the first so many steps; null: all."""
+    """Average over this many first steps; null: all."""
     paper_curves: str | None = None
     """The paper's own curves (paper_curves.json.gz), for its numbers over 101 steps beside ours."""
 
@@ -161,7 +161,7 @@ class TrainSettings:
     cache: str | None = None
     """toy: the folder that keeps its models, trained once."""
     loading: Loading = field(default_factory=Loading)
-    """How the models are held."""
+    """How the models are loaded."""
     redistributor: str = "sparse"
     """The method, with settings as uniform(beta=0.8); one of your own as package.module.Class."""
     seed: int = 0
@@ -169,13 +169,13 @@ class TrainSettings:
     steps: int = 60
     """PPO steps in all."""
     out: str = "runs/train"
-    """Folder of the run. Calling again goes on with it."""
+    """Folder of the run. Run the command again to continue."""
     eval_every: int = 20
     """Steps between evaluations on held-out prompts."""
     eval_prompts: int = 16
     """Held-out prompts evaluated on."""
     save_every: int = 0
-    """Steps between checkpoints that a killed run goes on from; 0: it begins again. Ctrl-C saves one in any case."""
+    """Steps between checkpoints, from which a killed run resumes; 0: it starts again. Ctrl-C always saves one."""
     overwrite: bool = False
     """Delete an earlier run in the out folder."""
 

@@ -1,4 +1,4 @@
-"""One arm under one seed, in a folder of its own: a run to look at, to keep, and to take further."""
+"""One arm under one seed, in its own folder: a run to inspect, keep and continue."""
 
 import shutil
 import traceback

@@ -25,7 +25,7 @@ def read(folder: Path) -> Results:
     """The finished runs of a comparison.
 
     Raises:
-        ValueError: it is no comparison, or none of its runs has finished.
+        ValueError: it is not a comparison, or none of its runs has finished.
     """
     record = read_record(folder)
     if record.get("made_by") != MADE_BY:
@@ -74,7 +74,7 @@ def draw(found: Sequence[Results], settings: TableOne) -> Figure:
 
 
 def run(settings: TableOne) -> None:
-    """Read the comparisons, and write and show the table and its figure; raises as :func:`read`."""
+    """Read the comparisons, and write and show the table and its figure; raises like :func:`read`."""
     found = [read(folder) for folder in settings.folders()]
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)

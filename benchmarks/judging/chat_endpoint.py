@@ -113,7 +113,7 @@ class EndpointJudge:
         return said
 
     def _read(self, reply: HTTPResponse) -> str:
-        """The body; one that nobody waits for any more is not read on."""
+        """Read the body; stop if the caller no longer waits for it."""
         deadline, body = monotonic() + self.settings.timeout_seconds, b""
         while (part := reply.read1(LONGEST_BODY)) and monotonic() < deadline:
             body += part
@@ -125,7 +125,7 @@ class EndpointJudge:
         try:
             content = json.loads(reply)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
-            raise _TransientFailure(f"a reply that is no chat completion: {self._excerpt(reply)}", 0.0) from None
+            raise _TransientFailure(f"a reply that is not a chat completion: {self._excerpt(reply)}", 0.0) from None
         return content if isinstance(content, str) else json.dumps(content)
 
     def _excerpt(self, said: str) -> str:

@@ -1,4 +1,4 @@
-"""Remove an API key from what an endpoint says, in any spelling."""
+"""Remove an API key from an endpoint's replies, in any spelling."""
 
 import base64
 import re
@@ -16,7 +16,7 @@ ROUNDS = 4
 
 def without_key(key: str, text: str) -> str:
     """``text`` with [key] in place of the key. A text that spells the key in another way (escaped, encoded or split) is
-    replaced as a whole, as nobody can tell which part to take out."""
+    replaced as a whole, because it is unknown which part is the key."""
     if not key:
         return text
     letters, cleaned = _letters(key), text.replace(key, "[key]")

@@ -1,4 +1,4 @@
-"""What a judge of two responses is and may say, and a function as one."""
+"""The interface of a judge of two responses, its possible answers, and functions as judges."""
 
 import contextlib
 import inspect
@@ -52,7 +52,7 @@ class Judge(Protocol):
 
 
 class Unreadable(ValueError):
-    """A judge's answer that is none of those it was asked for."""
+    """A judge's answer that is not one of the allowed ones."""
 
 
 @final
@@ -65,7 +65,7 @@ class CallableJudge:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """``module:name`` and a hash of the source; None where Python has none, and a change cannot be seen."""
+        """``module:name`` and a hash of the source; None if Python has none, and a change cannot be seen."""
         named: Any = self.fn if inspect.isroutine(self.fn) else type(self.fn)
         identity = {"kind": "callable", "name": f"{named.__module__}:{named.__qualname__}", "source": None}
         with contextlib.suppress(OSError, TypeError):  # built in, or typed into an interpreter

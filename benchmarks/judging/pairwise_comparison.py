@@ -1,4 +1,5 @@
-"""Two checkpoints compared: prompts answered by both, judged pair by pair, and what may be said of the verdicts."""
+"""Compare two checkpoints: both answer the same prompts, a judge compares each pair, and the verdicts are
+summarised."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Prompts from a file, and what checkpoints answer them: sampled once, kept in AlpacaEval's format."""
+"""Prompts from a file, and the checkpoints' responses, sampled once and kept in AlpacaEval's format."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -102,7 +102,7 @@ def _fault(row: object, text: object, seen: Mapping[str, KeptPrompt]) -> str:
     checks = (
         (not isinstance(row, dict), "not a JSON object"),
         (isinstance(row, dict) and not row.keys() & {"instruction", "prompt"}, "no column 'instruction' or 'prompt'"),
-        (not isinstance(text, str), "its instruction is not a text"),
+        (not isinstance(text, str), "its instruction is not text"),
         (not str(text).strip(), "its instruction is empty"),
         (unwritable(str(text)), "its instruction is broken Unicode"),
         (str(text).strip() in seen, "seen before"),
@@ -145,7 +145,7 @@ def fitting(sampling: Sampling, prompts: KeptPrompts, checkpoints: Sequence[Chec
         left_out = {**prompts.left_out, **({reason: list(refused.values())} if refused else {})}
         prompts = KeptPrompts(kept=kept, left_out=left_out)
         if not kept:
-            raise ValueError(f"not one prompt fits\n{prompts.summary()}")
+            raise ValueError(f"no prompt fits\n{prompts.summary()}")
     return prompts
 
 

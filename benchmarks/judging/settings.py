@@ -37,7 +37,7 @@ def require_fields(name: str, template: str, fields: Collection[str]) -> None:
     try:
         found = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
-        raise ValueError(f"{name} {template!r} is no format string: {error}") from error
+        raise ValueError(f"{name} {template!r} is not a format string: {error}") from error
     if {field for field, *_ in found} != set(fields) or any(spec or conversion for _, spec, conversion in found):
         wanted = ", ".join(f"{{{field}}}" for field in fields)
         raise ValueError(f"{name} must hold {wanted} and no other field (braces are doubled), got {template!r}")
@@ -149,7 +149,7 @@ class EndpointSettings:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # port: raises beyond 65535
             raise ValueError(f"endpoint.url must look like https://host/v1, got {self.url!r}")
         if parts.scheme == "http" and self.plain_http == "loopback" and not self.is_local:
-            told = "would send key and texts readable by anyone on the way"
+            told = "would send key and texts unencrypted"
             raise ValueError(f"endpoint.url {self.url} {told}; use https, or pass --endpoint.plain_http anywhere")
 
     @property
@@ -158,7 +158,7 @@ class EndpointSettings:
         return re.fullmatch(r"localhost|127(\.\d{1,3}){3}|::1", urlsplit(self.url).hostname or "") is not None
 
     def key(self) -> str:
-        """The API key; empty where no variable is named. No message shows what stands where a key may."""
+        """The API key; empty if no variable is named. No message shows what stands where a key may."""
         if self.api_key_env is None:
             return ""
         if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.api_key_env):

@@ -1,4 +1,4 @@
-"""What a judge said of every pair: asked once, kept in a file."""
+"""A judge's verdict on every pair, asked for once and kept in a file."""
 
 import json
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """An answer: ``probability`` that the response shown first is better, None where the answer is ``unreadable``;
-    ``margin`` is the score shown first minus the other, None where the judge has no scores."""
+    """An answer: ``probability`` that the response shown first is better, None if the answer is ``unreadable``;
+    ``margin`` is the score shown first minus the other, None if the judge has no scores."""
 
     probability: float | None
     margin: float | None
@@ -100,7 +100,7 @@ def _read_verdicts(file: Path) -> dict[str, Verdict]:
             said = json.loads(line)
             known[said["key"]] = Verdict(**{name: said[name] for name in Verdict.__dataclass_fields__})
         except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{file}:{number} is no verdict ({error!r}); delete the line to ask again") from error
+            raise ValueError(f"{file}:{number} is not a verdict ({error!r}); delete the line to ask again") from error
     return known
 
 

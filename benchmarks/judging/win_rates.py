@@ -45,7 +45,7 @@ class JudgedPair:
 
     decisions: tuple[float, ...]
     """1.0 (the response *shown* first is better), 0.5 or 0.0: with the first checkpoint's response shown first, then,
-    where order was varied, with the second's. Empty where both said the same, which is a tie without being judged."""
+    where order was varied, with the second's. Empty if both said the same, which is a tie without being judged."""
     first_length: int
     """Characters of the first checkpoint's response."""
     second_length: int
@@ -90,7 +90,7 @@ class WinRates:
     length_controlled: RateEstimate
     """Win rate at equal length, with a bootstrap interval; NaN where ``undefined`` says why."""
     undefined: str
-    """Why there is no length-controlled win rate; empty where there is one."""
+    """Why there is no length-controlled win rate; empty if there is one."""
     first_length: float
     """Mean characters of the first checkpoint's responses."""
     second_length: float

@@ -1,5 +1,5 @@
-"""From finished numbers to what is read: statistics, tables, figures, heat maps.
+"""Turn finished numbers into reports: statistics, tables, figures, heat maps.
 
-Arrays (seed, step) come in; files and one honest sentence come out. It runs nothing.
+Arrays (seed, step) come in; files and a one-sentence verdict come out. Nothing is run here.
 Start at :mod:`~benchmarks.reporting.comparison_report`.
 """

@@ -1,4 +1,4 @@
-"""Columns that tables of arms share: what each says of one arm of some results."""
+"""Columns that tables of arms have in common, each computed for one arm."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,4 +1,4 @@
-"""The page of several runs: arms side by side, intervals over seeds, credit, and what may be said of it all."""
+"""The page of several runs: arms side by side, intervals over seeds, credit, and the verdict."""
 
 import math
 import os
@@ -25,20 +25,20 @@ from rlhf_core.pages.parts import flat, noted_maps, sample_heading, sample_text,
 from rlhf_core.pages.run_record import PAGE, REPORT, RunRecord, as_number
 
 PLOTS = {
-    "score": ("Score", "What the reward gives a response."),
-    "eval_score": ("Held-out score", "The same on prompts that are never trained on."),
-    "gold_score": ("True score", "What the reward stands for. Falling while the score rises, it is being exploited."),
-    "kl": ("KL, nats per response", "How far from the reference: equal scores at unequal KL are not equal."),
-    "length": ("Length, tokens", "Drift while the score stands still buys nothing."),
+    "score": ("Score", "The reward per response."),
+    "eval_score": ("Held-out score", "The same on prompts that are not trained on."),
+    "gold_score": ("True score", "If it falls while the score rises, the policy exploits the reward model."),
+    "kl": ("KL, nats per response", "Distance from the reference. Compare scores at equal KL."),
+    "length": ("Length, tokens", "Drift without a change of score gains nothing."),
     "value_loss_normalised": (
         "Value loss / within-position variance",
-        "The critic's error in units that methods share: above 0.5 it is worse than a mean per position.",
+        "The critic's error, comparable between methods. Above 0.5 it is worse than a mean per position.",
     ),
     "explained_variance_over_position": (
         "Explained variance over position",
-        "What the critic knows beyond a token's place: 1 is all, 0 nothing.",
+        "Share of the returns that the critic predicts beyond the mean per position. 1 is everything.",
     ),
-    "entropy": ("Entropy, nats per token", "If it nears 0, the policy says one thing only."),
+    "entropy": ("Entropy, nats per token", "Near 0, the policy has collapsed to few responses."),
 }
 MOST_EXAMPLES = 6
 
@@ -107,15 +107,15 @@ def _about(runs: RunSet, found: Results | None) -> str:
     last = {int(as_number(run.report.get("last_step", run.step))) for run in runs.runs}
     steps = found.curves[found.arms[0]]["score"].shape[1]
     going = (
-        f" Not all runs are through: they stand at step {min(reached)} to {max(reached)} of {max(last)}, and what is "
-        f"compared are the first {steps} steps."
+        f" Not all runs have finished: they are at step {min(reached)} to {max(reached)} of {max(last)}. The "
+        f"comparison covers the first {steps} steps."
     )
     through = min(reached) == max(reached) == max(last)
     return comparison_report.verdict(found) + ("" if through else going)
 
 
 def _tiles(found: Results) -> str:
-    """What each arm reached, and at what price."""
+    """The final score of each arm, with its KL and length."""
     cells = []
     for arm in found.arms:
         score = summarise(found.per_seed(arm, "score"))

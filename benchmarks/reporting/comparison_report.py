@@ -1,4 +1,4 @@
-"""The report of a comparison: a table of quantities by arm, and one sentence on what it allows to be said."""
+"""The report of a comparison: a table of quantities by arm, and a one-sentence verdict."""
 
 import math
 from collections.abc import Mapping
@@ -121,7 +121,7 @@ def _p(difference: Difference | None) -> float:
 
 
 def differences_to_reference(results: Results) -> dict[str, Difference]:
-    """Average score of every arm against sparse, paired by seed; empty where sparse did not run."""
+    """Average score of every arm against sparse, paired by seed; empty if sparse did not run."""
     if REFERENCE not in results.curves:
         return {}
     reference = results.per_seed(REFERENCE, AVERAGE_SCORE.metric)
@@ -130,7 +130,7 @@ def differences_to_reference(results: Results) -> dict[str, Difference]:
 
 
 def notes(results: Results) -> tuple[str, ...]:
-    """What the numbers under each other mean, and what they do not."""
+    """Notes on how to read the numbers."""
     seeds = len(results.seeds)
     if seeds == 1:
         brackets = f"One seed has no range; below {FEWEST_SEEDS} seeds there are no intervals."
@@ -156,7 +156,8 @@ def _steps(results: Results) -> int:
 
 
 def verdict(results: Results) -> str:
-    """One honest sentence: a best method only where its interval meets no other's, with lengths and KLs beside it."""
+    """The verdict in one sentence: it names a best method only if its interval overlaps no other's, and adds length and
+    KL."""
     arms = results.arms
     if len(arms) < 2:
         return "One arm ran; there is nothing to compare."

@@ -1,4 +1,5 @@
-"""What a figure of the paper is read for: failed runs, steps to pass sparse, reward at a KL; pure functions of curves.
+"""Quantities read from the paper's figures: failed runs, steps to pass sparse, reward at a KL; pure functions of
+curves.
 
 A curve is an array (seed, step). The definitions are the paper's where it has them.
 """
@@ -107,7 +108,7 @@ def standardised(curve: Array, spread: Array) -> Array:
 @dataclass(frozen=True, kw_only=True)
 class Parting:
     """Where proxy and gold part: the block with the highest mean gold score, if gold is lower at the end than there by
-    more than its standard error while the proxy is not; ``kl`` is None where they do not part."""
+    more than its standard error while the proxy is not; ``kl`` is None if they do not part."""
 
     kl: float | None
     gold_best: float

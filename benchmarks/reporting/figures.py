@@ -182,7 +182,7 @@ def grid(panels: int, *, columns: int | None = None, width: float = PANEL[0]) ->
 
 
 def frontier(axes: Axes, results: Results) -> None:
-    """What a nat buys: score against KL, each point a mean over seeds and ``BLOCK`` steps, the last one marked."""
+    """Score against KL: each point is a mean over seeds and ``BLOCK`` steps, the last one marked."""
     for arm in results.arms:
         kl, score = (blocks(results.curves[arm][metric].mean(0)[None], BLOCK)[0] for metric in ("kl", "score"))
         path(axes, kl, score, results, arm)

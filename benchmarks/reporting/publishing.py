@@ -1,4 +1,4 @@
-"""A script's table and figures, written to its folder and shown."""
+"""Write a script's table and figures to its folder, and show the table."""
 
 from collections.abc import Mapping
 from pathlib import Path

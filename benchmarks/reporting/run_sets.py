@@ -1,4 +1,4 @@
-"""Runs on the disk, finished or going on, sorted into arms: what a page on several of them is drawn from."""
+"""Runs on disk, finished or going on, sorted into arms, for a page on several of them."""
 
 import json
 import re
@@ -68,7 +68,7 @@ def seed_of(run: RunRecord) -> int:
 
 
 def results(found: RunSet, task: str) -> Results | None:
-    """Curves over the seeds that every arm has, cut to the steps that every run has reached; None where there are no
+    """Curves over the seeds that every arm has, cut to the steps that every run has reached; None if there are no
     such seeds or steps. Held-out figures are there where every run has finished."""
     seeds = sorted(set.intersection(*({seed_of(run) for run in runs} for runs in found.arms.values())))
     chosen = {arm: [run for run in runs if seed_of(run) in seeds] for arm, runs in found.arms.items()}
@@ -98,7 +98,7 @@ def curves(runs: Sequence[Figures], finals: Sequence[Mapping[str, Any]], steps: 
 
 
 def _final(run: RunRecord) -> Mapping[str, Any]:
-    """The figures of the final policy; empty where the run has not finished, or was not part of a comparison."""
+    """The figures of the final policy; empty if the run has not finished, or was not part of a comparison."""
     if not (run.folder / RECORD).is_file():
         return {}
     final = read_record(run.folder).get(FINAL)

@@ -1,4 +1,4 @@
-"""What may be said about a handful of seeds: intervals, paired differences, and how many looks were taken.
+"""Statistics for a handful of seeds: intervals, paired differences, and correction for multiple comparisons.
 
 A *curve* is an array (seed, step); everything here reduces steps first and treats seeds as the sample. Below
 ``FEWEST_SEEDS`` there is a mean and a range, never an interval or a p-value.
@@ -100,7 +100,7 @@ def band(curve: Array) -> tuple[Array, Array, Array, Kind]:
 
 
 def iqm(values: Array) -> float:
-    """Interquartile mean: the mean without the lowest and highest quarter (⌊n/4⌋ seeds each)."""
+    """Interquartile mean: the mean without the lowest and the highest ⌊n/4⌋ seeds."""
     return float(stats.trim_mean(values, 0.25))
 
 

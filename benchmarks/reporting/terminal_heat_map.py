@@ -1,4 +1,4 @@
-"""Heat maps of credit in the terminal: colours, or numbers where there are none."""
+"""Heat maps of credit in the terminal: colours, or numbers if there are no colours."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Arms as they are written, taken apart: a method, its settings in brackets, and changed PPO settings after ``@``.
+"""Parse the text of an arm: a method, its settings in brackets, and changed PPO settings after ``@``.
 
 This file imports no model library, so that a command line is checked at once; :mod:`~benchmarks.runs.arms` makes
 redistributors of what is read here.
@@ -38,7 +38,7 @@ def read_arm(text: str, known: Collection[str]) -> ArmText:
     """Take an arm apart.
 
     Raises:
-        ValueError: an unreadable arm, or a method that is neither ``known`` nor dotted; says the nearest.
+        ValueError: an unreadable arm, or a method that is neither ``known`` nor dotted; names the nearest.
     """
     head, *changed = pieces(text, "@")
     found = read_call(head)
@@ -58,7 +58,7 @@ def read_arm(text: str, known: Collection[str]) -> ArmText:
 
 
 def read_call(text: str) -> tuple[str, str] | None:
-    """Name and settings of ``Name(settings)`` or ``Name``; None where the text is neither."""
+    """Name and settings of ``Name(settings)`` or ``Name``; None if the text is neither."""
     match = METHOD.fullmatch(text)
     settings = "" if match is None else match["settings"] or ""
     return None if match is None or not _balanced(settings) else (match["method"], settings)

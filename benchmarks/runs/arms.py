@@ -41,13 +41,13 @@ class Arm:
         made = self.made()
         if not isinstance(made, Redistributor):
             raise ValueError(
-                f"{self.method} makes a {type(made).__name__}, which is no redistributor: that has needs, causal and "
-                "conserving, and is called with a rollout"
+                f"{self.method} makes a {type(made).__name__}, which is not a redistributor: that has needs, causal "
+                "and conserving, and is called with a rollout"
             )
         return made
 
     def made(self) -> Any:
-        """A new instance, whatever it is; raises as :meth:`redistributor`, but for what is no redistributor."""
+        """A new instance, whatever it is; raises like :meth:`redistributor`, but for what is not a redistributor."""
         settings = {name: value.made() if isinstance(value, Arm) else value for name, value in self.settings.items()}
         return _maker(self.method)(**settings)
 
@@ -105,8 +105,8 @@ def _settings(method: str, text: str) -> dict[str, Any]:
 
 
 def _object(text: str, default: object) -> Arm:
-    """An object that is no method, by the name of its class: one that ``redistributors`` exports, or that stands beside
-    the class of the default, or dotted."""
+    """An object that is not a method, by the name of its class: one that ``redistributors`` exports, one in the module
+    of the default's class, or a dotted name."""
     found, homes = read_call(text), (redistributors.__name__, type(default).__module__)
     if found is None:
         raise ValueError(f"cannot read {text!r}; write Name or Name(setting=value), such as {type(default).__name__}()")
@@ -118,7 +118,7 @@ def _object(text: str, default: object) -> Arm:
     _require_part(method, type(default))
     settings = _settings(method, inside)
     made = Arm(label=_label(name, settings), method=method, settings=settings, changes={})
-    made.made()  # a setting that the class refuses is said now
+    made.made()  # report now a setting that the class refuses
     return made
 
 
@@ -162,8 +162,9 @@ def _require_method(method: str) -> None:
     lacking = set() if method in REDISTRIBUTORS else _members(Redistributor) - _declared(_class(method))
     if lacking:
         raise ValueError(
-            f"{method} is no redistributor's class and was not called: it declares no {', no '.join(sorted(lacking))}; "
-            "a redistributor has needs, causal and conserving, and is called with a rollout"
+            f"{method} is not a redistributor's class and was not called: it declares no "
+            f"{', no '.join(sorted(lacking))}; a redistributor has needs, causal and conserving, and is called "
+            "with a rollout"
         )
 
 
@@ -173,7 +174,7 @@ def _require_part(dotted: str, default: type) -> None:
     kind, members = _class(dotted), _members(default) - {field.name for field in dataclasses.fields(default)}
     lacking = members - _declared(kind)
     if not issubclass(kind, default) and (lacking or not members):
-        why = f"it declares no {', no '.join(sorted(lacking))}" if lacking else "it is no subclass of it"
+        why = f"it declares no {', no '.join(sorted(lacking))}" if lacking else "it is not a subclass of it"
         raise ValueError(f"{dotted} cannot stand in for {default.__name__} and was not called: {why}")
 
 

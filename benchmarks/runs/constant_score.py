@@ -1,4 +1,4 @@
-"""A task whose score says nothing: every response earns the same, while evidence stays the reward model's own."""
+"""A task with a constant score: every response gets the same score, but evidence still comes from the reward model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -65,4 +65,4 @@ class ConstantTask:
         """Read the task's models; raises as it does."""
         loaded = self.task.load()
         reward = ConstantScore(reward=as_reward_model(loaded.reward, loaded.policy), value=self.value)
-        return replace(loaded, reward=reward, gold=None, contributions=None)  # nobody knows a true score here
+        return replace(loaded, reward=reward, gold=None, contributions=None)  # there is no true score here

@@ -1,4 +1,4 @@
-"""An experiment: which panels run, and what is written from their curves."""
+"""An experiment: the panels that run, and the table and figures made from their curves."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ class Experiment:
     def run(
         self, settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], console: Console, options: Any = None
     ) -> ComparisonResults:
-        """Run the comparison and write what the experiment makes of it; raises as :func:`run_comparison`."""
+        """Run the comparison and write what the experiment makes of it; raises like :func:`run_comparison`."""
         panels = self.panels(settings, options)
         runs = [run for panel in panels for run in plan(settings, task, panel, ppo_of(task, ppo))]
         for line in announced(settings, runs):

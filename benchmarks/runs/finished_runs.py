@@ -1,4 +1,4 @@
-"""The curves that finished runs leave behind."""
+"""The curves of finished runs."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""PPO settings changed by name, as tasks, panels, arms and the command line do; this file imports no model library."""
+"""Change PPO settings by name, for tasks, panels, arms and the command line. No model library is imported."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""A comparison looked at before it is run: whether every arm can run, what it would cost, and whether it fits a card.
+"""Check a comparison before it runs: whether every arm can run, what it would cost, and whether it fits a card.
 
 A task and its settings come in; findings come out, one at a time, each a line to read. Nothing is trained, nothing is
 written, and no GPU is used: the models are loaded on the CPU.
@@ -35,12 +35,12 @@ COLUMN = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at: what, and what was found."""
+    """The result of one check: its subject and the finding."""
 
     about: str
     said: str
     wrong: bool = False
-    """Whether the comparison could not run because of it."""
+    """Whether it would stop the comparison."""
 
 
 def main(settings: ComparisonSettings, ppo: Mapping[str, Any], options: Any) -> None:

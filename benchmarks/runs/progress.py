@@ -1,5 +1,5 @@
-"""What runs in other processes are learning, read from the metrics they write: one line that moves in a terminal, a new
-line now and then in a log."""
+"""Show the progress of runs in other processes, from the metrics they write: one line that updates in a terminal, or a
+new line now and then in a log."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ SHOWN = {"score": "score", "kl": "KL"}
 
 @dataclass
 class Progress:
-    """What is said while runs are under way. ``before`` are the steps that stood when they began, ``total`` all."""
+    """Report the progress of runs. ``before`` is the number of steps that were done when they began, ``total`` all."""
 
     tails: Sequence[Tail]
     total: int
@@ -86,7 +86,7 @@ class Progress:
             self.say(f"{self._counted()}; {'; '.join(map(str, moved))}")
 
     def finished(self, run: Run) -> None:
-        """Say that a run is through, with its last step."""
+        """Report that a run has finished, with its last step."""
         tail = next(tail for tail in self.tails if tail.run is run)
         tail.advance()
         self.done = self.before + sum(tail.steps for tail in self.tails)

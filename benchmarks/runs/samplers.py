@@ -1,4 +1,4 @@
-"""How responses are drawn: as they are trained, or with the published stack's mistakes, to measure what those do.
+"""Samplers: the distribution that is trained, or the published stack's mistakes, to measure their effect.
 
 The public code of the paper (on TRL 0.7.4) bans EOS below the minimum length while sampling but not in the
 log-probabilities it trains on; and it leaves the model in train mode after an update, so that later rollouts are drawn

@@ -1,4 +1,4 @@
-"""A comparison as a command: its flags, and what is checked before anything heavy is imported."""
+"""A comparison as a command: its flags, and the checks before anything heavy is imported."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields

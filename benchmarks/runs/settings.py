@@ -1,4 +1,4 @@
-"""What the user asks of a comparison; this file imports no model library, so a command line is quick."""
+"""Settings of a comparison. No model library is imported, so a command line is quick."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,16 +46,17 @@ class ComparisonSettings:
     reward_template: str | None = None
     """Without --models: the reward model's own."""
     loading: Loading = field(default_factory=Loading)
-    """How the models are held."""
+    """How the models are loaded."""
     out: str = "runs/comparison"
     """Folder of the results. Calling again with the same settings resumes; arms and seeds may be added."""
     redistributors: str | list[str] = "sparse,uniform,abc"
     """Arms: names, with settings as uniform(beta=0.8) and changed PPO settings as sparse@lam=1; a method of your own as
     package.module.Class."""
     controls: str | list[str] = "sparse@lam=1"
-    """Arms run besides: part of what dense credit buys at lam 0.95, sparse gets from lam 1. Empty for none."""
+    """Further arms, as controls: sparse at lam 1 reaches part of what dense credit gains at lam 0.95. Empty for
+    none."""
     seeds: int | list[int] = 5
-    """How many (0, 1, ...), or which."""
+    """Number of seeds (0, 1, ...), or a list of them."""
     steps: int = 60
     """PPO steps of a run."""
     eval_every: int = 20
@@ -63,11 +64,11 @@ class ComparisonSettings:
     eval_prompts: int = 64
     """Held-out prompts evaluated on."""
     save_every: int = 0
-    """Steps between checkpoints that a killed run goes on from; 0: it begins again. Ctrl-C saves one in any case."""
+    """Steps between checkpoints, from which a killed run resumes; 0: it starts again. Ctrl-C always saves one."""
     processes: int = 2
     """Runs at a time, each in a process of its own with one thread; 0: one after the other in this process."""
     paper_curves: str | None = None
-    """The paper's own curves (paper_curves.json.gz), to be drawn behind ours where the task is the same."""
+    """The paper's own curves (paper_curves.json.gz), drawn behind ours if the task is the same."""
     overwrite: bool = False
     """Delete what an earlier comparison left in the out folder."""
 

@@ -83,7 +83,7 @@ class Run:
     """The panel's name, for messages."""
 
     def settings(self) -> dict[str, Any]:
-        """What decides this run's numbers; a finished run counts only if it is the same."""
+        """The settings that determine this run's numbers; a finished run counts only if they are the same."""
         numbers = {name: getattr(self, name) for name in ("steps", "eval_every", "eval_prompts", "sampler")}
         method = described(self.arm.redistributor())
         return {"task": identity(self.task), "redistributor": method, "ppo": jsonable(self.config), **numbers}
@@ -96,7 +96,7 @@ def identity(task: Task) -> dict[str, Any]:
 
 
 def _placeless(value: Any) -> Any:
-    """Without places at any depth, as a task may hold another; what a mapping names is no setting, and stays."""
+    """Without places at any depth, as a task may hold another; what a mapping names is not a setting, and stays."""
     if not is_dataclass(value):
         return value
     kept = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in PLACES}
@@ -186,7 +186,7 @@ def gold_instruments(loaded: Loaded) -> list[Instrument]:
 
 
 def require_runnable(loaded: Loaded, run: Run) -> None:
-    """What a run would refuse once it is started, refused before any run is.
+    """Check before any run starts what a run would refuse later.
 
     Raises:
         ValueError: evidence that the models do not give, a gamma the method cannot take, prompts that leave no room
@@ -208,7 +208,7 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
 
 
 def why_not_possible(redistributor: Redistributor, loaded: Loaded) -> str:
-    """Why a method cannot work with the task's policy and reward; empty where it can."""
+    """Why a method cannot work with the task's policy and reward; empty if it can."""
     reward = as_reward_model(loaded.reward, loaded.policy)
     for request in redistributor.needs:
         source: Policy | RewardModel = reward if request.source == "reward" else loaded.policy

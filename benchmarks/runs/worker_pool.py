@@ -84,7 +84,7 @@ def _run_here(due: Sequence[Run], progress: Progress) -> None:
 
 @contextlib.contextmanager
 def _watched(progress: Progress) -> Iterator[None]:
-    """Progress is said while this thread is busy with what makes it."""
+    """Show progress from another thread while this one is busy with the run."""
     done = threading.Event()
 
     def watch() -> None:
@@ -153,7 +153,8 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 @dataclass
 class _Worker:
-    """What a worker process is doing. It never exits of itself: a pool that loses one kills the others as they save."""
+    """The state of a worker process. It never exits by itself: a pool that loses a worker kills the others while they
+    save."""
 
     stopping: bool = False
     busy: bool = False

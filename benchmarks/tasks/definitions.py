@@ -35,7 +35,7 @@ class Toy:
     """Folder that keeps the models (default: the user's cache folder)."""
     recipe: ToyRecipe = field(default_factory=ToyRecipe)
     loading: Loading = field(default_factory=Loading)
-    """How the models are held."""
+    """How the models are loaded."""
 
     @property
     def ppo(self) -> Mapping[str, Any]:
@@ -88,7 +88,7 @@ class PositiveGeneration:
     data: str = "hub:imdb"
     """Reviews that prompts are taken from (column text): a file, or a data set on the hub."""
     loading: Loading = field(default_factory=Loading)
-    """How the models are held."""
+    """How the models are loaded."""
 
     @property
     def ppo(self) -> Mapping[str, Any]:
@@ -145,7 +145,7 @@ class PreferenceTask:
     max_prompt_tokens: int
     """Longer prompts are left out, where ``models`` is None."""
     loading: Loading = field(default_factory=Loading)
-    """How the models are held."""
+    """How the models are loaded."""
 
     @property
     def ppo(self) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What every task loads: its models, its prompts, and a fingerprint of both."""
+"""The contents of a loaded task: its models, its prompts, and a fingerprint of both."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ class Loaded:
     """A task's models, fresh for one run, and its prompts.
 
     ``gold`` and ``contributions`` give the true score of every response (prompt included) and what each response token
-    adds to it; None where nobody knows them. ``fingerprint`` hashes prompts and weights.
+    adds to it; None if they are unknown. ``fingerprint`` hashes prompts and weights.
     """
 
     policy: Policy

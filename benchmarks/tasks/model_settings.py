@@ -1,4 +1,4 @@
-"""How a task's models are held: one group of settings for every task and script."""
+"""How a task's models are loaded: one group of settings for every task and script."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,4 +1,4 @@
-"""A task of the user's own: their policy, their prompts, and their reward, which is a function or a classifier."""
+"""The user's own task: a policy, prompts, and a reward, which is a function or a classifier."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class OwnTask:
     held_out: int = 64
     """Fewest prompts held out."""
     loading: Loading = field(default_factory=Loading)
-    """How the models are held."""
+    """How the models are loaded."""
     code: str = field(init=False, default="")
     """Fingerprint of a reward function's code: a run is not continued with another."""
 
@@ -86,7 +86,7 @@ class OwnTask:
                 if rows:
                     require_columns(fn, {*rows[0]} - {"prompt"})
             elif not isinstance(found, RewardModel):
-                raise TypeError(f"it is no function of (prompts, responses) but {found!r}")
+                raise TypeError(f"it is not a function of (prompts, responses) but {found!r}")
         except (TypeError, ValueError) as error:
             raise ValueError(f"--reward {self.reward}: {error}") from error
         return found

@@ -1,4 +1,4 @@
-"""What each task changes in the paper's PPO settings; this file imports no model library: a command line is quick."""
+"""Each task's changes to the paper's PPO settings. No model library is imported, so a command line is quick."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict

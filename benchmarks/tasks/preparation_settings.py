@@ -1,4 +1,4 @@
-"""What the user asks of a preparation; this file imports no model library, so a command line is quick."""
+"""Settings of a preparation. No model library is imported, so a command line is quick."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The folder that ``benchmarks.prepare`` makes of a task, written whole and read with care.
+"""The folder that ``benchmarks.prepare`` makes for a task: write it as a whole, and check it when reading.
 
 It holds policy/, reward/, perhaps gold/, prompts.jsonl, report.json and run.json.
 """
@@ -125,7 +125,7 @@ def read_prompts(models: str, columns: Sequence[str] = ("ids",)) -> PromptRows:
                     _require_ids(column, row[column])
                 splits[row["split"]].append(row)
             except (KeyError, TypeError, ValueError, RecursionError) as error:
-                raise ValueError(f"{file}:{number} is no prompt ({error!r}): {line[:80]!r}") from error
+                raise ValueError(f"{file}:{number} is not a prompt ({error!r}): {line[:80]!r}") from error
     empty = [split for split, prompts in splits.items() if not prompts]
     if empty:
         raise ValueError(f"{file} has no prompts for {', '.join(empty)}")

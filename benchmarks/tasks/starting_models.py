@@ -1,4 +1,4 @@
-"""What a preparation starts from: a GPT-2 from scratch with its own tokenizer, or a base model; and their samples."""
+"""The starting models of a preparation: a GPT-2 from scratch with its own tokenizer, or a base model; and samples."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

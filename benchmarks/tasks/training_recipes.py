@@ -1,4 +1,4 @@
-"""How long and how fast the models of a preparation are trained, by their size or base.
+"""Training settings for the models of a preparation, by size or base.
 
 ``language`` trains on whole texts, ``supervised`` on demonstrations, ``reward`` on labels or comparisons. A base model
 learns from no whole texts before its demonstrations.

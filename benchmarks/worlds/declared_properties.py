@@ -1,4 +1,4 @@
-"""What a redistributor declares, checked on every response of a tabular world.
+"""Check a redistributor's declarations on every response of a tabular world.
 
 A method that is causal and conserving is potential-based shaping of the sparse reward: its credit so far is a function
 of the state. So it must also leave GAE advantages alone once the critic is shifted, and with them the policy gradient.
@@ -28,7 +28,7 @@ EARLIER, ROWS = 4, 64
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What enumeration finds in one world, or on average (errors: at worst) in many."""
+    """The measurements in one world, or their average (for errors, the maximum) over several."""
 
     sum_error: float
     """Largest |Σ_t token score − score|."""
@@ -145,7 +145,7 @@ def shaping_error(world: World, credit: TokenScores, *, gamma: float) -> float:
 
     Where r'_t = r_t + γ Φ(s_{t+1}) − Φ(s_t) with Φ = 0 at the end, Φ(s_t) is the difference of the two discounted
     rewards-to-go (Ng, Harada and Russell 1999; Wiewiora 2003 on the shifted critic). Where that difference depends on
-    more than the state, its mean stands in, and the error says by how much it is no potential.
+    more than the state, its mean stands in, and the error says by how much it is not a potential.
     """
     mask, sparse = world.sequences.response_mask, Sparse()(world.rollout({})).double()
     gap = discounted_returns(sparse, mask, gamma=gamma) - discounted_returns(credit, mask, gamma=gamma)

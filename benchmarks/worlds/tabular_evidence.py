@@ -1,4 +1,4 @@
-"""What a tabular world answers when a redistributor asks for evidence.
+"""The evidence that a tabular world gives to redistributors.
 
 Attention is made up: every row of it is drawn for the prefix that a causal model would have read by then, so that it
 depends on those tokens and no later ones.
@@ -45,7 +45,7 @@ def evidence_for(world: World, redistributor: Redistributor) -> dict[EvidenceReq
 
 
 def answer(world: World, request: EvidenceRequest) -> Tensor:
-    """Dispatches on the kind of request; raises as :func:`evidence_for`."""
+    """Dispatches on the kind of request; raises like :func:`evidence_for`."""
     for kind, measure in ANSWERS.items():
         if isinstance(request, kind):
             return measure(world, request)

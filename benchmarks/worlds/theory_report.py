@@ -1,4 +1,4 @@
-"""Methods checked in worlds of all seeds, and what was found as tables and a figure."""
+"""Check methods in worlds of all seeds, and report the results as tables and a figure."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

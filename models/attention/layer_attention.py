@@ -1,4 +1,4 @@
-"""What one attention layer did in one pass, in either form it is seen in: its projections, or its whole map."""
+"""The attention of one layer in one pass, in one of two forms: its projections, or its whole map."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +30,7 @@ class Projections:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Sizes of the full map, which is never made."""
+        """Sizes of the full map, which is never computed."""
         return (*self.query.shape[:3], self.key.shape[2])
 
     @cached_property
@@ -67,7 +67,7 @@ class Projections:
     def _fill_future(
         self, of: Float[Tensor, "batch head row key"], rows: Int[Tensor, "batch row"], keys: slice, value: float
     ) -> Float[Tensor, "batch head row key"]:
-        """``value``, in place, where causality alone hides a key."""
+        """Write ``value``, in place, wherever causality hides a key."""
         if self.causal:
             columns = torch.arange(self.key.shape[2], device=rows.device)[keys]
             seen_by_all = int((columns <= rows.min()).sum())
@@ -98,7 +98,7 @@ class Projections:
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """A layer's whole map, where the model insists on making it."""
+    """A layer's whole map, for a model that always computes it."""
 
     map: Float[Tensor, "batch head query key"]
 
@@ -113,7 +113,7 @@ class Map:
         return _query_rows(self.map[..., keys], rows).float()
 
     def reach(self, rows: Int[Tensor, "batch row"]) -> int:
-        """Every key: a map does not say what is left out of it."""
+        """Every key, because a map does not show which keys were masked."""
         return self.map.shape[3]
 
     def seen_by(self, rows: Int[Tensor, "batch row"], wanted: Bool[Tensor, "batch row"]) -> Int[Tensor, "batch key"]:

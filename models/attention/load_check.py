@@ -1,4 +1,4 @@
-"""Load-time check of an attention tap: the tapped model against itself untapped, and against its eager attention."""
+"""Load-time check of an attention tap: compare the model with the tap, without it, and under eager attention."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ ROUNDING_TOLERANCE = 1e-1
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradient; every module's mode is put back."""
+    """Eval mode without gradient; every module's mode is restored."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -33,7 +33,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
 def run_backbone(
     model: PreTrainedModel, input_ids: Int[Tensor, "batch position"], attention_mask: Tensor, **options: bool
 ) -> tuple[Float[Tensor, "batch position hidden"], tuple[Tensor, ...]]:
-    """Last hidden states, and the attention maps where ``options`` ask for them."""
+    """Last hidden states, and the attention maps if ``options`` ask for them."""
     output = model.base_model(
         input_ids=input_ids,
         attention_mask=attention_mask.long(),
@@ -45,7 +45,7 @@ def run_backbone(
 
 
 def compare_with_untapped(model: PreTrainedModel, tap: Tap, layers: list[nn.Module], vocab_size: int) -> None:
-    """Ragged left-padded rows, then full rows (which get no mask at all), every way.
+    """Compare ragged left-padded rows, and then full rows (which get no mask at all), with and without the tap.
 
     Raises:
         UnsupportedAttention: naming the architecture and what differs by how much.
@@ -76,7 +76,7 @@ def _compare(
             f"{name}: layers {silent} of {len(layers)} never ran; its eager attention shows {len(eager_weights)} layers"
         )
     pairs = {
-        "last hidden states differ from what it computes unread": (hidden[real], untapped[real]),
+        "last hidden states differ from those without the tap": (hidden[real], untapped[real]),
         "last hidden states differ from its own eager attention": (hidden[real], eager_hidden[real]),
     }
     for layer, module in enumerate(layers):

@@ -1,8 +1,8 @@
 """Whole attention maps of a forward pass, and a score's gradient with respect to them.
 
 Only eager attention makes maps, so a model is switched to it for the pass and back. All layers' maps exist together:
-layers x heads x columns numbers per token, twice with gradients. Where a row or two will do, see
-:mod:`models.attention.reader`, which makes none.
+layers x heads x columns numbers per token, twice with gradients. If a row or two are enough, use
+:mod:`models.attention.reader`, which computes no map.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def map_gradients(
 
 
 def why_not_gradients(model: PreTrainedModel, score: Scores) -> str:
-    """Why :func:`map_gradients` cannot work, found out on five tokens; empty where it can."""
+    """Why :func:`map_gradients` cannot work, tested on five tokens; empty if it can."""
     ids = torch.arange(5, device=model.device)[None] % model.config.get_text_config().vocab_size
     try:
         map_gradients(model, ids, torch.ones_like(ids, dtype=torch.bool), score)

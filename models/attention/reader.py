@@ -1,4 +1,4 @@
-"""Reading attention rows off the forward pass a model makes anyway, without its (token, token) maps."""
+"""Read attention rows from the forward pass that a model makes anyway, without computing (token, token) maps."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,8 +28,8 @@ class AttentionReader:
     """The attention layers of one model, in the order they run, and how to read single rows of them.
 
     ``layer`` counts attention layers only. The model is changed while it is read and no longer: to SDPA with a tap, or
-    to eager attention where its architecture allows nothing else. Call ``check`` before trusting it. Not saved with
-    the model, and safe with a configuration shared between models.
+    to eager attention where its architecture allows nothing else. Call ``check`` before you use it. Not saved with the
+    model, and safe with a configuration shared between models.
 
     Raises:
         UnsupportedAttention: no tap fits this architecture; the message names it and what was tried.
@@ -49,9 +49,9 @@ class AttentionReader:
         return len(self._layers)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``request`` cannot be answered, in words; empty where it can."""
+        """Why ``request`` cannot be answered, in words; empty if it can."""
         if isinstance(request, ValueTap) and not self._shows_values:
-            return f"{self.architecture} shows whole maps only ({self._tap.name}), and with them no value vectors"
+            return f"{self.architecture} returns whole attention maps only ({self._tap.name}), without value vectors"
         reason = request.why_not(self.n_layers, self._heads)
         return reason and f"{self.architecture} cannot answer: {reason}"
 
@@ -121,12 +121,12 @@ class AttentionReader:
 @final
 @dataclass(frozen=True, kw_only=True)
 class UnreadableAttention:
-    """Stands for the reader of a model whose attention cannot be read."""
+    """Takes the place of the reader for a model whose attention cannot be read."""
 
     reason: str
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """The same for every request, and never empty."""
+        """The same reason for every request."""
         return self.reason
 
     def read(
@@ -137,7 +137,7 @@ class UnreadableAttention:
 
 
 def checked_reader(model: nn.Module, vocab_size: int) -> AttentionReader | UnreadableAttention:
-    """The reader of ``model``, checked with ids below ``vocab_size``, or what stands for it."""
+    """The reader of ``model``, checked with ids below ``vocab_size``, or an ``UnreadableAttention``."""
     try:
         reader = AttentionReader(model)
         reader.check(vocab_size)
@@ -199,18 +199,18 @@ def _wanted(rows: Int[Tensor, "batch row"]) -> tuple[Int[Tensor, "batch row"], B
 
 
 def _weights(attention: LayerAttention, rows: Int[Tensor, "batch row"], keys: slice) -> Tensor:
-    """Weights of the wanted columns, 0 for the others; held by nobody but the caller's expression."""
+    """Weights of the wanted columns, 0 for the others; only the caller's expression keeps them in memory."""
     columns, wanted = _wanted(rows)
     weights = attention.weights(columns, keys)
     return weights if bool(wanted.all()) else weights.masked_fill_(~wanted[:, None, :, None], 0.0)
 
 
 def _scaled_by_values(attention: LayerAttention, request: AttentionTap) -> Scaled:
-    """What is done to (batch, head, row, key) weights before they are reduced: nothing, unless a tap reads values."""
+    """The change to (batch, head, row, key) weights before they are reduced: none, unless a tap reads values."""
     if not isinstance(request, ValueTap):
         return lambda weights, keys: weights
     if not isinstance(attention, Projections):
-        raise TypeError(f"{request}: a whole map shows no value vectors")
+        raise TypeError(f"{request}: a whole attention map has no value vectors")
     factors = request.factors(attention.value.float())
     group = attention.shape[1] // factors.shape[1]
     of_key: Tensor = repeat(factors, "batch key_head key -> batch (key_head group) 1 key", group=group)
@@ -258,7 +258,7 @@ def _trial(model: PreTrainedModel, tap: Tap) -> dict[nn.Module, LayerAttention]:
 
 
 def _require_distributions(attentions: list[LayerAttention], columns: Int[Tensor, "batch row"]) -> None:
-    """Weights that do not sum to 1 over the tokens leave part of the attention on something that is no token."""
+    """Weights that do not sum to 1 over the tokens leave part of the attention on something that is not a token."""
     for layer, attention in enumerate(attentions):
         if attention.shape[0] != 2 or attention.shape[2:] != (5, 5):
             raise UnsupportedAttention(f"layer {layer} shows weights of shape {attention.shape} for 2 rows of 5 tokens")
@@ -266,5 +266,5 @@ def _require_distributions(attentions: list[LayerAttention], columns: Int[Tensor
         if not torch.allclose(totals, torch.ones_like(totals), atol=2e-2):
             raise UnsupportedAttention(
                 f"weights of layer {layer} sum to {float(totals.min()):.3f} over the tokens instead of 1: "
-                "part of the attention goes to a sink that is no token"
+                "part of the attention goes to a sink that is not a token"
             )

@@ -55,7 +55,7 @@ class Tap:
 
 @contextmanager
 def attached(tap: Tap, model: PreTrainedModel, modules: list[nn.Module], sink: Sink) -> Iterator[None]:
-    """Let ``modules`` of ``model`` report to ``sink`` for a while, and leave the model as it was."""
+    """Inside the block, ``modules`` of ``model`` report to ``sink``; afterwards the model is as it was."""
     with ExitStack() as stack:
         if tap.implementation is not None:
             stack.enter_context(switched(model, tap.implementation))
@@ -66,7 +66,7 @@ def attached(tap: Tap, model: PreTrainedModel, modules: list[nn.Module], sink: S
 
 @contextmanager
 def switched(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """Another attention implementation in every part of ``model`` for a while; each one's own is put back.
+    """Inside the block, every part of ``model`` uses another attention implementation; afterwards its own is restored.
 
     Directly on the configurations: ``set_attn_implementation`` only logs a warning for Falcon, which reads its own
     configuration at every forward pass all the same."""
@@ -93,7 +93,8 @@ _SINKS: WeakKeyDictionary[nn.Module, Sink] = WeakKeyDictionary()
 def _tapped_sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """transformers' SDPA attention function; where a sink listens to ``module``, it is told what that was given."""
+    """transformers' SDPA attention function, which also passes its inputs to the sink of ``module``, if there is
+    one."""
     sink = _SINKS.get(module)
     if sink is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -115,7 +116,7 @@ def _tapped_sdpa(
 
 @final
 class _LogTotals(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch annotates neither this nor __init__
-    """Keeps what torch's fused CPU attention gives beside its output, and SDPA drops: log-sum-exp of every row.
+    """Keeps the log-sum-exp of every row, which torch's fused CPU attention returns besides its output and SDPA drops.
 
     Other kernels give it in other forms, or only where a gradient is wanted; with them there is none."""
 
@@ -128,7 +129,7 @@ class _LogTotals(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch a
         return result
 
     def totals_of(self, query: Tensor) -> Tensor | None:
-        """(batch, head, query) in float32, None where another kernel ran, or on numbers that autocast had rounded, or
+        """(batch, head, query) in float32, None if another kernel ran, or on numbers that autocast had rounded, or
         where a total is so large that its own rounding would show in the weights."""
         if self._found is None:
             return None

@@ -1,6 +1,6 @@
-"""A key-value cache that has room for the whole response, so that a new token is written in place.
+"""A key-value cache with room for the whole response, so that a new token is written in place.
 
-transformers' own concatenates: every token then copies the keys and values of all tokens before it.
+transformers' own cache concatenates: every token then copies the keys and values of all tokens before it.
 """
 
 import inspect
@@ -85,5 +85,5 @@ def _with_room(states: Float[Tensor, "row head token channel"], room: int) -> Te
 
 
 def without_cache(model: PreTrainedModel) -> dict[str, bool]:
-    """The argument that keeps a trunk from making a cache; most encoders know none."""
+    """The argument that keeps a trunk from making a cache; most encoders have none."""
     return {"use_cache": False} if "use_cache" in inspect.signature(model.base_model.forward).parameters else {}

@@ -1,4 +1,4 @@
-"""How long a text a model was built for."""
+"""The longest text that a model was built for."""
 
 from transformers import PreTrainedModel
 
@@ -6,7 +6,7 @@ LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Longest row the model was built for, in tokens; None where its config names no limit."""
+    """Longest row the model was built for, in tokens; None if its config names no limit."""
     config = model.config.get_text_config(decoder=True)
     limits = [value for name in LIMITS if isinstance(value := getattr(config, name, None), int) and value > 0]
     # RoBERTa counts positions from padding_idx + 1, so its table is larger than its context

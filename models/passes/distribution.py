@@ -14,7 +14,7 @@ CHUNK_CELLS = {"cpu": 2**21, "cuda": 2**24}
 # Nats below which a probability is 0 in float32; stands in for the -inf of a banned token where 0 x inf would be NaN.
 LOWEST = -1e4
 
-# From which id, and up to which, no id has a token; None is the end of the embedding, however far it is padded.
+# Ranges of ids without a token: first id, and id after the last; None is the end of the embedding.
 Gap = tuple[int, int | None]
 
 

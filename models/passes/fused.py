@@ -1,6 +1,6 @@
-"""Fused equivalents of transformers layers: what it writes out operation by operation, in one operation.
+"""Fused equivalents of transformers layers: one operation instead of several.
 
-Nothing here changes a parameter, a name in a state dictionary or a configuration; results differ by rounding.
+Nothing here changes a parameter, a name in a state dictionary or a configuration. Results differ only by rounding.
 """
 
 from typing import Any, final

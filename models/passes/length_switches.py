@@ -1,8 +1,8 @@
-"""Lengths at which a model begins to compute otherwise, brought within reach of a short probe.
+"""Lengths at which a model changes its computation (a "switch"), lowered so that a short probe can reach them.
 
-A window of 4,096 tokens is as good as none to a probe of ten. So the probe runs twice: on the model as it is, and once
-more with every such length at four tokens, which is the same code on the far side of each. What no batch can reach
-within the model's context stays where it is.
+A probe of ten tokens cannot see a window of 4,096 tokens. So the probe runs twice: on the model as it is, and once more
+with every such length set to four tokens, which runs the same code beyond each switch. A length that no batch can reach
+within the model's context is left unchanged.
 """
 
 import math
@@ -21,7 +21,7 @@ REACH = 256
 
 @contextmanager
 def within_reach(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, every switch that a batch can reach stands at four tokens."""
+    """Inside the block, every switch that a batch can reach is set to four tokens."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     reach = math.inf if context is None else 2 * context  # the longest prompt beside the longest response
     owners = {id(owner): owner for module in model.modules() for owner in (module, *_configurations(module))}

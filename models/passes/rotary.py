@@ -1,10 +1,10 @@
-"""Rotary tables that follow a row's own length.
+"""Rotary tables that depend only on a row's own length.
 
 LongRoPE (Phi-3-128k, Phi-4-mini) and dynamic NTK choose their frequencies by the longest row of a batch, and by the
-longest so far while sampling: a row's numbers then depend on its company, and keys in the cache stand under another
-table than the query. Here each row has the table that its model gives to a text of that row's length, for all of its
-tokens. A policy's row has the length it may grow to (prompt and longest response), known before its first token, so
-sampling and every later pass agree; a row that is only read has the length it has.
+longest so far while sampling. A row's numbers then depend on the other rows, and cached keys use another table than the
+query. Here each row uses, for all of its tokens, the table that its model would use for a text of that row's length.
+For a policy's row this is the longest length it may reach (prompt and longest response), which is known before its
+first token, so sampling and every later pass agree. A row that is only read uses its actual length.
 """
 
 import copy
@@ -27,7 +27,7 @@ _growing: ContextVar[Tensor | None] = ContextVar("lengths that rows may grow to"
 
 @contextmanager
 def grows_to(lengths: Int[Tensor, " row"]) -> Iterator[None]:
-    """Inside, the rows of every pass are read as texts of these lengths."""
+    """Inside the block, the rows of every pass are treated as texts of these lengths."""
     token = _growing.set(lengths)
     try:
         yield
@@ -38,8 +38,8 @@ def grows_to(lengths: Int[Tensor, " row"]) -> Iterator[None]:
 def read_rows_alone(model: nn.Module) -> None:
     """Give every rotary embedding whose table depends on a batch's longest row a table a row, in place.
 
-    Parameters and the names in a state dictionary stay. Found out by asking each for the same positions in texts of
-    different lengths, not by name.
+    Parameters and the names in a state dictionary stay. Such embeddings are found by computing the same positions in
+    texts of different lengths, not by name.
 
     Raises:
         ValueError: such an embedding in a module that does not see which tokens are real.
@@ -114,7 +114,7 @@ def _tell_lengths(module: nn.Module, arguments: tuple[Any, ...], named: Mapping[
         mask = inspect.signature(module.forward).bind_partial(*arguments, **named).arguments.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
             raise ValueError(
-                f"{type(module).__name__} has a rotary table a row and needs to know how long each is: give an "
+                f"{type(module).__name__} has one rotary table per row and needs to know how long each row is: give an "
                 "attention_mask of shape (row, position), or none for rows without padding"
             )
         lengths = None if mask is None else mask.sum(1)

@@ -120,7 +120,7 @@ def sample_responses(
 
     Raises:
         ValueError: ``uniforms`` or ``limits`` that do not fit the prompts.
-        FloatingPointError: logits that are no distribution, naming the rows.
+        FloatingPointError: logits that are not a distribution, naming the rows.
     """
     _check_shapes(prompts, limits, uniforms)
     prompt_ids, prompt_mask = left_padded(prompts, device)

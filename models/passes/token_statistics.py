@@ -1,4 +1,4 @@
-"""Log-probability and entropy of response tokens, with a backward pass that keeps the logits at most.
+"""Log-probability and entropy of response tokens, with a backward pass that stores no more than the logits.
 
 Autograd would keep log-probabilities, their exponential and two masks of every (token, vocab) cell. Here both passes
 work on one block at a time, and the backward pass makes the block's distribution again; where the logits themselves are

@@ -20,7 +20,7 @@ Beside = AdapterOff | FrozenAdapter | FrozenCopy
 
 
 def auxiliary_sources(named: Mapping[str, str], policy: ModelSource) -> dict[str, ModelSource]:
-    """Where each comes from, held as the policy is.
+    """The source of each, with the policy's dtype, device and quantisation.
 
     Raises:
         TypeError: no mapping from names to folders or hub names.

@@ -126,7 +126,7 @@ class CausalPolicy:
         return min(vocabulary(self._lm), max(self.vocabulary.values()) + 1)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``request`` cannot be answered, in words; empty where it can.
+        """Why ``request`` cannot be answered, in words; empty if it can.
 
         The first attention request checks that attention can be read.
         """
@@ -204,7 +204,7 @@ class CausalPolicy:
 
         Raises:
             ValueError: prompts that ``validate`` refuses, or limits and uniforms that do not fit them.
-            FloatingPointError: logits that are no distribution.
+            FloatingPointError: logits that are not a distribution.
         """
         self._require_prompts(prompts, limits.max_lengths.tolist())
         of = self._distribution(temperature)

@@ -1,4 +1,4 @@
-"""What a policy is made of: the network that is trained, and all that stands beside it."""
+"""The parts of a policy: the network that is trained, and everything that belongs to it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,12 +25,12 @@ class Network:
     write: Callable[[str], None]
     """Writes the weights, or the adapter, into a folder."""
     read: Callable[[str], Callable[[], object]]
-    """Reads back what ``write`` wrote, and changes nothing: what it returns puts that in place."""
+    """Reads back what ``write`` wrote without changing anything; calling the result applies it."""
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     compute_dtype: torch.dtype
     checkpointed: tuple[nn.Module, ...]
-    """Modules that recompute their activations in the backward pass; empty where that is off."""
+    """Modules that recompute their activations in the backward pass; empty if that is off."""
     auxiliaries: Mapping[str, Reference] = field(default_factory=dict)
     """Further frozen models over the same tokens, by name; never trained, never saved."""
 

@@ -1,6 +1,6 @@
-"""Weights read back into a network that is there already, to the bit; nothing else of it changes.
+"""Read weights back into an existing network, bit for bit; nothing else of it changes.
 
-What is read is checked as at first. Each function changes nothing; what it returns does.
+The files are checked as when a model is first loaded. The functions change nothing; calling their results does.
 """
 
 import copy

@@ -40,11 +40,11 @@ class ValueHead(nn.Module):
         )
 
     def restore(self, folder: str) -> None:
-        """Read ``value_head.safetensors`` and take it over; raises as :meth:`read` does."""
+        """Load ``value_head.safetensors``; raises like :meth:`read`."""
         self.read(folder)()
 
     def read(self, folder: str) -> Callable[[], object]:
-        """Read ``value_head.safetensors`` and change nothing; what is returned takes it over.
+        """Read ``value_head.safetensors`` without changing anything; calling the result applies it.
 
         Raises:
             ValueError: a head of another size, or a file that holds none.

@@ -1,4 +1,4 @@
-"""A sequence classifier as a scoring function: network, head, score, and the token that stands for nothing."""
+"""A sequence classifier as a scoring function: network, head, score, and the null token."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,13 +20,13 @@ Setting = Literal["absent", "baseline"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Classifier:
-    """The parts of a reward model that run: all that a probe needs."""
+    """The parts of a reward model that a probe needs."""
 
     model: PreTrainedModel
     head: Head
     score: Score
     null_id: int | None
-    """The token that stands for nothing, where the tokenizer has one."""
+    """The null token, if the tokenizer has one."""
 
     @property
     def name(self) -> str:
@@ -54,28 +54,28 @@ class Classifier:
         return answer.masked_fill(outside, 0)
 
     def _scores_alone(self, states: Float[Tensor, "batch response hidden"]) -> Float[Tensor, "batch response"]:
-        """Each state's score as the last of a row of its own."""
+        """The score of each state, as if it were the last of its own row."""
         alone = rearrange(states, "batch response hidden -> (batch response) 1 hidden")
         read = torch.ones(alone.shape[:2], dtype=torch.bool, device=alone.device)
         return self.scores(alone, read).reshape(states.shape[:2])
 
 
 def null_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id that replaces a token whose absence is studied: the mask token, or else padding, unknown, EOS."""
+    """The null token, which replaces a removed token: the mask token, or else padding, unknown, EOS."""
     found = (getattr(tokenizer, name, None) for name in NULL_TOKENS)
     return next((token for token in found if token is not None), None)
 
 
 def why_not_null(name: str, null_id: int | None, setting: Setting) -> str:
-    """Why no token of the model called ``name`` stands for nothing, and which value of the method's ``setting`` needs
-    none; empty where one does."""
+    """Why the model called ``name`` has no null token, and which value of the method's ``setting`` needs none; empty if
+    it has one."""
     if null_id is not None:
         return ""
-    return f"{name}: its tokenizer has no token that stands for nothing; use {WITHOUT_NULL[setting]}"
+    return f"{name}: its tokenizer has no null token (mask, padding, unknown or EOS); use {WITHOUT_NULL[setting]}"
 
 
 def require_null(name: str, null_id: int | None, setting: Setting) -> int:
-    """The id; raises ValueError where there is none, with the reason of :func:`why_not_null`."""
+    """The null token's id; raises ValueError if there is none, with the reason of :func:`why_not_null`."""
     if null_id is None:
         raise ValueError(why_not_null(name, null_id, setting))
     return null_id

@@ -1,4 +1,4 @@
-"""Reading a sequence classifier at an explicit position, with its own head.
+"""Read a sequence classifier at an explicit position, with its own head.
 
 Of a decoder, transformers pools by looking for the pad id, ignores the attention mask, and reads the token before EOS
 where pad and EOS share an id. Here the backbone runs, one hidden state a row is picked by index, and the head is
@@ -77,7 +77,7 @@ def _own_logits(
     hidden: Float[Tensor, "batch position hidden"],
     attention_mask: Bool[Tensor, "batch position"],
 ) -> Float[Tensor, "batch label"]:
-    """What the model's own forward pass makes of hidden states, with its trunk giving these."""
+    """The logits of the model's own forward pass, with its trunk replaced by given hidden states."""
     mask = attention_mask.long()
     with _trunk_gives(model.base_model, hidden):
         logits: Tensor = model(input_ids=torch.zeros_like(mask), attention_mask=mask, return_dict=True).logits
@@ -87,7 +87,7 @@ def _own_logits(
 @contextmanager
 def _trunk_gives(trunk: Any, hidden: Float[Tensor, "batch position hidden"]) -> Iterator[None]:
     pooler = getattr(trunk, "pooler", None)
-    if isinstance(pooler, nn.Linear):  # ALBERT's and BigBird's activation stands beside it
+    if isinstance(pooler, nn.Linear):  # ALBERT's and BigBird's activation is an attribute of its own
         activation: Any = getattr(trunk, "pooler_activation", getattr(trunk, "activation", None))
         pooled = activation(pooler(hidden[:, 0]))
     else:
@@ -100,7 +100,7 @@ def _trunk_gives(trunk: Any, hidden: Float[Tensor, "batch position hidden"]) -> 
 
 
 def _what_it_reads(model: PreTrainedModel) -> Literal["first", "several"]:
-    """Found out by the slope of the logits along hidden states: it is 0 where they are not read."""
+    """Find which tokens the head reads from the gradient of its logits: it is 0 at hidden states that are not read."""
     ids = _differing_ids(model)[:, :5]
     real = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
@@ -134,9 +134,9 @@ def _read_logits(
 
 @torch.no_grad()
 def why_not_causal(model: PreTrainedModel, head: Head) -> str:
-    """Why the model has no score of a beginning without reading on, in words; empty where it has.
+    """Why the model has no prefix scores, in words; empty if it has.
 
-    Found out by exchanging the last of nine tokens: the states before it must not move.
+    Tested by exchanging the last of nine tokens: the states before it must not change.
     """
     if head.reads != "last":
         where = "the first token, which sees" if head.reads == "first" else "several tokens, which see"
@@ -208,7 +208,7 @@ def _compare_alone(
 
 
 def _differing_ids(model: PreTrainedModel) -> Int[Tensor, "1 position"]:
-    """A row of ids that differ, none of them one that the model may take for padding."""
+    """A row of different ids, none of which the model may take for padding."""
     text = model.config.get_text_config()
     tokens = [token for token in range(min(8, text.vocab_size)) if token != text.pad_token_id]
     return torch.tensor([tokens], device=model.device)

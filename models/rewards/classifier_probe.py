@@ -38,12 +38,12 @@ class ClassifierProbe:
     cost: Cost = field(default_factory=Cost)
 
     def select(self, rows: Int[Tensor, " row"]) -> "ClassifierProbe":
-        """The same model asked about some of the rows."""
+        """A probe of the same model for some of the rows."""
         return replace(self, sequences=self.sequences.select(rows))
 
     @torch.no_grad()
     def scores(self, variants: Variants) -> Float[Tensor, "batch variant"]:
-        """Scores of altered responses, each different one once.
+        """Scores of altered responses; equal ones are scored once.
 
         Raises:
             ValueError: ``keep`` of another shape than (batch, variant, response), or no null token to replace with.
@@ -51,7 +51,7 @@ class ClassifierProbe:
         keep = self._checked(variants.keep)
         batch, number, _ = keep.shape
         row = torch.arange(batch, device=keep.device).repeat_interleave(number)
-        # what stands on padding makes no difference
+        # values on padding make no difference
         standing = keep | ~self.sequences.response_mask[:, None]
         flat = rearrange(standing, "batch variant response -> (batch variant) response")
         distinct, which = torch.unique(torch.cat([row[:, None], flat.long()], dim=1), dim=0, return_inverse=True)
@@ -97,7 +97,7 @@ class ClassifierProbe:
     def attention(
         self, reduce: Callable[[AttentionMaps], Float[Tensor, "batch response ..."]]
     ) -> Float[Tensor, "batch response ..."]:
-        """What ``reduce`` makes of the maps, from one pass under eager attention.
+        """``reduce`` applied to the maps of one pass under eager attention.
 
         Raises:
             UnsupportedAttention: the model returns no maps.
@@ -112,7 +112,7 @@ class ClassifierProbe:
     def attention_gradients(
         self, reduce: Callable[[MapGradients], Float[Tensor, "batch response ..."]]
     ) -> Float[Tensor, "batch response ..."]:
-        """What ``reduce`` makes of maps and gradients, from one forward and one backward pass under eager attention.
+        """``reduce`` applied to maps and gradients of one forward and one backward pass under eager attention.
 
         Raises:
             UnsupportedAttention: the model returns no maps, or maps that its score does not depend on.
@@ -253,7 +253,7 @@ class ClassifierProbe:
     def _standing(
         self, inputs: PaddedRows, row: Int[Tensor, " row"], keep: Bool[Tensor, "row response"]
     ) -> tuple[Tensor, Tensor]:
-        """Whole rows, and which of their tokens stand: all of the prompt, and what is kept of the response."""
+        """Whole rows, and which of their tokens are kept: all of the prompt, and some of the response."""
         real = self.sequences.response_mask[row]
         stands, positions = inputs.attention_mask[row].clone(), inputs.response_positions[row]
         which = torch.arange(len(row), device=row.device)[:, None].expand_as(positions)

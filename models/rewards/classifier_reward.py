@@ -52,8 +52,8 @@ class ClassifierReward:
       labels at once), where it is what ``label`` stands for.
 
     ``label`` is a name or an index of the configuration's ``id2label``, and alone it means "log_odds". With neither,
-    the score is inferred where there is no choice. A row is the prompt followed by the response, token ids as given:
-    whatever the classifier was trained to see at either end (EOS, [CLS]) must be among them.
+    the score is inferred where there is no choice. A row is the prompt followed by the response, token ids as given: it
+    must include whatever the classifier was trained to see at either end (EOS, [CLS]).
 
     Raises:
         ValueError: there is a choice and none is made, the labels do not fit it, or the head is of an unsupported form.
@@ -85,7 +85,7 @@ class ClassifierReward:
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """Settings that decide its scores."""
+        """Settings that determine its scores."""
         four_bit = bool(getattr(self.model, "is_quantized", False))
         return {
             "model": self.name,
@@ -120,7 +120,7 @@ class ClassifierReward:
         return not self.why_not(request)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``request`` cannot be answered, in words; empty where it can."""
+        """Why ``request`` cannot be answered, in words; empty if it can."""
         if request.source != "reward":
             return f"{request} is asked of the {request.source}, not of a reward model"
         if isinstance(request, AttentionTap):
@@ -138,7 +138,7 @@ class ClassifierReward:
         return self._attention.why_not(request)
 
     def _why_not_able(self, ability: str, request: Experiment) -> str:
-        """Why its probe cannot do something that an experiment uses."""
+        """Why its probe cannot do what an experiment uses; empty if it can."""
         if ability in ("attention", "attention_gradients"):
             # a reader was compared with the maps, so where there is one, there are those of as many layers
             unread = self._why_not_attention(request)
@@ -152,19 +152,19 @@ class ClassifierReward:
 
     @cached_property
     def _why_not_causal(self) -> str:
-        """Why there are no states that know only the beginning of a text; empty where there are."""
+        """Why no hidden state depends only on a prefix; empty if the model is causal."""
         reason = why_not_causal(self.model, self.head)
         return reason and f"{self.name} cannot score beginnings: {reason}"
 
     @cached_property
     def _why_not_map_gradients(self) -> str:
-        """Why the score has no gradient with respect to attention maps; empty where it has."""
+        """Why the score has no gradient with respect to attention maps; empty if it has."""
         every = torch.ones(1, 5, dtype=torch.bool, device=self.model.device)
         return why_not_gradients(self.model, lambda hidden: self._classifier.scores(hidden, every))
 
     @cached_property
     def _attention(self) -> AttentionReader | UnreadableAttention:
-        """Built on first use: who asks for no evidence pays nothing."""
+        """The attention reader, built on first use, so that methods without attention evidence cost nothing."""
         return checked_reader(self.model, self.vocab_size)
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
@@ -259,7 +259,7 @@ class ClassifierReward:
         return self._classifier.scores(hidden, attention_mask), found
 
     def _require_readable(self, sequences: Sequences) -> None:
-        """Refuse rows that the model would crash on, or would score although it cannot read them."""
+        """Refuse rows on which the model would crash, or which it would score without being able to read them."""
         rows = right_padded(sequences)
         lengths, limit = rows.attention_mask.sum(1), context_length(self.model)
         if limit is not None and bool((lengths > limit).any()):

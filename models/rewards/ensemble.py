@@ -1,4 +1,4 @@
-"""Several reward models as one: the score is an aggregate of theirs, and each can be asked for its own evidence."""
+"""Several reward models as one: the score is an aggregate, and each member can provide its own evidence."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from rlhf_core.types import HasIdRange, HasVocabulary, ReadsRows, RewardModel, S
 
 @final
 class RewardEnsemble:
-    """``members`` score every response, and ``aggregate`` makes one score of theirs.
+    """``members`` score every response, and ``aggregate`` combines their scores into one.
 
     Evidence is asked of a member by ``OfMember``, and the members' scores by ``MemberScores``;
     ``redistributors.EnsembleCredit`` does both. Members are reward models of any kind, of one tokenizer.
@@ -66,7 +66,7 @@ class RewardEnsemble:
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """Its members, in their order, and what is made of their scores."""
+        """Its members, in order, and how their scores are combined."""
         return {"members": self.members, "aggregate": self.aggregate}
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
@@ -85,7 +85,7 @@ class RewardEnsemble:
         return not self.why_not(request)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``request`` cannot be answered, in words; empty where it can."""
+        """Why ``request`` cannot be answered, in words; empty if it can."""
         number = len(self.members)
         if isinstance(request, MemberScores):
             if (request.members, request.aggregate) == (number, self.aggregate):
@@ -146,7 +146,7 @@ class AdapterMember:
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """The base under one of its adapters; where that came from is no setting."""
+        """The base under one of its adapters; where that came from is not a setting."""
         return {"reward": self.reward}
 
     @property
@@ -156,7 +156,7 @@ class AdapterMember:
 
     @property
     def vocab_size(self) -> int:
-        """Ids the base reads."""
+        """Number of ids that the base model reads."""
         return self.reward.vocab_size
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
@@ -168,7 +168,7 @@ class AdapterMember:
         return not self.why_not(request)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``request`` cannot be answered, in words; empty where it can."""
+        """Why ``request`` cannot be answered, in words; empty if it can."""
         return self._active().why_not(request)
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
@@ -228,7 +228,7 @@ def _adapter(source: ModelSource) -> str:
     folder = adapter_folder(source)
     if folder is None:
         raise ValueError(
-            f"{source.name_or_path} is no adapter; load whole reward models one by one, for RewardEnsemble"
+            f"{source.name_or_path} is not an adapter; load whole reward models one by one, for RewardEnsemble"
         )
     require_adapter_kind(source.name_or_path, "classifier", adapter_task(folder))
     return folder

@@ -1,4 +1,4 @@
-"""How much one pass of a reward model may hold, by what it keeps."""
+"""How many tokens one pass of a reward model may hold, by kind of pass."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ SETTING = "the reward model's micro_batch_tokens"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PassBudgets:
-    """A budget a kind of pass, as a token costs each another amount of memory: where one runs out, others go on."""
+    """A budget for each kind of pass, as their memory per token differs: one running out does not limit the others."""
 
     scoring: TokenBudget
     """Scores and what rides on them, altered responses included."""
@@ -20,7 +20,7 @@ class PassBudgets:
 
     @classmethod
     def of(cls, tokens: int) -> "PassBudgets":
-        """All the same to begin with."""
+        """Start with the same budget for all kinds."""
         return cls(
             scoring=TokenBudget(setting=SETTING, tokens=tokens),
             gradients=TokenBudget(setting=f"{SETTING}, from which its gradient passes start,", tokens=tokens),
@@ -28,6 +28,6 @@ class PassBudgets:
         )
 
     def put(self, tokens: int) -> None:
-        """All the same again."""
+        """Set the same budget for all kinds again."""
         for budget in (self.scoring, self.gradients, self.maps):
             budget.tokens = tokens

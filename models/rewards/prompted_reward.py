@@ -1,4 +1,4 @@
-"""A reward model that reads prompts in a rendering of its own, as the paper's dialogue reward model does."""
+"""A reward model that reads prompts in its own template, as the paper's dialogue reward model does."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PromptedReward:
-    """``reward`` with every prompt exchanged for its own rendering of it; responses are handed on token by token.
+    """``reward`` with every prompt replaced by its own rendering; responses are passed on token by token.
 
     So scores are those of the other template, and evidence stands on the same response tokens as before. Both models
     share a tokenizer. ``renderings`` maps a prompt's token ids, as the policy reads them, to what the reward model
@@ -31,7 +31,7 @@ class PromptedReward:
 
     @property
     def vocab_size(self) -> int:
-        """Ids the reward model reads."""
+        """Number of ids that the reward model reads."""
         return self.reward.vocab_size
 
     def validate(self, prompts: Sequence[Sequence[int]], max_length: int) -> None:
@@ -44,7 +44,7 @@ class PromptedReward:
         return self.reward.provides(request)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why the reward model cannot answer ``request``; empty where it can."""
+        """Why the reward model cannot answer ``request``; empty if it can."""
         return self.reward.why_not(request)
 
     def score(self, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:

@@ -1,4 +1,4 @@
-"""A reward model with another tokenizer than the policy's: texts are told again, credit is carried back by bytes."""
+"""A reward model with another tokenizer than the policy's: encode texts again, and map credit back by bytes."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,23 +44,24 @@ class RetokenisedReward:
     """``reward`` for a policy with another tokenizer: prompt and response are decoded once, as one text, and encoded
     for the reward model; evidence comes back to the policy's tokens by the bytes they share (see ``alignment``).
 
-    To the engine it reads the policy's ids: ``tokenizer``, ``eos_ids`` and ``vocab_size`` are the policy's (see
-    :meth:`of`), whose special tokens are not part of what is said. A response keeps the policy's own cut into tokens,
-    which need not be its tokenizer's cut of the text. ``telling`` says how the text is put to the reward model.
+    The engine sees a reward model that reads the policy's ids: ``tokenizer``, ``eos_ids`` and ``vocab_size`` are the
+    policy's (see :meth:`of`), whose special tokens are not part of the text. A response keeps the tokens that the
+    policy sampled, which need not be those of its tokenizer for the same text. ``telling`` says how the text is
+    prepared for the reward model.
 
     Attention and embedding gradients are shared out by bytes, so that their sum is kept. Experiments with altered
     responses alter policy tokens; "replace" writes the reward tokenizer's null token where they stood.
 
-    ``prefixes``, how r(x, y_<t) is found. "retold" tells every beginning by itself, which is causal and exact, and
-    takes as many passes as there are tokens. At a "boundary" it is found in one pass over the whole text, at the last
-    reward token that ends at or before token t's first byte. How the reward tokenizer cuts a text depends on what
-    follows, and so does this: where reward tokens are longer than the policy's, what comes after decides at a third to
-    a half of the boundaries which tokens were read, and prefix differences are no exact shaping, whatever they declare.
+    ``prefixes``: how r(x, y_<t) is computed. "retold" encodes and scores every prefix separately, which is causal and
+    exact, and takes one pass per token. "boundary" reads it from one pass over the whole text, at the last reward token
+    that ends at or before token t's first byte. The reward tokenizer's split of a text depends on what follows, so
+    these scores do too: if reward tokens are longer than the policy's, later text changes which tokens were read at a
+    third to a half of the boundaries. Prefix differences are then not exact shaping, whatever they declare.
 
-    ``reading``, what is done with a text that the reward tokenizer does not give back as it was told, because it
-    normalises (lower case, NFKC, a space for a line's end) or has no token for something. "exact" refuses prompts of
-    this kind, and a response of this kind makes its rollout unusable, which ``fit`` skips and counts. "normalised"
-    scores what the reward model reads, and places its tokens by the tokenizer's own offsets.
+    ``reading``: what to do with a text that the reward tokenizer does not reproduce, because it normalises (lower case,
+    NFKC, a space for a line's end) or lacks a token. "exact" refuses prompts of this kind, and a response of this kind
+    makes its rollout unusable, which ``fit`` skips and counts. "normalised" scores what the reward model reads, and
+    places its tokens by the tokenizer's own offsets.
 
     Raises:
         ValueError: EOS is wanted after every response, and the reward tokenizer has none; another ``prefixes`` or
@@ -77,7 +78,7 @@ class RetokenisedReward:
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """Settings that decide its scores."""
+        """Settings that determine its scores."""
         return {"reward": self.reward, "telling": self.telling, "prefixes": self.prefixes}
 
     def __post_init__(self) -> None:
@@ -89,8 +90,8 @@ class RetokenisedReward:
                 )
         if self.reading == "normalised" and not self.reward.tokenizer.is_fast:
             raise ValueError(
-                f"RetokenisedReward: reading='normalised' needs a fast tokenizer, which tells where its tokens stand; "
-                f"that of {self.reward.name} is not"
+                f"RetokenisedReward: reading='normalised' needs a fast tokenizer, which reports the place of its "
+                f"tokens; that of {self.reward.name} is not"
             )
         if self.reading == "exact" and (made := normalised(self.reward.tokenizer)):
             warnings.warn(
@@ -124,7 +125,7 @@ class RetokenisedReward:
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
-        """The policy's: which token each id stands for."""
+        """The policy's vocabulary: the token of each id."""
         tokens: dict[str, int] = self.tokenizer.get_vocab()
         return tokens
 
@@ -143,7 +144,7 @@ class RetokenisedReward:
         return not self.why_not(request)
 
     def why_not(self, request: EvidenceRequest) -> str:
-        """Why ``request`` cannot be answered, in words; empty where it can."""
+        """Why ``request`` cannot be answered, in words; empty if it can."""
         if isinstance(request, HiddenTap) and not isinstance(request, PrefixScores):
             return "of hidden states, only prefix scores can be read between the tokens of another tokenizer"
         return self.reward.why_not(request)
@@ -192,7 +193,7 @@ class RetokenisedReward:
         return RetokenisedProbe(bridge=self, sequences=sequences, said=tuple(said), told=asked, crossing=crossing)
 
     def _lost(self, told: Sequence[Told]) -> Iterator[str]:
-        """Rows that do not survive the reward tokenizer, where they must."""
+        """Rows whose text the reward tokenizer changes, if it must not."""
         for row, one in enumerate(told):
             if one.why_not_exact and self.reading == "exact":
                 yield (
@@ -269,7 +270,7 @@ class RetokenisedProbe:
     def attention_gradients(
         self, reduce: Callable[[MapGradients], Float[Tensor, "batch reward ..."]]
     ) -> Float[Tensor, "batch response ..."]:
-        """The same of the maps and their gradients."""
+        """The same for the maps and their gradients."""
         return self.crossing.carry(self._probe(self.told).attention_gradients(reduce))
 
     def _at_boundaries(self) -> Float[Tensor, "batch response"]:
@@ -282,7 +283,7 @@ class RetokenisedProbe:
         return self.crossing.before(probe.prefix_scores(), ends)
 
     def _retold(self) -> Float[Tensor, "batch response"]:
-        """Every beginning as a text of its own, without what follows a response."""
+        """Scores of every prefix as its own text, without the text that follows a response."""
         lengths = [len(said.segments) for said in self.said]
         beginnings = [
             said.altered([token < end for token in range(length)], b"")

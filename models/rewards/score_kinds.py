@@ -1,7 +1,7 @@
-"""From a classifier's logits to the one number that is the reward, and which number that is.
+"""Compute the reward from a classifier's logits, and decide which number is the reward.
 
-A reward must not be guessed: a sign turned round trains against what was wanted. So it is inferred where a folder
-leaves no choice, and named where it does.
+A reward must not be guessed, because a wrong sign trains the opposite of what was wanted. It is inferred only if a
+folder leaves no choice; otherwise the user names it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ FORMULAS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How logits become a score: a kind, and the label that it is of (-1 for a kind that needs none)."""
+    """How logits become a score: the kind of score, and its label (-1 for a kind without one)."""
 
     kind: ScoreKind
     label: int = -1
@@ -53,7 +53,7 @@ class Score:
 
 
 def find_score(name: str, config: PreTrainedConfig, score: ScoreKind | None, label: Label | None) -> Score:
-    """The score that ``score`` and ``label`` ask of a classifier with this configuration, or the only one it can give.
+    """The score that ``score`` and ``label`` select for a classifier with this configuration, or the only possible one.
 
     Raises:
         ValueError: there are several and nothing names one, or it cannot give the one that is named; ``name`` is the
@@ -94,7 +94,7 @@ def _only_kind(name: str, names: Sequence[str], separate: str, label: Label | No
 
 
 def _choices(names: Sequence[str], separate: str) -> str:
-    """The way out: what fits so many labels."""
+    """What the user can choose, given the number of labels; ends an error message."""
     if len(names) == 1:
         return "Use score='single_logit', without label"
     if separate:

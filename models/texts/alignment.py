@@ -1,5 +1,4 @@
-"""One text, two tokenizers: which bytes a token stands for, and how what one tokenizer's tokens earned is handed to
-the other's.
+"""One text under two tokenizers: the bytes of each token, and how to map credit from one tokenization to the other.
 
 A token is known by its bytes, whatever a tokenizer's offsets say: those of a character cut in several tokens all name
 the whole character. EOS stands for no byte and is a slot of its own.
@@ -38,7 +37,7 @@ def overlap(reward: Segments, policy: Segments) -> Float[Tensor, "reward policy"
     """Share of each reward token that each policy token has: by the bytes they have in common; EOS of the one is EOS
     of the other.
 
-    Every row sums to 1, so that what reward tokens earned is handed on whole. A reward token without a byte in the
+    Every row sums to 1, so that the credit of reward tokens is passed on in full. A reward token without a byte in the
     response (of a template; EOS where the policy wrote none) is wholly the last policy token's; where the reward model
     has no EOS, nothing comes to that of the policy but this. The identity where both tokenizers agree.
     """
@@ -48,8 +47,8 @@ def overlap(reward: Segments, policy: Segments) -> Float[Tensor, "reward policy"
 
 
 def boundaries(reward: Segments, policy: Segments) -> Int[Tensor, " policy"]:
-    """How many reward tokens a reader has seen whole who has read the policy's tokens *before* each: those that end at
-    or before the byte where it starts (EOS: where the text ends). 0 to the number of reward tokens with text."""
+    """For each policy token, the number of reward tokens that end at or before the byte where it starts (EOS: where the
+    text ends). 0 to the number of reward tokens with text."""
     starts = policy.spans[:, 0]
     if policy.eos:
         starts = torch.cat([starts, policy.spans[-1:, 1] if len(policy.spans) else starts.new_zeros(1)])
@@ -69,7 +68,7 @@ def spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_specia
 
     A token's bytes are those that byte-level BPE (GPT-2), or SentencePiece with byte fallback (Llama), spells it with,
     wherever these make up the text; else (words joined by spaces) they are told by decoding one token more at a time.
-    Bytes that are no UTF-8, which a policy may well sample, share the mark that a decoder puts in their place.
+    Bytes that are not UTF-8, which a policy may well sample, share the mark that a decoder puts in their place.
     """
     silent = set(tokenizer.all_special_ids) if skip_special_tokens else set()
     spoken = [token for token in ids if token not in silent]
@@ -101,7 +100,7 @@ def _byte_fallback(token: str) -> bytes:
 
 
 def _pieces(read: Callable[[str], bytes], tokens: Sequence[str | None], added: set[str]) -> list[bytes] | None:
-    """The bytes of each token; None where one is not of this kind, or has no name (beyond the tokenizer)."""
+    """The bytes of each token; None if one is not of this kind, or has no name (beyond the tokenizer)."""
     if any(token is None for token in tokens):
         return None
     try:
@@ -111,7 +110,7 @@ def _pieces(read: Callable[[str], bytes], tokens: Sequence[str | None], added: s
 
 
 def _ends(pieces: list[bytes] | None, text: str) -> list[int] | None:
-    """Byte of ``text`` at which each piece ends; None where the pieces do not make it up. SentencePiece writes a space
+    """Byte of ``text`` at which each piece ends; None if the pieces do not make it up. SentencePiece writes a space
     before the first word that decoding takes away."""
     if pieces is None:
         return None
@@ -125,7 +124,7 @@ def _ends(pieces: list[bytes] | None, text: str) -> list[int] | None:
 
 
 def _shown(raw: bytes) -> tuple[str, list[int]]:
-    """``raw`` decoded, bytes that are no UTF-8 as U+FFFD, and where in the result each byte of it starts (or, for the
+    """``raw`` decoded, bytes that are not UTF-8 as U+FFFD, and where in the result each byte of it starts (or, for the
     number of bytes, where it ends)."""
     text, positions, done = "", [0], 0
     while done < len(raw):
@@ -158,7 +157,7 @@ class Crossing:
         return any(bool((boundaries(reward, policy) == len(reward)).any()) for reward, policy in rows)
 
     def carry(self, evidence: Float[Tensor, "batch reward ..."]) -> Float[Tensor, "batch response ..."]:
-        """What reward tokens earned, handed to the policy's by :func:`overlap`; the sum of each row is kept."""
+        """Map the credit of reward tokens to the policy's tokens by :func:`overlap`; the sum of each row is kept."""
         carried = evidence.new_zeros((*self.shape, *evidence.shape[2:]))
         for row, (reward, policy) in enumerate(zip(self.reward, self.policy, strict=True)):
             shares = overlap(reward, policy).to(evidence)

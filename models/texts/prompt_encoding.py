@@ -1,4 +1,4 @@
-"""From a text to the ids a model reads, and which prompts it can go on from, told before anything is generated."""
+"""Encode texts as the ids that a model reads, and find unusable prompts before anything is generated."""
 
 from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from rlhf_core.types import Message
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What a tokenizer puts before (BOS, [CLS]) and after (EOS, [SEP]) every text, as token ids."""
+    """The token ids that a tokenizer puts before (BOS, [CLS]) and after (EOS, [SEP]) every text."""
 
     before: list[int]
     after: list[int]
 
     @staticmethod
     def of(tokenizer: PreTrainedTokenizerBase) -> "Frame":
-        """Told by one text, with and without it."""
+        """Found by encoding one text with and without special tokens."""
         bare = tokenizer("a", add_special_tokens=False)["input_ids"]
         ids = tokenizer("a")["input_ids"]
         starts = (start for start in range(len(ids)) if ids[start : start + len(bare)] == bare)

@@ -1,4 +1,4 @@
-"""Texts between two tokenizers: decode the policy's tokens, and encode them again for the reward model."""
+"""Move texts between two tokenizers: decode the policy's tokens, and encode them again for the reward model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ SHOWN = 20
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Telling:
-    """How a policy's prompt and response are put to a reward model, as one text.
+    """How a policy's prompt and response are prepared for a reward model, as one text.
 
     ``prompt`` renders the policy's prompt the way the reward model was trained to see it, up to where the response
     starts; ``after`` follows the response. ``add_special_tokens`` as in transformers: whether the reward tokenizer puts
@@ -88,7 +88,7 @@ def say(
     *,
     finished: bool,
 ) -> Said:
-    """A row of the policy's, decoded once, as a whole: what a tokenizer writes only between tokens (a leading space)
+    """Decode a row of the policy once, as a whole. Text that a tokenizer writes only between tokens (a leading space)
     belongs to the token after it. A character that prompt and response share is the first response token's."""
     eos = bool(response) and response[-1] in eos_ids
     ids = [*prompt, *response[: len(response) - eos]]
@@ -112,7 +112,7 @@ class Encoded:
     eos: bool
     spans: Int[Tensor, "spoken 2"] | None
     """Bytes of the text that each token which is not silent was made of, as its tokenizer says; several may be made of
-    one character. None where it does not say."""
+    one character. None if it does not say."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, how: Telling, said: Said) -> Encoded:
@@ -152,7 +152,7 @@ def _byte_spans(text: str, offsets: Sequence[tuple[int, int]]) -> Int[Tensor, "s
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Told:
     """A row in the reward model's tokens: its prompt, its response, and where in the text of the response the latter's
-    tokens stand. ``why_not_exact`` is what the tokenizer made of the text, in words; empty where it gives it back."""
+    tokens stand. ``why_not_exact`` is what the tokenizer made of the text, in words; empty if it gives it back."""
 
     prompt: list[int]
     response: list[int]
@@ -195,7 +195,7 @@ def _placed(spoken: Int[Tensor, "spoken 2"], silent: Sequence[bool]) -> Int[Tens
 
 
 def normalised(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What a tokenizer that is known to rewrite texts makes of one before it cuts it into tokens, in words; empty where
+    """What a tokenizer that is known to rewrite texts makes of one before it cuts it into tokens, in words; empty if
     it leaves it as it is (but for SentencePiece's mark of a space)."""
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     made = PROBE if normalizer is None else normalizer.normalize_str(PROBE).replace(SPACE, " ").removeprefix(" ")
@@ -203,7 +203,7 @@ def normalised(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _difference(text: str, back: str) -> str:
-    """Where a text and what came back of it part, in words; empty where they do not."""
+    """Where a text and its decoded encoding begin to differ, in words; empty if they are equal."""
     if text == back:
         return ""
     common = agreement(text, back)

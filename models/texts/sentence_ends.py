@@ -1,4 +1,4 @@
-"""Which tokens end a sentence, as far as their own text tells."""
+"""Which tokens end a sentence, judged by their own text."""
 
 import torch
 from jaxtyping import Bool, Float, Int

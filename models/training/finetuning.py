@@ -1,6 +1,6 @@
-"""Fine-tuning a base model that is too large to train whole: low-rank adapters on (4-bit) weights that stay frozen.
+"""Fine-tune a base model that is too large to train in full: low-rank adapters on frozen (4-bit) weights.
 
-What comes out are adapter folders that :func:`models.load_policy` and :func:`models.load_reward_model` read; nothing
+The results are adapter folders that :func:`models.load_policy` and :func:`models.load_reward_model` read; nothing
 is ever merged.
 """
 
@@ -35,7 +35,7 @@ class Adapted:
 
 
 def adapted_language_model(source: ModelSource, lora: LoraSettings, *, seed: int, checkpointing: bool) -> Adapted:
-    """The causal language model at ``source`` with a fresh adapter; raises as :func:`models.load_policy` does."""
+    """The causal language model at ``source`` with a fresh adapter; raises like :func:`models.load_policy`."""
     with seeded(seed, source.device):
         lm = load_language_model(source)
         adapters = add_fresh_adapter(lm, lora, revision=source.revision).adapters

@@ -1,4 +1,4 @@
-"""What a model learns from: rows, how they are laid side by side, and the loss of each kind.
+"""Training examples, how they are batched, and the loss of each kind.
 
 Classifiers are read at the last real token by explicit index; a head with two logits and one with a single logit are
 the same thing, a log-odds (logit of label 1 minus logit of label 0), so one loss serves both.

@@ -111,7 +111,7 @@ def train_language_model(
     """Fine-tune a causal language model on token ids (:func:`model_input`), in place.
 
     Returns:
-        ``train_loss`` (nats a token, mean over the run) and the held-out ``perplexity``.
+        ``train_loss`` (nats per token, mean over the run) and the held-out ``perplexity``.
 
     Raises:
         ValueError: no rows, or a row of fewer than two tokens, from which there is nothing to predict.
@@ -125,7 +125,7 @@ def train_completions(
     """Fine-tune a causal language model on responses to prompts, in place; only tokens of a response carry loss.
 
     Returns:
-        ``train_loss`` (nats a token, mean over the run) and the held-out ``perplexity`` of the responses.
+        ``train_loss`` (nats per token, mean over the run) and the held-out ``perplexity`` of the responses.
 
     Raises:
         ValueError: no rows, or one without a token to predict.
@@ -301,7 +301,7 @@ def _arguments(settings: TrainingSettings, folder: str, device: torch.device) ->
 
 @contextmanager
 def _generators_restored() -> Iterator[None]:
-    """Trainer seeds Python's, numpy's and torch's global generators; a library must not."""
+    """Restore the global generators of Python, numpy and torch, which Trainer seeds; a library must not change them."""
     import random
 
     import numpy as np

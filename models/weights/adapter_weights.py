@@ -1,4 +1,4 @@
-"""From an adapter's folder onto a model and back again, with nothing lost, narrowed or left at random on the way."""
+"""Load an adapter's folder onto a model and save it again, so that no weight is lost, rounded or left random."""
 
 import copy
 import json
@@ -200,7 +200,7 @@ def peft_on_new_transformers() -> Iterator[None]:
 
 
 def _require_fractions(file: Path) -> None:
-    """What the file holds, seen before PEFT casts it: fractions, all finite."""
+    """Check the file's weights before PEFT casts them: floating-point numbers, all finite."""
     weights = read_tensors(file)
     whole = sorted(key for key, tensor in weights.items() if not tensor.is_floating_point())
     if whole:

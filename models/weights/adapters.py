@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al. 2021) on a language model, and the reference each way of starting implies."""
+"""LoRA adapters (Hu et al. 2021) on a language model, and the reference that belongs to each kind of start."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def adapter_folder(source: ModelSource) -> str | None:
 
 
 def adapter_task(folder: str) -> str | None:
-    """What an adapter was made for, where its settings say so."""
+    """The task that an adapter was made for, if its settings say so."""
     task: str | None = adapter_config(folder).task_type
     return task
 
@@ -148,7 +148,7 @@ def put_fresh(model: PreTrainedModel, lora: LoraSettings, config: Any) -> Any:
 
 
 def _require_modules(model: PreTrainedModel, lora: LoraSettings) -> None:
-    """PEFT passes over a name that stands for no module, as long as another one does."""
+    """Refuse unknown module names: PEFT silently skips them as long as another name matches."""
     if lora.target_modules is None or isinstance(lora.target_modules, str):
         return
     paths = [name for name, _ in model.named_modules()]
@@ -232,11 +232,11 @@ def _require_same_start(reference: FrozenAdapter, folder: str) -> None:
     if not torch.equal(trained, frozen):
         raise ValueError(
             f"{folder}: two copies of this adapter on one base compute different things, by up to "
-            f"{float((trained - frozen).abs().max()):.2g} in a logit, so the frozen one is no reference; {MERGE}"
+            f"{float((trained - frozen).abs().max()):.2g} in a logit, so the frozen one is not a reference; {MERGE}"
         )
 
 
 def _name_base(adapters: Any, base: str) -> None:
-    """Have the adapter name its base in a way that holds in any working directory."""
+    """Record the base in the adapter in a way that works from any working directory."""
     config = adapters.peft_config[TRAINED]
     config.base_model_name_or_path = os.path.abspath(base) if Path(base).is_dir() else base

@@ -1,4 +1,4 @@
-"""What a folder is, told from its settings and file names, where it is not the kind of model that is asked for."""
+"""Name the kind of a model folder, by its settings and file names, if it is not the kind that is needed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
 Wanted = Literal["language model", "classifier", "trunk"]
 
 POLICY, REWARD = "load_policy takes it", "load_reward_model takes it"
-NOTHING = "nothing here takes it"
+NOTHING = "no function here loads it"
 TASKS = {
     "ForSequenceClassification": ("a sequence classifier", REWARD),
     "ForTokenClassification": ("a token classifier, which labels every token", NOTHING),
@@ -67,7 +67,7 @@ ENDINGS_OF_OTHERS = {
 
 def require_kind(name: str, wanted: Wanted, config: Mapping[str, Any]) -> None:
     """Refuse a whole model that is made for something else than ``wanted``: transformers would read its trunk, and the
-    head of another task where it has the same name. ``config`` is its config.json, empty where there is none.
+    head of another task where it has the same name. ``config`` is its config.json, empty if there is none.
 
     Raises:
         ValueError: saying what it is, and which function takes it.
@@ -86,14 +86,14 @@ def require_kind(name: str, wanted: Wanted, config: Mapping[str, Any]) -> None:
 
 
 def require_adapter_kind(name: str, wanted: Wanted, task: str | None) -> None:
-    """Refuse an adapter whose settings name another task; raises as :func:`require_kind`."""
+    """Refuse an adapter whose settings name another task; raises like :func:`require_kind`."""
     if task in ADAPTER_TASKS and task != ADAPTERS_OF[wanted]:
         what, way_out = ADAPTER_TASKS[task]
         raise ValueError(f"{name} is {what}, not of {NAMES[wanted]}; {way_out}")
 
 
 def _other_kind(folder: Path, *, has_config: bool) -> str:
-    """What a folder is that is no model of transformers; empty where nothing tells, and of what is no folder."""
+    """What a folder is, if it is not a transformers model; empty if that cannot be told, or if it is not a folder."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     told = [FILES_OF_OTHERS[file.name] for file in files if file.name in FILES_OF_OTHERS]
     if told:

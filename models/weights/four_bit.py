@@ -30,10 +30,10 @@ def four_bit_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def stored_quantisation(name: str, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """How the weights of a folder or hub model are quantised, by its config.json; None where they are not.
+    """How the weights of a folder or hub model are quantised, by its config.json; None if they are not.
 
     Raises:
-        ValueError: otherwise than by bitsandbytes to 4 bits, naming it.
+        ValueError: they are quantised, but not by bitsandbytes to 4 bits; names the method.
     """
     stored = config.get("quantization_config")
     if stored is None:

@@ -23,8 +23,8 @@ LM_HEADS = ("lm_head", "embed_out")
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder with files that are not its own, or a settings file that is no JSON object: transformers follows
-    the first, and ignores some of the second without a message.
+    """Refuse a folder with files that are not its own, or a settings file that is not a JSON object: transformers
+    follows the first, and ignores some of the second without a message.
 
     Raises:
         ValueError: naming the file.
@@ -96,5 +96,5 @@ def require_finite_weights(name: str, model: nn.Module) -> None:
 
 
 def some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of further ones."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -54,9 +54,9 @@ def read_model(
     whole: Collection[str] = (),
     **options: object,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The one road by which the weights of a whole model come in, and transformers' account of it, which is the
-    caller's to judge. In 4-bit, ``products`` is what matrix products are computed in (None: ``dtype``), and ``whole``
-    names modules that are not quantised.
+    """Read the weights of a whole model, the only function that does; and transformers' loading report, for the caller
+    to check. In 4-bit, ``products`` is what matrix products are computed in (None: ``dtype``), and ``whole`` names
+    modules that are not quantised.
 
     Raises:
         ValueError: another kind of model than is ``wanted``, files that ``require_safe_files``
@@ -101,7 +101,7 @@ def require_complete(name: str, lm: PreTrainedModel, loading: Mapping[str, Any])
     """Raise ValueError where weights of a language model are missing, or what else ``require_intact`` refuses."""
     if loading["missing_keys"]:
         raise ValueError(
-            f"{name} is no complete {type(lm).__name__}: {sorted(loading['missing_keys'])[:5]} are not in its files "
+            f"{name} is not a complete {type(lm).__name__}: {sorted(loading['missing_keys'])[:5]} are not in its files "
             "and would be random; fine-tune and save it as a causal language model first"
         )
     require_intact(name, lm, loading)

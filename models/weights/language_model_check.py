@@ -17,9 +17,10 @@ def check_language_model(lm: PreTrainedModel, vocab_size: int) -> int:
     """Run ragged batches through every kind of pass a policy makes and compare with the model's plain forward on each
     row alone; the size of the head's input.
 
-    Catches architectures that see the future, ignore position ids under left padding, keep their cache elsewhere,
-    compute logits from something else than their output embedding, still drop out in train mode, or read a row by its
-    company: rows lie on both sides of the switches that the config names (see :mod:`models.passes.length_switches`).
+    Catches architectures that see future tokens, ignore position ids under left padding, keep their cache elsewhere,
+    compute logits from something other than their output embedding, still use dropout in train mode, or give a row
+    other numbers in another batch: rows lie on both sides of the switches that the config names (see
+    :mod:`models.passes.length_switches`).
 
     Raises:
         ValueError: naming the architecture, the pass, and the mean difference of log-probabilities in nats.

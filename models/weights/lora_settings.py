@@ -18,12 +18,12 @@ ALL_LINEAR: Literal["all-linear"] = "all-linear"
 )
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """A fresh low-rank adapter; the update of a weight is alpha / rank · B A. Dropout is always 0: it would make
-    training evaluate another policy than the one that was sampled.
+    """A fresh low-rank adapter; the update of a weight is alpha / rank · B A. Dropout is always 0, because with dropout
+    training would evaluate another policy than the one that was sampled.
 
     Raises:
         TypeError: an unknown setting, with the one that may have been meant.
-        ValueError: a rank or alpha that is not a positive whole number, or target modules that are no names.
+        ValueError: a rank or alpha that is not a positive whole number, or target modules that are not names.
     """
 
     rank: int = 32

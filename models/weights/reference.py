@@ -23,7 +23,7 @@ class Reference(Protocol):
         ...
 
     def active(self) -> AbstractContextManager[None]:
-        """Inside, ``lm`` computes the reference; outside, whatever the policy trains."""
+        """Inside the block, ``lm`` computes the reference; outside, the policy."""
         ...
 
 
@@ -35,7 +35,7 @@ class FrozenCopy:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Nothing to switch."""
+        """Nothing to switch: the copy is always the reference."""
         yield
 
 
@@ -60,17 +60,17 @@ class AdapterOff:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FrozenAdapter:
-    """A frozen adapter beside the trained one: that a policy started from, of which it trains a copy, or another."""
+    """A frozen adapter beside the trained one: the adapter that the policy started from, or an auxiliary."""
 
     lm: PreTrainedModel
     adapters: Any
     name: str = FROZEN
     carries_embeddings: bool = False
-    """Whether it came with embeddings of the base, which then go wherever it goes."""
+    """Whether it came with the base's embeddings, which are then saved and loaded with it."""
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """The frozen one inside, the trained one outside."""
+        """Inside the block the frozen adapter is active, outside the trained one."""
         require_trained_adapter(self.adapters)
         try:
             self.adapters.set_adapter(self.name, inference_mode=True)  # trainable otherwise
@@ -98,7 +98,8 @@ def require_trained_adapter(adapters: Any) -> None:
 
 
 def adapter_settings(adapters: Any) -> dict[str, object]:
-    """What decides an adapter's numbers beside its weights: its configuration, without where things came from."""
+    """The settings that determine an adapter's numbers besides its weights: its configuration without names of
+    sources."""
     config = adapters.peft_config[TRAINED].to_dict()
     origin = ("base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping")
     return {name: value for name, value in sorted(config.items()) if name not in origin}

@@ -1,4 +1,4 @@
-"""Which files of a model folder are read: safetensors and JSON, whatever the folder's own files ask for."""
+"""Read only safetensors and JSON from a model folder, whatever its own files ask for."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def require_safe_files(name: str, revision: str | None) -> None:
     safetensors, transformers would look for ones that somebody proposed in a pull request.
 
     Raises:
-        ValueError: weights that are not safetensors, an index that leaves the folder, a file that is no JSON object,
+        ValueError: weights that are not safetensors, an index that leaves the folder, a file that is not a JSON object,
             or a config that asks for compute kernels from elsewhere.
     """
     config = read_settings(name, "config.json", revision)
@@ -52,13 +52,13 @@ def require_safe_files(name: str, revision: str | None) -> None:
 
 
 def _stored(name: str, file: str, revision: str | None) -> str | None:
-    """Local path of a file of the folder or hub repository, None where it has none of that name."""
+    """Local path of a file of the folder or hub repository, None if it has none of that name."""
     path: str | None = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
     return path
 
 
 def read_settings(name: str, file: str, revision: str | None) -> dict[str, Any]:
-    """The JSON object in a file of a folder or hub repository; empty where the file is missing."""
+    """The JSON object in a file of a folder or hub repository; empty if the file is missing."""
     path = _stored(name, file, revision)
     if path is None:
         return {}
@@ -66,7 +66,7 @@ def read_settings(name: str, file: str, revision: str | None) -> dict[str, Any]:
         with open(path, encoding="utf-8") as text:
             found = json.load(text)
     except ValueError as reason:
-        raise ValueError(f"{file} of {name} is no JSON: {reason}") from reason
+        raise ValueError(f"{file} of {name} is not JSON: {reason}") from reason
     if not isinstance(found, dict):
         raise ValueError(f"{file} of {name} holds a {type(found).__name__}, not a JSON object")
     return found
@@ -87,14 +87,14 @@ def _require_names(name: str, file: str, shards: object) -> None:
     outside = sorted({shard for shard in map(str, shards.values()) if not SAFE_NAME.fullmatch(shard)})
     if outside:
         raise ValueError(
-            f"{file} of {name} names {outside[:3]}, which are no safetensors files of its folder; {WAY_OUT}"
+            f"{file} of {name} names {outside[:3]}, which are not safetensors files of its folder; {WAY_OUT}"
         )
     _require_truth(name, file, shards)
 
 
 def _require_truth(name: str, file: str, shards: dict[str, str]) -> None:
-    """Refuse an index that says other than the files of a folder hold: of two tensors of one name the last one read
-    would win. Of a model on the hub, the files are not there yet."""
+    """Refuse an index that contradicts the folder's files: of two tensors with one name, the last one read would win.
+    Models on the hub are not checked, as their files are not downloaded yet."""
     if not Path(name).is_dir():
         return
     found: dict[str, str] = {}

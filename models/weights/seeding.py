@@ -1,4 +1,4 @@
-"""Weights that are drawn, by a seed and nothing else."""
+"""Random initial weights that depend only on a seed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Where weights come from and how they are held: told, and refused, before anything is read."""
+"""Where weights come from and how they are held in memory, checked before anything is read."""
 
 import re
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class ModelSource:
     """Where weights come from and how they are held.
 
     Raises:
-        TypeError: a name or revision that is no text, a flag that is neither True nor False.
+        TypeError: a name or revision that is not text, a flag that is neither True nor False.
         ValueError: remote code without a pinned commit, an unknown dtype or device, a folder with damaged settings.
         FileNotFoundError: neither a folder nor a name that the hub, or offline its cache, could have.
     """
@@ -74,7 +74,7 @@ def same_place(one: ModelSource, other: ModelSource) -> bool:
 
 
 def _require_hub_name(name: str, revision: str | None) -> None:
-    """Say at once what retries over the network would find out late, or never."""
+    """Report at once what retries over the network would report late or never."""
     if not HUB_NAME.fullmatch(str(name)):
         raise FileNotFoundError(f"there is no folder {name!r}; a name on the hub has the form owner/name")
     files = ("config.json", "adapter_config.json")

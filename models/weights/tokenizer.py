@@ -1,4 +1,4 @@
-"""Tokenizers from a folder or the hub, and which of their ids end a response or stand for no token."""
+"""Tokenizers from a folder or the hub, and which ids end a response or have no token."""
 
 import re
 from collections.abc import Sequence

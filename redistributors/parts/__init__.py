@@ -1,5 +1,5 @@
-"""What methods are made of: weights and attributions, requests for attention, features of the state.
+"""Building blocks of methods: weights and attributions, requests for attention, features of the state.
 
-A rollout's evidence comes in; credit over its tokens comes out. No method stands here.
+A rollout's evidence comes in; credit over its tokens comes out. There are no methods here.
 Start at :mod:`~redistributors.parts.credit`.
 """

@@ -1,4 +1,4 @@
-"""What to read off attention: one row, a rollout through layers, a row times its gradient, or weighted value norms."""
+"""Ways to read attention: one row, a rollout through layers, a row times its gradient, or weighted value norms."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,7 +108,7 @@ def gradient_row(
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What to request, and how to make weights of each answer; weights of several requests are averaged."""
+    """What to request, and how to turn each answer into weights; weights of several requests are averaged."""
 
     requests: Callable[[Layers, Heads], tuple[EvidenceRequest, ...]]
     weights: Callable[[Float[Tensor, "batch response ..."], Rollout], Float[Tensor, "batch response"]]
@@ -121,7 +121,7 @@ def _as_measured(evidence: Float[Tensor, "batch response"], rollout: Rollout) ->
 def _toward_the_score(
     evidence: Float[Tensor, "batch response side"], rollout: Rollout
 ) -> Float[Tensor, "batch response"]:
-    """What raises a score that is positive, and lowers one that is negative: only that made it what it is."""
+    """The weights that raise a positive score, or lower a negative one."""
     return torch.where(rollout.scores[:, None] >= 0, evidence[..., 0], evidence[..., 1])
 
 
@@ -156,12 +156,12 @@ READINGS: Mapping[str, Reading] = MappingProxyType(
 
 
 def chosen(layers: Layers, number: int) -> list[int]:
-    """The layers named, of so many, counted from the first and in the order they run."""
+    """The named layers of ``number``, counted from the first and in the order they run."""
     return list(range(number)) if isinstance(layers, str) else sorted(layer % number for layer in layers)
 
 
 def _no_such_layers(layers: Layers, number: int) -> str:
-    """Why a model of so many layers does not have those named; empty where it does."""
+    """Why a model with ``number`` layers lacks the named ones; empty if it has them."""
     if isinstance(layers, str):
         return ""
     beyond = [layer for layer in layers if not -number <= layer < number]

@@ -1,6 +1,6 @@
-"""Evidence read off attention rows: the requests of ABC, ABC-D and ABC-D2, and ways to make one weight of all heads'.
+"""Evidence read from attention rows: the requests of ABC, ABC-D and ABC-D2, and ways to combine the heads.
 
-All keep the columns of the response only; nothing is renormalised here.
+All keep only the columns of the response; nothing is renormalised here.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class Heads(Protocol):
     """A way to reduce heads; frozen and hashable, as it is part of a request."""
 
     def __call__(self, weights: Float[Tensor, "batch head ..."]) -> Float[Tensor, "batch ..."]:
-        """One weight of the weights of all heads."""
+        """Combine the weights of all heads into one."""
         ...
 
     def why_not(self, heads: int) -> str:
-        """Why so many heads cannot be reduced, in words; empty where they can."""
+        """Why ``heads`` heads cannot be combined, in words; empty if they can."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a method is made of: evidence to read, and three ways from it to token scores.
+"""Building blocks of a method: read evidence, and turn it into token scores in one of three ways.
 
 ``spread`` divides the score by weights, which ``normalised`` makes of evidence that is not negative; ``signed`` takes
 attributions of either sign, in raw score units; ``shaped`` takes a potential of the state before each token. All
@@ -21,8 +21,8 @@ Residual = Literal["last", "uniform", "nowhere"]
 
 
 def evidence_of(rollout: Rollout, request: EvidenceRequest, who: str) -> Float[Tensor, "batch ..."]:
-    """What ``rollout`` holds for ``request``, of the shape and in the units that the request states; ``who`` is the
-    method, for the message.
+    """The evidence of ``rollout`` for ``request``, in the shape and units that the request states. ``who`` is the
+    method, for the error message.
 
     Raises:
         ValueError: it holds nothing for it, or something of another shape than the request states.
@@ -39,7 +39,7 @@ def evidence_of(rollout: Rollout, request: EvidenceRequest, who: str) -> Float[T
 
 
 def restricted(rollout: Rollout, redistributor: Redistributor) -> Rollout:
-    """The rollout with the evidence that the redistributor asks for, as far as it is there, and no other."""
+    """The rollout with only the evidence that the redistributor asks for, as far as the rollout has it."""
     own = {request: found for request, found in rollout.evidence.items() if request in redistributor.needs}
     return replace(rollout, evidence=own)
 
@@ -102,8 +102,9 @@ def signed(
     """``attributions`` in raw score units as token scores: times ``rollout.score_scale``, never divided by their sum,
     without gradient.
 
-    What they leave of the score (its baseline, centring, clipping, what an approximation misses) is the ``residual``:
-    it goes to the "last" token, in equal parts to all ("uniform"), or "nowhere"; only then is the sum not the score.
+    The rest of the score (its baseline, centring, clipping, the error of an approximation) is the ``residual``: it goes
+    to the "last" token, in equal parts to all ("uniform"), or "nowhere". Only with "nowhere" does the sum differ from
+    the score.
     """
     mask = rollout.sequences.response_mask
     token_scores = torch.where(mask, attributions * rollout.score_scale, 0).to(rollout.scores.dtype)
@@ -130,7 +131,7 @@ def unattributed(attributions: Float[Tensor, "batch response"], rollout: Rollout
 
 
 def check_residual(residual: object, who: str) -> None:
-    """Raise ValueError for what is no place for a residual."""
+    """Raise ValueError unless ``residual`` is a known place."""
     if residual not in list(get_args(Residual)):
         raise ValueError(f"{who}: residual must be one of {', '.join(get_args(Residual))}, got {residual!r}")
 
@@ -141,25 +142,25 @@ def fallback_fraction(evidence: Float[Tensor, "batch response"], mask: Bool[Tens
 
 
 def check_beta(beta: object, who: str) -> None:
-    """Raise ValueError for what is no share, a number in [0, 1]."""
+    """Raise ValueError unless ``beta`` is a number in [0, 1]."""
     if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
         raise ValueError(f"{who}: beta is the share of the score that follows credit, a number in [0, 1], got {beta!r}")
 
 
 def check_layer(layer: object, who: str) -> None:
-    """Raise ValueError for what is no layer's number; whether the model has the layer is the model's to say."""
+    """Raise ValueError unless ``layer`` is a whole number; the model itself checks whether it has the layer."""
     if isinstance(layer, bool) or not isinstance(layer, int):
         raise ValueError(f"{who}: layer is an attention layer's number, negative from the last, got {layer!r}")
 
 
 def check_discount(gamma: object, who: str) -> None:
-    """Raise ValueError for what is no discount, a number in [0, 1]."""
+    """Raise ValueError unless ``gamma`` is a number in [0, 1]."""
     if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not 0 <= gamma <= 1:
         raise ValueError(f"{who}: gamma is a discount in [0, 1], got {gamma!r}")
 
 
 def check_inner(inner: object, who: str) -> None:
-    """Raise ValueError for what is no method to build on: no redistributor, or one made for a discount."""
+    """Raise ValueError unless ``inner`` is a redistributor that is not made for a discount."""
     if isinstance(inner, type) or not isinstance(inner, Redistributor):
         raise ValueError(f"{who}: inner must be a redistributor, such as RewardAttention(), got {inner!r}")
     if getattr(inner, "gamma", 1) != 1:

@@ -1,4 +1,4 @@
-"""Ridge regression that takes in its data a part at a time and keeps sums only."""
+"""Ridge regression on data that arrives in parts; it stores only sums."""
 
 from collections.abc import Mapping
 
@@ -34,11 +34,11 @@ class RecursiveRidge:
 
     @property
     def observations(self) -> float:
-        """How many were seen, older ones counting less where there is decay."""
+        """The number of observations, with older ones counting less under decay."""
         return float(self._weight)
 
     def observe(self, x: Float[Tensor, "observation feature"], y: Float[Tensor, " observation"]) -> None:
-        """Take in more data, that of all processes."""
+        """Add data, from all processes."""
         x, y = x.double().cpu(), y.double().cpu()
         count = torch.tensor(float(len(y)), dtype=torch.float64)
         self._gram = self._decay * self._gram + global_sum(x.T @ x)
@@ -55,7 +55,7 @@ class RecursiveRidge:
         return scale * scaled
 
     def state(self) -> Mapping[str, Tensor]:
-        """What was summed up."""
+        """The sums so far."""
         return {"gram": self._gram.clone(), "product": self._product.clone(), "weight": self._weight.clone()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What is known of the state before token t, the prompt and y_<t, as numbers that a potential may be made of.
+"""Features of the state before token t (the prompt and y_<t), as inputs of a potential.
 
 A feature that knew the token it precedes, or anything later, would make its potential a function of the future, and it
 would no longer be shaping.
@@ -18,7 +18,7 @@ from rlhf_core.types import Rollout
 
 @runtime_checkable
 class StateFeature(Protocol):
-    """``size`` numbers a state, in any units; what stands on padding is thrown away.
+    """``size`` numbers per state, in any units; values on padding are ignored.
 
     The same function of the state for all rollouts of a step, and blind to the token at t and to all later ones."""
 
@@ -49,7 +49,7 @@ class StateFeatures(HiddenTap):
     def __post_init__(self) -> None:
         if type(self.dims) is not int or self.dims < 1:
             raise ValueError(
-                f"StateFeatures: dims is how many numbers a state is kept as, 1 or more, got {self.dims!r}"
+                f"StateFeatures: dims must be the number of dimensions of a state, 1 or more, got {self.dims!r}"
             )
 
     def shape(self, batch: int, response: int) -> tuple[int, ...]:
@@ -68,8 +68,8 @@ class StateFeatures(HiddenTap):
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenState:
-    """The frozen reward model's hidden state, by random projection; ``request`` is a ``StateFeatures``, which says to
-    how many numbers."""
+    """The frozen reward model's hidden state, by random projection; ``request`` is a ``StateFeatures``, which sets the
+    number of dimensions."""
 
     request: StateFeatures = StateFeatures()
 

@@ -1,4 +1,4 @@
-"""Where two sets of settings differ, in words."""
+"""The differences between two sets of settings, in words."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ def differences(
 ) -> list[str]:
     """A line for every setting that changed, such as "kl.target was 6.0 and is 2.0". A missing setting counts as None.
 
-    ``free`` are dotted names that may change, with all beneath them.
+    ``free`` are dotted names that may change, including everything below them.
     """
     lines: list[str] = []
     for name in sorted(old.keys() | new.keys()):

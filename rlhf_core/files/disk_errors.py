@@ -1,4 +1,4 @@
-"""What is said where a file of a run cannot be written."""
+"""The error for a file of a run that cannot be written."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def told_where_unwritable(path: Path) -> Iterator[None]:
-    """Any OSError inside becomes one, of the same kind, that names ``path``, the room left and the way out."""
+    """Turn any OSError inside into one of the same kind that names ``path``, the free space and what to do."""
     try:
         yield
     except OSError as error:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Libraries answer a damaged file with KeyError, TypeError, bare Exception and what not, and leave out which file
-    it was; inside this block that becomes a ValueError that says so, with theirs as its cause.
+    """For a damaged file, libraries raise KeyError, TypeError, bare Exception and others, without naming the file.
+    Inside this block such an error becomes a ValueError that names it, with the original as its cause.
 
     Errors that name the file already, and those that are not about it (of the system or the network, no memory, a
     missing package, a failed assertion), pass as they are.
@@ -27,6 +27,6 @@ def reading(name: str) -> Iterator[None]:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory; who has not imported torch, which takes seconds, has no such error."""
+    """Whether torch ran out of memory. Torch is not imported for this, as that takes seconds."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(error, torch.OutOfMemoryError)

@@ -1,5 +1,4 @@
-"""Files of a folder that others may have touched: only regular ones are read, no link is followed, and what is written
-is written whole."""
+"""Safe access to folders that others may have changed: read regular files only, follow no links, write files whole."""
 
 import json
 import math
@@ -16,18 +15,18 @@ LARGEST = 64 * 2**20
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """``path``, to read; answers at once whatever stands there.
+    """Open ``path`` for reading, without blocking on pipes or devices.
 
     Raises:
-        FileNotFoundError: nothing does.
-        ValueError: a link, or something else than a regular file.
+        FileNotFoundError: there is no such file.
+        ValueError: it is a link, or not a regular file.
     """
     if path.is_symlink():
         raise ValueError(f"{path} is a link; put the file itself there")
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ValueError(f"{path} is no regular file")
+        raise ValueError(f"{path} is not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -67,12 +66,12 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def unfinished(name: str) -> str:
-    """What a file is called while ``replace`` writes it."""
+    """The name of a file while ``replace`` writes it."""
     return f".{name}.unfinished"
 
 
 def flush(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -81,7 +80,7 @@ def flush(path: Path) -> None:
 
 
 def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number that a run writes")
+    raise ValueError(f"{name} is a number that a run never writes")
 
 
 def _finite(text: str) -> float:

@@ -10,7 +10,7 @@ from rlhf_core.files.file_errors import reading
 
 
 def require_own_file(file: Path) -> None:
-    """Refuse what is no file of its folder: a link would read what its writer has no business with, a pipe waits.
+    """Refuse a file that lies outside its folder: a link could expose other files, a pipe would block.
 
     Raises:
         ValueError: naming it, and where a link leads.
@@ -21,7 +21,7 @@ def require_own_file(file: Path) -> None:
     if file.is_symlink() and not any(place.is_relative_to(home) for home in homes):
         raise ValueError(f"{file} is a link to {place}, outside of its folder; put a copy of the file in its place")
     if file.exists() and not file.is_file():
-        raise ValueError(f"{file} is no regular file; move it away")
+        raise ValueError(f"{file} is not a regular file; move it away")
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def require_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def require_same_tensors(name: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Refuse tensors of other names, shapes or dtypes than those they are to replace, and such as are not finite.
+    """Refuse tensors whose names, shapes or dtypes differ from those they replace, or that are not finite.
 
     Raises:
         ValueError: naming the first few that differ.

@@ -1,4 +1,4 @@
-"""From a rollout and the credit of several methods to heat maps: texts for ids, and padding left out."""
+"""Turn a rollout and the credit of several methods into heat maps, with texts for token ids and without padding."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,8 +49,9 @@ def credit_maps(
 
 
 def prompt_parts(text: str, given: Row) -> tuple[str, str, str]:
-    """What a model reads before a response, in three parts: before the caller's own words, these, and after them.
-    They are the text of ``given["prompt"]``, or a chat's last message; all of ``text`` where it does not hold them."""
+    """The text that a model reads before a response, in three parts: before the caller's own words, the words, and
+    after. They are the text of ``given["prompt"]``, or a chat's last message; all of ``text`` where it does not hold
+    them."""
     own = _own_words(given.get("prompt"))
     start = text.rfind(own) if own else -1
     return ("", text, "") if start < 0 else (text[:start], own, text[start + len(own) :])

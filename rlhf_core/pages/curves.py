@@ -24,7 +24,7 @@ COLOURS = 7
 @dataclass(frozen=True, kw_only=True)
 class Curve:
     """One line: ``values`` at ``steps``, in ascending order. NaN or infinity is a gap. ``low`` and ``high`` are the
-    edges of a band around it; both are empty where there is none.
+    edges of a band around it; both are empty if there is none.
 
     Raises:
         ValueError: lengths differ.
@@ -140,7 +140,7 @@ def _thinned(curve: Curve) -> Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class _Axes:
-    """What maps a step and a value to a place in the picture."""
+    """Maps a step and a value to a place in the picture."""
 
     steps: tuple[float, float]
     values: tuple[float, float]
@@ -164,7 +164,7 @@ def _axes(chart: Chart, curves: Sequence[Curve]) -> _Axes:
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    """A range that is not empty, around a single number too."""
+    """A range of positive width, also around a single number."""
     if high - low > 1e-9 * max(abs(low), abs(high)):
         return low, high
     half = abs(high) / 2 or 0.5
@@ -253,7 +253,7 @@ def _legend(curves: Sequence[Curve]) -> str:
 
 
 def _caption(chart: Chart, shown: Sequence[Curve]) -> str:
-    """What the picture leaves out."""
+    """Notes on what the picture does not show."""
     said = []
     for whole, drawn in zip(chart.curves, shown, strict=True):
         missing = sum(not math.isfinite(value) for value in whole.values)
@@ -294,7 +294,7 @@ def _cells(curve: Curve) -> list[str]:
 
 
 def _said(chart: Chart) -> str:
-    """The picture in words: where each curve begins and ends."""
+    """A description of the picture: where each curve begins and ends."""
     words = []
     for curve in chart.curves:
         known = [(step, value) for step, value in zip(curve.steps, curve.values, strict=True) if math.isfinite(value)]

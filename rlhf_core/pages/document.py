@@ -60,12 +60,12 @@ def document(title: str, body: str, css: str = "") -> str:
 
 
 def is_ours(content: str) -> bool:
-    """Whether this is a document that :func:`document` made, which may be replaced by a newer one."""
+    """Whether :func:`document` made this file, so that a newer one may replace it."""
     return OURS in content[:1000]
 
 
 def escaped(text: str) -> str:
-    """``text`` as HTML that can become no markup and control nothing."""
+    """``text`` escaped for HTML: it cannot become markup or control characters."""
     return html.escape(visible(text), quote=True)
 
 

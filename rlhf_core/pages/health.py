@@ -1,4 +1,4 @@
-"""Figures that say whether a run can be believed: what they are, and what they should be."""
+"""The health of a run: metrics that show whether it can be trusted, with the values they should have."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from rlhf_core.pages.run_record import RunRecord
 
 @dataclass(frozen=True, kw_only=True)
 class HealthFigure:
-    """One row of the health table. ``advice`` is empty where the figure is as it should be."""
+    """One row of the health table. ``advice`` is empty if the figure is as it should be."""
 
     name: str
     now: str
@@ -65,15 +65,15 @@ def _row(row: HealthFigure) -> str:
 
 
 def _counts(run: RunRecord) -> Iterator[HealthFigure]:
-    """What was left out of the training; the last step's number, and the sum over all steps."""
+    """Counts of what was not trained on: the last step's number, and the sum over all steps."""
     known = {
         "skipped_minibatches": (
             "minibatches skipped",
             "their mean ratio exceeded ratio_threshold: lower learning_rate",
         ),
         "refused_minibatches": ("minibatches refused", "skipped.jsonl says why"),
-        "skipped_rollout": ("steps skipped", "a number of the rollout could not be used; skipped.jsonl says why"),
-        "skipped_observation": ("lessons of the method skipped", "skipped.jsonl says why"),
+        "skipped_rollout": ("steps skipped", "the rollout held an unusable number; skipped.jsonl says why"),
+        "skipped_observation": ("rollouts the method did not learn from", "skipped.jsonl says why"),
     }
     for name, (title, advice) in known.items():
         values = [0.0 if math.isnan(value) else value for value in run.values(name)]
@@ -96,7 +96,7 @@ def _bounded(run: RunRecord) -> Iterator[HealthFigure]:
         "clip_fraction",
         "tokens clipped, share",
         0.3,
-        "lower learning_rate, or fewer epochs, moves the policy less",
+        "lower learning_rate or epochs",
     )
     yield from _largest(
         run, "ratio_max", "largest probability ratio of a token", limit, "single tokens move far within one update"
@@ -117,7 +117,7 @@ def _conservation(run: RunRecord) -> Iterator[HealthFigure]:
             )
         return
     yield from _largest(
-        run, "conservation_error", "conservation error", 1e-4, "token scores do not add up to the score: the method"
+        run, "conservation_error", "conservation error", 1e-4, "the method's token scores do not add up to the score"
     )
 
 
@@ -142,7 +142,7 @@ def _divergence(run: RunRecord) -> Iterator[HealthFigure]:
 def _entropy(run: RunRecord) -> Iterator[HealthFigure]:
     known = _known(run, "entropy")
     if known:
-        advice = "the policy says one thing only: lower learning_rate, or raise kl.init_coef"
+        advice = "the policy has collapsed to few responses: lower learning_rate, or raise kl.init_coef"
         due = f"at least a tenth of the first step's ({number(known[0])})"
         yield _lowest("entropy, nats per token", known, due=due, advice=advice if known[-1] < known[0] / 10 else "")
 
@@ -152,7 +152,7 @@ def _ended(run: RunRecord) -> Iterator[HealthFigure]:
     if known:
         advice = "many responses are cut off and scored unfinished: allow a larger max_length"
         due = "0.5 or more, unless lengths are fixed on purpose"
-        title = "responses that end by themselves, share"
+        title = "responses that end with EOS, share"
         yield _lowest(title, known, due=due, advice=advice if known[-1] < 0.5 else "")
 
 

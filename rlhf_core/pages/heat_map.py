@@ -61,7 +61,7 @@ class CreditMap:
 
 
 def largest_values(example: CreditMap) -> dict[str, float]:
-    """What full depth of colour means in each row: the same for all methods, its own for every reference row."""
+    """The value of the deepest colour in each row: one for all methods, and one for each reference row."""
     largest = max((abs(value) for row in example.rows.values() for value in row), default=0.0)
     own = {label: max(map(abs, row), default=0.0) for label, row in example.reference_rows.items()}
     return {**dict.fromkeys(example.rows, largest), **own}

@@ -1,4 +1,4 @@
-"""What pages on runs are put together from: sections with links to them, samples, settings, noted credit."""
+"""The parts of pages on runs: sections with links to them, samples, settings, recorded credit."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -79,7 +79,7 @@ def settings_table(values: Mapping[str, Any]) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves as ("kl.kind", "k1"); without the measurement of the models, which is for machines to compare."""
+    """Leaves as ("kl.kind", "k1"), without the measurement of the models, which people do not read."""
     for name, value in values.items():
         if isinstance(value, dict) and name != "models":
             yield from flat(value, f"{prefix}{name}.")
@@ -96,7 +96,7 @@ def noted_maps(report: Mapping[str, Any]) -> list[CreditMap]:
     """The responses with credit that a report holds.
 
     Raises:
-        ValueError: what is noted there is no credit.
+        ValueError: the record does not hold credit.
     """
     try:
         return [_credit_map(one) for one in report.get("credit", ())]

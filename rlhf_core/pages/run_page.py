@@ -28,28 +28,28 @@ PLOTS = (
     _Plot(
         title="Score",
         names={"score": THIS_STEP, "eval_score": HELD_OUT},
-        sentence="What the reward gives a response. It should rise, and the texts below should become better with it.",
+        sentence="The reward per response. It should rise, and the texts below should get better with it.",
     ),
     _Plot(
         title="True score",
         names={"gold_score": THIS_STEP},
-        sentence="What the reward stands for. If it falls while the score rises, the reward is being exploited.",
+        sentence="If it falls while the score rises, the policy exploits the reward model.",
     ),
     _Plot(
         title="KL, nats per response",
         names={"kl": THIS_STEP, "eval_kl": HELD_OUT},
-        sentence="How far the policy has moved from its reference: the price of the score above.",
+        sentence="How far the policy has moved from its reference to reach the score above.",
     ),
     _Plot(
         title="Length, tokens",
         names={"length": THIS_STEP, "eval_length": HELD_OUT},
-        sentence="The band holds four responses in five. Drift while the score stands still buys nothing.",
+        sentence="The band holds four responses in five. Drift without a change of score gains nothing.",
         band=("length_q10", "length_q90"),
     ),
     _Plot(
         title="Policy loss",
         names={"policy_loss": "policy loss"},
-        sentence="Near 0 throughout; its level means little, a jump means trouble.",
+        sentence="Stays near 0. Its level means little, but a jump means trouble.",
     ),
     _Plot(
         title="Value loss",
@@ -59,18 +59,18 @@ PLOTS = (
     _Plot(
         title="Explained variance",
         names={"explained_variance": "over all tokens", "explained_variance_over_position": "over position"},
-        sentence="Share of the returns that the critic predicts: 1 is all. Over position, 0 is a critic that knows a "
-        "token's place only.",
+        sentence="Share of the returns that the critic predicts; 1 is everything. Over position, 0 is a critic that "
+        "knows only the mean per position.",
     ),
     _Plot(
         title="Entropy, nats per token",
         names={"entropy": "entropy"},
-        sentence="How open the next token is. If it nears 0, the policy says one thing only.",
+        sentence="How uncertain the next token is. Near 0, the policy has collapsed to few responses.",
     ),
     _Plot(
         title="Tokens clipped, share",
         names={"clip_fraction": "policy", "value_clip_fraction": "value"},
-        sentence="Share of tokens whose update was cut short. Above 0.3, the learning rate is too high.",
+        sentence="Share of tokens whose update was clipped. Above 0.3, the learning rate is too high.",
     ),
 )
 
@@ -89,7 +89,7 @@ def page(run: RunRecord) -> str:
 
 
 def summary(run: RunRecord) -> str:
-    """How far the run has come, and what it has to show, in plain sentences."""
+    """The progress and the results of the run, in plain sentences."""
     planned, written = run.report.get("last_step"), run.report.get("written", "")
     of = f" of {planned}" if planned else ""
     said = [f"Step {run.step}{of}{f', written {written}' if written else ''}."]
@@ -148,7 +148,7 @@ def _chart(plot: _Plot, run: RunRecord) -> Chart:
 
 
 def _curve(label: str, run: RunRecord, name: str, low: tuple[float, ...], high: tuple[float, ...]) -> Curve:
-    """What is measured at evaluations only is joined from one to the next; any other gap stays one."""
+    """A curve. Metrics that only evaluations measure are joined across the steps between; other gaps stay gaps."""
     if not name.startswith("eval_"):
         return Curve(label=label, steps=run.steps(), values=run.values(name), low=low, high=high)
     known = run.metrics.logged(name)
@@ -209,6 +209,6 @@ def repeat(run: RunRecord) -> str:
 
 
 def _ends(run: RunRecord, name: str) -> tuple[tuple[int, float], tuple[int, float]] | None:
-    """First and last defined value of a figure, with their steps; None where there are not two."""
+    """First and last defined value of a figure, with their steps; None if there are not two."""
     known = [pair for pair in zip(run.steps(), run.values(name), strict=True) if math.isfinite(pair[1])]
     return (known[0], known[-1]) if len(known) > 1 else None

@@ -1,4 +1,4 @@
-"""What a run's folder says about it, read back for a page; the run may be going on."""
+"""Read a run's folder back for a page; the run may still be going on."""
 
 import json
 import math
@@ -21,7 +21,7 @@ SETTINGS, METRICS, SAMPLES, REPORT, PAGE = (
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Figures:
-    """What a run logged, a column per figure: a long run has many steps, and its page is made while it trains.
+    """The metrics of a run, stored by column to save memory: a page is made while a long run trains.
 
     ``columns`` holds, for each figure, the rows that logged it and its values there; row r is step ``steps[r]``.
     """
@@ -48,7 +48,7 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """A run, as far as it has come.
+    """A run, up to the present step.
 
     ``metrics`` and ``samples`` hold what stands in the files of these names. ``report`` holds what ``fit`` notes for
     the page alone; it is empty for a run of a version that wrote none.
@@ -90,7 +90,7 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """A run's folder, at whatever step it is.
+    """Read a run's folder, at any step.
 
     Raises:
         ValueError: no run was begun there, or a file of it is damaged; names it.
@@ -108,7 +108,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def as_number(value: object) -> float:
-    """A logged figure; "nan" and the like stand for numbers that JSON has not, and what is no number is NaN."""
+    """A logged figure as a number. "nan" and "inf" stand for numbers that JSON lacks; anything else is NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return math.nan
     try:
@@ -121,7 +121,7 @@ def read_figures(path: Path) -> Figures:
     """The figures in a file of metrics; none where there is no file. A last line that is being written is left out.
 
     Raises:
-        ValueError: a line that is no record of a step; names file and line.
+        ValueError: a line that is not a record of a step; names file and line.
     """
     steps = array("q")
     columns: dict[str, tuple[array[int], array[float]]] = {}
@@ -146,4 +146,4 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
                 record = json.loads(line)
                 yield {**record, "step": int(record["step"])}
             except (ValueError, KeyError, TypeError, RecursionError):
-                raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from None
+                raise ValueError(f"{path}, line {number} is not a record of a run: {line[:80]!r}") from None

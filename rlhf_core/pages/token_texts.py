@@ -1,4 +1,4 @@
-"""What the tokens of a response say, one by one, where a character may be cut into several tokens."""
+"""The text of each token of a response, where one character may be split over several tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ MOST = 8
 
 @dataclass(frozen=True, kw_only=True)
 class TokenText:
-    """What one token says, or what several say together whose bytes make one piece of text."""
+    """The text of one token, or of several tokens whose bytes together make one piece of text."""
 
     text: str
     tokens: int = 1
@@ -40,13 +40,13 @@ def token_texts(decode: Decode, ids: Sequence[int], *, before: Sequence[int] = (
 
 
 def _added(decode: Decode, row: Sequence[int], known: int, place: int) -> str:
-    """What the token at ``place`` adds to the text of those from ``known`` on."""
+    """The text that the token at ``place`` adds to that of the tokens from ``known`` on."""
     alone, before, both = decode([row[place : place + 1], row[known:place], row[known : place + 1]])
     return both[len(before) :] if before and BROKEN not in before and both.startswith(before) else alone
 
 
 def _whole(decode: Decode, ids: Sequence[int], place: int) -> TokenText | None:
-    """The fewest tokens from ``place`` on whose bytes are text; None where there are none."""
+    """The fewest tokens from ``place`` on whose bytes are text; None if there are none."""
     lengths = range(2, min(MOST, len(ids) - place) + 1)
     texts = decode([ids[place : place + length] for length in lengths]) if lengths else []
     for length, text in zip(lengths, texts, strict=True):

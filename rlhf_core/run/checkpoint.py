@@ -1,4 +1,4 @@
-"""Saving what a run has learned: complete under its final name, or not there at all."""
+"""Save the state of a run: a checkpoint is complete under its final name, or absent."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrainerState:
-    """What a trainer has learned beside its policy: JSON and tensors."""
+    """The state of a trainer besides its policy, as JSON and tensors."""
 
     numbers: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -56,7 +56,7 @@ def save_checkpoint(folder: Path, policy: Policy, state: TrainerState, metrics: 
         numbers = {**state.numbers, "tensors": _forms(unfinished / TENSOR_FILE)}
         (unfinished / STATE).write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         manifest.seal(unfinished)
-    except Exception as error:  # libraries have their own for a full disk
+    except Exception as error:  # libraries raise errors of their own for a full disk
         shutil.rmtree(unfinished, ignore_errors=True)
         if not _disk_is_full(error):
             raise
@@ -71,8 +71,8 @@ def load_state(folder: Path) -> TrainerState:
 
 
 def why_not_usable(folder: Path) -> str:
-    """Why a checkpoint cannot be used by any trainer: it is not what was sealed, its files do not belong together, or
-    it stands under another checkpoint's name. Empty where nothing is wrong."""
+    """Why no trainer can use a checkpoint: it was changed after it was written, its files do not belong together, or it
+    has the name of another checkpoint. Empty if nothing is wrong."""
     wrong = manifest.why_not_whole(folder)
     if wrong:
         return wrong
@@ -112,7 +112,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def newest_complete(run: Path, why_not: Callable[[Path], str] = why_not_usable) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that ``why_not`` has no word against; and of each newer one, why it was passed over."""
+    """The newest checkpoint for which ``why_not`` gives no reason; and for each newer one, why it was skipped."""
     passed_over: list[str] = []
     for folder in checkpoints(run):
         wrong = why_not(folder)
@@ -135,7 +135,7 @@ def prune(run: Path, keep: int) -> None:
 
 
 def sweep(run: Path) -> None:
-    """Delete what a killed save or prune left behind."""
+    """Delete the remains of a save or prune that was killed."""
     for leftover in run.glob(".checkpoint-*.unfinished"):
         shutil.rmtree(leftover)
 

@@ -1,4 +1,4 @@
-"""Standard output that may go away: a run goes on when nobody reads its progress bar any more."""
+"""Standard output that may close: a run continues when nobody reads its progress bar any more."""
 
 import os
 import sys
@@ -9,20 +9,20 @@ from typing import Any, TextIO, final
 
 @final
 class Lasting:
-    """A text stream that falls silent for good once it cannot be written to (``| head``, a closed terminal, a full
-    disk under a log), in place of ending whoever writes."""
+    """A text stream that discards everything once it cannot be written to (``| head``, a closed terminal, a full disk
+    under a log), instead of raising an error."""
 
     def __init__(self, stream: Any) -> None:  # TextIO, or what stands in for it in a notebook or a test
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """As much as was given, written or not."""
+        """Write ``text``; report all of it as written, even if it was discarded."""
         with self._silenced_where_it_fails():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Where there is somebody to flush to."""
+        """Flush, if the stream is still open."""
         with self._silenced_where_it_fails():
             self._stream.flush()
 
@@ -34,7 +34,7 @@ class Lasting:
         try:
             yield
         except (OSError, ValueError) as error:
-            if isinstance(error, ValueError) and not self._stream.closed:  # text that its encoding has not
+            if isinstance(error, ValueError) and not self._stream.closed:  # text outside the stream's encoding
                 raise
             failed, self._stream = self._stream, _open_devnull()
             with suppress(OSError, ValueError):  # what is left in its buffer must not fail at exit either
@@ -42,7 +42,7 @@ class Lasting:
 
 
 def make_lasting() -> None:
-    """Let this process outlive the readers of its output, from here on."""
+    """From now on, let this process continue when its output is closed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, Lasting):
@@ -51,7 +51,7 @@ def make_lasting() -> None:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """The same for a while."""
+    """The same, inside a ``with`` block."""
     before = sys.stdout, sys.stderr
     make_lasting()
     ours = sys.stdout, sys.stderr

@@ -1,4 +1,5 @@
-"""Anything that decides a run's numbers, in words that are the same in every process that makes it alike."""
+"""Describe anything that determines a run's numbers, with the same words in every process that builds it the same
+way."""
 
 import dis
 import inspect
@@ -30,28 +31,28 @@ SECRET = re.compile(r"key$|token$|secret|password|credential", re.IGNORECASE)
 
 @runtime_checkable
 class HasIdentity(Protocol):
-    """A model, or anything else, that says itself which settings decide its numbers, beside its weights."""
+    """A model, or anything else, that itself names the settings that determine its numbers, besides its weights."""
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """By name; values of any kind that ``described`` can put in words."""
+        """Settings by name; values of any kind that ``described`` can describe."""
         ...
 
 
 def described(value: object) -> str:
-    """Like ``repr``, but the same for equals and another for others: of a tensor every element counts, a function is
-    its name and what it was made with, a lambda its code too, an object its class and its settings.
+    """Like ``repr``, but equal exactly for equal values. A tensor is described by all of its elements, a function by
+    its name, defaults and closure, a lambda by its code too, an object by its class and settings.
 
     Settings are what ``identity`` names; of a dataclass what its ``__init__`` takes; of another object the attributes
     that bear the names of what its ``__init__`` takes, or where one is missing those that cannot have learned anything
-    since. None that is called a key, token, secret, password or credential is ever read.
+    since. Attributes named like a key, token, secret, password or credential are never read.
     """
     words = _described(value, ())
     return words if len(words) <= LONGEST_DESCRIPTION else f"{words[:200]} ... (sha256 {_hash(words.encode())})"
 
 
 def code_of(value: object) -> str:
-    """A hash of the code of a function, or of what makes an object callable; empty where there is none to see. Comments
+    """A hash of the code of a function, or of what makes an object callable; empty if there is none to see. Comments
     and the function's docstring do not count."""
     if isinstance(value, partial | MethodType):
         return code_of(value.func if isinstance(value, partial) else value.__func__)
@@ -121,7 +122,7 @@ def _partial(value: Any, inside: tuple[int, ...]) -> str:
 
 
 def _function(function: FunctionType, inside: tuple[int, ...]) -> str:
-    """Its defaults, and of what it closes over all that it neither rebinds nor could take notes in."""
+    """A function's defaults, and the variables it closes over, unless it rebinds them or can store state in them."""
     code, given = function.__code__, inspect.signature(function).parameters.values()
     made_with = {each.name: each.default for each in given if each.default is not each.empty}
     rebound = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_DEREF"}

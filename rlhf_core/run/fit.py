@@ -1,4 +1,4 @@
-"""The loop around ``PPOTrainer.step``: figures, samples and checkpoints on the disk, and a run taken up again."""
+"""The loop around ``PPOTrainer.step``: write metrics, samples and checkpoints to disk, and resume a run."""
 
 import contextlib
 import sys
@@ -29,7 +29,7 @@ from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout
 
 @runtime_checkable
 class Trainer(Protocol):
-    """What the loop needs of a trainer."""
+    """The parts of a trainer that the loop uses."""
 
     policy: Policy
     reward: RewardModel
@@ -44,7 +44,7 @@ class Trainer(Protocol):
     trained: bool
     """Whether an update has begun."""
     run: dict[str, Any] | None
-    """Prompts, and a measurement of the models, of the run that ``fit`` is at; kept with the state."""
+    """Prompts, and a measurement of the models, of the current run of ``fit``; saved with the state."""
 
     def step(self, prompts: Prompts) -> dict[str, float]:
         """One PPO step."""
@@ -59,22 +59,22 @@ class Trainer(Protocol):
         ...
 
     def state(self) -> TrainerState:
-        """What it has learned beside the policy."""
+        """The state besides the policy."""
         ...
 
     def why_not_restored(self, checkpoint: Path) -> str:
-        """Why a checkpoint cannot be restored; empty where it can."""
+        """Why a checkpoint cannot be restored; empty if it can."""
         ...
 
     def restore(self, checkpoint: Path) -> None:
-        """Put policy and state back."""
+        """Restore policy and state."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What ``fit`` was asked for. Prompts are encoded; ``given`` and ``held_out_given`` are the same in the caller's
-    own words, which are what every step begins with."""
+    """The arguments of ``fit``. Prompts are encoded; ``given`` and ``held_out_given`` are the same in the caller's own
+    words, which are what every step begins with."""
 
     prompts: list[list[int]]
     held_out: list[list[int]]
@@ -87,7 +87,7 @@ class Plan:
     keep: int | None
     resume: bool
     methods: Methods
-    """What ``report.html`` shows the credit of beside the trainer's own method."""
+    """Methods whose credit ``report.html`` shows, besides the trainer's own."""
 
     def __post_init__(self) -> None:
         make_plain(self)
@@ -102,7 +102,7 @@ class Plan:
 
     @property
     def shown(self) -> Prompts:
-        """Prompts whose responses are written down."""
+        """Prompts whose responses are written to samples.jsonl."""
         few = range(min(SHOWN, len(self.given)))
         return self.held_out_given if self.held_out else [self.given[place] for place in few]
 
@@ -116,7 +116,7 @@ class Fit:
         self.figures: dict[str, float] = {}
 
     def __call__(self) -> None:
-        """Begin the run, or take it up, and take its steps."""
+        """Begin or resume the run, and take its steps."""
         resumed = self.plan.resume and self.run.begun
         with lasting_output():
             before = None if resumed else self._before()
@@ -131,7 +131,7 @@ class Fit:
         with (
             page_at_the_end(self.run.path),
             stop_requests() as asked,
-            # a log that is no terminal gets no bar
+            # no progress bar in a log file
             tqdm(total=last, initial=begun, desc=who, unit="step", dynamic_ncols=True, disable=None) as bar,
         ):
             while self.trainer.steps_done < last and asked.signal is None:
@@ -141,7 +141,7 @@ class Fit:
             self._end(asked, first)
 
     def _before(self) -> tuple[Rollout | None, dict[str, Any]]:
-        """What is measured before a run begins: a reward that fails does so before anything is written."""
+        """Measurements before a run begins, so that a failing reward fails before anything is written."""
         self.run.require_free()
         return self._evaluation(), self._models()
 
@@ -157,10 +157,10 @@ class Fit:
         return {"first_step": self.trainer.steps_done, "trained": self.trainer.trained}
 
     def _take_up(self) -> int:
-        """Compare, restore, and cut the records; the step that the run began with.
+        """Compare with the earlier run, restore it, and cut its records; return the step that the run began with.
 
         Raises:
-            ValueError: settings or models are not the run's.
+            ValueError: settings or models differ from those of the run.
         """
         noted = self.run.settings()
         first, trained, models = (noted.pop(name) for name in ("first_step", "trained", "models"))
@@ -214,7 +214,7 @@ class Fit:
         return model_measurement(self.trainer, self.plan.prompts, self.trainer.config.max_length[1])
 
     def _step(self, last: int) -> None:
-        """Take a step, and write down what it gave."""
+        """Take a step and record its metrics."""
         self.figures = figures = self._guarded_step()
         done, plan, rollout = self.trainer.steps_done, self.plan, None
         due = done % plan.eval_every == 0 or done == last
@@ -231,7 +231,7 @@ class Fit:
             self._save()
 
     def _evaluated(self) -> Rollout | None:
-        """Evaluate, and write samples down; None where a number cannot be used."""
+        """Evaluate and record samples; None if a number cannot be used."""
         try:
             rollout = self._evaluation()
         finally:
@@ -271,7 +271,7 @@ class Fit:
             self._write_skipped()
 
     def _end(self, asked: StopRequest, first: int) -> None:
-        """Where a signal ended the loop: save what is not saved, and exit as the signal would have."""
+        """If a signal ended the loop, save what is not saved and exit as the signal would have."""
         if asked.signal is None:
             return
         done = self.trainer.steps_done
@@ -309,7 +309,7 @@ class Fit:
                 logger.log_samples(step, records)
 
     def _write_skipped(self) -> None:
-        """Move the guard's records to the disk."""
+        """Write the guard's records to disk."""
         if not self.trainer.guard.skipped:
             return
         with contextlib.closing(self.run.record(SKIPPED)) as file:
@@ -319,7 +319,7 @@ class Fit:
 
 
 def _said(plan: Plan, config: PPOConfig) -> str:
-    """What a run is about to do, in a line: response lengths above all, which decide what can be said at all."""
+    """One line on what the run is about to do, above all the response lengths."""
     low, high = config.max_length
     drawn = "" if low == high else f", the longest drawn from {low} to {high}"
     return (

@@ -1,4 +1,4 @@
-"""Keeping freed memory, so that a step does not have to ask the system again for what the last one gave back."""
+"""Keep freed memory in the process, so that the next step need not request it from the system again."""
 
 import ctypes
 import sys
@@ -9,7 +9,7 @@ TRIM_BYTES, MMAP_BYTES = 2**31 - 1, (2**30, 2**25)
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep the big buffers this process frees, from now on; whether it can.
+    """From now on, let the C library keep the big buffers that this process frees; return whether it can.
 
     On a CPU, gradients and activations are freed and made again at every minibatch. glibc returns each to the system
     and fetches it back page by page, zeroed, which can take as long as the arithmetic (docs/performance.md in the

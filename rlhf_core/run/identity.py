@@ -1,4 +1,4 @@
-"""What a run is: its settings and a measurement of its models, so that another is not taken for it."""
+"""The identity of a run, its settings and a measurement of its models, so that no other run is mistaken for it."""
 
 import json
 import warnings
@@ -25,7 +25,7 @@ from rlhf_core.types import Policy, ReadsRows, Redistributor, RewardModel, Seque
 MAY_CHANGE = frozenset(
     {"eval_every", "config.micro_batch_tokens", "config.sampling_tokens", "config.first_step_checks"}
 )
-"""What decides how a run is computed or logged, not what comes out of it beyond rounding."""
+"""Settings that change how a run is computed or logged, but not its numbers, except by rounding."""
 MEASURED = 4
 SCORE_TOLERANCE = 1e-2
 
@@ -37,8 +37,8 @@ def trainer_settings(
     reward: RewardModel,
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, Any]:
-    """Everything that a trainer's numbers follow from beside weights and prompts, as JSON gives it back. To be asked
-    for before anything is learned: a method that learns is known by what it was before."""
+    """Everything that determines a trainer's numbers besides weights and prompts, as JSON reads it back. Call it before
+    anything is learned, because a method that learns is identified by its initial state."""
     settings = {
         "config": asdict(config),
         "redistributor": described(redistributor),
@@ -51,37 +51,37 @@ def trainer_settings(
 
 
 def made_with(reward: RewardModel) -> dict[str, str]:
-    """What may be put right or brought up to date while a run stands still, and may move its numbers: said where it
-    has changed, and gone on with."""
+    """Versions and code that may change between two parts of a run, for example to fix a bug. They may change its
+    numbers, so a change gives a warning, and the run continues."""
     scorer = getattr(reward, "fn", None)
     return {**dict(versions()), "code of the reward function": code_of(scorer) if callable(scorer) else ""}
 
 
 def warn_of_changes(noted: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
-    """Say which part of ``made_with`` is another now."""
+    """Warn of every part of ``made_with`` that has changed."""
     changed = "; ".join(differences(noted, now))
     if changed:
-        words = f"{where} was made with other versions, and its numbers may go on otherwise: {changed}"
+        words = f"{where} was made with other versions, so further numbers may differ: {changed}"
         warnings.warn(words, RuntimeWarning, stacklevel=2)
 
 
 def prompt_settings(
     prompts: Sequence[Sequence[int]], held_out: Sequence[Sequence[int]], given: Prompts, held_out_given: Prompts
 ) -> dict[str, str]:
-    """Which prompts a run learns from and is evaluated on: their ids, and what their caller wrote beside, which a
-    callable reads: texts, which may be other texts of the same ids, chats and columns."""
+    """The prompts of training and evaluation: their ids, and the caller's texts, chats and columns, which a callable
+    reads (different texts may have the same ids)."""
     return {"prompts": _hash(prompts, given), "eval_prompts": _hash(held_out, held_out_given)}
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from a file: tuples are lists."""
+    """The value as JSON reads it back: tuples become lists."""
     found: dict[str, Any] = json.loads(json.dumps(settings))
     return found
 
 
 @runtime_checkable
 class OfARun(Protocol):
-    """What of a trainer decides which checkpoints are its own."""
+    """The parts of a trainer that decide which checkpoints belong to it."""
 
     policy: Policy
     reward: RewardModel
@@ -89,16 +89,15 @@ class OfARun(Protocol):
     config: PPOConfig
     settings: dict[str, Any]
     run: dict[str, Any] | None
-    """Prompts and models of the run at hand; None before there is one."""
+    """Prompts and models of the current run; None before one begins."""
 
 
 @torch.no_grad()
 def model_measurement(trainer: OfARun, prompts: Sequence[Sequence[int]], longest: int) -> dict[str, Any]:
-    """What the models that do not learn say of the first prompts, each with itself for a response: mean log-probability
-    (nats a token) under the reference and the auxiliaries that the redistributor reads, and score; and those prompts,
-    so that they can be asked again.
-    A callable's scores are left out, as it need not answer twice alike and may ask for columns, and those that are not
-    finite or cannot be had of such responses."""
+    """A measurement of the frozen models on the first prompts, each with itself as response: mean log-probability (nats
+    per token) under the reference and the auxiliaries that the redistributor reads, and score. It includes the prompts,
+    so that it can be repeated. Scores of a callable are left out, because it may give another answer each time and may
+    need columns; so are scores that are not finite or cannot be computed for such responses."""
     policy, temperature = trainer.policy, trainer.config.temperature
     asked = [list(prompt) for prompt in prompts[:MEASURED]]
     sequences = _repeated(asked, longest)
@@ -118,7 +117,7 @@ def model_measurement(trainer: OfARun, prompts: Sequence[Sequence[int]], longest
 
 
 def measured_again(noted: object, trainer: OfARun, where: str) -> dict[str, Any]:
-    """The same of the models as they are now.
+    """The same measurement of the models as they are now.
 
     Raises:
         ValueError: prompts that this policy cannot read, or what no measurement is.
@@ -138,8 +137,8 @@ def measured_again(noted: object, trainer: OfARun, where: str) -> dict[str, Any]
 
 
 def require_same_run(trainer: OfARun, numbers: Mapping[str, Any], checkpoint: Path) -> None:
-    """Refuse what the state of a ``checkpoint`` says where it is another run's than the trainer's; versions that are
-    others by now are only said.
+    """Refuse a ``checkpoint`` whose state belongs to another run than the trainer's; changed versions give only a
+    warning.
 
     Raises:
         ValueError: naming every difference.
@@ -150,7 +149,7 @@ def require_same_run(trainer: OfARun, numbers: Mapping[str, Any], checkpoint: Pa
     before = {**identity, **{name: numbers[name] for name in ("config", "redistributor")}}
     versions, now = before.pop("made_with", None), dict(trainer.settings)
     models = None if run is None else run.get("models")
-    if run is not None and trainer.run is not None:  # one made by hand has no prompts to compare
+    if run is not None and trainer.run is not None:  # a checkpoint saved by hand has no prompts to compare
         before |= {name: value for name, value in run.items() if name != "models"}
         now |= {name: value for name, value in trainer.run.items() if name != "models"}
     changed = differences(before, now, free=MAY_CHANGE)
@@ -163,7 +162,7 @@ def require_same_run(trainer: OfARun, numbers: Mapping[str, Any], checkpoint: Pa
 
 
 def changed_models(noted: Mapping[str, Any], now: Mapping[str, Any], dtype: torch.dtype) -> Iterator[str]:
-    """Which of the models answers otherwise than it did when the run began, in words."""
+    """The models that give other numbers than when the run began, in words."""
     allowed, _ = log_ratio_bounds(dtype)
     said = noted.get("said")
     before_said: Mapping[str, Any] = said if isinstance(said, dict) else {"reference": said}
@@ -186,7 +185,7 @@ def _is_measured(number: object) -> bool:
 
 
 def _repeated(prompts: Sequence[Sequence[int]], longest: int) -> Sequences:
-    """Each prompt, and itself for a response, cut to ``longest`` tokens."""
+    """Each prompt, and the same prompt as its response, cut to ``longest`` tokens."""
     responses = [prompt[:longest] for prompt in prompts]
     before, after = max(map(len, prompts)), max(map(len, responses))
     lengths = torch.tensor(list(map(len, responses)))
@@ -206,7 +205,8 @@ def _name(model: object) -> str:
 
 
 def _group(group: Mapping[str, Any]) -> str:
-    """A group of parameters: how many, and how they are trained; the learning rate is the schedule's to move."""
+    """A group of parameters: how many, and how they are trained; without the learning rate, which the schedule
+    changes."""
     settings = {name: value for name, value in group.items() if name not in ("params", "lr")}
     return f"{len(group['params'])} parameters, {described(settings)}"
 

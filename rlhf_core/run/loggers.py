@@ -1,4 +1,4 @@
-"""Where a run's figures go: JSON lines always, TensorBoard and Weights & Biases as extras."""
+"""Loggers of a run's metrics: JSON lines always, TensorBoard and Weights & Biases as extras."""
 
 import contextlib
 import json
@@ -24,22 +24,22 @@ class Logger(Protocol):
         ...
 
     def close(self) -> None:
-        """Called by whoever made it, after the last step."""
+        """Close the logger after the last step; whoever created it calls this."""
         ...
 
 
 @runtime_checkable
 class Rewinds(Protocol):
-    """A logger that can go back, for a run that is taken up again at an earlier step than it had reached."""
+    """A logger that can go back to an earlier step, for a run that is resumed."""
 
     def rewind(self, step: int) -> None:
-        """Drop what was logged of later steps than ``step``, or let it stand for what will be logged of them again."""
+        """Drop what was logged after ``step``, or keep it and ignore those steps when they are logged again."""
         ...
 
 
 @runtime_checkable
 class LogsSamples(Protocol):
-    """A logger that shows texts too."""
+    """A logger that also shows texts."""
 
     def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Take the responses of the evaluation after ``step``, as ``samples.jsonl`` has them: each with its ``prompt``,
@@ -66,7 +66,7 @@ class JSONLines:
 
         Raises:
             ValueError: NaN, which JSON has not.
-            OSError: there is no room, or another fault of the disk; says which file, and the way out.
+            OSError: the disk is full or faulty; names the file and says what to do.
         """
         left = (json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n").encode()
         with told_where_unwritable(self._path):
@@ -75,7 +75,7 @@ class JSONLines:
                 while left:
                     left = left[self._file.write(left) :]
             except OSError:
-                with contextlib.suppress(OSError):  # what is no regular file cannot be cut
+                with contextlib.suppress(OSError):  # what is not a regular file cannot be cut
                     self._file.truncate(before)
                 raise
 
@@ -95,7 +95,7 @@ class JSONLines:
 
 
 def _to_append(path: Path) -> FileIO:
-    """Without a buffer, in which half a line could wait for its next chance."""
+    """Open without a buffer, so that no half line can wait in it."""
     with told_where_unwritable(path):
         return path.open("ab", buffering=0)
 
@@ -104,7 +104,7 @@ def drop_later(path: Path, step: int) -> None:
     """Keep the lines of ``path`` up to those of ``step``; written whole or not at all.
 
     Raises:
-        ValueError: a line that is no record of a step, or what is no regular file.
+        ValueError: a line that is not a record of a step, or what is not a regular file.
     """
     with open_plain(path) as file:
         *lines, _ = file.read().split(b"\n")  # what follows the last line's end is nothing, or a line cut short
@@ -116,7 +116,7 @@ def _until(path: Path, lines: Sequence[bytes], step: int) -> Iterator[bytes]:
         try:
             later = json.loads(line)["step"] > step
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise ValueError(f"{path}, line {number} is no record of a run: {line[:80]!r}") from None
+            raise ValueError(f"{path}, line {number} is not a record of a run: {line[:80]!r}") from None
         if not later:
             yield line + b"\n"
 
@@ -137,7 +137,7 @@ class TensorBoard:
         self._writer = self._write_from()
 
     def rewind(self, step: int) -> None:
-        """Go on in a new file of events that takes the place of the others' later steps."""
+        """Continue in a new event file that replaces the later steps of the others."""
         self._writer.close()
         self._writer = self._write_from(purge_step=step + 1)
 
@@ -159,9 +159,8 @@ class WeightsAndBiases:
     """Logs to a Weights & Biases run; needs ``pip install dense-rlhf[wandb]``. This is the only logger that uses the
     network.
 
-    A run that is taken up again by another process is another one there, which begins where the first was cut, unless
-    ``run_id`` names one to go on with. What has been sent cannot be taken back: steps that are taken again are not sent
-    again.
+    A run that another process resumes becomes a new W&B run, which begins where the first ended, unless ``run_id``
+    names one to continue. What was sent cannot be taken back, so steps that are repeated are not sent again.
 
     ``project`` and ``name`` are those of the run there; ``run_id`` continues the run of that id.
 

@@ -1,4 +1,4 @@
-"""What says that a folder is complete and untouched: a list of its files with sizes and hashes, written last."""
+"""The proof that a folder is complete and unchanged: a list of its files with sizes and hashes, written last."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ FORMAT = 1
 
 
 def seal(folder: Path) -> None:
-    """Bring every file of ``folder`` to the disk, then write the manifest that lists them."""
+    """Flush every file of ``folder`` to disk, then write the manifest that lists them."""
     files = {}
     for path in _entries(folder):
         if path.is_file():
@@ -27,7 +27,7 @@ def seal(folder: Path) -> None:
 
 
 def why_not_whole(folder: Path) -> str:  # noqa: PLR0911  # one return a reason
-    """Why ``folder`` is not what was sealed: the first thing found; empty where nothing is wrong.
+    """The first difference between ``folder`` and its manifest, in words; empty if there is none.
 
     Nothing but the manifest is read before every name in it has been seen to stay inside the folder, and of that only
     regular files, of the size that is stated; links are not followed.
@@ -57,7 +57,7 @@ def _difference(folder: Path, listed: dict[str, dict[str, Any]]) -> str:  # noqa
         if path.is_symlink():
             return f"{name} is a link"
         if not path.is_file() and not path.is_dir():
-            return f"{name} is no regular file"
+            return f"{name} is not a regular file"
         if path.is_file() and name not in listed and name != NAME:
             return f"{name} is not in its {NAME} (move it away)"
     for name, entry in listed.items():

@@ -1,4 +1,4 @@
-"""The README.md of a saved model: what it is, with which settings and versions it was made, and how to load it."""
+"""The README.md of a saved model: what it is, the settings and versions it was trained with, and how to load it."""
 
 import html
 import json
@@ -33,7 +33,7 @@ def write_model_card(folder: Path, *, state: Mapping[str, object], metrics: Mapp
     a path only the last component is shown.
 
     Raises:
-        ValueError: a configuration in the folder that is no JSON object.
+        ValueError: a configuration in the folder that is not a JSON object.
     """
     adapter, config = _read(folder / "adapter_config.json"), _read(folder / "config.json")
     base = str((adapter or config).get("base_model_name_or_path" if adapter else "_name_or_path") or "")
@@ -56,7 +56,7 @@ def write_model_card(folder: Path, *, state: Mapping[str, object], metrics: Mapp
 
 
 def _read(file: Path) -> dict[str, object]:
-    """Empty where there is no such file."""
+    """Empty if there is no such file."""
     if not file.is_file():
         return {}
     found = json.loads(file.read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def _is_local(name: str) -> bool:
 
 
 def _front_matter(library: str | None, base: str) -> str:
-    """JSON strings are YAML strings, whatever is in them. A local base is no name that the hub could link to."""
+    """JSON strings are YAML strings, whatever is in them. A local base is not a name that the hub could link to."""
     lines = [] if library is None else [f"library_name: {library}"]
     lines += [f"base_model: {json.dumps(base)}"] if base and not _is_local(base) else []
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in TAGS), "---\n"])
@@ -87,7 +87,7 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
 
 
 def versions() -> Iterator[tuple[str, str]]:
-    """Of Python and of what decides a run's numbers."""
+    """Versions of Python and of the packages that determine a run's numbers."""
     yield "python", platform.python_version()
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""The page of a run, written while it runs: what ``fit`` notes for it, and the page itself, from the folder alone."""
+"""The page of a run, written while it runs: the records that ``fit`` keeps for it, and the page made from them."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ SHOWN = 4
 
 @runtime_checkable
 class OnPage(Protocol):
-    """What of a trainer its page shows."""
+    """The parts of a trainer that its page shows."""
 
     policy: Policy
     reward: RewardModel
@@ -60,8 +60,8 @@ def write_page(folder: Path) -> None:
 
 
 def update_page(folder: Path, trainer: OnPage, rollout: Rollout | None, last_step: int, methods: Methods) -> None:
-    """Note the credit of an evaluation's ``rollout`` and write the page. The run does not depend on either: whatever
-    goes wrong is said on standard error and forgotten."""
+    """Note the credit of an evaluation's ``rollout`` and write the page. The run does not depend on either: errors are
+    printed to standard error and otherwise ignored."""
     with _told_where_it_fails(folder):
         found = report(trainer, last_step)
         with _told_where_it_fails(folder):  # a page without credit is better than none
@@ -72,13 +72,13 @@ def update_page(folder: Path, trainer: OnPage, rollout: Rollout | None, last_ste
 
 
 def write_report(folder: Path, found: Mapping[str, Any]) -> None:
-    """What the page says beside figures and samples, as JSON."""
+    """Write what the page shows besides metrics and samples, as JSON."""
     write_whole(folder / REPORT, (json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 @contextmanager
 def page_at_the_end(folder: Path) -> Iterator[None]:
-    """Write the page once more after the block, however that ends: a run that went wrong is the one to look at."""
+    """Write the page once more after the block, even after an error: you will want to see a run that failed."""
     try:
         yield
     except Exception as error:
@@ -95,13 +95,13 @@ def page_at_the_end(folder: Path) -> Iterator[None]:
 def _told_where_it_fails(folder: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever a stranger's method, a model or the disk may raise
+    except Exception as error:  # anything that a user's method, a model or the disk may raise
         said = f"{folder / PAGE} is not up to date, which the run does not depend on: {type(error).__name__}: {error}"
         tqdm.write(said, file=sys.stderr)
 
 
 def report(trainer: OnPage, last_step: int) -> dict[str, Any]:
-    """What the page says beside figures and samples."""
+    """What the page shows besides metrics and samples."""
     return {
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "last_step": last_step,
@@ -161,7 +161,7 @@ def credit(trainer: OnPage, rollout: Rollout, methods: Methods) -> list[CreditMa
 
 
 def baselines(rollout: Rollout) -> dict[str, Tensor]:
-    """Credit that needs nothing but the score: all of it on the last token, and equal parts."""
+    """Credit that needs only the score: all of it on the last token, and equal parts."""
     mask, scores = rollout.sequences.response_mask, rollout.scores[:, None]
     return {
         "sparse": torch.where(last_token(mask), scores, 0),

@@ -1,4 +1,4 @@
-"""The folder of a run: what it was started with, its figures, its checkpoints; and how it is taken up again."""
+"""The folder of a run: its settings, metrics and checkpoints, and how a run is resumed from it."""
 
 import fcntl
 import json
@@ -33,7 +33,7 @@ class RunFolder:
         return (self.path / SETTINGS).is_file()
 
     def require_free(self) -> None:
-        """Raise FileExistsError where something stands here already."""
+        """Raise FileExistsError if the folder holds anything already."""
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"fit: {self.path} is a file; out must name a new folder")
         if self.path.exists() and any(path.name != unfinished(SETTINGS) for path in self.path.iterdir()):
@@ -59,11 +59,11 @@ class RunFolder:
             os.close(descriptor)
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Note the settings of a new run."""
+        """Record the settings of a new run."""
         replace(self.path / SETTINGS, (json.dumps(settings, indent=2, allow_nan=False) + "\n").encode())
 
     def settings(self) -> dict[str, Any]:
-        """What ``begin`` noted; raises ValueError where that cannot be read."""
+        """The settings that ``begin`` recorded; raises ValueError if they cannot be read."""
         found = read_object(self.path / SETTINGS)
         due = {"first_step": int, "trained": bool, "models": dict}
         wrong = [name for name, kind in due.items() if type(found.get(name)) is not kind]
@@ -73,8 +73,8 @@ class RunFolder:
         return found
 
     def newest_checkpoint(self, why_not: Callable[[Path], str]) -> Path | None:
-        """The newest checkpoint that ``why_not`` has no word against. Newer ones are said, with the reason, and
-        renamed, so that the run can write theirs again; nothing is deleted.
+        """The newest checkpoint for which ``why_not`` gives no reason. Newer ones are reported with the reason and
+        renamed, so that the run can write them again; nothing is deleted.
 
         Raises:
             ValueError: there are checkpoints, and none can be used.
@@ -108,7 +108,7 @@ class RunFolder:
         return JSONLines(self.path / name, mode="append")
 
     def flush(self) -> None:
-        """Bring the records to the disk: no checkpoint is there without them."""
+        """Flush the records to disk, so that no checkpoint exists without them."""
         for path in self._records():
             with told_where_unwritable(path):
                 flush(path)

@@ -1,4 +1,4 @@
-"""The form of a trainer's saved numbers: that of the numbers of the trainer that is to go on from them."""
+"""Check the form of a trainer's saved numbers against those of the trainer that resumes from them."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -20,9 +20,9 @@ WHOLE_LIMIT = 2**63
 
 
 def misfits(found: Mapping[str, Any], due: Mapping[str, Any]) -> Iterator[str]:
-    """What is not of the form of ``due``, each in words that name it, its value and what is expected."""
+    """Everything in ``found`` whose form differs from ``due``, each with its name, value and the expected form."""
     yield from (f"{name} is missing" for name in sorted(due.keys() - found.keys()))
-    yield from (f"{name} is nothing that this version knows" for name in sorted(found.keys() - due.keys() - COMPARED))
+    yield from (f"{name} is unknown to this version" for name in sorted(found.keys() - due.keys() - COMPARED))
     for name in sorted((found.keys() & due.keys()) - COMPARED):
         yield from _misfits(found[name], due[name], name)
     for name, budget in found["budgets"].items() if isinstance(found.get("budgets"), dict) else ():
@@ -56,7 +56,7 @@ def _misfits(found: Any, due: Any, name: str) -> Iterator[str]:
 def _in_object(found: dict[str, Any], due: Mapping[str, Any], name: str) -> Iterator[str]:
     yield from (f"{name}.{key} is missing" for key in sorted(due.keys() - found.keys()))
     if not GROWING.fullmatch(name):
-        yield from (f"{name}.{key} is nothing that this version knows" for key in sorted(found.keys() - due.keys()))
+        yield from (f"{name}.{key} is unknown to this version" for key in sorted(found.keys() - due.keys()))
     for key in sorted(due.keys() & found.keys()):
         yield from _misfits(found[key], due[key], f"{name}.{key}")
 

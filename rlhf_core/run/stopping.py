@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGINT end a run after its step, not within it."""
+"""Stop requests: SIGTERM and SIGINT end a run after the current step, not within it."""
 
 import functools
 import os
@@ -26,9 +26,9 @@ class StopRequest:
         self._process = os.getpid()
 
     def note(self, number: int, _: FrameType | None) -> None:
-        """Handle a signal: the first is noted, a second acts at once, as if this handler were not there. One that comes
-        within a second is the first again: a whole group is often told twice. In a forked child (a pool in a reward,
-        say) nothing is there to be saved."""
+        """Handle a signal: note the first; let a second act at once, as if this handler did not exist. A signal within
+        a second of the first is ignored, because process groups often get a signal twice. A forked child (of a pool in
+        a reward, say) has nothing to save."""
         if os.getpid() != self._process or (self.signal is not None and time.monotonic() - self._since > AGAIN):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -75,8 +75,8 @@ def stop_requests() -> Iterator[StopRequest]:
 def _watch_forks() -> None:
     """Give forked children (a pool in a reward, say) the default actions from their first moment.
 
-    Python forgets what a child was sent before it had settled, so a pool that is ended at once would wait for a worker
-    that never heard of it: the signals are held back until the child can act on them."""
+    Python drops a signal that a child receives before it is set up, and a pool that ends at once would then wait for
+    that worker forever. So the signals are held back until the child can handle them."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_act_by_default)
 

@@ -1,4 +1,4 @@
-"""What a trainer has learned beside its policy: taken out for a checkpoint, and put back from one."""
+"""The state of a trainer besides its policy: get it for a checkpoint, and restore it from one."""
 
 import copy
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ OPTIMIZER, REDISTRIBUTOR = "optimizer.", "redistributor."
 
 @runtime_checkable
 class Restorable(Protocol):
-    """All of a trainer that its state is of."""
+    """The parts of a trainer that its state covers."""
 
     policy: Policy
     reward: RewardModel
@@ -47,7 +47,7 @@ class Restorable(Protocol):
 
 
 def state_of(trainer: Restorable) -> TrainerState:
-    """What the trainer has learned beside its policy."""
+    """The state of the trainer besides its policy."""
     learned = trainer.redistributor.state() if isinstance(trainer.redistributor, Learns) else {}
     identity = {name: value for name, value in trainer.settings.items() if name not in ("config", "redistributor")}
     numbers = {
@@ -70,7 +70,7 @@ def state_of(trainer: Restorable) -> TrainerState:
 
 
 def why_not_restored(trainer: Restorable, checkpoint: Path) -> str:
-    """Why ``checkpoint`` cannot be restored into the trainer, whichever run it is of; empty where it can."""
+    """Why ``checkpoint`` cannot be restored into the trainer, whichever run it is of; empty if it can."""
     if reason := why_not_usable(checkpoint):
         return reason
     found = islice(misfits(load_state(checkpoint).numbers, as_json(state_of(trainer).numbers)), 5)
@@ -96,7 +96,7 @@ def restore(trainer: Restorable, checkpoint: Path) -> None:
 
 
 def _put(trainer: Restorable, state: TrainerState) -> None:
-    """What ``state`` gave, all but the policy."""
+    """Restore what ``state`` returned, everything but the policy."""
     numbers, learned = state.numbers, _part(state.tensors, REDISTRIBUTOR)
     strange = [name for name in state.tensors if not name.startswith((OPTIMIZER, REDISTRIBUTOR))]
     if strange or (learned and not isinstance(trainer.redistributor, Learns)):

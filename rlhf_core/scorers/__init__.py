@@ -1,5 +1,5 @@
-"""Rewards that are no model: callables on texts or token ids, scorers of tokens and spans, aggregates of several.
+"""Rewards that are not models: callables on texts or token ids, scorers of tokens and spans, aggregates of several.
 
-Sequences come in; scores, and what was earned where, come out.
+Sequences come in; scores, and rewards per token, come out.
 Start at :mod:`~rlhf_core.scorers.callables`; how a function is called stands in :mod:`~rlhf_core.scorers.signatures`.
 """

@@ -1,4 +1,4 @@
-"""One score from the scores of several reward models, and how much of it each of them answers for.
+"""Combine the scores of several reward models into one, with the share of each model in it.
 
 A share is the weight that a member's token scores get, so that credit splits as the score does. The shares of a
 response sum to 1: moving all scores by a constant moves the aggregate by it.

@@ -1,4 +1,4 @@
-"""Callables as reward models. Of evidence they show what scores of shortened responses tell, and nothing else."""
+"""Callables as reward models. The only evidence they provide is the scores of shortened responses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +33,7 @@ class ScoresResponses(Protocol):
 
 
 def provides(self: SaysWhyNot, request: EvidenceRequest) -> bool:
-    """Whether nothing speaks against a request; a method of every reward model that is made of a function."""
+    """Whether a request can be answered; a method of every reward model that wraps a function."""
     return not self.why_not(request)
 
 
@@ -64,9 +64,9 @@ def _score(self: ScoresResponses, sequences: Sequences, needs: frozenset[Evidenc
 
 
 def callable_why_not(request: EvidenceRequest) -> str:
-    """Why a callable cannot answer a request, in words, and what works with one; empty where it can."""
+    """Why a callable cannot answer a request, and which methods work with one; empty if it can."""
     if not isinstance(request, Experiment):
-        return f"a callable returns a score and shows nothing else; these methods work with one: {METHODS}"
+        return f"a callable returns a score and nothing else; these methods work with one: {METHODS}"
     beyond = ", ".join(sorted(request.uses - {"delete"}))
     if not beyond:
         return ""
@@ -83,10 +83,10 @@ def _probe(self: ScoresResponses, sequences: Sequences) -> "CallableProbe":
 
 @dataclass(frozen=True)
 class TokenReward:
-    """A function on token ids, ``fn(prompts, responses, ...) -> scores``, as a reward model: every id of the prompt as
-    the policy reads it and of the response as it was sampled, special tokens and EOS among them, and by name the
-    columns of the prompts' rows that it asks for (all of them with ``**columns``), one entry a response. Of evidence it
-    can show what scores of shortened responses tell (leave-one-out, Shapley values).
+    """A function on token ids, ``fn(prompts, responses, ...) -> scores``, as a reward model. It gets every id of the
+    prompt as the policy reads it and of the response as it was sampled, including special tokens and EOS, and by name
+    the columns of the prompts' rows that it asks for (all of them with ``**columns``), one entry per response. The
+    evidence it provides is the scores of shortened responses (leave-one-out, Shapley values).
 
     Raises:
         TypeError: a function that cannot be called so; shows the right signature.
@@ -111,12 +111,11 @@ class TextReward:
     """A function on texts, ``fn(prompts, responses, ...) -> scores``, as a reward model; columns, evidence and errors
     as with ``TokenReward``.
 
-    Prompts are the caller's own, to the letter: texts, or chats as lists of messages; where token ids were given, what
-    ``decode`` makes of them.
-    Responses are what ``decode`` makes of them: ``policy.decode`` leaves special tokens out, as a plain callable is
-    given them, and ``policy.decode_with_special`` writes them all, so that a reward can ask for ``<think>`` or
-    ``<|im_end|>`` where these are special; a response that the policy ended then ends with the text of EOS. What a chat
-    template wrote at the end of a prompt (an opening ``<think>``) stands in the prompt, and not in the response.
+    Prompts are the caller's own, unchanged: texts, or chats as lists of messages. Prompts given as token ids are
+    decoded with ``decode``. Responses are decoded with ``decode``. ``policy.decode`` leaves out special tokens, which
+    is what a plain callable gets. ``policy.decode_with_special`` keeps them all, so that a reward can look for
+    ``<think>`` or ``<|im_end|>`` where these are special; a finished response then ends with the text of EOS. Text that
+    a chat template puts at the end of a prompt (an opening ``<think>``) is part of the prompt, not of the response.
     """
 
     fn: RewardFunction
@@ -141,7 +140,7 @@ class TextReward:
 
 
 def given(sequences: Sequences, rows: Sequence[int]) -> list[Row]:
-    """What the caller wrote of these rows; none at all where that is nothing."""
+    """The caller's own rows for these responses; empty if the caller wrote none."""
     return [sequences.given[row] for row in rows] if sequences.given else []
 
 
@@ -166,7 +165,7 @@ class CallableProbe:
     def scores(self, variants: Variants) -> Float[Tensor, "batch variant"]:
         """Scores of shortened responses, each different one once; raises ValueError where tokens are to be replaced."""
         if variants.absent != "delete":
-            raise ValueError("a callable has no token that stands for nothing: delete tokens instead")
+            raise ValueError("a callable has no null token: delete tokens instead")
         prompts, responses = self.sequences.prompts(), self.sequences.responses()
         wanted = [
             (row, tuple(token for token, stands in zip(responses[row], kept, strict=False) if stands))
@@ -182,7 +181,7 @@ class CallableProbe:
         return scores[which].reshape(variants.keep.shape[:2]).to(self.sequences.response_ids.device)
 
     def prefix_scores(self) -> Float[Tensor, "batch response"]:
-        """Refused: one call says nothing about beginnings."""
+        """Refused: a callable has no prefix scores."""
         raise ValueError("a callable has no prefix scores")
 
     def embedding_gradients(self, alpha: float, baseline: Baseline) -> PathPoint:
@@ -193,13 +192,13 @@ class CallableProbe:
         self, reduce: Callable[[AttentionMaps], Float[Tensor, "batch response ..."]]
     ) -> Float[Tensor, "batch response ..."]:
         """Refused."""
-        raise ValueError("a callable shows no attention")
+        raise ValueError("a callable has no attention")
 
     def attention_gradients(
         self, reduce: Callable[[MapGradients], Float[Tensor, "batch response ..."]]
     ) -> Float[Tensor, "batch response ..."]:
         """Refused."""
-        raise ValueError("a callable shows no attention")
+        raise ValueError("a callable has no attention")
 
 
 def texts(decode: Decode, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> tuple[list[str], list[str]]:

@@ -1,7 +1,7 @@
-"""Calling a reward function of the caller's: with two lists, and by name the columns of the rows that it asks for.
+"""Call the caller's reward function with prompts, responses and, by name, the columns of the rows that it asks for.
 
-What is wrong with its signature is said before anything is loaded, a column that it asks for in vain before anything is
-generated, and what it returns is checked here.
+A wrong signature is reported before anything is loaded, and a missing column before anything is generated. The result
+is checked here.
 """
 
 import inspect
@@ -107,7 +107,7 @@ def scores_of(
     try:
         given = torch.as_tensor(scores) if isinstance(scores, Tensor | np.ndarray) else scores
         if isinstance(given, Tensor) and (given.is_complex() or given.layout != torch.strided):
-            raise TypeError("an imaginary part, or what a sparse tensor leaves out, would be lost without a word")
+            raise TypeError("complex and sparse tensors cannot be read as scores")
         values = torch.as_tensor(given, dtype=torch.float32, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Which bytes of a text its tokens stand for, and how much of one cut of a text lies in each part of another.
+"""The bytes of a text that each token covers, and the overlap between two ways to split the same text.
 
 Positions count UTF-8 bytes, because a tokenizer may cut a character (an emoji has four bytes, and often two to four
 tokens). Spans are half-open; those of the tokens of a text follow each other without a gap and cover it whole.
@@ -23,8 +23,8 @@ def byte_offsets(text: str) -> list[int]:
 def ends_of_prefixes(prefixes: Sequence[str], text: str) -> list[int]:
     """Byte of ``text`` at which each of its tokens ends, told by what the first 1, 2, ... tokens decode to.
 
-    A token ends where its prefix and ``text`` part. While a character is cut, a decoder shows something else in its
-    place; its bytes are then shared out among its tokens in order, as evenly as whole bytes allow. The last token ends
+    A token ends where its prefix and ``text`` begin to differ. For an incomplete character, a decoder shows something
+    else; its bytes are then shared out among its tokens in order, as evenly as whole bytes allow. The last token ends
     with the text.
     """
     offsets = byte_offsets(text)

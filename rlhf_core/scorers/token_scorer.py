@@ -1,6 +1,6 @@
-"""Scorers that say themselves which part of a response earned what: process reward models, rule checkers.
+"""Scorers that reward tokens or spans of a response themselves, such as process reward models and rule checkers.
 
-The score of a response is the sum of what its parts earned; ``OwnTokenRewards`` asks for the parts.
+The score of a response is the sum of these rewards; ``OwnTokenRewards`` requests the rewards per token.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from rlhf_core.types import Scored, Sequences
 
 @dataclass(frozen=True, kw_only=True)
 class OwnTokenRewards(EvidenceRequest):
-    """What the scorer itself gave each response token, (batch, response), in raw score units; rows sum to the raw
+    """The scorer's own reward of each response token, (batch, response), in raw score units; rows sum to the raw
     scores."""
 
     source: Source = "reward"
@@ -28,23 +28,22 @@ class OwnTokenRewards(EvidenceRequest):
 
 @runtime_checkable
 class RewardsTokens(Protocol):
-    """A function that says what each part earned, as a reward model. What follows are the methods of both kinds."""
+    """Base of reward models whose function rewards parts of a response. These methods are common to both kinds."""
 
     def rewards(self, sequences: Sequences) -> Float[Tensor, "batch response"]:
-        """What each token earned, in float64."""
+        """The reward of each token, in float64."""
         ...
 
 
 def _score(self: RewardsTokens, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-    """The sum of each response's rewards, and what of it each token has where that is asked for; raises as ``rewards``
-    does."""
+    """The sum of each response's rewards, and each token's reward if it is requested; raises like ``rewards``."""
     require_measurable(needs, token_scorer_why_not)
     rewards = self.rewards(sequences).float().to(sequences.response_ids.device)
     return Scored(scores=rewards.sum(1), evidence=dict.fromkeys(needs, rewards))
 
 
 def token_scorer_why_not(request: EvidenceRequest) -> str:
-    """Why a scorer of parts cannot answer a request, in words, and what works with one; empty where it can."""
+    """Why such a scorer cannot answer a request, and which methods work with one; empty if it can."""
     if isinstance(request, OwnTokenRewards):
         return ""
     return (
@@ -98,8 +97,8 @@ class SpanReward:
 
     For each response, ``fn`` returns (start, end, reward) with 0 <= start < end <= the number of its characters; spans
     may overlap and leave gaps. Each reward is split over the tokens it covers by bytes. A response without text (EOS
-    alone) has one possible span, (0, 0), which is its last token's. ``decode`` is the policy's: see ``TextReward`` for
-    what it makes of special tokens, for whose words the prompts are, for columns and errors.
+    alone) has one possible span, (0, 0), which is its last token's. ``decode`` is the policy's. See ``TextReward`` for
+    special tokens, prompts, columns and errors.
     """
 
     fn: RewardFunction
@@ -164,12 +163,12 @@ def _numbers(given: Any, who: str) -> Float[Tensor, "..."]:
     """In float64, which holds every position.
 
     Raises:
-        ValueError: something that is no number, or not a finite one.
+        ValueError: something that is not a number, or not a finite one.
     """
     try:
         found = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{who}: numbers were due, got {shortened(given)}") from error
+        raise ValueError(f"{who}: expected numbers, got {shortened(given)}") from error
     if not bool(torch.isfinite(found).all()):
         raise ValueError(f"{who}: rewards must be finite, got {shortened(given)}")
     return found

@@ -565,7 +565,7 @@ def test_what_shows_no_attention_says_so(reading):
     deaf = CallableProbe(scores_of=lambda prompts, responses: torch.zeros(len(prompts)), sequences=SEQUENCES)
     assert probe.sequences is SEQUENCES
     for ability in (deaf.attention, deaf.attention_gradients):
-        with pytest.raises(ValueError, match="a callable shows no attention"):
+        with pytest.raises(ValueError, match="a callable has no attention"):
             ability(lambda maps: torch.zeros(4, 6))
 
 
@@ -573,7 +573,7 @@ def test_a_model_that_only_shows_maps_has_rollout_but_no_value_norms():
     judge = judge_of("falcon-alibi")
     assert judge._attention._tap.name == "eager attention"
     for request in READINGS["value_norms"].requests:
-        assert "FalconForSequenceClassification shows whole maps only" in judge.why_not(request)
+        assert "FalconForSequenceClassification returns whole attention maps only" in judge.why_not(request)
     for reading in ("row", "rollout", "gradient"):
         assert all(value.any() for value in measured(judge, READINGS[reading]).evidence.values())
 

@@ -162,7 +162,7 @@ def test_methods_whose_evidence_is_not_there_are_named_together_before_any_is_ca
         ([], ValueError, "no methods; name some"),
         (["sparse", "uniform", "sparse"], ValueError, "sparse is named twice; give labels"),
         ([Uniform(), Uniform()], ValueError, r"Uniform\(beta=1.0\) is named twice"),
-        ([lambda rollout: rollout.values], TypeError, "is no redistributor: that has needs"),
+        ([lambda rollout: rollout.values], TypeError, "is not a redistributor: that has needs"),
     ],
 )
 def test_what_is_no_list_of_methods_is_refused(methods, error, said):

@@ -395,7 +395,7 @@ def test_adapters_that_are_no_ensemble_are_refused(adapters, tmp_path):
     whole = save_tiny(str(tmp_path / "whole"), head="classifier")
     with pytest.raises(ValueError, match="adapters are empty"):
         load_reward_ensemble([], aggregate=Mean(), score="single_logit")
-    with pytest.raises(ValueError, match="is no adapter; load whole reward models one by one"):
+    with pytest.raises(ValueError, match="is not an adapter; load whole reward models one by one"):
         load_reward_ensemble([adapters[0], whole], aggregate=Mean(), score="single_logit")
     base = save_tiny(str(tmp_path / "base"))
     adapted = adapted_reward_model(ModelSource(name_or_path=base), LoraSettings(rank=2), seed=1, checkpointing=False)

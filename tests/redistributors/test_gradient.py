@@ -149,4 +149,4 @@ def test_zero_needs_no_null_token():
     judge = judge_of(padding="none")
     judge._classifier = replace(judge._classifier, null_id=None)
     assert judge.provides(EmbeddingGradient(baseline="zero"))
-    assert 'no token that stands for nothing; use baseline="zero"' in judge.why_not(EmbeddingGradient())
+    assert 'no null token (mask, padding, unknown or EOS); use baseline="zero"' in judge.why_not(EmbeddingGradient())

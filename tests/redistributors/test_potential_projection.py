@@ -303,7 +303,7 @@ class Counting(Uniform):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"inner": Counting()}, "inner must be one function of the rollout throughout, but Counting.* learns"),
+        ({"inner": Counting()}, "inner must not change during a run, but Counting.* learns"),
         ({"inner": PrefixDifference(gamma=0.9)}, "its sums are undiscounted; give inner gamma=1, got Pref"),
         ({"inner": RewardAttention}, "inner must be a redistributor, such as RewardAttention\\(\\), got <class"),
         ({"features": [Position()]}, "features must be a tuple of state features, got"),
@@ -320,7 +320,7 @@ def test_impossible_settings_are_refused(settings, words):
 
 
 def test_dimensions_that_are_none_are_refused_and_a_discount_must_be_the_configs():
-    with pytest.raises(ValueError, match="dims is how many numbers a state is kept as, 1 or more, got 0"):
+    with pytest.raises(ValueError, match="dims must be the number of dimensions of a state, 1 or more, got 0"):
         StateFeatures(dims=0)
     with pytest.raises(ValueError, match=r"is exact at gamma 1.0, the config's gamma is 0.9"):
         check_gamma(PotentialProjection(), 0.9)

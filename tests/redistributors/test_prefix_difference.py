@@ -92,7 +92,7 @@ def test_what_is_no_discount_is_refused(gamma):
 
 
 def test_the_last_token_is_no_place_for_the_prompts_share_under_a_discount():
-    with pytest.raises(ValueError, match=r"'last' is shaping at gamma 1 alone, got gamma 0.9; place it 'first' or"):
+    with pytest.raises(ValueError, match=r"'last' is shaping only at gamma 1, got gamma 0.9; place it 'first' or"):
         PrefixDifference(gamma=0.9, prompt_share="last")
 
 

@@ -157,15 +157,15 @@ def test_what_a_model_cannot_measure_is_said_before_training():
     judge = judge_of(padding="none")
     judge._classifier = replace(judge._classifier, null_id=None)
     reason = judge.why_not(Beyond())
-    assert 'no token that stands for nothing; use absent="delete"' in reason
+    assert 'no null token (mask, padding, unknown or EOS); use absent="delete"' in reason
     assert "not telepathy" in reason
-    with pytest.raises(ValueError, match='no token that stands for nothing; use absent="delete"'):
+    with pytest.raises(ValueError, match=r'no null token \(mask, padding, unknown or EOS\); use absent="delete"'):
         judge.probe(SEQUENCES).scores(Variants(keep=torch.zeros(4, 1, 6, dtype=torch.bool), absent="replace"))
-    with pytest.raises(ValueError, match='no token that stands for nothing; use baseline="zero"'):
+    with pytest.raises(ValueError, match=r'no null token \(mask, padding, unknown or EOS\); use baseline="zero"'):
         judge.probe(SEQUENCES).embedding_gradients(1.0, "null")
     fixed = TokenReward(lambda prompts, responses: [0.0] * len(prompts))
     assert "but not replace, telepathy" in fixed.why_not(Beyond())
-    with pytest.raises(ValueError, match=r"PrefixDifference.*callable returns a score and shows nothing else"):
+    with pytest.raises(ValueError, match=r"PrefixDifference.*callable returns a score and nothing else"):
         check_needs(PrefixDifference(), TablePolicy(), fixed)
     with pytest.raises(ValueError, match=r"variants of shape \(4, 6\)"):
         judge.probe(SEQUENCES).scores(_flat_variants())

@@ -213,7 +213,7 @@ def test_a_function_inside_an_ensemble_gets_the_columns(policy):
 
 
 class Constant:
-    """A reward model that is no function."""
+    """A reward model that is not a function."""
 
     def provides(self, request):
         return False

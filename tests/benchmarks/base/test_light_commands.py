@@ -80,7 +80,7 @@ def test_help_and_a_typo_import_nothing_heavy(name):
         ("preference --first a --second b --prompts nowhere.json", "there is no file nowhere.json"),
         (
             "preference --first a --second b --prompts FILE --endpoint.url http://x --endpoint.model y",
-            "readable by anyone",
+            "unencrypted",
         ),
         ("preference --first a --second b --prompts FILE --sampling.template x", "--sampling.template must hold"),
     ],
@@ -136,7 +136,7 @@ def test_a_wrong_comparison_is_refused_before_anything_heavy_is_imported(words, 
 @pytest.mark.parametrize(
     ("name", "words", "said"),
     [
-        ("memory", ("--reward", "openai-community/gpt3"), "--reward 'openai-community/gpt3' is no folder"),
+        ("memory", ("--reward", "openai-community/gpt3"), "--reward 'openai-community/gpt3' is neither a folder"),
         ("memory", ("--preset", "chess"), "dialogue"),
         ("memory", ("--minibatch-size", "17"), "--minibatch_size 17 exceeds rollout_batch_size 16"),
         ("throughput", ("--cases", "[papers]"), "did you mean 'paper'?"),

@@ -413,7 +413,7 @@ def test_settings_that_cannot_be(changes, words):
 
 
 def test_models_that_cannot_be_predicted(tmp_path):
-    with pytest.raises(ValueError, match=r"^reward '.*/gpt3' is no folder .*; did you mean '.*/gpt2'\? Built in are"):
+    with pytest.raises(ValueError, match=r"^reward '.*/gpt3' is neither a folder .*; did you mean '.*/gpt2'\?"):
         from_preset("dialogue", reward="openai-community/gpt3")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "opt"}))
     with pytest.raises(ValueError, match="'opt' model, and memory is predicted for llama, qwen2, gpt2, gptj only"):

@@ -362,7 +362,7 @@ def test_what_takes_passes_that_nobody_counts_has_no_cost(tmp_path):
     [
         ({"absent": ("delete", "replace")}, "TextReward cannot replace tokens; --absent may name delete"),
         ({"responses": 9}, "responses 9 exceed the task's 3 held-out prompts"),
-        ({"redistributors": "abc"}, "the models provide for none of the methods"),
+        ({"redistributors": "abc"}, "the models cannot serve any of the methods"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(changes, said):

@@ -42,7 +42,7 @@ def test_plain_text_is_a_response_or_prompts_and_responses_between_marks(tmp_pat
         ("a.txt", "a\n---\nb\n---\nc", "a.txt: text 1 has 2 lines of ---"),
         ("a.txt", " \n", "a.txt holds no text"),
         ("a.jsonl", "", "a.jsonl holds no text"),
-        ("a.jsonl", '{"prompt": "a", "response": "b"}\n{"prompt"', "a.jsonl:2 is no JSON"),
+        ("a.jsonl", '{"prompt": "a", "response": "b"}\n{"prompt"', "a.jsonl:2 is not JSON"),
         ("a.jsonl", '{"prompt": "a", "answer": "b"}', "text 1 has no 'response'; it has prompt, answer"),
         ("a.jsonl", '["a", "b"]', r"text 1 is \['a', 'b'\]; give a mapping"),
         ("a.jsonl", '{"prompt": "a", "response": 3}', "text 1: response must be a text, got 3"),

@@ -23,7 +23,7 @@ def test_texts_chats_and_further_columns_are_read_and_blank_lines_skipped(tmp_pa
     ("row", "said"),
     [
         ('{"prompt": "c"', 'prompts.jsonl:3 is not JSON: \'{"prompt": "c"\''),
-        ("[1]", "prompts.jsonl:3 is no JSON object: [1]"),
+        ("[1]", "prompts.jsonl:3 is not a JSON object: [1]"),
         ({"text": "c"}, "prompts.jsonl:3 has no column 'prompt'; it has 'text'"),
         ({"prompt": "  ", "answer": 1}, "prompts.jsonl:3 has an empty prompt"),
         ({"prompt": [], "answer": 1}, "prompts.jsonl:3 has an empty prompt"),
@@ -31,7 +31,7 @@ def test_texts_chats_and_further_columns_are_read_and_blank_lines_skipped(tmp_pa
         ({"prompt": [{"role": "assistant", "content": "c"}], "answer": 1}, "prompts.jsonl:3 ends with a message"),
         ({"prompt": "c"}, "prompts.jsonl:3 has no 'answer', which prompts.jsonl:1 has"),
         ({"prompt": "c", "answer": 1, "x": 1}, "prompts.jsonl:3 has 'x', which prompts.jsonl:1 has not"),
-        ({"prompt": "a", "answer": 2}, "prompts.jsonl:3 has the prompt of prompts.jsonl:1 again; leave one out"),
+        ({"prompt": "a", "answer": 2}, "prompts.jsonl:3 has the prompt of prompts.jsonl:1 again; remove one"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path, row, said):

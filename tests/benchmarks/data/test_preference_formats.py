@@ -92,7 +92,7 @@ def test_a_score_may_stand_beside_a_comparison_but_not_against_it():
     ("row", "said"),
     [
         (["a"], "not a JSON object"),
-        ({"chosen": "a", "rejected": "b"}, "'chosen' is no transcript"),
+        ({"chosen": "a", "rejected": "b"}, "'chosen' is not a transcript"),
         ({"prompt": "p", "chosen": "a"}, "no column 'rejected'"),
         ({"prompt": "p", "chosen": 3, "rejected": "b"}, "'chosen' is not a string"),
         ({"prompt": " ", "chosen": "a", "rejected": "b"}, "'prompt' is empty"),
@@ -104,9 +104,9 @@ def test_a_score_may_stand_beside_a_comparison_but_not_against_it():
         ({"prompt": "p", "summaries": ["a"], "choice": 0}, "'summaries' are not two"),
         ({"prompt": "p", "summaries": ["a", "b"], "choice": True}, "'choice' is neither"),
         ({"prompt": "p", "summaries": ["a", 4], "choice": 0}, "'summaries' is not a string"),
-        ({"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": "high"}, "no whole number from 1"),
+        ({"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": "high"}, "not a whole number from 1"),
         *(
-            ({"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": mark}, "no whole number from 1 to 9")
+            ({"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": mark}, "not a whole number from 1")
             for mark in (0, 10, -4, 1.0, True)
         ),
         ({"prompt": "p", "summaries": ["a", "b"], "choice": 0, "confidence": 6}, "for one summary and 'choice' for"),

@@ -157,7 +157,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 def test_an_answer_that_is_no_chat_completion_is_said_in_one_line(body):
     with serving() as start:
         stub = start(lambda text, n: (200, {}, body))
-        with pytest.raises(EndpointError, match="the last time with a reply that is no chat completion") as refused:
+        with pytest.raises(EndpointError, match="the last time with a reply that is not a chat completion") as refused:
             judge(stub.url).prefer("Why?", "one", "two")
     assert len(str(refused.value)) < 500
     assert "\n" not in str(refused.value)
@@ -171,7 +171,7 @@ def test_an_answer_of_another_kind_is_unreadable(content):
 
 
 @pytest.mark.parametrize(
-    ("body", "said"), [(b"\x1f\x8b\xff\xfe", "no chat completion"), (b"[" * 2**21, "reply longer than 1048576 bytes")]
+    ("body", "said"), [(b"\x1f\x8b\xff\xfe", "not a chat completion"), (b"[" * 2**21, "reply longer than 1048576 byte")]
 )
 def test_bytes_that_are_no_text_and_bodies_without_end_are_refused(body, said):
     with raw(HEAD + b"Content-Encoding: gzip\r\n\r\n" + body) as (url, _), pytest.raises(EndpointError, match=said):

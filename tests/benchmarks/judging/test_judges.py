@@ -74,8 +74,8 @@ def test_passing_failures_are_tried_again(serve):
     ("play", "said", "asked"),
     [
         (lambda text, n: (500, {}, f"no {HOSTILE}"), r"failed 3 times, the last time with HTTP 500: no \\x1b\[31m", 3),
-        (lambda text, n: (200, {}, "<html>"), "no chat completion: <html>", 3),
-        (lambda text, n: (200, {}, '{"choices": []}'), "no chat completion", 3),
+        (lambda text, n: (200, {}, "<html>"), "not a chat completion: <html>", 3),
+        (lambda text, n: (200, {}, '{"choices": []}'), "not a chat completion", 3),
         (lambda text, n: (401, {}, "who are you"), "refused with HTTP 401: who are you", 1),
         (lambda text, n: (404, {}, "no such model"), "refused with HTTP 404", 1),
         (lambda text, n: (307, {"Location": "/elsewhere"}, ""), "refused with HTTP 307", 1),
@@ -110,8 +110,8 @@ def test_waits_grow_and_obey_the_server_within_bounds(serve, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"url": "http://example.org/v1"}, "readable by anyone on the way"),
-        ({"url": "http://127.0.0.1.example.org/v1"}, "readable by anyone on the way"),
+        ({"url": "http://example.org/v1"}, "unencrypted"),
+        ({"url": "http://127.0.0.1.example.org/v1"}, "unencrypted"),
         ({"url": "ftp://example.org"}, "must look like https"),
         ({"url": "example.org/v1"}, "must look like https"),
         ({"url": f"https://u:{KEY}@example.org"}, "scheme, host and path only"),
@@ -121,7 +121,7 @@ def test_waits_grow_and_obey_the_server_within_bounds(serve, monkeypatch):
         ({"api_key_env": "BROKEN_KEY"}, "BROKEN_KEY, named as the API key's, holds white space"),
         ({"attempts": 0}, "attempts must be above 0"),
         ({"prompt": "{first} or {second}?"}, "endpoint.prompt must hold {instruction}, {first}, {second}, {mark}"),
-        ({"prompt": "{"}, "no format string"),
+        ({"prompt": "{"}, "not a format string"),
     ],
 )
 def test_endpoints_that_cannot_be_are_refused_without_showing_a_key(monkeypatch, changes, said):
@@ -179,7 +179,7 @@ def test_another_judge_or_another_prompt_is_asked_anew(serve, tmp_path):
 def test_a_verdict_file_that_was_spoilt_is_named(tmp_path):
     file = tmp_path / "verdicts.jsonl"
     file.write_text("{}\n")
-    with pytest.raises(ValueError, match=r"verdicts.jsonl:1 is no verdict .*delete the line"):
+    with pytest.raises(ValueError, match=r"verdicts.jsonl:1 is not a verdict .*delete the line"):
         ask_all(CallableJudge(fn=lambda i, a, b: "tie"), asks(1), file)
 
 

@@ -191,13 +191,13 @@ def test_rows_are_refused_aloud(tmp_path):
     assert {reason: len(some) for reason, some in prompts.left_out.items()} == {
         "no column 'instruction' or 'prompt'": 1,
         "its instruction is empty": 1,
-        "its instruction is not a text": 6,
+        "its instruction is not text": 6,
         "seen before": 1,
         "not a JSON object": 1,
         "its instruction is broken Unicode": 1,
     }
     summary = prompts.summary()
-    assert "its instruction is not a text: 6" in summary
+    assert "its instruction is not text: 6" in summary
     assert summary.count("    ") == 1 + 1 + 3 + 1 + 1 + 1
     assert "\x1b" not in summary
     lines = read_prompts(tmp_path / "p.jsonl")
@@ -242,7 +242,7 @@ def test_over_long_prompts_are_an_error_or_dropped(settings, tmp_path):
     assert "left out, over-long for abc: 4" in text
     assert run(drop, Counting()) == (report, text)
     (tmp_path / "prompts.json").write_text(json.dumps(rows[2:]))
-    with pytest.raises(ValueError, match="not one prompt fits"):
+    with pytest.raises(ValueError, match="no prompt fits"):
         run(replace(drop, out=str(tmp_path / "none")), Counting())
 
 
@@ -353,7 +353,7 @@ HTTPS = ["--endpoint.url", "https://example.org", "--endpoint.model", "m"]
     ("more", "said"),
     [
         ([], "name one judge"),
-        (["--endpoint.url", "http://example.org", "--endpoint.model", "m"], "readable by anyone"),
+        (["--endpoint.url", "http://example.org", "--endpoint.model", "m"], "unencrypted"),
         ([*HTTPS, "--endpoint.api_key_env", KEY], "must be the NAME"),
         (["--sampling.template", "x", "--reward.model", "r"], "template must hold {instruction}"),
         (["--sampling.over_long", "ignore"], "over_long"),

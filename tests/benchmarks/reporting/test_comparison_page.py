@@ -79,7 +79,7 @@ def test_only_seeds_and_steps_that_all_arms_have_are_compared(out, tmp_path):
         ["abc", "late", "sparse"], (1, 5)
     )
     content = page_of(out, path=out / "report.html")
-    assert "they stand at step 5 to 12 of 20, and what is compared are the first 5 steps" in content
+    assert "they are at step 5 to 12 of 20. The comparison covers the first 5 steps" in content
 
 
 def test_without_a_common_seed_nothing_is_compared(tmp_path):

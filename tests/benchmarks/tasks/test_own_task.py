@@ -115,7 +115,7 @@ def test_what_decides_its_numbers_is_in_the_settings_and_the_fingerprint(places,
         ("rewards_of_mine:rite", "rewards_of_mine .* has no 'rite'; did you mean 'right'?"),
         ("rewards_of_yours:right", "rewards_of_yours cannot be imported"),
         ("rewards_of_mine:one", r"--reward rewards_of_mine:one: .* Write def one\(prompts, responses\)"),
-        ("rewards_of_mine:number", "--reward rewards_of_mine:number: it is no function of .* but 3"),
+        ("rewards_of_mine:number", "--reward rewards_of_mine:number: it is not a function of .* but 3"),
     ],
 )
 def test_a_function_that_cannot_be_called_is_refused_at_once(places, reward, said):

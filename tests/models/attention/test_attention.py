@@ -138,7 +138,7 @@ def test_what_fits_no_tap_is_refused_by_name_and_left_as_it_was(family: str) -> 
 
 
 def test_gpt_oss_is_refused_for_its_sinks() -> None:
-    with pytest.raises(UnsupportedAttention, match="sink that is no token"):
+    with pytest.raises(UnsupportedAttention, match="sink that is not a token"):
         AttentionReader(build("gpt_oss"))
 
 

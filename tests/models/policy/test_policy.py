@@ -666,7 +666,7 @@ def test_incomplete_folders_are_refused(tmp_path, folders):
     state = load_file(headless / "model.safetensors")
     del state["lm_head.weight"]
     save_file(state, headless / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"no complete LlamaForCausalLM: \['lm_head.weight'\]"):
+    with pytest.raises(ValueError, match=r"not a complete LlamaForCausalLM: \['lm_head.weight'\]"):
         load_policy(str(headless))
     mute = shutil.copytree(folders["gpt2", "model"], tmp_path / "mute")
     for file in mute.glob("tokenizer*"):

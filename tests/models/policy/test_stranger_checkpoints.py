@@ -96,10 +96,10 @@ def named_elsewhere(folder: Path) -> None:
 MODEL, HEAD, ADAPTER = "policy/model.safetensors", "policy/value_head.safetensors", "policy/adapter_model.safetensors"
 TRAINER = "trainer.safetensors"
 ALTERED = {
-    "an index of a pickle": ("whole", indexed("stranger.bin"), "no safetensors files of its folder"),
-    "an index of an absolute path": ("whole", indexed("/stranger.safetensors"), "no safetensors files of its fold"),
-    "an index of a file above": ("whole", indexed("../../../stranger.safetensors"), "no safetensors files of its fold"),
-    "an index that is not asked for": ("whole", named_elsewhere, "no safetensors files of its folder"),
+    "an index of a pickle": ("whole", indexed("stranger.bin"), "not safetensors files of its folder"),
+    "an index of an absolute path": ("whole", indexed("/stranger.safetensors"), "not safetensors files of its"),
+    "an index of a file above": ("whole", indexed("../../../stranger.safetensors"), "not safetensors files of its"),
+    "an index that is not asked for": ("whole", named_elsewhere, "not safetensors files of its folder"),
     "a tensor in two shards": ("whole", twice, "holds 'lm_head.weight' twice"),
     "NaN weights": ("whole", tensors(MODEL, spoilt("embed")), "embed_tokens.weight holds values that are not finite"),
     "an infinite weight": ("whole", tensors(MODEL, spoilt("norm", float("inf"))), "holds values that are not finite"),

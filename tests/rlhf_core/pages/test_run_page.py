@@ -88,7 +88,7 @@ def test_a_line_that_is_being_written_is_left_out_and_a_damaged_one_is_named(fol
     assert page(read_run(folder)) == whole
     with (folder / "metrics.jsonl").open("a") as file:
         file.write("\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 13 is no record"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 13 is not a record"):
         read_run(folder)
 
 
@@ -112,7 +112,7 @@ def test_damaged_credit_is_refused_by_name(folder):
         ({"skipped_minibatches": 1.0}, "minibatches skipped"),
         ({"refused_minibatches": 2.0}, "minibatches refused"),
         ({"skipped_rollout": 1.0}, "steps skipped"),
-        ({"finished": 0.4}, "responses that end by themselves"),
+        ({"finished": 0.4}, "responses that end with EOS"),
         ({"entropy": 1e-6}, "entropy"),
         ({"kl": 31.0}, "KL from the reference"),
     ],

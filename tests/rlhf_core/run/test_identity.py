@@ -216,7 +216,7 @@ def test_whatever_is_wrong_in_a_resealed_state_is_one_clear_error(damage, tmp_pa
         ({"schedule": {}}, "schedule._last_lr is missing"),
         ({"optimizer": []}, r"optimizer is \[\], where an object is expected"),
         ({"tensors": {}}, "trainer.safetensors holds other tensors than its state.json lists: optimizer.0/exp_avg"),
-        ({"kl_coef": float("nan")}, "NaN is no number that a run writes"),
+        ({"kl_coef": float("nan")}, "NaN is a number that a run never writes"),
     ],
 )
 def test_a_damaged_state_is_named_and_an_older_checkpoint_taken(change, words, tmp_path):
@@ -240,14 +240,14 @@ def fifo(path):
 def test_a_checkpoint_with_a_trap_for_a_file_is_refused_at_once(name, trap, tmp_path):
     folder = begun(tmp_path / "run", steps=1) / "checkpoint-1"
     trap(folder / name)
-    with pytest.raises(ValueError, match="is no regular file|is a link|is missing|cannot be read"):
+    with pytest.raises(ValueError, match="is not a regular file|is a link|is missing|cannot be read"):
         learner().restore(folder)
 
 
 def test_a_trap_beside_the_files_a_linked_folder_and_a_vast_manifest_are_refused(tmp_path):
     folder = begun(tmp_path / "run", steps=1) / "checkpoint-1"
     os.mkfifo(folder / "policy/adapter_config.json")
-    assert manifest.why_not_whole(folder) == "policy/adapter_config.json is no regular file"
+    assert manifest.why_not_whole(folder) == "policy/adapter_config.json is not a regular file"
     (folder / "policy/adapter_config.json").unlink()
     (tmp_path / "link").symlink_to(folder)
     assert "it is a link" in manifest.why_not_whole(tmp_path / "link")

@@ -44,7 +44,7 @@ def test_the_card_says_what_was_trained_and_how(tmp_path, options, library):
     folder = saved(tmp_path, **options)
     made = card(folder)
     assert made.data.library_name == library
-    assert made.data.base_model is None  # a local folder is no name that the hub could link to
+    assert made.data.base_model is None  # a local folder is not a name that the hub could link to
     assert {"dense-rlhf", "ppo"} <= set(made.data.tags)
     for row in ("| seed | 41 |", "| learning_rate | 0.0003 |", "| kl.kind | k1 |", "| steps_done | 7 |",
                 "| score | 1.23457 |", "| kl | nan |", f"| torch | {version('torch')} |",

@@ -237,7 +237,7 @@ def test_leftovers_of_a_killed_save_and_broken_lines_are_no_hindrance(whole, tmp
     assert_same(whole("uniform", 4), tmp_path / "run", 4)
     assert not list((tmp_path / "run").glob(".checkpoint-*"))
     (tmp_path / "run/metrics.jsonl").write_text("no record\n")
-    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1 is no record of a run: b'no record'"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 1 is not a record of a run: b'no record'"):
         fit(tmp_path / "run", "table", "uniform", 5, 2, resume=True)
 
 

@@ -189,9 +189,9 @@ def disguised(folder: Path) -> None:
 TRICKS = {
     "no safetensors": (only_pickles, r"tools/convert_pickled_weights\.py"),
     "config": (named_in_config, r"names 'adapter_model\.bin'.*convert_pickled"),
-    "index": (named_in_index("pytorch_model.bin"), r"\['pytorch_model\.bin'\], which are no safetensors"),
-    "parent": (named_in_index("../reward/model.safetensors"), "no safetensors files of its folder"),
-    "absolute": (named_in_index("/etc/model.safetensors"), "no safetensors files of its folder"),
+    "index": (named_in_index("pytorch_model.bin"), r"\['pytorch_model\.bin'\], which are not safetensors"),
+    "parent": (named_in_index("../reward/model.safetensors"), "not safetensors files of its folder"),
+    "absolute": (named_in_index("/etc/model.safetensors"), "not safetensors files of its folder"),
     "disguised": (disguised, "header|Header"),
 }
 

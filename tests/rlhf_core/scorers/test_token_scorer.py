@@ -49,7 +49,7 @@ def test_token_rewards_sum_to_the_score_and_are_handed_on():
         (lambda r: r[:-1], "must return one list for each of the 4 responses"),
         (lambda r: 1.0, "must return one list for each of the 4 responses, got 1.0"),
         (lambda r: [[1.0] * 3] * 4, r"of shape \(3,\) for row 0, whose response has 4 tokens, EOS included"),
-        (lambda r: [*([1.0] * len(x) for x in r[:3]), [["a"]]], "row 3: numbers were due"),
+        (lambda r: [*([1.0] * len(x) for x in r[:3]), [["a"]]], "row 3: expected numbers"),
         (lambda r: [[float("nan")] * len(x) for x in r], "row 0: rewards must be finite"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_response_without_text_has_one_span():
         ([(2, 2, 1.0)], r"row 0: the span \(2, 2\) does not fit"),
         ([(0.5, 2, 1.0)], r"row 0: the span \(0.5, 2\) does not fit"),
         ([(0, 2)], r"row 0: spans are \(start, end, reward\), got \[\(0, 2\)\]"),
-        ([(0, 2, "good")], "row 0: numbers were due"),
+        ([(0, 2, "good")], "row 0: expected numbers"),
         ([(0, 2, float("inf"))], "row 0: rewards must be finite"),
     ],
 )
