@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.base.importing import name_of
 from benchmarks.runs.settings import ComparisonSettings
+from models.policy.publishing import require_ready
 from rlhf_core.config import PPOConfig
 
 Methods = str | Sequence[object]
@@ -91,17 +92,20 @@ def train(
     ppo: Mapping[str, Any] | PPOConfig | None = None,
     eval_prompts: int = 16,
     overwrite: bool = False,
+    push_to_hub: str | None = None,
     **further: Any,
 ) -> Path:
     """Train one policy with one method in the folder ``out``, or go on with the run there; arguments as for
-    :func:`compare`.
+    :func:`compare`. ``push_to_hub``: a repository of the Hugging Face hub, "USER/NAME", that the policy is uploaded to
+    in the end; a new one is private (see :func:`models.push_to_hub`).
 
     Returns:
         The folder of the trained policy, which ``models.load_policy`` reads.
 
     Raises:
         FileExistsError: ``out`` holds something else than a run.
-        ValueError: as for :func:`compare`; or a run with other settings is in ``out``.
+        ValueError: as for :func:`compare`; or a run with other settings is in ``out``; or a push that cannot work.
+        NotPushed: the run finished, but the upload failed; says how to push again.
         SystemExit: Ctrl-C, with a checkpoint to go on from.
     """
     settings = ComparisonSettings(
@@ -121,9 +125,11 @@ def train(
     )
     changes = _changes(ppo)
     settings.require_ppo(changes)
+    if push_to_hub is not None:
+        require_ready(push_to_hub)
     from benchmarks.experiments.single_training import run_training
 
-    return run_training(settings, changes)
+    return run_training(settings, changes, push_to=push_to_hub)
 
 
 def _changes(ppo: Mapping[str, Any] | PPOConfig | None) -> dict[str, Any]:
