@@ -100,8 +100,8 @@ def figure(chart: Chart) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits, or an en dash for what is undefined."""
-    return signed(f"{value:.4g}") if math.isfinite(value) else "–"
+    """Four significant digits, or an en dash for what is undefined; never "−0"."""
+    return signed(f"{value:z.4g}") if math.isfinite(value) else "–"
 
 
 def signed(text: str) -> str:
@@ -198,7 +198,7 @@ def _frame(axes: _Axes, curves: Sequence[Curve]) -> Iterator[str]:
 
 def _tick(value: float) -> str:
     """Powers of ten only where the number is very large or small."""
-    return signed(f"{value:.5g}")
+    return signed(f"{value:z.5g}")
 
 
 def _guide(axes: _Axes, value: float, name: str) -> Iterator[str]:

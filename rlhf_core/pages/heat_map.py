@@ -195,7 +195,7 @@ def _legend(example: CreditMap) -> str:
         for label in example.reference_rows
     )
     return (
-        f'<div class="scale"><b>score {example.score:+.3f}</b><span>token score</span>'
+        f'<div class="scale"><b>score {example.score:+z.3f}</b><span>token score</span>'
         f'<span class="chips">{chips}</span>{own}</div>'
     )
 
@@ -238,8 +238,8 @@ def _columns(example: CreditMap) -> list[str]:
 
 
 def _cell(label: str, value: float, largest: float, said: str, score: float) -> str:
-    share = f", {100 * value / score:.1f} % of the score" if score else ""
-    text = escaped(f"{label}: {value:+.4g}{share}") + "\n" + escaped(said)
+    share = f", {100 * value / score:z.1f} % of the score" if score else ""
+    text = escaped(f"{label}: {value:+z.4g}{share}") + "\n" + escaped(said)
     colour = shades.name(shades.level(value, largest))
     return f'<span class="cell {colour}" tabindex="0" role="img" aria-label="{text}"></span>'
 
@@ -247,7 +247,7 @@ def _cell(label: str, value: float, largest: float, said: str, score: float) -> 
 def _sum(label: str, total: float, example: CreditMap) -> str:
     conserved = label not in example.rows or conserves(total, example.score)
     warning = "" if conserved else ' <span class="off">≠ score</span>'
-    return f'<span class="sum">{total:+.3f}{warning}</span>'
+    return f'<span class="sum">{total:+z.3f}{warning}</span>'
 
 
 def _token(text: str) -> str:

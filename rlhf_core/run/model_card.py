@@ -48,7 +48,7 @@ def write_model_card(folder: Path, *, state: Mapping[str, object], metrics: Mapp
         "## Versions\n",
         _table("package", versions()),
         "## Last metrics\n",
-        _table("metric", ((name, f"{value:.6g}") for name, value in metrics.items())),
+        _table("metric", ((name, f"{value:z.6g}") for name, value in metrics.items())),
         "## Loading\n",
         _loading(library, base),
     ]

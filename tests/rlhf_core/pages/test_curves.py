@@ -110,7 +110,7 @@ def test_ticks_are_round_equally_apart_and_cover_the_range(low, high):
 
 
 def test_numbers_have_four_digits_and_a_minus_sign():
-    assert [number(x) for x in (-0.5, 1234.56, 2.5e-7, NAN)] == ["−0.5", "1235", "2.5e−7", "–"]
+    assert [number(x) for x in (-0.5, 1234.56, 2.5e-7, NAN, -0.0)] == ["−0.5", "1235", "2.5e−7", "–", "0"]
 
 
 def test_a_curve_of_unequal_lengths_is_refused():

@@ -105,6 +105,12 @@ def test_tokens_that_are_joined_are_counted():
     ]
 
 
+def test_what_rounds_to_zero_has_no_minus_sign():
+    text = shown(CreditMap(prompt="p", tokens=("a", "b"), score=-1e-9, rows={"x": (0.0, -1e-9)}))
+    assert text.count("+0.000") == 2
+    assert "-0.000" not in text
+
+
 def test_a_row_that_loses_score_is_marked():
     assert "+0.800 ≠ score" in shown(CreditMap(prompt="p", tokens=("a", "b"), score=1.0, rows={"x": (0.4, 0.4)}))
 
