@@ -35,14 +35,17 @@ def compare(
     overwrite: bool = False,
     **further: Any,
 ) -> Any:
-    """Run every method under every seed; write table, figures and heat map under ``out``, and print the table.
+    """Run every method under every seed, one run after the other; ``processes=2`` runs two at a time.
+
+    Writes table, figures and heat map under ``out``, and prints the table.
 
     ``policy`` is a folder or hub name. ``prompts``: the name of a file, or texts, chats or rows (a list or a
     ``datasets.Dataset``), which are written to ``OUT.prompts.jsonl`` so that the comparison can be gone on with.
     ``reward``: a function of (prompts, responses) and of columns by name, that function as "module:function", or the
     folder or hub name of a classifier. A function must stand at the top level of a module, script or notebook, and with
     ``processes`` of 1 or more in a module, as other processes import it. ``redistributors``: names, or instances.
-    ``ppo``: a whole config, or changes of our defaults by name. ``further``: other settings of
+    ``ppo``: a whole config, or changes of our defaults by name. ``processes``: how many runs at a time, each in a
+    process of its own with one thread; 0 is one after the other in this process. ``further``: other settings of
     :class:`~benchmarks.runs.settings.ComparisonSettings`, such as ``controls``.
 
     Returns:

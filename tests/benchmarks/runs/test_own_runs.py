@@ -58,7 +58,9 @@ def test_a_function_of_this_file_is_compared_on_rows_of_this_process(policy, tmp
     chosen = given(policy, tmp_path / "mine", redistributors=["sparse", Uniform(beta=0.5)], seeds=1, controls="")
     report = compare(**chosen)
     assert list(report.results.arms) == ["sparse", "uniform-beta0.5"]
-    assert report.verdict in capsys.readouterr().out.replace("\n", " ") or "seed" in report.verdict
+    said = capsys.readouterr().out
+    assert "2 runs of 1 steps, one after the other (processes=2 runs two at a time), in " in said.replace("\n", " ")
+    assert report.verdict in said.replace("\n", " ") or "seed" in report.verdict
     assert {"table.md", "heatmap.html", "results.json"} <= {path.name for path in (tmp_path / "mine").iterdir()}
     assert [json.loads(line) for line in (tmp_path / "mine.prompts.jsonl").read_text().splitlines()] == ROWS
 
