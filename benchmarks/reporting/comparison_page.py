@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ PLOTS = {
     ),
     "entropy": ("Entropy, nats per token", "If it nears 0, the policy says one thing only."),
 }
+MINUS = re.compile(r"(?<![\w.)])-(?=\d)")
+"""A hyphen that is a number's sign, and not a part of a name."""
 MOST_EXAMPLES = 6
 MOST_NAMES = 3
 """Folders that a title names at most."""
@@ -118,7 +121,7 @@ def page(comparison: Comparison) -> str:
     arms, runs = len(comparison.runs.arms), len(comparison.runs.runs)
     title = f"{comparison.name}: {_counted(arms, 'arm')}, {_counted(runs, 'run')}"
     tiles = "" if found is None else _tiles(found)
-    return sectioned(title, _about(comparison.runs, found), tiles, sections)
+    return sectioned(title, MINUS.sub("−", _about(comparison.runs, found)), tiles, sections)
 
 
 def _counted(count: int, what: str) -> str:
