@@ -3,7 +3,8 @@
 ``dense-rlhf train --policy DIR --data prompts.jsonl --reward my_rewards:concise --redistributor abc-d --out runs/mine``
 leaves a run folder: metrics.jsonl, samples.jsonl, run.json and the last checkpoint, whose ``policy`` loads with
 ``models.load_policy``. Called again, a run that was cut short goes on, and one that ended takes further ``--steps``.
-Without --policy, --data and --reward the embedded task is trained on.
+Without --policy, --data and --reward the embedded task is trained on. ``--push_to_hub USER/NAME`` uploads the policy in
+the end; without it nothing is uploaded.
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,13 @@ from dataclasses import fields
 
 from benchmarks.base.command_line import command_line
 from benchmarks.experiments.settings import TrainSettings
+from models.policy.publishing import require_ready
 from rlhf_core.config import PPOConfig
 
 SECTIONS = {
     "what is trained": ("policy", "data", "reward", "reward_label", "redistributor", "seed", "steps", "out"),
     "other tasks": ("task", "models", "cache"),
-    "how it runs": ("eval_every", "eval_prompts", "save_every", "overwrite"),
+    "how it runs": ("eval_every", "eval_prompts", "save_every", "overwrite", "push_to_hub"),
 }
 
 
@@ -27,14 +29,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     ppo = parser.parse_args(argv, defaults=False).as_dict().get("ppo", {})
     try:
         chosen = parser.instantiate(parser.parse_args(argv))
-        settings = TrainSettings(**{one.name: chosen[one.name] for one in fields(TrainSettings)}).comparison()
+        given = TrainSettings(**{one.name: chosen[one.name] for one in fields(TrainSettings)})
+        settings = given.comparison()
         settings.require_ppo(ppo)
-        from benchmarks.experiments.single_training import run_training
+        if given.push_to_hub is not None:
+            require_ready(given.push_to_hub)
+        from benchmarks.experiments.single_training import NotPushed, run_training
         from benchmarks.runs.worker_pool import RunFailed
 
         try:
-            run_training(settings, ppo)
-        except RunFailed as failed:
+            run_training(settings, ppo, push_to=given.push_to_hub)
+        except (RunFailed, NotPushed) as failed:
             parser.exit(1, f"{parser.prog}: error: {failed}\n")
     except (ValueError, OSError) as error:
         parser.refuse(error)

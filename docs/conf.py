@@ -3,6 +3,7 @@
 The pages are plain Markdown, with relative links, so that they also read well where no one has built anything.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 project = "dense-rlhf"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "index"
-source_suffix = {".md": "markdown"}
+source_suffix = {".md": "markdown", ".ipynb": "markdown"}
 
 html_theme = "furo"
 html_title = project
@@ -31,6 +32,24 @@ napoleon_numpy_docstring = False
 LINK = re.compile(r"\[([^\]]+)\]\(([\w./-]+)(?:#[\w-]*)?\)")
 
 
+def notebook_as_markdown(notebook):
+    """The text of a notebook: its Markdown, its code, and what each cell printed. Ours store no other output."""
+    parts = []
+    for cell in json.loads(notebook)["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        printed = "".join("".join(output["text"]) for output in cell.get("outputs", ()))
+        parts += [f"```text\n{printed.rstrip()}\n```"] if printed else []
+    return "\n\n".join(parts)
+
+
+def notebooks(app, name, text):
+    """Read a notebook as a page, before anything else looks at its links."""
+    file = Path(app.env.doc2path(name))
+    if file.suffix == ".ipynb":
+        text[0] = f"{notebook_as_markdown(text[0])}\n\n{{download}}`This page as a notebook <{file.name}>`\n"
+
+
 def files_beside_the_book(app, name, text):
     """Turn links to files that are no pages (README.md, say) into downloads, which the built book brings along."""
     folder = Path(app.srcdir, name).parent
@@ -45,4 +64,5 @@ def files_beside_the_book(app, name, text):
 
 def setup(app):
     """Called by Sphinx."""
+    app.connect("source-read", notebooks)
     app.connect("source-read", files_beside_the_book)

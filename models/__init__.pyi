@@ -1,5 +1,6 @@
 from .policy.causal_policy import CausalPolicy
 from .policy.loading import load_policy
+from .policy.publishing import Pushed, push_to_hub
 from .rewards.classifier_reward import ClassifierReward
 from .rewards.ensemble import RewardEnsemble, load_reward_ensemble
 from .rewards.loading import load_reward_model
@@ -16,6 +17,7 @@ __all__ = [
     "ClassifierReward",
     "LoraSettings",
     "PromptedReward",
+    "Pushed",
     "RetokenisedReward",
     "RewardEnsemble",
     "Telling",
@@ -24,5 +26,6 @@ __all__ = [
     "load_reward_ensemble",
     "load_reward_model",
     "paged_adamw_8bit",
+    "push_to_hub",
     "save_tiny",
 ]

@@ -112,7 +112,7 @@ def ids_as_texts(rows: Sequence[Sequence[int]]) -> list[str]:
 
 
 def _cells(credit: Credit) -> list[str]:
-    return [f"{credit.figures[name]:.3g}" if name in credit.figures else "–" for name in COLUMNS.values()]
+    return [f"{credit.figures[name]:z.3g}" if name in credit.figures else "–" for name in COLUMNS.values()]
 
 
 def compare_on(

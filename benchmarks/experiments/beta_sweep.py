@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.experiments.settings import BetaSweep
 from benchmarks.reporting import arm_columns, figures
-from benchmarks.reporting.curve_readings import LAST
+from benchmarks.reporting.curve_readings import LAST, last_steps
 from benchmarks.reporting.paper_curves import paper_curves
 from benchmarks.reporting.tables import Table
 from benchmarks.runs.arms import parse_arms
@@ -40,7 +40,9 @@ def draw(done: ComparisonResults, options: BetaSweep) -> Figure:
         colour = figures.COLOURS.get(options.method, "#000000")
         axes.plot(options.betas, values, ".", color=colour, markersize=3, alpha=0.4)
         axes.errorbar(options.betas, values.mean(1), values.std(1), color=colour, capsize=2, linewidth=1.2)
-        axes.set_title(figures.TITLES[metric] + (", average" if last is None else f", last {last}"), loc="left")
+        axes.set_title(
+            figures.TITLES[metric] + (", average" if last is None else f", last {last_steps(results)}"), loc="left"
+        )
         axes.set_xlabel("beta")
         if metric == "score" and theirs:
             betas = sorted(theirs, key=float)
@@ -56,7 +58,8 @@ def table(done: ComparisonResults, options: BetaSweep) -> Table:
     """A row for every beta."""
     arms = zip(options.betas, arm_columns.rows(COLUMNS, done.only), strict=True)
     rows = tuple((float(beta), *cells) for beta, (_, *cells) in arms)
-    return Table(title=f"{done.only.task}: {options.method} by beta", columns=("beta", *COLUMNS), rows=rows)
+    columns = ("beta", *arm_columns.headings(COLUMNS, done.only))
+    return Table(title=f"{done.only.task}: {options.method} by beta", columns=columns, rows=rows)
 
 
 EXPERIMENT = Experiment(write=published("betas", table, draw), folder="beta_sweep", panels=panels)

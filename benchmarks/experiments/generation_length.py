@@ -44,12 +44,12 @@ def table(done: ComparisonResults, options: GenerationLength) -> Table:
         columns = {
             **arm_columns.AVERAGE_SCORE,
             **arm_columns.LAST_SCORE,
-            f"std over seeds, last {LAST}": arm_columns.deviation_over_seeds(LAST),
+            "std over seeds, last {last}": arm_columns.deviation_over_seeds(LAST),
             **arm_columns.failures(limit),
             **arm_columns.LAST_KL_AND_LENGTH,
         }
         rows += [(name, *row) for row in arm_columns.rows(columns, results)]
-    heads = ("tokens", "arm", *columns)
+    heads = ("tokens", "arm", *arm_columns.headings(columns, *done.results.values()))
     return Table(title="score by response length", columns=heads, rows=tuple(rows), notes=tuple(notes))
 
 

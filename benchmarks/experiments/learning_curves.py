@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from benchmarks.experiments.settings import LearningCurves
 from benchmarks.reporting import arm_columns, figures
 from benchmarks.reporting.comparison_report import differences_to_reference
-from benchmarks.reporting.curve_readings import LAST, REFERENCE, best_of_mean, steps_to_pass, threshold
+from benchmarks.reporting.curve_readings import REFERENCE, best_of_mean, last_steps, steps_to_pass, threshold
 from benchmarks.reporting.paper_curves import paper_curves
 from benchmarks.reporting.statistics import Results
 from benchmarks.reporting.tables import Table, Value, number
@@ -40,21 +40,25 @@ def table(done: ComparisonResults, options: LearningCurves) -> Table:
         passed = None if best is None else steps_to_pass(results.curves[arm]["score"], best)
         return "never" if passed is None else str(passed)
 
+    corrected: arm_columns.Columns = {
+        "p (Holm)": lambda _, arm: differences[arm].p_holm if arm in differences else None
+    }
     columns: arm_columns.Columns = {
         **arm_columns.AVERAGE_SCORE,
         f"paired difference to {REFERENCE}": lambda _, arm: differences[arm].mean if arm in differences else None,
-        "p (Holm)": lambda _, arm: differences[arm].p_holm if arm in differences else None,
+        **(corrected if any(one.p_holm is not None for one in differences.values()) else {}),
         "std over seeds": arm_columns.deviation_over_seeds(),
         f"step past {REFERENCE}'s best": first_past,
         **arm_columns.LAST_SCORE,
         **arm_columns.failures(limit),
         **arm_columns.LAST_KL_AND_LENGTH,
     }
-    notes = [limit.note(f"Failed: last {LAST} steps average")]
+    notes = [limit.note(f"Failed: last {last_steps(results)} steps average")]
     if best is not None:
         notes.append(f"{REFERENCE}'s best seed mean is {number(best)}, at step {at}; a mean over few seeds is noisy.")
     rows = tuple(arm_columns.rows(columns, results))
-    return Table(title=results.task, columns=("arm", *columns), rows=rows, notes=tuple(notes))
+    heads = ("arm", *arm_columns.headings(columns, results))
+    return Table(title=results.task, columns=heads, rows=rows, notes=tuple(notes))
 
 
 def experiment(name: str) -> Experiment:

@@ -110,12 +110,13 @@ def table(done: ComparisonResults, options: LengthDrift) -> Table:
         for setting in settings_of(options)
         for row in arm_columns.rows(COLUMNS, done.results[setting.name])
     )
+    last = min(LAST, *(results.steps - 1 for results in done.results.values()))
     notes = (
-        f"Change: mean length of the last {LAST} steps minus that of step 1, before any update; 95 % t-interval over "
+        f"Change: mean length of the last {last} steps minus that of step 1, before any update; 95 % t-interval over "
         "seeds (range below 4). It drifts where that leaves 0 out, which one row in twenty does by chance.",
         f"Responses of {options.lengths[0]} to {options.lengths[1]} tokens; a constant score has no gradient.",
     )
-    columns = ("score", "lam", "panel", "arm", *COLUMNS)
+    columns = ("score", "lam", "panel", "arm", *arm_columns.headings(COLUMNS, *done.results.values()))
     return Table(title="length at a constant score", columns=columns, rows=rows, notes=notes)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.base.importing import name_of
 from benchmarks.runs.settings import ComparisonSettings
+from models.policy.publishing import require_ready
 from rlhf_core.config import PPOConfig
 
 Methods = str | Sequence[object]
@@ -34,14 +35,17 @@ def compare(
     overwrite: bool = False,
     **further: Any,
 ) -> Any:
-    """Run every method under every seed; write table, figures and heat map under ``out``, and print the table.
+    """Run every method under every seed, one run after the other; ``processes=2`` runs two at a time.
+
+    Writes table, figures and heat map under ``out``, and prints the table.
 
     ``policy`` is a folder or hub name. ``prompts``: the name of a file, or texts, chats or rows (a list or a
     ``datasets.Dataset``), which are written to ``OUT.prompts.jsonl`` so that the comparison can be gone on with.
     ``reward``: a function of (prompts, responses) and of columns by name, that function as "module:function", or the
     folder or hub name of a classifier. A function must stand at the top level of a module, script or notebook, and with
     ``processes`` of 1 or more in a module, as other processes import it. ``redistributors``: names, or instances.
-    ``ppo``: a whole config, or changes of our defaults by name. ``further``: other settings of
+    ``ppo``: a whole config, or changes of our defaults by name. ``processes``: how many runs at a time, each in a
+    process of its own with one thread; 0 is one after the other in this process. ``further``: other settings of
     :class:`~benchmarks.runs.settings.ComparisonSettings`, such as ``controls``.
 
     Returns:
@@ -91,17 +95,20 @@ def train(
     ppo: Mapping[str, Any] | PPOConfig | None = None,
     eval_prompts: int = 16,
     overwrite: bool = False,
+    push_to_hub: str | None = None,
     **further: Any,
 ) -> Path:
     """Train one policy with one method in the folder ``out``, or go on with the run there; arguments as for
-    :func:`compare`.
+    :func:`compare`. ``push_to_hub``: a repository of the Hugging Face hub, "USER/NAME", that the policy is uploaded to
+    in the end; a new one is private (see :func:`models.push_to_hub`).
 
     Returns:
         The folder of the trained policy, which ``models.load_policy`` reads.
 
     Raises:
         FileExistsError: ``out`` holds something else than a run.
-        ValueError: as for :func:`compare`; or a run with other settings is in ``out``.
+        ValueError: as for :func:`compare`; or a run with other settings is in ``out``; or a push that cannot work.
+        NotPushed: the run finished, but the upload failed; says how to push again.
         SystemExit: Ctrl-C, with a checkpoint to go on from.
     """
     settings = ComparisonSettings(
@@ -121,9 +128,11 @@ def train(
     )
     changes = _changes(ppo)
     settings.require_ppo(changes)
+    if push_to_hub is not None:
+        require_ready(push_to_hub)
     from benchmarks.experiments.single_training import run_training
 
-    return run_training(settings, changes)
+    return run_training(settings, changes, push_to=push_to_hub)
 
 
 def _changes(ppo: Mapping[str, Any] | PPOConfig | None) -> dict[str, Any]:

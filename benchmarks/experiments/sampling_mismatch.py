@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.experiments.settings import SamplingMismatch
 from benchmarks.reporting import arm_columns, figures
-from benchmarks.reporting.curve_readings import LAST, negative_kl, threshold
+from benchmarks.reporting.curve_readings import last_steps, negative_kl, threshold
 from benchmarks.reporting.tables import Table
 from benchmarks.runs.comparison import ComparisonResults, Panel
 from benchmarks.runs.experiment import Experiment, published
@@ -56,8 +56,9 @@ def table(done: ComparisonResults, options: SamplingMismatch) -> Table:
         }
         for sampler in options.samplers:
             rows += [(tokens, sampler, *row) for row in arm_columns.rows(columns, done.results[f"{tokens}-{sampler}"])]
-    notes.append(f"Negative KL: runs whose last {LAST} steps average below 0, which no KL between two policies is.")
-    heads = ("tokens", "sampler", "arm", *columns)
+    last = last_steps(*done.results.values())
+    notes.append(f"Negative KL: runs whose last {last} steps average below 0, which no KL between two policies is.")
+    heads = ("tokens", "sampler", "arm", *arm_columns.headings(columns, *done.results.values()))
     return Table(title="the published stack's sampling", columns=heads, rows=tuple(rows), notes=tuple(notes))
 
 

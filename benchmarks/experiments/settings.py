@@ -8,6 +8,7 @@ from typing import Literal
 from benchmarks.data.records import as_list
 from benchmarks.runs.settings import SAMPLER_NAMES, ComparisonSettings, length_changes
 from benchmarks.tasks.model_settings import Loading
+from models.policy.publishing import require_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,12 +179,16 @@ class TrainSettings:
     """Steps between checkpoints, from which a killed run resumes; 0: it starts again. Ctrl-C always saves one."""
     overwrite: bool = False
     """Delete an earlier run in the out folder."""
+    push_to_hub: str | None = None
+    """Upload the trained policy to this repository of the Hugging Face hub, USER/NAME; a new one is private."""
 
     def __post_init__(self) -> None:
+        if self.push_to_hub is not None:
+            require_name(self.push_to_hub)
         self.comparison()
 
     def comparison(self) -> ComparisonSettings:
         """The same as a comparison of one method under one seed; raises ValueError for a setting that cannot be."""
         shared = {one.name: getattr(self, one.name) for one in fields(self)}
-        method, seed = shared.pop("redistributor"), shared.pop("seed")
+        method, seed, _ = (shared.pop(name) for name in ("redistributor", "seed", "push_to_hub"))
         return ComparisonSettings(redistributors=[method], controls=[], seeds=[seed], processes=0, **shared)

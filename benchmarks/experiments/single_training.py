@@ -1,5 +1,7 @@
 """One arm under one seed, in its own folder: a run to inspect, keep and continue."""
 
+import json
+import shlex
 import shutil
 import traceback
 from collections.abc import Mapping
@@ -14,17 +16,24 @@ from benchmarks.runs.comparison import Panel, announced, plan, ppo_of
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import Run, log_of, require_runnable, require_scored, train
 from benchmarks.runs.worker_pool import failure, locked
+from models.policy.publishing import push_to_hub, require_shared_base
 from rlhf_core.run.checkpoint import POLICY, checkpoints
 from rlhf_core.run.run_folder import RunFolder
 
 
-def run_training(settings: ComparisonSettings, ppo: Mapping[str, Any]) -> Path:
-    """Train, or go on with, the one run that the settings ask for; the folder of the policy it ended with.
+class NotPushed(RuntimeError):
+    """The run has finished and its policy is on the disk, but not on the hub; says why and how to push it again."""
+
+
+def run_training(settings: ComparisonSettings, ppo: Mapping[str, Any], *, push_to: str | None = None) -> Path:
+    """Train, or go on with, the one run that the settings ask for; the folder of the policy it ended with. That is
+    uploaded to the hub repository ``push_to``, where one is named.
 
     Raises:
         FileExistsError: the folder holds something else than a run.
         ValueError: settings, prompts or models that cannot be, or others than the run in the folder has.
         RunFailed: anything else that ended it, with the place of its traceback.
+        NotPushed: the run finished, but the upload failed.
         SystemExit: Ctrl-C; a checkpoint to go on from was saved.
     """
     task, console = settings.make_task(), Console()
@@ -36,6 +45,8 @@ def run_training(settings: ComparisonSettings, ppo: Mapping[str, Any]) -> Path:
     with locked(run.folder):
         _make_room(run, overwrite=settings.overwrite)
         loaded = task.load()
+        if push_to is not None:
+            require_shared_base(loaded.policy)
         run = replace(run, fingerprint=loaded.fingerprint)
         require_runnable(loaded, run)
         require_scored(loaded, run.config)
@@ -49,9 +60,29 @@ def run_training(settings: ComparisonSettings, ppo: Mapping[str, Any]) -> Path:
             raise failure(run, error) from error
     policy = checkpoints(run.folder)[0] / POLICY
     score = figures["held_out_score"]
-    said = f"held-out score {score:.4g}; written to {run.folder}: metrics.jsonl, samples.jsonl, run.json, the policy in"
+    said = (
+        f"held-out score {score:z.4g}; written to {run.folder}: metrics.jsonl, samples.jsonl, run.json, the policy in"
+    )
     console.print(f"{said}\n{policy}", markup=False, highlight=False, soft_wrap=True)
+    if push_to is not None:
+        _push(policy, push_to, console)
     return policy
+
+
+def _push(policy: Path, repo_id: str, console: Console) -> None:
+    """Whatever goes wrong, the run is finished and its policy is there: say how to try again."""
+    try:
+        pushed = push_to_hub(policy, repo_id)
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}" + (f" ({error.__cause__})" if error.__cause__ else "")
+        call = f"from models import push_to_hub; push_to_hub({json.dumps(str(policy))}, {json.dumps(repo_id)})"
+        raise NotPushed(
+            f"the run has finished, and its policy is in {policy}, but it was not pushed to {repo_id}: {why}"
+            f"\nTo push it again: python -c {shlex.quote(call)}"
+        ) from error
+    without = f"; left out: {', '.join(pushed.left_out)}" if pushed.left_out else ""
+    said = f"pushed to {pushed.url}: {', '.join(pushed.files)}{without}"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def _make_room(run: Run, *, overwrite: bool) -> None:

@@ -41,9 +41,10 @@ def table(found: Sequence[Results], settings: TableOne) -> Table:
         for arm in results.arms:
             score = results.curves[arm]["score"]
             ours = summarise(score[:, : settings.steps].mean(1))
-            costs = [column(results, arm) for column in arm_columns.LAST_KL_AND_LENGTH.values()]
-            rows.append((results.task, arm, len(score), ours, *costs, _papers(theirs[arm]) if arm in theirs else None))
-    columns = ("task", "arm", "seeds", "average score", *arm_columns.LAST_KL_AND_LENGTH, f"paper, {STEPS} steps")
+            spent = [column(results, arm) for column in arm_columns.LAST_KL_AND_LENGTH.values()]
+            rows.append((results.task, arm, len(score), ours, *spent, _papers(theirs[arm]) if arm in theirs else None))
+    costs = arm_columns.headings(arm_columns.LAST_KL_AND_LENGTH, *found)
+    columns = ("task", "arm", "seeds", "average score", *costs, f"paper, {STEPS} steps")
     note = (
         f"Ours: mean over {'all' if settings.steps is None else f'the first {settings.steps}'} steps, 95 % t-interval "
         "over seeds (range below 4). The paper's: recomputed from its curves, ± 2 standard errors (ddof 0), as its "
@@ -54,7 +55,7 @@ def table(found: Sequence[Results], settings: TableOne) -> Table:
 
 def _papers(curve: np.ndarray) -> str:
     values = curve[:, :STEPS].mean(1)
-    return f"{values.mean():.2f} ± {2 * values.std() / np.sqrt(len(values)):.2f}"
+    return f"{values.mean():z.2f} ± {2 * values.std() / np.sqrt(len(values)):.2f}"
 
 
 @figures.style()

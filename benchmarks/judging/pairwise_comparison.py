@@ -143,7 +143,7 @@ def _count_rows(counts: Mapping[str, float], names: tuple[str, str], max_tokens:
         ("unreadable answers", unreadable),
     ]
     if "mean_margin" in counts:
-        rows.append((f"mean score of {first} less that of {second}", f"{counts['mean_margin']:+.4f}"))
+        rows.append((f"mean score of {first} less that of {second}", f"{counts['mean_margin']:+z.4f}"))
     return rows
 
 

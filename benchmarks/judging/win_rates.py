@@ -170,7 +170,7 @@ def why_not_controlled(differences: Array) -> str:
     if len(differences) < FEWEST_PAIRS:
         return f"{len(differences)} pairs are fewer than {FEWEST_PAIRS}"
     if np.ptp(differences) == 0:
-        return f"every pair differs in length by {differences[0]:+.0f} characters"
+        return f"every pair differs in length by {differences[0]:+z.0f} characters"
     if differences.min() > 0 or differences.max() < 0:
         return f"the responses of the {'first' if differences.min() > 0 else 'second'} are longer in every pair"
     return ""

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
-from benchmarks.reporting.curve_readings import LAST, Threshold, failed
+from benchmarks.reporting.curve_readings import LAST, Threshold, failed, last_steps
 from benchmarks.reporting.statistics import Results, summarise, variance_across_seeds
 from benchmarks.reporting.tables import Value
 
 Columns = Mapping[str, Callable[[Results, str], Value]]
-"""By heading."""
+"""By heading, in which {last} stands for how many steps the last ones are."""
 
 
 def average(metric: str, last: int | None = None) -> Callable[[Results, str], Value]:
@@ -31,9 +31,14 @@ def deviation_over_seeds(last: int | None = None) -> Callable[[Results, str], Va
 
 
 AVERAGE_SCORE: Columns = {"average score": average("score")}
-LAST_SCORE: Columns = {f"score, last {LAST}": average("score", LAST)}
-LAST_KL: Columns = {f"KL, last {LAST}": average("kl", LAST)}
-LAST_KL_AND_LENGTH: Columns = {**LAST_KL, f"length, last {LAST}": average("length", LAST)}
+LAST_SCORE: Columns = {"score, last {last}": average("score", LAST)}
+LAST_KL: Columns = {"KL, last {last}": average("kl", LAST)}
+LAST_KL_AND_LENGTH: Columns = {**LAST_KL, "length, last {last}": average("length", LAST)}
+
+
+def headings(columns: Columns, *results: Results) -> tuple[str, ...]:
+    """The columns' headings above rows of these results."""
+    return tuple(heading.replace("{last}", last_steps(*results)) for heading in columns)
 
 
 def rows(columns: Columns, results: Results) -> list[tuple[Value, ...]]:

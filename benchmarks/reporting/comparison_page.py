@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,47 +41,74 @@ PLOTS = {
     ),
     "entropy": ("Entropy, nats per token", "Near 0, the policy has collapsed to few responses."),
 }
+MINUS = re.compile(r"(?<![\w.)])-(?=\d)")
+"""A hyphen that is a number's sign, and not a part of a name."""
 MOST_EXAMPLES = 6
+MOST_NAMES = 3
+"""Folders that a title names at most."""
+FOLDERS_ABOVE = 4
+"""From a run to its comparison: OUT/runs/PANEL/ARM/seed-N."""
+OWN = "own"
+"""The task of everybody's own prompts, which says less than the name of the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Runs, where their page will stand, and what is known of them all."""
+    """Runs, what they are called together, where their page will stand, and what is known of them all."""
 
     runs: RunSet
+    name: str
     home: Path
     record: Mapping[str, Any]
     examples: tuple[CreditMap, ...]
-
-    @property
-    def task(self) -> str:
-        """The task's name, or the folder's where there is none."""
-        settings = self.record.get("settings")
-        named = settings.get("task") if isinstance(settings, dict) else None
-        return named if isinstance(named, str) else self.home.resolve().name
 
 
 def write(folders: Sequence[Path], path: Path) -> int:
     """Write a page on all runs in ``folders`` to ``path``; how many there are.
 
-    What a comparison noted in the page's folder goes into the page: its settings, and the credit of one set of
-    responses under every method.
+    Where all of them are of one comparison, what that noted goes into the page: its name, its settings, and the credit
+    of one set of responses under every method. It does not matter where the page is written.
 
     Raises:
         ValueError: no runs, or a damaged file; names it.
     """
-    home = path.parent
-    noted = read_object(home / REPORT) if (home / REPORT).is_file() else {}
+    shared = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    origin, record = _comparison_of(shared)
+    noted = read_object(origin / REPORT) if record and (origin / REPORT).is_file() else {}
     runs = sorted_into_arms(find_runs(folders), noted.get("arms", ()))
-    record = read_record(home) if (home / RECORD).is_file() else {}
-    comparison = Comparison(runs=runs, home=home, record=record, examples=tuple(noted_maps(noted)))
+    task = _task(record)
+    names = list(dict.fromkeys(folder.resolve().name for folder in folders))
+    own = origin.name if record else ", ".join(names) if len(names) <= MOST_NAMES else shared.name
+    comparison = Comparison(
+        runs=runs,
+        name=own if task in (None, OWN) else task,
+        home=path.parent,
+        record=record,
+        examples=tuple(noted_maps(noted)),
+    )
     replace(path, page(comparison).encode())
     return len(runs.runs)
 
 
+def _comparison_of(folder: Path) -> tuple[Path, Mapping[str, Any]]:
+    """The comparison that ``folder`` holds or is a part of, and its record; the record is empty where there is none."""
+    for place in (folder, *folder.parents[:FOLDERS_ABOVE]):
+        record = read_record(place) if (place / RECORD).is_file() else {}
+        if _task(record) is not None:
+            return place, record
+    return folder, {}
+
+
+def _task(record: Mapping[str, Any]) -> str | None:
+    """The task's name in the record of a comparison; None in any other, such as a single run's."""
+    settings = record.get("settings")
+    named = settings.get("task") if isinstance(settings, dict) else None
+    return named if isinstance(named, str) else None
+
+
 def page(comparison: Comparison) -> str:
     """The whole HTML document."""
-    found = results(comparison.runs, comparison.task)
+    found = results(comparison.runs, comparison.name)
     sections = {
         "Curves": _charts(comparison.runs),
         "Credit of the same responses": _examples(comparison.examples),
@@ -91,9 +119,9 @@ def page(comparison: Comparison) -> str:
         "How to repeat it": _repeat(comparison),
     }
     arms, runs = len(comparison.runs.arms), len(comparison.runs.runs)
-    title = f"{comparison.task}: {_counted(arms, 'arm')}, {_counted(runs, 'run')}"
+    title = f"{comparison.name}: {_counted(arms, 'arm')}, {_counted(runs, 'run')}"
     tiles = "" if found is None else _tiles(found)
-    return sectioned(title, _about(comparison.runs, found), tiles, sections)
+    return sectioned(title, MINUS.sub("−", _about(comparison.runs, found)), tiles, sections)
 
 
 def _counted(count: int, what: str) -> str:
@@ -105,7 +133,7 @@ def _about(runs: RunSet, found: Results | None) -> str:
         return "No seed was run under every arm, so the arms are not compared; the curves show each by itself."
     reached = [run.step for run in runs.runs]
     last = {int(as_number(run.report.get("last_step", run.step))) for run in runs.runs}
-    steps = found.curves[found.arms[0]]["score"].shape[1]
+    steps = found.steps
     going = (
         f" Not all runs have finished: they are at step {min(reached)} to {max(reached)} of {max(last)}. The "
         f"comparison covers the first {steps} steps."

@@ -8,14 +8,15 @@ from typing import Any
 
 from benchmarks.base.json_files import jsonable, write_json
 from benchmarks.reporting import statistics, tables
-from benchmarks.reporting.curve_readings import LAST, REFERENCE
+from benchmarks.reporting.curve_readings import LAST, REFERENCE, last_steps
 from benchmarks.reporting.statistics import FEWEST_SEEDS, Array, Difference, Results, Summary, summarise
 from benchmarks.reporting.tables import Table, number
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A row of the table: a metric averaged over all steps (``last`` None) or the last few, then over seeds."""
+    """A row of the table: a metric averaged over all steps (``last`` None) or the last few, then over seeds. In
+    ``title``, {last} stands for how many steps those are."""
 
     key: str
     title: str
@@ -26,7 +27,7 @@ class Quantity:
 AVERAGE_SCORE = Quantity("average_score", "average score", "score")
 QUANTITIES = (
     AVERAGE_SCORE,
-    Quantity("final_score", f"final score (last {LAST} steps)", "score", LAST),
+    Quantity("final_score", "final score (last {last} steps)", "score", LAST),
     Quantity("held_out_score", "held-out score, at the end", "held_out_score"),
     Quantity("held_out_gold", "held-out true score, at the end", "held_out_gold"),
     Quantity("credit_truth", "rank correlation, credit with truth", "credit_truth"),
@@ -39,8 +40,8 @@ QUANTITIES = (
     ),
     Quantity("return_variance", "variance of returns, batch", "return_variance"),
     Quantity("return_variance_within_position", "… within positions", "return_variance_within_position"),
-    Quantity("kl", f"KL, nats per response (last {LAST})", "kl", LAST),
-    Quantity("length", f"length, tokens (last {LAST})", "length", LAST),
+    Quantity("kl", "KL, nats per response (last {last})", "kl", LAST),
+    Quantity("length", "length, tokens (last {last})", "length", LAST),
 )
 Number = Summary | Difference | float
 
@@ -77,7 +78,11 @@ def build(results: Results) -> Report:
     """Reduce the curves to the table, its notes and its verdict."""
     found = {one: {arm: summarise(values) for arm, values in _per_seed(results, one).items()} for one in QUANTITIES}
     measured = [
-        ArmsRow(one.key, one.title, {arm: known.get(arm, math.nan) for arm in results.arms})
+        ArmsRow(
+            one.key,
+            one.title.replace("{last}", last_steps(results)),
+            {arm: known.get(arm, math.nan) for arm in results.arms},
+        )
         for one, known in found.items()
         if known
     ]
@@ -112,7 +117,9 @@ def _beside_the_average(results: Results) -> list[ArmsRow]:
     if found := differences_to_reference(results):
         differences = {arm: found.get(arm, math.nan) for arm in results.arms}
         rows.append(ArmsRow("difference", f"average score, paired difference to {REFERENCE}", differences))
-        rows.append(ArmsRow("p_holm", "p of it, Holm-corrected", {arm: _p(found.get(arm)) for arm in results.arms}))
+        corrected = {arm: _p(found.get(arm)) for arm in results.arms}
+        if not all(map(math.isnan, corrected.values())):
+            rows.append(ArmsRow("p_holm", "p of it, Holm-corrected", corrected))
     return rows
 
 
@@ -133,9 +140,11 @@ def notes(results: Results) -> tuple[str, ...]:
     """Notes on how to read the numbers."""
     seeds = len(results.seeds)
     if seeds == 1:
-        brackets = f"One seed has no range; below {FEWEST_SEEDS} seeds there are no intervals."
+        brackets = f"One seed has no range; below {FEWEST_SEEDS} seeds there are no intervals and no p-values."
     elif seeds < FEWEST_SEEDS:
-        brackets = f"Brackets: range over {seeds} seeds; below {FEWEST_SEEDS} seeds there are no intervals."
+        brackets = (
+            f"Brackets: range over {seeds} seeds; below {FEWEST_SEEDS} seeds there are no intervals and no p-values."
+        )
     else:
         brackets = (
             f"Brackets: 95 % t-interval over {seeds} seeds; for the difference a percentile bootstrap over seeds, "
@@ -143,16 +152,12 @@ def notes(results: Results) -> tuple[str, ...]:
             f"p: sign-flip test, two-sided, at least {statistics.smallest_p(seeds):.2g} before correction."
         )
     return (
-        f"{results.task}, {_steps(results)} steps; averages run over all steps unless stated; – is undefined (equal "
+        f"{results.task}, {results.steps} steps; averages run over all steps unless stated; – is undefined (equal "
         "credit has no ranks, sparse no difference to itself).",
         brackets,
         "Raw value loss and plain explained variance are not comparable between methods: spreading a score changes "
         "the targets themselves. The lines that divide by, or start from, the position are.",
     )
-
-
-def _steps(results: Results) -> int:
-    return int(results.curves[results.arms[0]]["score"].shape[1])
 
 
 def verdict(results: Results) -> str:
@@ -223,7 +228,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "task": results.task,
         "seeds": jsonable(results.seeds),
-        "steps": _steps(results),
+        "steps": results.steps,
         "verdict": report.verdict,
         "notes": jsonable(report.notes),
         "table": {row.key: {arm: _numbers(value) for arm, value in row.values.items()} for row in report.rows},

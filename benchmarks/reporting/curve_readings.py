@@ -15,7 +15,15 @@ from benchmarks.reporting.tables import number
 REFERENCE = "sparse"
 """The arm that others are compared with."""
 LAST = 10
+"""How many steps "the last steps" are; as many as there are where fewer were taken (:func:`last_steps`)."""
 FIRST = 5
+
+
+def last_steps(*results: Results) -> str:
+    """How many steps "the last" of some results are, for a title: "10", or "3" where a run has 3; "3 to 10" where
+    results differ."""
+    counts = sorted({min(LAST, one.steps) for one in results})
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +49,7 @@ def threshold(results: Results, given: float | None) -> Threshold:
     end = max(float(np.median(results.per_seed(arm, "score", LAST))) for arm in results.arms)
     return Threshold(
         value=(start + end) / 2,
-        why=f"midway from the mean of the first {FIRST} steps, {start:.2f}, to the best arm's median end, {end:.2f}",
+        why=f"midway from the mean of the first {FIRST} steps, {start:z.2f}, to the best arm's median end, {end:z.2f}",
     )
 
 

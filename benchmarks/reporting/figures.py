@@ -256,7 +256,7 @@ def strip(axes: Axes, example: CreditMap) -> None:
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
     part = f", its last {len(edges) - 1} tokens" if first else ""
-    axes.set_title(f"credit on one response{part}; score {example.score:+.2f}; depth ∝ √|token score|", loc="left")
+    axes.set_title(f"credit on one response{part}; score {example.score:+z.2f}; depth ∝ √|token score|", loc="left")
 
 
 def _shown(token: str) -> str:

@@ -36,6 +36,11 @@ class Results:
         """Labels, in the order asked for."""
         return tuple(self.curves)
 
+    @property
+    def steps(self) -> int:
+        """How many steps each curve has."""
+        return int(self.curves[self.arms[0]]["score"].shape[1])
+
     def per_seed(self, arm: str, metric: str, last: int | None = None) -> Array:
         """Mean over all steps, or over the ``last`` ones, for each seed; NaN steps are left out."""
         curve = self.curves[arm][metric]

@@ -36,13 +36,13 @@ class Table:
 
 
 def number(value: float) -> str:
-    """Three significant digits, at most four decimals from 0.001 on; "–" where undefined."""
+    """Three significant digits, at most four decimals from 0.001 on; "–" where undefined, and never "-0"."""
     if math.isnan(value):
         return "–"
     rounded = float(f"{value:.3g}")  # first, or 0.9999 would be given a digit more than 1
     if rounded == 0 or 1e-3 <= abs(rounded) < 1e5:
         digits = 0 if rounded == 0 else max(0, 2 - math.floor(math.log10(abs(rounded))))
-        return f"{value:.{min(digits, 4)}f}"
+        return f"{value:z.{min(digits, 4)}f}"
     return f"{value:.3g}"
 
 

@@ -38,7 +38,7 @@ def _maps(examples: Sequence[CreditMap], tokens: Callable[[CreditMap], dict[str,
         prompt = visible(example.prompt)
         shown = prompt if len(prompt) <= PROMPT else f"{prompt[: PROMPT // 2]} … {prompt[-PROMPT // 2 :]}"
         rows = [_rows(example, tokens(example))] if example.rows or example.reference_rows else []
-        parts += [Text(f"{shown} … score {example.score:+.3f}", style="dim"), *rows, Text()]
+        parts += [Text(f"{shown} … score {example.score:+z.3f}", style="dim"), *rows, Text()]
     return Group(*parts)
 
 
@@ -53,7 +53,7 @@ def _rows(example: CreditMap, tokens: dict[str, Text]) -> Table:
         table.add_row(
             Text(visible(label), style="bold" if label in example.rows else "italic"),
             tokens[label],
-            Text(f"Σ {total:+.3f}" + ("" if conserved else " ≠ score")),
+            Text(f"Σ {total:+z.3f}" + ("" if conserved else " ≠ score")),
         )
     return table
 
@@ -71,7 +71,7 @@ def _coloured_tokens(example: CreditMap) -> dict[str, Text]:
 def _numbered_tokens(example: CreditMap) -> dict[str, Text]:
     return {
         label: Text(
-            ", ".join(f"{visible(token).strip()} {v:+.3g}" for token, v in zip(example.tokens, values, strict=True))
+            ", ".join(f"{visible(token).strip()} {v:+z.3g}" for token, v in zip(example.tokens, values, strict=True))
         )
         for label, values in {**example.rows, **example.reference_rows}.items()
     }

@@ -141,7 +141,8 @@ def plan(settings: ComparisonSettings, task: Task, panel: Panel, config: PPOConf
 
 
 def announced(settings: ComparisonSettings, runs: Sequence[Run]) -> tuple[str, str]:
-    """What is about to run, in two lines: first how long responses are, which decides what can be said at all."""
+    """What is about to run, in two lines: first how long responses are, which decides what can be said at all, then how
+    many runs there are, and how many of them at a time."""
     low, high = min(run.config.min_length for run in runs), max(run.config.max_length[1] for run in runs)
     sizes = " or ".join(map(str, sorted({run.config.rollout_batch_size for run in runs})))
     labels = ", ".join(dict.fromkeys(run.arm.label for run in runs))
@@ -149,8 +150,16 @@ def announced(settings: ComparisonSettings, runs: Sequence[Run]) -> tuple[str, s
     return (
         f"{settings.task}: responses of {low} to {high} tokens, {sizes} a step (--ppo.max_length, "
         "--ppo.rollout_batch_size)",
-        f"{labels}: {counted} of {settings.steps} steps, in {settings.out}",
+        f"{labels}: {counted} of {settings.steps} steps{_at_a_time(settings.processes, len(runs))}, in {settings.out}",
     )
+
+
+def _at_a_time(processes: int, runs: int) -> str:
+    if runs == 1:
+        return ""
+    if processes == 0:
+        return ", one after the other (processes=2 runs two at a time)"
+    return f", {min(processes, runs)} at a time"
 
 
 def ppo_of(task: Task, ppo: Mapping[str, Any]) -> PPOConfig:

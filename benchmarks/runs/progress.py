@@ -51,7 +51,7 @@ class Tail:
 
     def __str__(self) -> str:
         """Such as "abc, seed 1, step 12 of 60: score 1.23, KL 4.56"."""
-        known = [f"{title} {float(self.newest[name]):.3g}" for name, title in SHOWN.items() if name in self.newest]
+        known = [f"{title} {float(self.newest[name]):z.3g}" for name, title in SHOWN.items() if name in self.newest]
         run = self.run
         place = [run.panel, run.arm.label, f"seed {run.config.seed}", f"step {self.steps} of {run.steps}"]
         return ": ".join(filter(None, [", ".join(filter(None, place)), ", ".join(known)]))

@@ -34,6 +34,9 @@ from rlhf_core.names import nearest
 LEAVES_THE_BASE = (True, False, "gaussian", "orthogonal", "eva")
 """Ways of drawing a LoRA that only draw; others take a part of each base weight out of it."""
 
+FOLDERS_ABOVE = 4
+"""Folders above an adapter from which the relative name of its base is tried."""
+
 
 def adapter_folder(source: ModelSource) -> str | None:
     """Local folder of the adapter that ``source`` is, or None if it is a whole model.
@@ -62,6 +65,7 @@ def base_source(adapter: str, source: ModelSource) -> ModelSource:
     Raises:
         ValueError: not a LoRA adapter, one that names no base or another adapter as its base, or one that trains
             biases of the base or rewrites its weights.
+        FileNotFoundError: its base is neither in one of the places that are tried nor on the hub.
     """
     config = adapter_config(adapter)
     if config.peft_type != "LORA" or config.base_model_name_or_path is None:
@@ -85,15 +89,19 @@ def base_source(adapter: str, source: ModelSource) -> ModelSource:
             f"{source.name_or_path} repeats layers of its base (layer_replication={config.layer_replication}), which "
             f"its frozen copy would repeat once more; {MERGE}"
         )
-    named = _where(adapter, config.base_model_name_or_path)
+    named = config.base_model_name_or_path
+    places = _places(adapter, named, local=Path(source.name_or_path).is_dir())
+    found = next((place for place in places if Path(place).is_dir()), named)
     try:
-        base = replace(source, name_or_path=named, revision=config.revision)
-    except FileNotFoundError as error:
+        base = replace(source, name_or_path=found, revision=config.revision)
+        is_adapter = adapter_folder(base) is not None
+    except OSError as error:
         raise FileNotFoundError(
-            f"{source.name_or_path} is an adapter on {named!r}: {error}. If its base is a folder that was moved, write "
-            f"where it is into base_model_name_or_path of {CONFIG}"
+            f"{source.name_or_path} is an adapter on {named!r}, and that base was not found: there is no folder "
+            f"{', '.join(places)}; {error}. If it is a folder that was moved, write where it is into "
+            f"base_model_name_or_path of {Path(adapter, CONFIG)}"
         ) from error
-    if adapter_folder(base) is not None:
+    if is_adapter:
         raise ValueError(
             f"{source.name_or_path} is an adapter on {base.name_or_path}, which is an adapter itself; merge that one "
             "into its base (merge_and_unload of PEFT, then save_pretrained) and train on the result"
@@ -108,13 +116,18 @@ def adapter_config(folder: str) -> Any:
     return PeftConfig.from_pretrained(folder)
 
 
-def _where(adapter: str, named: str) -> str:
-    """The base that an adapter names; where that is no folder any more, the one that moved along with the adapter."""
-    beside = Path(adapter, BESIDE)
-    if Path(named).is_dir() or not beside.is_file():
-        return named
-    along = Path(adapter, str(json.loads(beside.read_text(encoding="utf-8")).get("folder")))
-    return os.path.normpath(along) if along.is_dir() else named
+def _places(adapter: str, named: str, *, local: bool) -> list[str]:
+    """Where the base that an adapter names may lie, best first: as it is named, seen from the working directory; where
+    it lay beside the adapter when we saved it; and for a relative name in a ``local`` folder, seen from that folder and
+    from the folders above, as PEFT notes the name that the base had where the adapter was made."""
+    beside, folder = Path(adapter, BESIDE), Path(adapter).resolve()
+    places = [Path(named)]
+    if beside.is_file():
+        places.append(Path(adapter, str(json.loads(beside.read_text(encoding="utf-8")).get("folder"))))
+    if local and not Path(named).is_absolute():
+        seen_from = (place / named for place in (folder, *folder.parents[:FOLDERS_ABOVE]))
+        places += [place for place in seen_from if (place / "config.json").is_file() or not place.is_dir()]
+    return list(dict.fromkeys(os.path.normpath(place) for place in places))
 
 
 def add_fresh_adapter(lm: PreTrainedModel, lora: LoraSettings, *, revision: str | None) -> AdapterOff:

@@ -17,6 +17,8 @@ MOST_DOTS = 60
 """Points that each get a dot with its value on hover."""
 MOST_ROWS = 40
 """Rows of the table of numbers."""
+CROWD = 2
+"""Bands beyond so many are drawn paler."""
 COLOURS = 7
 """Curves that get a colour and dash of their own; further ones begin again."""
 
@@ -66,7 +68,8 @@ CSS = """
 .chart .grid { stroke: var(--line); stroke-width: 1 }
 .chart .guide { stroke: var(--muted); stroke-width: 1; stroke-dasharray: 2 3 }
 .chart .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round }
-.chart .band { stroke: none; fill-opacity: .16 } .chart .dot { stroke: none } .chart .aim { fill: transparent }
+.chart .band { stroke: none; fill-opacity: .16 }
+.chart .crowded .band { fill-opacity: .07 } .chart .dot { stroke: none } .chart .aim { fill: transparent }
 .chart g:hover > .dot { stroke: var(--ink); stroke-width: 2 }
 .legend { display: flex; flex-wrap: wrap; gap: .15rem 1rem; margin: 0 0 .3rem; padding: 0; list-style: none;
           font-size: .8125rem }
@@ -100,8 +103,8 @@ def figure(chart: Chart) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits, or an en dash for what is undefined."""
-    return signed(f"{value:.4g}") if math.isfinite(value) else "–"
+    """Four significant digits, or an en dash for what is undefined; never "−0"."""
+    return signed(f"{value:z.4g}") if math.isfinite(value) else "–"
 
 
 def signed(text: str) -> str:
@@ -178,7 +181,9 @@ def _svg(chart: Chart, curves: Sequence[Curve]) -> str:
         parts.append(f'<g class="k{place % COLOURS}">{"".join(_drawn(axes, curve))}</g>')
     parts += _guide(axes, *chart.guide) if chart.guide else ()
     said = escaped(_said(chart))
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">{"".join(parts)}</svg>'
+    bands = sum(bool(curve.low) for curve in curves)
+    crowded = ' class="crowded"' if bands > CROWD else ""  # bands over each other turn grey and hide the lines
+    return f'<svg{crowded} viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">{"".join(parts)}</svg>'
 
 
 def _frame(axes: _Axes, curves: Sequence[Curve]) -> Iterator[str]:
@@ -198,7 +203,7 @@ def _frame(axes: _Axes, curves: Sequence[Curve]) -> Iterator[str]:
 
 def _tick(value: float) -> str:
     """Powers of ten only where the number is very large or small."""
-    return signed(f"{value:.5g}")
+    return signed(f"{value:z.5g}")
 
 
 def _guide(axes: _Axes, value: float, name: str) -> Iterator[str]:

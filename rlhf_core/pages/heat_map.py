@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_core.pages import document, shades
+from rlhf_core.pages.curves import signed
 from rlhf_core.pages.document import escaped, visible
 from rlhf_core.pages.shades import Shade, shade
 
@@ -83,49 +84,50 @@ def conserves(total: float, score: float) -> bool:
 
 CSS = (
     document.themed(".credit", document.LIGHT, document.DARK)
-    + f"""
-.credit {{ --label: {LABEL}ch; --line-height: 1.2rem; --token-height: 1.55rem; --line-gap: .7rem;
+    + """
+.credit { --line-height: 1.2rem; --token-height: 1.55rem; --line-gap: .7rem;
           color: var(--ink); background: var(--paper); border-top: 1px solid var(--line); padding: 1rem 0 1.4rem;
-          font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; text-align: left }}
-.credit .prompt {{ color: var(--muted); margin: 0 0 .6rem; max-width: 60rem; white-space: pre-wrap }}
-.credit details {{ display: inline-block; vertical-align: top }}
-.credit details[open] {{ display: block; margin: .3rem 0 }}
-.credit summary {{ display: inline-block; cursor: pointer; border: 1px solid var(--muted); border-radius: 1rem;
-                  padding: 0 .6rem; font-size: .8rem; margin-right: .4rem }}
-.credit .scale {{ display: flex; flex-wrap: wrap; align-items: center; gap: .3rem .8rem; margin: 0 0 .9rem;
-                 font-size: .85rem }}
-.credit .chips {{ display: flex; flex-wrap: wrap; border: 1px solid var(--line) }}
-.credit .chips span {{ padding: .05rem .5rem; font: .75rem/1.5 ui-monospace, monospace }}
-.credit .map {{ position: relative; font: .75rem/1.15rem ui-monospace, monospace }}
-.credit .labels {{ position: absolute; inset: 0 auto 0 0; width: var(--label); overflow: hidden }}
-.credit .block, .credit .column {{ display: grid; row-gap: 2px;
-          grid-template-rows: var(--token-height) var(--heights) }}
-.credit .block {{ margin-bottom: var(--line-gap) }}
-.credit .label {{ white-space: nowrap; align-self: center; font-weight: 600 }}
-.credit .reference {{ font-weight: 400; font-style: italic }}
-.credit .columns {{ display: flex; flex-wrap: wrap; gap: var(--line-gap) 2px; margin-left: calc(var(--label) + .6rem) }}
-.credit .column {{ flex: none; min-width: 1.1rem }}
-.credit .token {{ font-size: .8rem; line-height: var(--token-height); text-align: center; white-space: nowrap;
-                 unicode-bidi: isolate; padding: 0 .2rem }}
-.credit .token i {{ color: var(--muted); font-style: normal }}
-.credit .cell {{ box-shadow: inset 0 0 0 1px var(--line); border-radius: 2px; cursor: default }}
-.credit .cell, .credit .chips span {{ forced-color-adjust: none; print-color-adjust: exact }}
-.credit .cell:hover, .credit .cell:focus {{ outline: 2px solid var(--ink); outline-offset: 0; z-index: 1 }}
-.credit .cell:hover::after, .credit .cell:focus::after {{ content: attr(aria-label); position: absolute; z-index: 2;
+          font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; text-align: left }
+.credit .prompt { color: var(--muted); margin: 0 0 .6rem; max-width: 60rem; white-space: pre-wrap }
+.credit details { display: inline-block; vertical-align: top }
+.credit details[open] { display: block; margin: .3rem 0 }
+.credit summary { display: inline-block; cursor: pointer; border: 1px solid var(--muted); border-radius: 1rem;
+                  padding: 0 .6rem; font-size: .8rem; margin-right: .4rem }
+.credit .scale { display: flex; flex-wrap: wrap; align-items: center; gap: .3rem .8rem; margin: 0 0 .9rem;
+                 font-size: .85rem }
+.credit .chips { display: flex; flex-wrap: wrap; border: 1px solid var(--line) }
+.credit .chips span { padding: .05rem .5rem; font: .75rem/1.5 ui-monospace, monospace }
+.credit .map { position: relative; font: .75rem/1.15rem ui-monospace, monospace }
+.credit .labels { position: absolute; inset: 0 auto 0 0; width: var(--label); overflow: hidden }
+.credit .block, .credit .column { display: grid; row-gap: 2px;
+          grid-template-rows: var(--token-height) var(--heights) }
+.credit .block { margin-bottom: var(--line-gap) }
+.credit .label { white-space: nowrap; align-self: center; font-weight: 600 }
+.credit .reference { font-weight: 400; font-style: italic }
+.credit .columns { display: flex; flex-wrap: wrap; gap: var(--line-gap) 2px; margin-left: calc(var(--label) + .6rem) }
+.credit .column { flex: none; min-width: 1.1rem }
+.credit .token { font-size: .8rem; line-height: var(--token-height); text-align: center; white-space: nowrap;
+                 unicode-bidi: isolate; padding: 0 .2rem }
+.credit .token i { color: var(--muted); font-style: normal }
+.credit .cell { box-shadow: inset 0 0 0 1px var(--line); border-radius: 2px; cursor: default }
+.credit .cell, .credit .chips span { forced-color-adjust: none; print-color-adjust: exact }
+.credit .cell:hover, .credit .cell:focus { outline: 2px solid var(--ink); outline-offset: 0; z-index: 1 }
+.credit .cell:hover::after, .credit .cell:focus::after { content: attr(aria-label); position: absolute; z-index: 2;
           box-sizing: border-box; left: 0; width: max-content; max-width: 100%;
           margin-top: calc(var(--line-height) + .3rem); padding: .3rem .6rem; border-radius: 4px;
           background: var(--ink); color: var(--paper); pointer-events: none;
-          white-space: pre-wrap; font: .8rem/1.4 system-ui, sans-serif }}
-@supports (position-anchor: --pointed) {{
-  .credit .cell:focus {{ anchor-name: --focused }} .credit .cell:focus::after {{ position-anchor: --focused }}
-  .credit .cell:hover {{ anchor-name: --pointed }} .credit .cell:hover::after {{ position-anchor: --pointed }}
-  .credit .cell:hover::after, .credit .cell:focus::after {{ right: 0; justify-self: anchor-center }}
-}}
-.credit .sums {{ margin-left: .5rem }}
-.credit .sum {{ align-self: center; white-space: nowrap; text-align: right }}
-.credit .off {{ color: var(--bad); font-weight: 700 }}
-@media (max-width: 500px) {{ .credit {{ --line-height: 1.05rem; --token-height: 1.4rem }}
-  .credit .map {{ font-size: .66rem; line-height: 1rem }} .credit .token {{ font-size: .72rem }} }}
+          white-space: pre-wrap; font: .8rem/1.4 system-ui, sans-serif }
+@supports (position-anchor: --pointed) {
+  .credit .cell:focus { anchor-name: --focused } .credit .cell:focus::after { position-anchor: --focused }
+  .credit .cell:hover { anchor-name: --pointed } .credit .cell:hover::after { position-anchor: --pointed }
+  .credit .cell:hover::after, .credit .cell:focus::after { right: 0; justify-self: anchor-center }
+}
+.credit .sums { margin-left: .5rem }
+.credit .sum { align-self: center; white-space: nowrap; text-align: right }
+.credit .off { color: var(--bad); font-weight: 700 }
+@media (max-width: 500px) { .credit { --line-height: 1.05rem; --token-height: 1.4rem }
+  .credit .map { font-size: .66rem; line-height: 1rem } .credit .token { font-size: .72rem }
+  .credit .chips span { padding: .05rem .25rem; font-size: .7rem } }
 """
     + shades.rules(".credit")
 )
@@ -141,13 +143,15 @@ def section(example: CreditMap) -> str:
     widths = [max(2, _width(token)) + 1 for token in example.tokens]
     copies = min(len(columns), 2 * sum(widths) // NARROWEST + 2)  # two lines in a row hold more than one line's width
     block = _label_block(labels, example)
+    label = max((_width(line) for lines in labels.values() for line in lines), default=0)
     hidden = block.replace('class="block"', 'class="block" aria-hidden="true"')
     return "\n".join(
         [
             '<section class="credit">',
             f'<div class="prompt">{_prompt(example)}</div>',
             _legend(example),
-            f'<div class="map" style="--heights: {heights}"><div class="labels">{block}{hidden * (copies - 1)}</div>',
+            f'<div class="map" style="--label: {label}ch; --heights: {heights}">',
+            f'<div class="labels">{block}{hidden * (copies - 1)}</div>',
             f'<div class="columns">{"".join(columns)}</div></div>',
             "</section>",
         ]
@@ -191,17 +195,17 @@ def _legend(example: CreditMap) -> str:
         f'<span class="{shades.name(place)}">{_number(shades.value_at(place, of_methods))}</span>' for place in places
     )
     own = "".join(
-        f"<span>{escaped(label)}: a scale of its own, deepest at ±{largest[label]:.3g}</span>"
+        f"<span>{escaped(label)}: a scale of its own, deepest at ±{signed(f'{largest[label]:.3g}')}</span>"
         for label in example.reference_rows
     )
     return (
-        f'<div class="scale"><b>score {example.score:+.3f}</b><span>token score</span>'
+        f'<div class="scale"><b>score {signed(f"{example.score:+z.3f}")}</b><span>token score</span>'
         f'<span class="chips">{chips}</span>{own}</div>'
     )
 
 
 def _number(value: float) -> str:
-    return f"{value:+.2g}" if value else "0"
+    return signed(f"{value:+.2g}") if value else "0"
 
 
 def _label_lines(label: str) -> list[str]:
@@ -238,8 +242,8 @@ def _columns(example: CreditMap) -> list[str]:
 
 
 def _cell(label: str, value: float, largest: float, said: str, score: float) -> str:
-    share = f", {100 * value / score:.1f} % of the score" if score else ""
-    text = escaped(f"{label}: {value:+.4g}{share}") + "\n" + escaped(said)
+    share = f", {100 * value / score:z.1f} % of the score" if score else ""
+    text = escaped(f"{label}: ") + signed(f"{value:+z.4g}{share}") + "\n" + escaped(said)
     colour = shades.name(shades.level(value, largest))
     return f'<span class="cell {colour}" tabindex="0" role="img" aria-label="{text}"></span>'
 
@@ -247,7 +251,7 @@ def _cell(label: str, value: float, largest: float, said: str, score: float) -> 
 def _sum(label: str, total: float, example: CreditMap) -> str:
     conserved = label not in example.rows or conserves(total, example.score)
     warning = "" if conserved else ' <span class="off">≠ score</span>'
-    return f'<span class="sum">{total:+.3f}{warning}</span>'
+    return f'<span class="sum">{signed(f"{total:+z.3f}")}{warning}</span>'
 
 
 def _token(text: str) -> str:

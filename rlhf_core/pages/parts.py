@@ -66,7 +66,7 @@ def sample_heading(sample: Mapping[str, Any], label: str = "") -> str:
 
 def sample_text(sample: Mapping[str, Any]) -> str:
     """A response; where it was cut off, an ellipsis."""
-    cut = "" if sample.get("finished", True) else '<span class="end" title="cut at its longest length"> …</span>'
+    cut = "" if sample.get("finished", True) else '<span class="end" title="cut at its longest length">\u00a0…</span>'
     return f"<dd>{escaped(str(sample.get('response', '')).strip(' '))}{cut}</dd>"
 
 

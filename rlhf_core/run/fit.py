@@ -336,4 +336,4 @@ def evaluation_figures(rollout: Rollout) -> dict[str, float]:
 
 def _postfix(figures: dict[str, float]) -> dict[str, str]:
     shown = {"reward": "score", "KL": "kl", "value loss": "value_loss", "tok/s": "tokens_per_second"}
-    return {label: f"{figures[name]:.3g}" for label, name in shown.items() if name in figures}
+    return {label: f"{figures[name]:z.3g}" for label, name in shown.items() if name in figures}

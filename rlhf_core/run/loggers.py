@@ -205,4 +205,4 @@ def _as_markdown(sample: Mapping[str, Any]) -> str:
     """A sample as a heading and an indented block, in which nothing is read as markup."""
     whole = f"{sample['prompt']} → {sample['response']}"
     lines = "\n".join(whole.splitlines())
-    return f"score {sample['score']:.4g}, {sample['length']} tokens\n\n{indent(lines, '    ', lambda _: True)}"
+    return f"score {sample['score']:z.4g}, {sample['length']} tokens\n\n{indent(lines, '    ', lambda _: True)}"

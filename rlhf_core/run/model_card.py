@@ -48,7 +48,7 @@ def write_model_card(folder: Path, *, state: Mapping[str, object], metrics: Mapp
         "## Versions\n",
         _table("package", versions()),
         "## Last metrics\n",
-        _table("metric", ((name, f"{value:.6g}") for name, value in metrics.items())),
+        _table("metric", ((name, f"{value:z.6g}") for name, value in metrics.items())),
         "## Loading\n",
         _loading(library, base),
     ]
@@ -65,7 +65,15 @@ def _read(file: Path) -> dict[str, object]:
     return found
 
 
-def _is_local(name: str) -> bool:
+def with_base(card: str, old: str, new: str) -> str:
+    """The text of an adapter's ``card`` with ``new``, a name on the hub, in place of the folder ``old`` of its base."""
+    front = f"library_name: peft\nbase_model: {json.dumps(new)}\n"
+    changed = card if "\nbase_model: " in card else card.replace("library_name: peft\n", front, 1)
+    changed = changed.replace(f"A LoRA adapter on {_named(old)};", f"A LoRA adapter on {_shown(new)};")
+    return changed.replace(json.dumps(_where(old)), json.dumps(new))
+
+
+def is_local(name: str) -> bool:
     """A name on the hub may also be a folder, relative to where we are: then that is what was loaded."""
     return not HUB_NAME.fullmatch(name) or Path(name).is_dir()
 
@@ -73,7 +81,7 @@ def _is_local(name: str) -> bool:
 def _front_matter(library: str | None, base: str) -> str:
     """JSON strings are YAML strings, whatever is in them. A local base is not a name that the hub could link to."""
     lines = [] if library is None else [f"library_name: {library}"]
-    lines += [f"base_model: {json.dumps(base)}"] if base and not _is_local(base) else []
+    lines += [f"base_model: {json.dumps(base)}"] if base and not is_local(base) else []
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in TAGS), "---\n"])
 
 
@@ -105,7 +113,7 @@ def _loading(library: str | None, base: str) -> str:
     """Code for a process whose working directory is the folder; text by others stands in it as a JSON string."""
     imports, lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], []
     if library == "peft":
-        name = f"path/to/{_last_component(base)}" if _is_local(base) else base
+        name = _where(base)
         imports.insert(0, "from peft import PeftModel")
         lines += [f"base = AutoModelForCausalLM.from_pretrained({json.dumps(name)})"]
         lines += ['model = PeftModel.from_pretrained(base, ".")']
@@ -113,6 +121,11 @@ def _loading(library: str | None, base: str) -> str:
         lines += ['model = AutoModelForCausalLM.from_pretrained(".")']
     lines += ['tokenizer = AutoTokenizer.from_pretrained(".")']
     return LOADING.format(imports="\n".join(imports), lines="\n".join(lines))
+
+
+def _where(base: str) -> str:
+    """How the code on a card names the base: a folder of this machine without where it is."""
+    return f"path/to/{_last_component(base)}" if is_local(base) else base
 
 
 def _last_component(path: str) -> str:
@@ -128,4 +141,4 @@ def _shown(text: str) -> str:
 
 
 def _named(base: str) -> str:
-    return f"{_shown(_last_component(base))} (a local folder)" if _is_local(base) else _shown(base)
+    return f"{_shown(_last_component(base))} (a local folder)" if is_local(base) else _shown(base)

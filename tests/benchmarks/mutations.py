@@ -429,4 +429,28 @@ MUTATIONS = (
         "return drawn",
         "tests/benchmarks/tasks/test_own_task.py::test_from_the_flags_to_the_table",
     ),
+    Mutation(
+        "benchmarks/reporting/curve_readings.py",
+        "min(LAST, one.steps)",
+        "LAST + 0 * one.steps",
+        "tests/benchmarks/reporting/test_comparison_report.py::test_titles_say_how_many_steps_the_last_ones_are[3-last 3]",
+    ),
+    Mutation(
+        "benchmarks/reporting/tables.py",
+        "{value:z.{min(digits, 4)}f}",
+        "{value:.{min(digits, 4)}f}",
+        "tests/benchmarks/reporting/test_comparison_report.py::test_zero_has_no_sign",
+    ),
+    Mutation(
+        "benchmarks/reporting/comparison_report.py",
+        "if not all(map(math.isnan, corrected.values())):",
+        "if corrected:",
+        "tests/benchmarks/reporting/test_comparison_report.py::test_three_seeds_never_give_a_winner_or_an_interval",
+    ),
+    Mutation(
+        "benchmarks/reporting/comparison_page.py",
+        "shared = Path(os.path.commonpath([folder.resolve() for folder in folders]))",
+        "shared = path.parent",
+        "tests/benchmarks/reporting/test_comparison_page.py::test_the_title_is_that_of_the_runs_wherever_the_page_is_written",
+    ),
 )

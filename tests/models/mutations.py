@@ -365,8 +365,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/weights/adapters.py",
-        "if adapter_folder(base) is not None:",
-        'if base.name_or_path == "":',
+        "is_adapter = adapter_folder(base) is not None",
+        'is_adapter = base.name_or_path == ""',
         "tests/models/weights/test_frozen_base.py::test_an_adapter_on_an_adapter_is_refused",
     ),
     Mutation(
@@ -533,8 +533,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/weights/adapters.py",
-        "os.path.normpath(along) if along.is_dir() else named",
-        "named",
+        "if beside.is_file():",
+        "if beside.is_dir():",
         "tests/models/weights/test_adapter_kinds.py::test_an_adapter_finds_its_base_from_anywhere",
     ),
     Mutation(
@@ -740,5 +740,29 @@ MUTATIONS = (
         "min(limits) - offset - 1",
         "min(limits)",
         "tests/models/passes/test_context_length.py::test_a_context_is_what_the_model_was_built_for[roberta]",
+    ),
+    Mutation(
+        "models/policy/publishing.py",
+        "if _is_loaded(path.name)) if folder",
+        "if path.is_file()) if folder",
+        "tests/models/policy/test_publishing.py::test_a_whole_model_arrives_as_it_is_and_nothing_else_does",
+    ),
+    Mutation(
+        "models/policy/publishing.py",
+        "if is_local(base or named):",
+        "if base is None and is_local(named):",
+        "tests/models/policy/test_publishing.py::test_an_adapter_arrives_with_the_name_that_its_base_has_on_the_hub",
+    ),
+    Mutation(
+        "models/policy/publishing.py",
+        "if FOLDER.fullmatch(text):",
+        'if text == "":',
+        "tests/models/policy/test_publishing.py::test_a_folder_that_is_no_policy_or_names_this_machine_is_refused",
+    ),
+    Mutation(
+        "models/weights/adapters.py",
+        "if local and not Path(named).is_absolute():",
+        "if not local:",
+        "tests/models/weights/test_adapter_kinds.py::test_an_adapter_of_plain_peft_finds_its_relative_base_from_anywhere",
     ),
 )

@@ -1,6 +1,7 @@
 """What docs/reliability.md says holds a line exists; docs/methods.md has every method, with what it declares, and the
 rewards that it works with."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from models import ClassifierReward, RetokenisedReward, Telling, load_policy, load_reward_model, save_tiny
 from models.tiny import tiny_tokenizer
 from redistributors import REDISTRIBUTORS, LeaveOneOut, OwnRewards, Position, PotentialProjection, Segment, Shapley
-from rlhf_core import PPOConfig, SpanReward, TextReward
+from rlhf_core import Experience, PPOConfig, Rollout, Sequences, SpanReward, TextReward
 from rlhf_core.checks import why_not_provided
 from rlhf_core.config import OTHER_WORDS
 
@@ -110,6 +111,18 @@ def test_what_is_said_below_that_table_is_so(policy, rewards):
     assert not works(LeaveOneOut(absent="replace"), function, policy)
     assert not works(Shapley(absent="replace"), function, policy)
     assert works(LeaveOneOut(absent="replace"), rewards["classifier"], policy)
+
+
+def test_the_tutorial_lists_the_fields_of_what_a_method_reads():
+    page = (ROOT / "docs/tutorial/2_first_method.md").read_text(encoding="utf-8")
+    for kind in (Rollout, Sequences, Experience):
+        _, table = page.split(f"\n| `{kind.__name__}` | shape | meaning |\n|---|---|---|\n")
+        rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", table.split("\n\n")[0], re.MULTILINE))
+        assert list(rows) == [one.name for one in dataclasses.fields(kind)]
+        axes = {one.name: getattr(one.type, "dim_str", None) for one in dataclasses.fields(kind)}
+        assert {name: axes[name] for name in rows if axes[name]} == {
+            name: shape.strip("(),").replace(",", "") for name, shape in rows.items() if shape.startswith("(")
+        }
 
 
 MIGRATING = (ROOT / "docs/migrating.md").read_text(encoding="utf-8")

@@ -172,4 +172,5 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
 def test_every_page_is_in_the_book():
     toctrees = "\n".join(block.text for block in blocks(ROOT / "docs/index.md") if block.language == "{toctree}")
     listed = {line for line in toctrees.splitlines() if line and not line.startswith(":")}
-    assert listed | {"index"} == {name_of(page).removesuffix(".md") for page in PAGES}
+    notebooks = {file.stem for file in (ROOT / "docs").glob("*.ipynb")}
+    assert listed | {"index"} == {name_of(page).removesuffix(".md") for page in PAGES} | notebooks

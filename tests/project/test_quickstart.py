@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ def test_its_links_lead_somewhere():
     links = re.findall(r"\]\(([\w./]+\.md)", NOTEBOOK.read_text(encoding="utf-8"))
     assert len(links) > 2
     assert [link for link in links if not (ROOT / "docs" / link).is_file()] == []
+
+
+def test_the_book_shows_its_texts_its_code_and_what_that_printed():
+    page = runpy.run_path(str(ROOT / "docs/conf.py"))["notebook_as_markdown"](NOTEBOOK.read_text(encoding="utf-8"))
+    blocks = re.findall(r"^```(\w+)\n(.*?)\n```$", page, re.DOTALL | re.MULTILINE)
+    outputs = [output for cell in stored() for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} == {"stream"}  # the page holds no other kind
+    assert [text for language, text in blocks if language == "python"] == ["".join(cell["source"]) for cell in stored()]
+    printed = ["".join("".join(output["text"]) for output in cell["outputs"]).rstrip() for cell in stored()]
+    assert [text for language, text in blocks if language == "text"] == [text for text in printed if text]
+    assert page.startswith("# Quick start\n")
 
 
 @pytest.mark.slow

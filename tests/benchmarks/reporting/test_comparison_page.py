@@ -117,6 +117,31 @@ def test_what_the_comparison_noted_is_on_the_page(out):
     assert "<pre>python -m x</pre>" in content
 
 
+def title(content):
+    return content.split("<h1>")[1].split("</h1>")[0]
+
+
+def test_the_title_is_that_of_the_runs_wherever_the_page_is_written(out, tmp_path):
+    arms = [out / "runs" / arm for arm in ARMS]
+    other = tmp_path / "another"
+    other.mkdir()
+    (other / "run.json").write_text(json.dumps({"settings": {"task": "summarisation"}, "command": "of others"}))
+    elsewhere = other / "page.html"
+    assert title(page_of(out, path=elsewhere)) == "out: 2 arms, 8 runs"
+    assert title(page_of(*arms, path=elsewhere)) == "sparse, abc: 2 arms, 8 runs"
+    record = {"settings": {"task": "own"}, "command": "python -m x"}
+    (out / "run.json").write_text(json.dumps(record))
+    content = page_of(out, path=elsewhere)
+    assert title(content) == "out: 2 arms, 8 runs"
+    assert "python -m x" in content
+    assert "of others" not in content
+    (out / "run.json").write_text(json.dumps(record | {"settings": {"task": "toy"}}))
+    assert title(page_of(*arms, path=elsewhere)) == "toy: 2 arms, 8 runs"
+    assert title(page_of(out / "runs" / "abc", path=elsewhere)) == "toy: 1 arm, 4 runs"
+    run_folder(tmp_path / "more" / "run")
+    assert title(page_of(out, tmp_path / "more", path=elsewhere)) == "out, more: 3 arms, 9 runs"
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [375, 1280])
 def test_nothing_overflows_on_a_phone_or_a_desk(out, width, tmp_path):

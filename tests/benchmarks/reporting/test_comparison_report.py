@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from rich.cells import cell_len
 from rich.console import Console
 
-from benchmarks.reporting import figures, tables
+from benchmarks.reporting import arm_columns, figures, tables
 from benchmarks.reporting.comparison_report import build, verdict, write
 from benchmarks.reporting.curve_readings import LAST
-from benchmarks.reporting.statistics import Results
+from benchmarks.reporting.statistics import Results, Summary
 from rlhf_core.pages.heat_map import CreditMap
 
 STEPS = 20
@@ -96,8 +96,24 @@ def test_three_seeds_never_give_a_winner_or_an_interval():
     rows = table(report)
     assert rows["average_score"]["abc"].kind == "range"
     assert tables.text(rows["difference"]["abc"]) == "49.0"
-    assert tables.text(rows["p_holm"]["abc"]) == "–"
-    assert any("no intervals" in note for note in report.notes)
+    assert "p_holm" not in rows
+    assert any("no intervals and no p-values" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(("steps", "said"), [(3, "last 3"), (10, "last 10"), (40, "last 10")])
+def test_titles_say_how_many_steps_the_last_ones_are(steps, said):
+    curves = {name: np.ones((2, steps)) for name in ("score", "kl", "length")}
+    found = Results(task="toy", seeds=(0, 1), curves={"sparse": curves})
+    titles = [row.title for row in build(found).rows]
+    assert f"final score ({said} steps)" in titles
+    assert f"length, tokens ({said})" in titles
+    headings = arm_columns.headings(arm_columns.LAST_KL_AND_LENGTH, found)
+    assert headings == (f"KL, {said}", f"length, {said}")
+
+
+def test_zero_has_no_sign():
+    assert [tables.number(x) for x in (-0.0, 0.0, -0.5)] == ["0", "0", "-0.500"]
+    assert tables.text(Summary(mean=-0.0, low=-0.5, high=0.0, kind="range")) == "0 [-0.500, 0]"
 
 
 def test_one_arm_and_undefined_scores():

@@ -1,15 +1,18 @@
 """Comparing and training on one's own prompts and reward, from Python and from the command line."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from stub_hub import serving
 
 from benchmarks import train as train_command
 from benchmarks.compare import SCRIPT, compare, train
 from benchmarks.experiments.own_runs import _methods
-from models import load_policy
+from benchmarks.tasks.model_settings import Loading
+from models import LoraSettings, load_policy
 from models.tiny import save_tiny
 from redistributors import Segment, Uniform
 from rlhf_core.config import PPOConfig
@@ -55,7 +58,9 @@ def test_a_function_of_this_file_is_compared_on_rows_of_this_process(policy, tmp
     chosen = given(policy, tmp_path / "mine", redistributors=["sparse", Uniform(beta=0.5)], seeds=1, controls="")
     report = compare(**chosen)
     assert list(report.results.arms) == ["sparse", "uniform-beta0.5"]
-    assert report.verdict in capsys.readouterr().out.replace("\n", " ") or "seed" in report.verdict
+    said = capsys.readouterr().out
+    assert "2 runs of 1 steps, one after the other (processes=2 runs two at a time), in " in said.replace("\n", " ")
+    assert report.verdict in said.replace("\n", " ") or "seed" in report.verdict
     assert {"table.md", "heatmap.html", "results.json"} <= {path.name for path in (tmp_path / "mine").iterdir()}
     assert [json.loads(line) for line in (tmp_path / "mine.prompts.jsonl").read_text().splitlines()] == ROWS
 
@@ -111,6 +116,61 @@ def test_the_command_trains_says_what_it_wrote_and_what_went_wrong(policy, tmp_p
         assert words.replace("\\", "") in error
     assert "KeyError: 'late'" in (tmp_path / "failed.log").read_text()
     assert SCRIPT.parser().parse_args([]).eval_prompts == 16
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # of huggingface_hub's own upload
+def test_a_policy_is_pushed_only_when_that_is_asked_for(policy, tmp_path, monkeypatch, capsys):
+    with serving(monkeypatch) as hub:
+        train(**given(policy, tmp_path / "run"))
+        assert hub.requests == []
+        where = train(**given(policy, tmp_path / "run", push_to_hub="me/mine"))
+    assert f"pushed to {hub.url}/me/mine: README.md, config.json" in capsys.readouterr().out
+    assert hub.files["model.safetensors"] == (where / "model.safetensors").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
+def test_a_push_that_fails_loses_nothing_and_says_how_to_try_again(policy, tmp_path, monkeypatch, capsys):
+    prompts, run = tmp_path / "prompts.jsonl", tmp_path / "run"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    flags = ["--policy", policy, "--data", str(prompts), *FLAGS, "--steps", "1", "--eval_prompts", "2"]
+    flags += ["--reward", f"{__name__}:shorter", "--out", str(run), "--push_to_hub"]
+    with serving(monkeypatch, refuses="/preupload/"), pytest.raises(SystemExit) as ended:
+        train_command.main([*flags, "me/mine"])
+    assert ended.value.code == 1
+    where = run / "checkpoint-1" / "policy"
+    said = capsys.readouterr().err
+    assert f"its policy is in {where}, but it was not pushed to me/mine: " in said
+    assert "403" in said
+    (command,) = (line for line in said.splitlines() if line.startswith("To push it again: python -c "))
+    with serving(monkeypatch) as hub:
+        exec(shlex.split(command)[-1], {})
+    assert "config.json" in hub.files
+
+
+@pytest.mark.parametrize(
+    ("repo", "words"),
+    [("mine", "'mine' is no name of a hub repository"), ("me/mine", "there is no token"), ("", "'' is no name")],
+)
+def test_a_push_that_cannot_work_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys, repo, words):
+    with serving(monkeypatch) as hub:
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+        monkeypatch.setattr("benchmarks.experiments.single_training.run_training", None)
+        with pytest.raises(SystemExit) as ended:
+            train_command.main(["--out", str(tmp_path / "run"), "--push_to_hub", repo])
+        assert ended.value.code == 2
+        assert words in capsys.readouterr().err
+        with pytest.raises(ValueError, match=words):
+            train(**given("nowhere", tmp_path / "run", push_to_hub=repo))
+    assert hub.requests == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_that_nobody_else_could_load_is_refused_before_it_is_trained(policy, tmp_path, monkeypatch):
+    loading = Loading(lora=LoraSettings(rank=2))
+    with serving(monkeypatch) as hub, pytest.raises(ValueError, match="is an adapter on the local folder"):
+        train(**given(policy, tmp_path / "run", push_to_hub="me/mine", loading=loading))
+    assert hub.requests == []
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_what_cannot_be_named_or_written_is_refused_with_the_way_out(policy, tmp_path, monkeypatch):

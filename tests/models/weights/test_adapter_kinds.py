@@ -6,6 +6,7 @@ import shutil
 import warnings
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 import transformers
@@ -193,6 +194,56 @@ def test_an_adapter_finds_its_base_from_anywhere(tmp_path, monkeypatch, moved):
         shutil.rmtree(home / "base")
         with pytest.raises(FileNotFoundError, match="base_model_name_or_path"):
             load_policy(str(folder))
+
+
+@pytest.fixture
+def made_by_peft(tmp_path, monkeypatch):
+    """home/runs/sft, made by plain PEFT in home on the relative base models/base; and a working directory elsewhere."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    save_tiny("models/base", "llama")
+    lm = AutoModelForCausalLM.from_pretrained("models/base")
+    tuned = get_peft_model(lm, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"])).eval()
+    drawn([p for p in tuned.parameters() if p.requires_grad], 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tuned.save_pretrained("runs/sft")
+    assert json.loads(Path("runs/sft/adapter_config.json").read_text())["base_model_name_or_path"] == "models/base"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tuned, home
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_of_plain_peft_finds_its_relative_base_from_anywhere(made_by_peft, tmp_path):
+    tuned, home = made_by_peft
+    found = load_policy(str(home / "runs/sft")).language_model
+    torch.testing.assert_close(logits(found), logits(tuned), atol=1e-5, rtol=0)
+    other = save_tiny(tmp_path / "elsewhere/models/base", "llama", seed=5)  # the working directory comes first
+    again = load_policy("../home/runs/sft")
+    assert Path(again.language_model.name_or_path).samefile(other)
+    assert not torch.equal(logits(again.language_model), logits(found))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_base_that_is_nowhere_is_named_with_the_places_that_were_tried(made_by_peft, tmp_path, monkeypatch):
+    _, home = made_by_peft
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    shutil.move(home / "models/base", tmp_path / "moved")
+    with pytest.raises(FileNotFoundError) as refused:
+        load_policy(str(home / "runs/sft"))
+    for words in (
+        f"{home / 'runs/sft'} is an adapter on 'models/base', and that base was not found: "
+        "there is no folder models/base, "
+        f"{home / 'runs/sft/models/base'}, {home / 'runs/models/base'}, {home / 'models/base'}, ",
+        f"write where it is into base_model_name_or_path of {home / 'runs/sft/adapter_config.json'}",
+    ):
+        assert words in str(refused.value)
+    file = home / "runs/sft/adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path / "moved")}))
+    load_policy(str(home / "runs/sft"))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

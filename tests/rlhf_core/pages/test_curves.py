@@ -110,7 +110,15 @@ def test_ticks_are_round_equally_apart_and_cover_the_range(low, high):
 
 
 def test_numbers_have_four_digits_and_a_minus_sign():
-    assert [number(x) for x in (-0.5, 1234.56, 2.5e-7, NAN)] == ["−0.5", "1235", "2.5e−7", "–"]
+    assert [number(x) for x in (-0.5, 1234.56, 2.5e-7, NAN, -0.0)] == ["−0.5", "1235", "2.5e−7", "–", "0"]
+
+
+@pytest.mark.parametrize(("count", "paler"), [(2, False), (3, True)])
+def test_bands_that_lie_over_each_other_are_drawn_paler(count, paler):
+    one = Curve(label="a", steps=(1, 2), values=(1.0, 2.0), low=(0.0, 1.0), high=(2.0, 3.0))
+    drawn = figure(Chart(title="Score", sentence="", curves=(one,) * count))
+    assert drawn.count('class="band"') == count
+    assert ('<svg class="crowded"' in drawn) == paler
 
 
 def test_a_curve_of_unequal_lengths_is_refused():

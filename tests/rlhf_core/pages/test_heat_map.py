@@ -105,6 +105,12 @@ def test_tokens_that_are_joined_are_counted():
     ]
 
 
+def test_what_rounds_to_zero_has_no_minus_sign():
+    text = shown(CreditMap(prompt="p", tokens=("a", "b"), score=-1e-9, rows={"x": (0.0, -1e-9)}))
+    assert text.count("+0.000") == 2
+    assert "−0.000" not in text
+
+
 def test_a_row_that_loses_score_is_marked():
     assert "+0.800 ≠ score" in shown(CreditMap(prompt="p", tokens=("a", "b"), score=1.0, rows={"x": (0.4, 0.4)}))
 
@@ -124,7 +130,7 @@ def test_one_scale_serves_all_methods_and_the_legend_has_its_numbers():
     four = example(("a", "b", "c", "d"), "p", 4.0)
     assert coloured(four)["sparse"][-1] == shade(4, 4)
     assert coloured(four)["uniform"][0] == shade(1, 4)
-    assert "token score-4-2-0.640+0.64+2+4" in shown(four)
+    assert "token score−4−2−0.640+0.64+2+4" in shown(four)
 
 
 def test_spaces_and_line_ends_are_seen():
