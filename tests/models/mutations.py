@@ -5,6 +5,12 @@ from mutation import Mutation
 MUTATIONS = (
     Mutation(
         "models/texts/prompt_encoding.py",
+        "room = context - max(lengths)",
+        "room = context - min(lengths)",
+        "tests/models/texts/test_prompt_problems.py::test_one_row_is_named_with_the_way_out",
+    ),
+    Mutation(
+        "models/texts/prompt_encoding.py",
         "eos = [own] if own in eos_ids else list(eos_ids[:1])",
         "eos = list(eos_ids[-1:])",
         "tests/models/policy/test_policy.py::test_a_whole_response_ends_with_the_tokenizers_own_eos",
