@@ -143,8 +143,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/texts/prompt_encoding.py",
-        "if context is not None and len(prompt) + most > context:",
-        "if context is not None and len(prompt) > context:",
+        "in pairs if length + most > context]",
+        "in pairs if length > context]",
         "tests/models/rewards/test_reward.py::test_prompts_that_could_not_be_scored_are_all_listed_in_advance",
     ),
     Mutation(
@@ -401,7 +401,7 @@ MUTATIONS = (
     ),
     Mutation(
         "models/weights/source.py",
-        "check_folder(folder)",
+        "check_folder(Path(self.name_or_path))",
         "pass",
         "tests/models/policy/test_bad_models.py::test_a_damaged_model_folder_is_refused_by_name[generation_config.json cut-policy]",
     ),
