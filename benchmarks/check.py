@@ -4,6 +4,7 @@
 and prints the plan and what it would cost. It ends with status 2 if anything would stop the comparison.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,17 @@ class CheckOptions:
 
     card_gib: float = 24.0
     """Memory of the card that the comparison is to run on, in GiB."""
+
+
+def wrong_files(given: Mapping[str, Any]) -> str:
+    """What is wrong with policy, prompts and reward of a comparison whose methods were refused."""
+    if not all(given[name] for name in ("policy", "data", "reward")):
+        return ""
+    try:
+        ComparisonSettings(**{**given, "redistributors": "sparse", "controls": ""}).make_task()
+    except ValueError as error:
+        return f"{error}"
+    return ""
 
 
 def preflight() -> Any:
@@ -33,6 +45,7 @@ SCRIPT = Script(
     experiment=preflight,
     options=CheckOptions,
     defaults={"out": ComparisonSettings.out, "eval_prompts": 16},
+    besides=wrong_files,
 )
 
 

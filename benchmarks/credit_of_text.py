@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.base.command_line import parse, refusals
+from benchmarks.base.importing import is_name
 from benchmarks.credit.given_texts import Row, checked_rows, read_texts
 from models.rewards.score_names import ScoreKind
 
@@ -48,6 +49,11 @@ class CreditSettings:
     def __post_init__(self) -> None:
         if self.out is not None and Path(self.out).exists() and not self.overwrite:
             raise ValueError(f"out: {self.out} exists; give another file, or --overwrite true")
+        if ":" in self.reward_model and is_name(self.reward_model):
+            raise ValueError(
+                f"reward_model {self.reward_model} names a function, and this command takes a classifier, a folder or "
+                f"hub name; in Python, {NAME}.credit(policy, function, rows) takes functions too"
+            )
 
 
 def credit(

@@ -87,9 +87,14 @@ def check(method: object, rollout: Rollout | None = None) -> ContractReport:
 
     A broken method raises no error here; use ``assert check(method).passed`` in a test.
     """
-    report = ContractReport(method=_name(method), tests=tuple(_tests(method, rollout)))
+    report = contract_report(method, rollout)
     print(report)
     return report
+
+
+def contract_report(method: object, rollout: Rollout | None = None) -> ContractReport:
+    """What :func:`check` finds, and nothing printed."""
+    return ContractReport(method=_name(method), tests=tuple(_tests(method, rollout)))
 
 
 def _tests(method: object, given: Rollout | None) -> list[ContractTest]:

@@ -148,6 +148,11 @@ def check_needs(redistributor: Redistributor, policy: Policy, reward: RewardMode
     if isinstance(redistributor, type):
         name = redistributor.__name__
         raise TypeError(f"redistributor must be an instance: give {name}(), not the class {name}")
+    if isinstance(redistributor, str):
+        raise TypeError(
+            f"redistributor must be a method itself, not its name {redistributor!r}: give "
+            f"REDISTRIBUTORS[{redistributor!r}](), with REDISTRIBUTORS from the package redistributors"
+        )
     if not isinstance(redistributor, Redistributor):
         raise TypeError(
             f"redistributor must have needs, causal, conserving and be callable on a rollout, got {redistributor!r}"

@@ -159,7 +159,8 @@ class PPOTrainer:
                 "collect: the last update was not concluded; call conclude(rollout) with the rollout it learned from, "
                 "or step(prompts), which does everything"
             )
-        needs = needs_of((self.redistributor, *methods), self.policy, self.reward)
+        further = [methods] if isinstance(methods, str) else methods
+        needs = needs_of((self.redistributor, *further), self.policy, self.reward)
         draw = Draw(seed=self.config.seed, name="sampling", step=self.steps_done)
         rollout = self._measured(prompts, self.config.responses_per_prompt, draw, needs)
         if not self.trained:

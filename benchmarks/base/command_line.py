@@ -7,6 +7,7 @@ room that does the work, so that ``--help``, a typo and a wrong value are answer
 
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,7 @@ def command_line(
     ``sections`` puts settings under titles in the help.
     """
     make_lasting()
+    warnings.formatwarning = _one_line  # type: ignore[assignment]  # it names the arguments it has no use for
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     about = summary or (settings.__doc__ or "").strip()
     parser = CommandParser(prog=called_as(prog), description=about, allow_abbrev=False)
@@ -139,6 +141,11 @@ def called_as(prog: str) -> str:
         return f"python -m {prog}"
     _, *further = prog.split()
     return " ".join([program(), *sys.argv[1:2], *further])  # as it was typed: a module may have another name
+
+
+def _one_line(message: Warning | str, *_: object) -> str:
+    """A warning as a command says it: whoever types a command wants no line of our code with it."""
+    return f"warning: {message}\n"
 
 
 def program() -> str:

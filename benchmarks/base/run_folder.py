@@ -1,6 +1,7 @@
 """The folder of a run: its record ``run.json``, and the rule that nothing is overwritten without ``--overwrite``."""
 
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.base.command_line import CONSOLE_SCRIPT, called_as
+from benchmarks.base.folder_lock import held_folder
 from benchmarks.base.json_files import jsonable, write_json
 from benchmarks.base.out_folder import is_free, require_free
 from rlhf_core.files.differences import differences
@@ -121,14 +123,29 @@ def measurement_folder(settings: Any, prog: str) -> Path:
 
 @contextmanager
 def temporary_sibling(folder: Path) -> Iterator[Path]:
-    """A new folder beside ``folder``, to fill and then rename; it is removed if it is still there at the end."""
+    """A new folder beside ``folder``, to fill and then rename; it is removed if it is still there at the end. While it
+    is filled this process holds it, so that :func:`remove_stale` leaves it alone."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:
-        yield temporary
+        with held_folder(temporary) as held:
+            if not held:
+                raise FileExistsError(f"another process has taken {temporary}; start again")
+            yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_stale(above: Path, name: str) -> None:
+    """Remove what processes that were killed left in ``above`` of :func:`temporary_sibling`, of folders whose names
+    match the pattern ``name``: those that no living process holds."""
+    unfinished = re.compile(rf"\.{name}-[0-9a-f]{{8}}")
+    found = [path for path in above.iterdir() if unfinished.fullmatch(path.name)] if above.is_dir() else []
+    for path in found:
+        with held_folder(path) as held:
+            if held:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def require_made_by(folder: Path, made_by: str) -> None:

@@ -1,6 +1,7 @@
 """Checks that several settings classes use. Each error names the setting, the allowed values, and the value."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 from rlhf_core.names import nearest
 
@@ -25,3 +26,24 @@ def require_known(settings: object, **known: Collection[str]) -> None:
         for one in given:
             if one not in names:
                 raise ValueError(f"{name} must be of {listed}, got {one!r}{nearest(one, names)}")
+
+
+def require_all(*checks: Callable[[], object]) -> None:
+    """Make every check, and raise one ValueError with a line for each that refused, so that one call names all."""
+    wrong = []
+    for check in checks:
+        try:
+            check()
+        except (ValueError, OSError) as error:
+            wrong.append(f"{error}")
+    if wrong:
+        raise ValueError("\n".join(wrong))
+
+
+@contextmanager
+def flag_named(name: str, value: str) -> Iterator[None]:
+    """Name the flag in front of what is wrong with its value, which an error may not say: raises ValueError."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--{name} {value}: {error}") from error

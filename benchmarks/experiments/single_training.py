@@ -11,11 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.base.folder_lock import locked
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.runs.comparison import Panel, announced, plan, ppo_of
 from benchmarks.runs.settings import ComparisonSettings
-from benchmarks.runs.single_run import Run, log_of, require_runnable, require_scored, train
-from benchmarks.runs.worker_pool import failure, locked
+from benchmarks.runs.single_run import Run, log_of, require_prompts, require_runnable, require_scored, train
+from benchmarks.runs.worker_pool import failure
 from models.policy.publishing import push_to_hub, require_shared_base
 from rlhf_core.run.checkpoint import POLICY, checkpoints
 from rlhf_core.run.run_folder import RunFolder
@@ -48,6 +49,7 @@ def run_training(settings: ComparisonSettings, ppo: Mapping[str, Any], *, push_t
         if push_to is not None:
             require_shared_base(loaded.policy)
         run = replace(run, fingerprint=loaded.fingerprint)
+        require_prompts(loaded, [run])
         require_runnable(loaded, run)
         require_scored(loaded, run.config)
         try:

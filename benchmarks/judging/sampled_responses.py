@@ -133,7 +133,7 @@ def fitting(sampling: Sampling, prompts: KeptPrompts, checkpoints: Sequence[Chec
             try:
                 policy.validate([ids], sampling.max_tokens)
             except ValueError as error:
-                refused[prompt.row] = f"{prompt.row}{str(error).removeprefix('prompts: row 0')}"
+                refused[prompt.row] = f"{prompt.row}{str(error).removeprefix('prompts: row 0').partition(' (')[0]}"
         reason = f"over-long for {checkpoint.name}"
         if refused and sampling.over_long == "error":
             rows = "; ".join(list(refused.values())[:SHOWN])

@@ -43,7 +43,10 @@ def read_arm(text: str, known: Collection[str]) -> ArmText:
     head, *changed = pieces(text, "@")
     found = read_call(head)
     if found is None or not all(map(CHANGE.fullmatch, changed)):
-        raise ValueError(f"cannot read the arm {text!r}; write name, name(setting=value) or name@ppo_setting=value")
+        raise ValueError(
+            f"cannot read the arm {text!r}; write name, name(setting=value) or name@ppo_setting=value; a "
+            "method of your own is package.module.Class"
+        )
     method, settings = found
     if "." not in method and method not in known:
         way_out = nearest(method, known) or f"; one of {', '.join(known)}, or package.module.Class"

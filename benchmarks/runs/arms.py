@@ -12,8 +12,10 @@ from typing import Any, get_args
 
 import redistributors
 from benchmarks.base.importing import imported_module
+from benchmarks.base.settings_checks import require_all
 from benchmarks.runs.arm_texts import arm_texts, assignments, pieces, read_arm, read_call, value_of
 from redistributors import REDISTRIBUTORS
+from rlhf_core.names import nearest
 from rlhf_core.types import Redistributor
 
 
@@ -68,7 +70,9 @@ def parse_arms(given: str | Sequence[str]) -> tuple[Arm, ...]:
     Raises:
         ValueError: an unreadable arm, an unknown method, settings it refuses, or two arms of one label.
     """
-    arms = tuple(_arm(text) for text in arm_texts(given))
+    texts = arm_texts(given)
+    require_all(*(partial(_arm, text) for text in texts))
+    arms = tuple(map(_arm, texts))
     for label, times in Counter(arm.label for arm in arms).items():
         if times > 1:
             raise ValueError(f"the arm {label} is named {times} times; once is enough")
@@ -151,9 +155,12 @@ def _maker(method: str) -> Callable[..., Any]:
 def _class(dotted: str) -> type:
     """Raises ValueError where there is none of this name, or its module cannot be imported."""
     module, _, name = dotted.rpartition(".")
-    found = getattr(imported_module(module), name, None)
+    home = imported_module(module)
+    found = getattr(home, name, None)
     if not isinstance(found, type):
-        raise ValueError(f"{module} has no class {name}; write package.module.Class")
+        classes = [each for each, value in vars(home).items() if isinstance(value, type)]
+        way_out = nearest(name, classes) or "; write package.module.Class"
+        raise ValueError(f"{module} has no class {name}{way_out}")
     return found
 
 

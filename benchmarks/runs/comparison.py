@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.base.folder_lock import locked
 from benchmarks.base.json_files import jsonable
 from benchmarks.base.run_folder import claim_folder, require_claimable, run_record
 from benchmarks.reporting.statistics import Results
@@ -20,8 +21,8 @@ from benchmarks.runs.arms import Arm
 from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.settings import ComparisonSettings
-from benchmarks.runs.single_run import PLACES, Run, Task, require_runnable, require_scored
-from benchmarks.runs.worker_pool import locked, run_all
+from benchmarks.runs.single_run import PLACES, Run, Task, require_prompts, require_runnable, require_scored
+from benchmarks.runs.worker_pool import run_all
 from rlhf_core.config import PPOConfig
 
 MADE_BY = "a comparison"
@@ -107,6 +108,7 @@ def _checked(task: Task, runs: Sequence[Run]) -> str:
     """The task's fingerprint, after every kind of run was found possible. The models are let go again: a card holds
     those of one process at a time."""
     loaded = task.load()
+    require_prompts(loaded, runs)
     for run in {run.folder.parent: run for run in runs}.values():  # one seed speaks for all
         require_runnable(loaded, run)
     require_scored(loaded, runs[0].config)
@@ -145,12 +147,15 @@ def announced(settings: ComparisonSettings, runs: Sequence[Run]) -> tuple[str, s
     many runs there are, and how many of them at a time."""
     low, high = min(run.config.min_length for run in runs), max(run.config.max_length[1] for run in runs)
     sizes = " or ".join(map(str, sorted({run.config.rollout_batch_size for run in runs})))
-    labels = ", ".join(dict.fromkeys(run.arm.label for run in runs))
+    labels = dict.fromkeys(run.arm.label for run in runs)
+    controls = [arm.label for arm in settings.added_controls() if arm.label in labels]
+    added = f" ({', '.join(controls)} runs besides as a control; --controls '' leaves it out)" if controls else ""
     counted = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     return (
         f"{settings.task}: responses of {low} to {high} tokens, {sizes} a step (--ppo.max_length, "
         "--ppo.rollout_batch_size)",
-        f"{labels}: {counted} of {settings.steps} steps{_at_a_time(settings.processes, len(runs))}, in {settings.out}",
+        f"{', '.join(labels)}{added}: {counted} of {settings.steps} steps{_at_a_time(settings.processes, len(runs))}, "
+        f"in {settings.out}",
     )
 
 

@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.base.quiet_libraries import quiet_libraries
+from benchmarks.base.settings_checks import require_all
 from benchmarks.base.text_columns import in_columns
 from benchmarks.cost.architectures import shape_of
 from benchmarks.cost.memory_prediction import predict
 from benchmarks.cost.memory_settings import GIB, MemorySettings
+from benchmarks.runs.arms import Arm
 from benchmarks.runs.comparison import Panel, plan, ppo_of, require_free
 from benchmarks.runs.settings import ComparisonSettings
-from benchmarks.runs.single_run import Run, Task, require_runnable
+from benchmarks.runs.single_run import Run, Task, require_prompts, require_runnable
 from benchmarks.tasks.loaded import Loaded
 from benchmarks.tasks.model_settings import Loading
 from models.policy.causal_policy import CausalPolicy
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.prompted_reward import PromptedReward
+from redistributors import REDISTRIBUTORS
+from redistributors.contract import ContractReport, contract_report
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import AttentionTap, EvidenceRequest
 from rlhf_core.probe import Experiment
@@ -50,6 +54,7 @@ def main(settings: ComparisonSettings, ppo: Mapping[str, Any], options: Any) -> 
         ValueError: an arm or a setting that cannot be, or findings that would stop the comparison, which are printed.
     """
     quiet_libraries()
+    require_all(settings.arms, settings.make_task)
     reasons: dict[str, str] = {}
     problems = 0
     for found in findings(settings, settings.make_task(), ppo, options.card_gib):
@@ -60,7 +65,7 @@ def main(settings: ComparisonSettings, ppo: Mapping[str, Any], options: Any) -> 
             said = f"cannot: {found.said if first == found.about else f'for the same reason as {first}'}"
         print(in_columns(found.about, said, column=COLUMN), flush=True)
     if problems:
-        raise ValueError(f"{problems} of the findings above would stop the comparison")
+        raise ValueError(f"{problems} of the findings above must be put right before the comparison runs")
     print("The comparison can run.")
 
 
@@ -135,13 +140,34 @@ def _arm(loaded: Loaded, run: Run) -> Finding:
     try:
         require_runnable(loaded, run)
     except (ValueError, OSError) as error:
-        return Finding(about=about, said=str(error).removeprefix(f"{run.arm.label}: "), wrong=True)
+        said = str(error).removeprefix(f"{run.arm.label}: ").removeprefix(f"{run.arm.label} is not possible here: ")
+        return Finding(about=about, said=said, wrong=True)
     needs = sorted(run.arm.redistributor().needs, key=str)
     own = [type(need).__name__ for need in needs if isinstance(need, Experiment)]
     free = [type(need).__name__ for need in needs if not isinstance(need, Experiment)]
     parts = [f"reads {', '.join(free)} in passes that are made anyway"] if free else []
     parts += [f"measures {', '.join(own)} with further passes of its own"] if own else []
-    return Finding(about=about, said="can run; " + ("; ".join(parts) or "needs nothing but the score"))
+    can_run = "can run; " + ("; ".join(parts) or "needs nothing but the score")
+    report = _contract(run.arm)
+    if report is None or report.passed:
+        return Finding(about=about, said=can_run + ("; keeps the contract of a redistributor" if report else ""))
+    failed = "; ".join(f"{test.name}: {test.seen}" for test in report.tests if test.result == "fail")
+    return Finding(
+        about=about, said=f"breaks the contract of a redistributor (redistributors.check): {failed}", wrong=True
+    )
+
+
+def _contract(arm: Arm) -> ContractReport | None:
+    """What the contract's tests say of a method from elsewhere, or of one that holds such a method; None for those of
+    the registry, which are tested here."""
+    return None if _is_registered(arm) else contract_report(arm.redistributor())
+
+
+def _is_registered(arm: Arm) -> bool:
+    inner = (value for value in arm.settings.values() if isinstance(value, Arm))
+    return (arm.method in REDISTRIBUTORS or arm.method.startswith("redistributors.")) and all(
+        map(_is_registered, inner)
+    )
 
 
 def _sizes(
@@ -150,6 +176,7 @@ def _sizes(
     """Prompts in tokens, what the runs cost, and what a step needs on a card."""
     reward = as_reward_model(loaded.reward, loaded.policy)
     try:
+        require_prompts(loaded, arms)
         prompts = (*loaded.train_prompts, *loaded.held_out_prompts)
         lengths = [len(ids) for ids in encoded(loaded.policy, reward, prompts, arms[0].config)]
     except ValueError as error:

@@ -35,6 +35,9 @@ class Script:
     """Dataclass of the settings that only this script has."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What it changes in the defaults of ``ComparisonSettings``."""
+    besides: Callable[[Mapping[str, Any]], str] = lambda _: ""
+    """What else is wrong with settings that were refused, in lines, so that one call tells all; nothing for a command
+    that answers at once."""
 
     def parser(self) -> CommandParser:
         """Flags of the comparison and of the script, and every PPO setting but the seed as --ppo.NAME."""
@@ -52,9 +55,13 @@ class Script:
         ppo = parser.parse_args(argv, defaults=False).as_dict().get("ppo", {})
         try:
             chosen = parser.instantiate(parser.parse_args(argv))
-            settings = ComparisonSettings(**{f.name: chosen[f.name] for f in fields(ComparisonSettings)})
+            given = {f.name: chosen[f.name] for f in fields(ComparisonSettings)}
             options = self.options(**{f.name: chosen[f.name] for f in fields(self.options)})
-            settings.require_ppo(ppo)
+            try:
+                settings = ComparisonSettings(**given)
+                settings.require_ppo(ppo)
+            except ValueError as error:
+                raise ValueError("\n".join(filter(None, (f"{error}", self.besides(given))))) from error
             self.experiment().main(settings, ppo, options)
         except (ValueError, OSError) as error:
             parser.refuse(error)

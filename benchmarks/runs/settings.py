@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.base.settings_checks import require_all
 from benchmarks.runs.arm_texts import arm_texts, read_arm
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.tasks.model_settings import Loading
@@ -83,7 +85,9 @@ class ComparisonSettings:
                 raise ValueError(f"--policy, --data and --reward belong together; give {' and '.join(missing)} too")
         seeds = self.seed_list()
         if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds must be different numbers, 0 or more, and at least one, got {self.seeds}")
+            raise ValueError(
+                f"seeds must be how many, 1 or more, or different numbers, 0 or more, as [0, 1]; got {self.seeds}"
+            )
         if self.models is not None:
             beside = [name for name in ("policy", "reward", "data", "template") if getattr(self, name) is not None]
             if beside:
@@ -93,8 +97,10 @@ class ComparisonSettings:
         if self.paper_curves is not None and self.task not in PAPER_TASKS:
             ran = ", ".join(PAPER_TASKS)
             raise ValueError(f"--paper_curves: the paper did not run the task {self.task!r}; it ran {ran}")
-        for text in (*arm_texts(self.redistributors), *arm_texts(self.controls)):
-            read_arm(text, METHOD_NAMES)
+        require_all(*(partial(read_arm, text, METHOD_NAMES) for text in self._arm_texts()))
+
+    def _arm_texts(self) -> list[str]:
+        return [*arm_texts(self.redistributors), *arm_texts(self.controls)]
 
     def seed_list(self) -> list[int]:
         """The seeds, written out."""
@@ -110,11 +116,14 @@ class ComparisonSettings:
         if self.task not in CHANGES:
             return
         config = with_settings(with_settings(PAPER_SETTINGS, CHANGES[self.task](self.models)), changes)
-        for text in (*arm_texts(self.redistributors), *arm_texts(self.controls)):
+
+        def require(text: str) -> None:
             try:
                 with_settings(config, read_arm(text, METHOD_NAMES).changes)
             except ValueError as error:
                 raise ValueError(f"arm {text}: {error}") from error
+
+        require_all(*(partial(require, text) for text in self._arm_texts()))
 
     def arms(self) -> tuple[Any, ...]:
         """Redistributors, then the controls that are not among them, as :class:`benchmarks.runs.arms.Arm`.
@@ -124,12 +133,18 @@ class ComparisonSettings:
         """
         from benchmarks.runs.arms import parse_arms
 
-        asked = parse_arms(self.redistributors)
-        labels = {arm.label for arm in asked}
-        arms = (*asked, *(arm for arm in parse_arms(self.controls) if arm.label not in labels))
+        require_all(partial(parse_arms, self.redistributors), partial(parse_arms, self.controls))
+        arms = (*parse_arms(self.redistributors), *self.added_controls())
         if not arms:
             raise ValueError("no arms: name at least one redistributor")
         return arms
+
+    def added_controls(self) -> tuple[Any, ...]:
+        """The controls that are not among the redistributors; raises ValueError for one that cannot be."""
+        from benchmarks.runs.arms import parse_arms
+
+        labels = {arm.label for arm in parse_arms(self.redistributors)}
+        return tuple(arm for arm in parse_arms(self.controls) if arm.label not in labels)
 
     def make_task(self) -> Any:
         """The task with the settings that are given, a :class:`benchmarks.runs.single_run.Task`."""

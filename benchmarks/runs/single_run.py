@@ -189,22 +189,34 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
     """Check before any run starts what a run would refuse later.
 
     Raises:
-        ValueError: evidence that the models do not give, a gamma the method cannot take, prompts that leave no room
-            for the longest response, or fewer held-out prompts than are to be evaluated on.
+        ValueError: evidence that the models do not give, or a gamma the method cannot take; names the arm.
     """
-    held_out = len(loaded.held_out_prompts)
-    if run.eval_prompts > held_out:
-        raise ValueError(f"eval_prompts {run.eval_prompts} exceed the task's {held_out} held-out prompts")
     if reason := why_not_possible(run.arm.redistributor(), loaded):
         possible = [name for name, make in REDISTRIBUTORS.items() if not why_not_possible(make(), loaded)]
         way_out = "" if METHODS in reason else f". With this policy and reward there are {', '.join(possible)}"
         raise ValueError(f"{run.arm.label} is not possible here: {reason}{way_out}")
     try:
-        trainer = PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
-        encoded(trainer.policy, trainer.reward, (*loaded.train_prompts, *loaded.held_out_prompts), run.config)
+        PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
     except ValueError as error:
-        room = " (--ppo.max_length sets the longest response)" if "response tokens" in f"{error}" else ""
-        raise ValueError(f"{run.arm.label}: {error}{room}") from error
+        raise ValueError(f"{run.arm.label}: {error}") from error
+
+
+def require_prompts(loaded: Loaded, runs: Sequence[Run]) -> None:
+    """What the prompts would stop, once for all runs and before any is started.
+
+    Raises:
+        ValueError: prompts that policy or reward model refuse, that leave no room for the longest response of a run,
+            or fewer held out than are to be evaluated on.
+    """
+    held_out, asked = len(loaded.held_out_prompts), max(run.eval_prompts for run in runs)
+    if asked > held_out:
+        raise ValueError(f"eval_prompts {asked} exceed the task's {held_out} held-out prompts")
+    longest = max(runs, key=lambda run: run.config.max_length[1]).config
+    try:
+        encoded(loaded.policy, as_reward_model(loaded.reward, loaded.policy), loaded.in_order(), longest)
+    except ValueError as error:
+        room = ". --ppo.max_length '[LOW,HIGH]' sets the longest response" if "response tokens" in f"{error}" else ""
+        raise ValueError(f"{error}{room}") from error
 
 
 def why_not_possible(redistributor: Redistributor, loaded: Loaded) -> str:

@@ -10,10 +10,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.run_folder import RECORD, read_record
@@ -210,19 +208,3 @@ def finished(run: Run) -> bool:
             "choose another --out, or pass --overwrite true"
         )
     return True
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The right to run in ``folder``, as long as this process lives.
-
-    Raises:
-        FileExistsError: another process has it.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
-    try:
-        with lock:
-            yield
-    except Timeout:
-        raise FileExistsError(f"another process works in {folder}; wait for it, or choose another --out") from None

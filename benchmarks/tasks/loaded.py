@@ -32,6 +32,12 @@ class Loaded:
     fingerprint: str
     gold: Callable[[Sequences], Sequence[float]] | None = None
     contributions: Callable[[Sequences], Sequence[Sequence[float]]] | None = None
+    as_read: TaskPrompts = ()
+    """All prompts in the order in which their source holds them, where the user wrote that."""
+
+    def in_order(self) -> TaskPrompts:
+        """All prompts, so that the number of a row in a message is the one in the user's source."""
+        return self.as_read or (*self.train_prompts, *self.held_out_prompts)
 
 
 def frozen(prompts: Iterable[Sequence[int]]) -> PromptIds:

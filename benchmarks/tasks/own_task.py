@@ -8,12 +8,14 @@ from typing import Any
 from benchmarks.base.importing import imported, is_name
 from benchmarks.base.json_files import fingerprint
 from benchmarks.base.own_code import code_fingerprint
+from benchmarks.base.settings_checks import flag_named, require_all
 from benchmarks.data.own_prompts import read_own_prompts, split
-from benchmarks.data.records import source_name
+from benchmarks.data.records import require_sources, source_name
 from benchmarks.tasks.loaded import Loaded, task_fingerprint
 from benchmarks.tasks.model_loading import held_policy, held_reward
 from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.ppo_settings import own_changes
+from models.weights.source import require_there
 from rlhf_core.scorers.signatures import HasFunction, require_columns, require_signature
 from rlhf_core.types import RewardModel, Row
 
@@ -23,7 +25,8 @@ class OwnTask:
     """Respond to prompts of the user's own so that a reward of their own likes it.
 
     Raises:
-        ValueError: a reward function that cannot be imported or called; says why, or shows the right signature.
+        ValueError: a reward function that cannot be imported or called, or files and folders that are not there; all
+            are named, with the way out.
     """
 
     policy: str
@@ -42,11 +45,7 @@ class OwnTask:
     """Fingerprint of a reward function's code: a run is not continued with another."""
 
     def __post_init__(self) -> None:
-        if is_name(self.reward):
-            fn = self._function()
-            object.__setattr__(self, "code", code_fingerprint(fn))
-        elif Path(f"{self.reward}.py").is_file() and not Path(self.reward).exists():
-            raise ValueError(f"--reward {self.reward} names a module; write {self.reward}:function")
+        require_all(self._require_policy, self._require_data, self._name_reward)
 
     @property
     def ppo(self) -> Mapping[str, Any]:
@@ -64,23 +63,48 @@ class OwnTask:
         rows = read_own_prompts(self.data)
         train, held_out = split(rows, self.data, self.held_out)
         function = self._function(rows) if self.code else None
-        policy = held_policy(self.loading, self.policy)
-        print(f"{source_name(self.data)}: {len(train)} prompts to learn from, {len(held_out)} held out", flush=True)
+        with flag_named("policy", self.policy):
+            policy = held_policy(self.loading, self.policy)
+        more = len(held_out) > self.held_out
+        why = f" (always the tenth that a hash of the prompt picks; evaluated on: {self.held_out})" if more else ""
+        said = f"{len(train)} prompts to learn from, {len(held_out)} held out{why}"
+        print(f"{source_name(self.data)}: {said}", flush=True)
+        with flag_named("reward", self.reward):
+            reward = function or held_reward(self.loading, self.reward, label=self.reward_label)
         models = [self.policy] if self.code else [self.policy, self.reward]
         content = task_fingerprint(models, self.loading, [sorted(row.items()) for row in rows])
         return Loaded(
             policy=policy,
-            reward=function or held_reward(self.loading, self.reward, label=self.reward_label),
+            reward=reward,
             train_prompts=train,
             held_out_prompts=held_out,
+            as_read=rows,
             fingerprint=fingerprint([content, code_fingerprint(function) if function else ""]),
         )
 
+    def _name_reward(self) -> None:
+        """Note the code of a reward function; raises ValueError where there is no such function, and no classifier."""
+        if is_name(self.reward):
+            object.__setattr__(self, "code", code_fingerprint(self._function()))
+        elif Path(f"{self.reward}.py").is_file() and not Path(self.reward).exists():
+            raise ValueError(f"--reward {self.reward} names a module; write {self.reward}:function")
+        else:
+            with flag_named("reward", self.reward):
+                require_there(self.reward)
+
+    def _require_policy(self) -> None:
+        with flag_named("policy", self.policy):
+            require_there(self.policy)
+
+    def _require_data(self) -> None:
+        with flag_named("data", self.data):
+            require_sources([self.data])
+
     def _function(self, rows: Sequence[Row] = ()) -> Callable[..., Any] | RewardModel:
         """The reward function; with ``rows``, one whose columns they have."""
-        found: Callable[..., Any] | RewardModel = imported(self.reward)
-        fn = found.fn if isinstance(found, HasFunction) else found
         try:
+            found: Callable[..., Any] | RewardModel = imported(self.reward)
+            fn = found.fn if isinstance(found, HasFunction) else found
             if callable(fn):
                 require_signature(fn)
                 if rows:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.base.json_files import fingerprint, jsonable, write_json
-from benchmarks.base.run_folder import temporary_sibling
+from benchmarks.base.run_folder import remove_stale, temporary_sibling
 from benchmarks.tasks import toy_reviews as toy
 from models.training import supervised
 from models.training.objectives import Labelled
@@ -61,6 +61,7 @@ def toy_models(cache: str | Path | None = None, recipe: ToyRecipe | None = None)
     if folder.is_dir():
         return folder
     print(f"training the two small models of the embedded task (once, about two minutes), kept in {folder}", flush=True)
+    remove_stale(folder.parent, "toy-[0-9a-f]{12}")
     with temporary_sibling(folder) as temporary:
         write_json(temporary / REPORT, _build(temporary, recipe))
         try:

@@ -29,6 +29,7 @@ from models.texts.prompt_encoding import (
     prompt_problems,
 )
 from models.texts.sentence_ends import sentence_ends
+from models.texts.unknown_words import warn_of_unknown_words
 from models.weights.adapter_weights import require_wide
 from models.weights.language_model import vocabulary
 from models.weights.reference import Reference, adapter_settings
@@ -149,16 +150,16 @@ class CausalPolicy:
         )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of ``texts``, with the tokenizer's special tokens in front, unless a text has them already."""
-        return encode(self._network.tokenizer, texts)
+        """Token ids of ``texts``, special tokens in front unless a text has them; warns, once, of unknown words."""
+        return warn_of_unknown_words(self.tokenizer, texts, encode(self.tokenizer, texts))
 
     def encode_chats(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Token ids of ``chats``, up to where the assistant answers; see ``models.texts.prompt_encoding``."""
-        return encode_chats(self._network.tokenizer, chats)
+        return warn_of_unknown_words(self.tokenizer, chats, encode_chats(self.tokenizer, chats))
 
     def encode_responses(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of ``texts`` as whole responses: each by itself, with nothing before it and EOS after it."""
-        return encode_responses(self._network.tokenizer, texts, self.eos_ids)
+        return warn_of_unknown_words(self.tokenizer, texts, encode_responses(self.tokenizer, texts, self.eos_ids))
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """The texts of ``ids`` without special tokens."""
@@ -381,8 +382,7 @@ class CausalPolicy:
     def _require_prompts(self, prompts: Sequence[Sequence[int]], max_lengths: Sequence[int]) -> None:
         context = context_length(self._lm)
         size, unnamed = self.vocab_size, self._unnamed_ids
-        problems = list(prompt_problems(prompts, max_lengths, vocab_size=size, context=context, unnamed=unnamed))
-        if problems:
+        if problems := list(prompt_problems(prompts, max_lengths, vocab_size=size, context=context, unnamed=unnamed)):
             raise ValueError("prompts: " + listed(problems))
 
 

@@ -10,6 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_core.prompts import listed
 from rlhf_core.types import Message
 
+LONG_ROWS = 5
+"""Rows without room for a response that a message names."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
@@ -111,9 +114,12 @@ def prompt_problems(
     context: int | None,
     unnamed: Container[int] = (),
 ) -> Iterator[str]:
-    """What is wrong with each row, in words: empty, ids outside 0 to ``vocab_size`` − 1 or among the ``unnamed``, or no
-    room in the ``context`` (tokens; None is no limit) for a response of its ``max_lengths`` tokens."""
-    for row, (prompt, most) in enumerate(zip(prompts, max_lengths, strict=True)):
+    """What is wrong with the rows, in words: first, all at once, those without room in the ``context`` (tokens; None is
+    no limit) for a response of their ``max_lengths`` tokens; then, one by one, those that are empty, or hold ids
+    outside 0 to ``vocab_size`` − 1 or among the ``unnamed``."""
+    if context is not None:
+        yield from _without_room([len(prompt) for prompt in prompts], max_lengths, context)
+    for row, prompt in enumerate(prompts):
         outside = [token for token in prompt if not 0 <= token < vocab_size]
         if not prompt:
             yield f"row {row} is empty (give it at least a beginning-of-text token)"
@@ -122,5 +128,22 @@ def prompt_problems(
         nameless = [token for token in prompt if token in unnamed and token < vocab_size]
         if nameless:
             yield f"row {row} holds ids {nameless[:3]}, for which the tokenizer has no token"
-        if context is not None and len(prompt) + most > context:
-            yield f"row {row}: {len(prompt)} prompt + {most} response tokens exceed the context {context}"
+
+
+def _without_room(lengths: Sequence[int], max_lengths: Sequence[int], context: int) -> Iterator[str]:
+    """One problem for all rows that are too long: how many, the first few with their lengths, and the way out."""
+    pairs = enumerate(zip(lengths, max_lengths, strict=True))
+    rows = [(row, f"{length} prompt + {most}") for row, (length, most) in pairs if length + most > context]
+    if not rows:
+        return
+    limit = f"exceed the context {context} of the model's config"
+    (first, sizes), more = rows[0], len(rows) - LONG_ROWS
+    if len(rows) == 1:
+        said = f"row {first}: {sizes} response tokens {limit}"
+    else:
+        shown = [f"row {first} ({sizes} response tokens)", *(f"row {row} ({size})" for row, size in rows[1:LONG_ROWS])]
+        said = f"{len(rows)} of {len(lengths)} rows {limit}: {', '.join(shown)}"
+        said += f", and {more} more" if more > 0 else ""
+    room = context - max(lengths)
+    way_out = f", or allow responses of at most {room} tokens" if room > 0 else ""
+    yield f"{said} (shorten or leave out such prompts{way_out})"

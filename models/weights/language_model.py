@@ -2,12 +2,15 @@
 
 import copy
 import re
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from models.passes.fused import make_lean
 from models.passes.rotary import read_rows_alone
@@ -79,7 +82,7 @@ def read_model(
     quantised = source.four_bit or stored is not None
     if quantised:
         options |= {"device_map": {"": source.device}}
-    with reading(name):
+    with reading(name), bars_where_watched():
         model, loading = factory.from_pretrained(
             name,
             dtype=dtype,
@@ -95,6 +98,19 @@ def read_model(
         for weight in model.parameters():  # those that are not packed keep the dtype they were stored in
             weight.data = weight.data.to(dtype) if weight.is_floating_point() else weight.data
     return model, loading
+
+
+@contextmanager
+def bars_where_watched() -> Iterator[None]:
+    """transformers' progress bars as they are on a terminal; none in a file or a pipe, where each is a wall of text."""
+    if not logging.is_progress_bar_enabled() or (sys.stderr is not None and sys.stderr.isatty()):
+        yield
+        return
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves both untyped
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def require_complete(name: str, lm: PreTrainedModel, loading: Mapping[str, Any]) -> None:

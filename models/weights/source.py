@@ -1,12 +1,15 @@
 """Where weights come from and how they are held in memory, checked before anything is read."""
 
 import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
-from huggingface_hub import is_offline_mode, try_to_load_from_cache
+from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 
 from models.weights.dtype_names import DType
 from models.weights.integrity import check_folder
@@ -52,10 +55,8 @@ class ModelSource:
                 f"trust_remote_code runs code that comes with {self.name_or_path!r}: pin it with revision=<the 40 hex "
                 f"digits of a commit you have read>, got revision={self.revision!r}"
             )
-        folder = Path(self.name_or_path)
-        if not folder.is_dir():
-            _require_hub_name(self.name_or_path, self.revision)
-        check_folder(folder)
+        require_there(self.name_or_path, self.revision)
+        check_folder(Path(self.name_or_path))
         _require_device(self.device)
 
     @property
@@ -73,18 +74,37 @@ def same_place(one: ModelSource, other: ModelSource) -> bool:
     return str(one.name_or_path) == str(other.name_or_path)
 
 
-def _require_hub_name(name: str, revision: str | None) -> None:
-    """Report at once what retries over the network would report late or never."""
+def require_there(name: str, revision: str | None = None) -> None:
+    """Say at once what retries over the network would find out late, or never.
+
+    Raises:
+        FileNotFoundError: no folder, and no name that the hub could have; or one that is not in its cache, where the
+            hub cannot be asked.
+    """
+    if Path(name).is_dir():
+        return
     if not HUB_NAME.fullmatch(str(name)):
         raise FileNotFoundError(f"there is no folder {name!r}; a name on the hub has the form owner/name")
     files = ("config.json", "adapter_config.json")
-    if is_offline_mode() and not any(
-        isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files
-    ):
+    if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in files):
+        return
+    why = "offline (HF_HUB_OFFLINE)" if is_offline_mode() else _why_unreachable()
+    if why:
         raise FileNotFoundError(
-            f"there is no folder {name!r}, and offline (HF_HUB_OFFLINE) no hub model but those in the cache; a name on "
-            "the hub has the form owner/name"
+            f"there is no folder {name!r}, and {why} no hub model but those in the cache; a name on the hub has the "
+            "form owner/name"
         )
+
+
+def _why_unreachable() -> str:
+    """Why the hub cannot be asked: the name of its host leads nowhere. Empty where it leads somewhere, or where a proxy
+    would look it up."""
+    host = urlsplit(constants.ENDPOINT).hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return "" if getproxies() else f"without a network ({host} is not found)"
+    return ""
 
 
 def _require_device(device: str) -> None:

@@ -22,6 +22,19 @@ MUTATIONS = (
         "tests/benchmarks/base/test_command_line.py::test_a_name_of_another_library_is_answered_with_the_flag",
     ),
     Mutation(
+        "benchmarks/base/folder_lock.py",
+        "if held and _is_at(path, descriptor):",
+        "if held:",
+        "tests/benchmarks/base/test_folder_lock.py::"
+        "test_a_lock_that_was_removed_between_opening_and_holding_it_is_not_taken_for_one",
+    ),
+    Mutation(
+        "benchmarks/base/folder_lock.py",
+        "yield hold(descriptor) and _is_at(folder, descriptor)",
+        "yield _is_at(folder, descriptor)",
+        "tests/benchmarks/base/test_folder_lock.py::test_what_a_killed_process_left_is_removed_and_nothing_else",
+    ),
+    Mutation(
         "benchmarks/presets.py",
         "if out.exists() and not overwrite:",
         "if out.exists() and overwrite:",

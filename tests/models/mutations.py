@@ -5,6 +5,12 @@ from mutation import Mutation
 MUTATIONS = (
     Mutation(
         "models/texts/prompt_encoding.py",
+        "room = context - max(lengths)",
+        "room = context - min(lengths)",
+        "tests/models/texts/test_prompt_problems.py::test_one_row_is_named_with_the_way_out",
+    ),
+    Mutation(
+        "models/texts/prompt_encoding.py",
         "eos = [own] if own in eos_ids else list(eos_ids[:1])",
         "eos = list(eos_ids[-1:])",
         "tests/models/policy/test_policy.py::test_a_whole_response_ends_with_the_tokenizers_own_eos",
@@ -137,8 +143,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/texts/prompt_encoding.py",
-        "if context is not None and len(prompt) + most > context:",
-        "if context is not None and len(prompt) > context:",
+        "in pairs if length + most > context]",
+        "in pairs if length > context]",
         "tests/models/rewards/test_reward.py::test_prompts_that_could_not_be_scored_are_all_listed_in_advance",
     ),
     Mutation(
@@ -395,7 +401,7 @@ MUTATIONS = (
     ),
     Mutation(
         "models/weights/source.py",
-        "check_folder(folder)",
+        "check_folder(Path(self.name_or_path))",
         "pass",
         "tests/models/policy/test_bad_models.py::test_a_damaged_model_folder_is_refused_by_name[generation_config.json cut-policy]",
     ),

@@ -24,7 +24,10 @@ from rlhf_core import PPOConfig, PPOTrainer
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 LANGUAGES = {"python", "sh", "text", "", "{toctree}", "{eval-rst}"}
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" and block.run for block in blocks(page))]
-WORDS = ["Tell", "me", "about", "tea.", "What", "is", "a", "quark?", "please", "This", "film", "was", "good", "bad"]
+WORDS = [
+    *("Tell", "me", "about", "tea.", "What", "is", "a", "quark?", "please", "This", "film", "was", "good", "bad"),
+    *("2", "+", "3?", "4", "4?"),
+]
 REWARDS = """
 def concise(prompts, responses):
     return [-len(response.split()) for response in responses]

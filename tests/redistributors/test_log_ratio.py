@@ -260,7 +260,8 @@ def test_an_auxiliary_that_reads_other_tokens_is_refused(folders, tmp_path):
     [("a/b", None, True), ("a/b", "v1", True), ("a/b", "v2", False), ("a/c", "v1", False), ("a/c", None, False)],
 )
 def test_an_adapter_on_a_hub_model_shares_the_weights_that_the_policy_is_pinned_to(under, revision, same, monkeypatch):
-    monkeypatch.setattr("models.weights.source.is_offline_mode", lambda: False)  # no name is looked up
+    monkeypatch.setattr("models.weights.source.is_offline_mode", lambda: False)
+    monkeypatch.setattr("models.weights.source._why_unreachable", lambda: "")  # no name is looked up
     policy = ModelSource(name_or_path="a/b", revision="v1")
     assert _same_weights(ModelSource(name_or_path=under, revision=revision), policy) == same
 

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -234,6 +235,20 @@ def test_evidence_nobody_can_give_is_refused_at_construction():
 def test_a_redistributors_class_is_refused_with_the_way_out(method):
     with pytest.raises(TypeError, match=rf"give {method.__name__}\(\), not the class"):
         PPOTrainer(TablePolicy(), TokenReward(share_of_threes), method, CONFIG)
+
+
+@pytest.fixture
+def as_users_meet_it():
+    """Without the type checker of these tests in front."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("methods", ["abc", ["abc"]])
+def test_a_redistributors_name_is_refused_with_the_way_out(methods, as_users_meet_it):
+    with pytest.raises(TypeError, match=r"not its name 'abc': give REDISTRIBUTORS\['abc'\]\(\)"):
+        trainer(Sparse()).collect(batch(), methods)
 
 
 @pytest.mark.parametrize("returned", [None, ["good"] * 16, [None] * 16, [[1.0], []] * 8, object()])

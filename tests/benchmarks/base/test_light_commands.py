@@ -121,7 +121,7 @@ def test_a_preparation_is_refused_before_anything_heavy_is_imported(task, tmp_pa
         (["--redistributors", "sparse@lamm=1"], "arm sparse@lamm=1: no PPO setting 'lamm'; did you mean 'lam'?"),
         (["--ppo.lam", "3"], "--ppo.lam must be in [0, 1], got 3"),
         (["--ppo.rollout_batch_size", "2"], "minibatch_size 4 exceeds rollout_batch_size 2"),
-        (["--seeds", "0"], "--seeds must be different numbers"),
+        (["--seeds", "0"], "--seeds must be how many, 1 or more, or different numbers"),
         (["--paper_curves", "absent.json.gz"], "--paper_curves: no file absent.json.gz"),
         (["--task", "dialog"], "--task: must be one of toy, positive_generation, summarisation, dialogue"),
     ],

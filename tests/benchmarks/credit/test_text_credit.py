@@ -163,6 +163,8 @@ def test_the_command_prints_and_writes(folders, tmp_path, capsys):
 def test_what_is_misspelt_is_refused_before_a_model_is_read():
     with pytest.raises(ValueError, match="no redistributor 'sparce'"):
         credit_of_text.credit("no folder", "nor this", ROWS, "sparce")
+    with pytest.raises(ValueError, match="my_rewards:concise names a function, and this command takes a classifier"):
+        credit_of_text.CreditSettings(policy="a", reward_model="my_rewards:concise", text="b")
     with pytest.raises(ValueError, match="text 1 has no 'response'"):
         credit_of_text.credit("no folder", "nor this", [{"prompt": "a"}], "sparse")
 

@@ -370,6 +370,7 @@ def test_bad_input_ends_with_the_reason(settings, capsys, more, said):
     assert "Traceback" not in error
 
 
+@pytest.mark.filterwarnings("ignore:.* texts hold words")
 def test_model_texts_and_names_cannot_control_the_terminal(settings, tmp_path):
     rows = [{"instruction": f"w{i} {HOSTILE}"} for i in range(3)] + [{"text": HOSTILE}]
     (tmp_path / "prompts.json").write_text(json.dumps(rows))

@@ -14,7 +14,7 @@ from benchmarks.base.presets import PRESETS
 from benchmarks.reporting.comparison_report import build
 from benchmarks.reporting.terminal_heat_map import terminal
 from benchmarks.runs.arms import parse_arms
-from benchmarks.runs.comparison import Panel, plan
+from benchmarks.runs.comparison import Panel, announced, plan, ppo_of
 from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.settings import ComparisonSettings
@@ -302,3 +302,14 @@ def test_a_run_of_this_process_that_fails_or_is_stopped_is_named(tmp_path, monke
     monkeypatch.setattr(BrokenTask, "load", lambda _: sys.exit(130))
     with pytest.raises(Interrupted, match="0 of 1 runs that were due have finished"):
         run_all([run], processes=0)
+
+
+def test_the_first_lines_say_which_arms_run_and_which_was_added(tmp_path):
+    def said(**changes):
+        asked = settings(tmp_path, seeds=1, **changes)
+        return announced(asked, plan(asked, TableTask(), Panel(), ppo_of(TableTask(), PPO)))[1]
+
+    added = " (sparse-lam1 runs besides as a control; --controls '' leaves it out)"
+    assert said(redistributors="uniform", controls="sparse@lam=1").startswith(f"uniform, sparse-lam1{added}: 2 runs")
+    assert said(redistributors="sparse@lam=1", controls="sparse@lam=1").startswith("sparse-lam1: 1 run of")
+    assert said(redistributors="uniform", controls="").startswith("uniform: 1 run of")

@@ -106,7 +106,11 @@ def test_the_command_trains_says_what_it_wrote_and_what_went_wrong(policy, tmp_p
         (["--reward", f"{__name__}:fails_later"], 1, r"sparse, seed 0 failed: KeyError: 'late' \(more in "),
         (["--reward", f"{__name__}:shortest"], 2, "has no 'shortest'; did you mean 'shorter'?"),
         (["--reward", f"{__name__}:shorter", "--redistributor", "abc"], 2, "abc is not possible here"),
-        (["--reward", f"{__name__}:shorter", "--ppo.max_length", "[80, 80]"], 2, "(--ppo.max_length sets the longest"),
+        (
+            ["--reward", f"{__name__}:shorter", "--ppo.max_length", "[80, 80]"],
+            2,
+            "--ppo.max_length '[LOW,HIGH]' sets the",
+        ),
         (["--reward", f"{__name__}:shorter", "--redistributor", "abd"], 2, "no redistributor 'abd'"),
     ):
         with pytest.raises(SystemExit) as ended:

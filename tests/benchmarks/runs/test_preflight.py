@@ -1,6 +1,7 @@
 """A comparison looked at before it is run."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 from table_task import PPO, TableTask, settings
@@ -11,7 +12,7 @@ from benchmarks.runs.preflight import cost, findings, memory_settings, on_the_cp
 from benchmarks.tasks.definitions import PositiveGeneration
 from benchmarks.tasks.model_settings import Loading
 from models.weights.lora_settings import LoraSettings
-from redistributors import REDISTRIBUTORS
+from redistributors import REDISTRIBUTORS, Sparse
 from rlhf_core.config import PPOConfig
 
 
@@ -36,7 +37,33 @@ def test_what_would_stop_the_comparison_is_told_for_each_arm(tmp_path):
     assert not found["arm sparse"].wrong
     assert found["arm abc"].wrong
     found = looked_at(settings(tmp_path, eval_prompts=4))
-    assert "eval_prompts 4 exceed the task's 3 held-out prompts" in found["arm sparse"].said
+    assert not found["arm sparse"].wrong
+    assert found["prompts"].said == "eval_prompts 4 exceed the task's 3 held-out prompts"
+
+
+@dataclass(frozen=True)
+class Half:
+    """Declares that it conserves the score, and places half of it."""
+
+    share: float = 0.5
+    needs: ClassVar = frozenset()
+    causal: ClassVar = True
+    conserving: ClassVar = True
+
+    def __call__(self, rollout):
+        return self.share * Sparse()(rollout)
+
+
+def test_a_method_from_elsewhere_is_tried_against_the_contract(tmp_path, capsys):
+    methods = f"sparse,{__name__}.Half,{__name__}.Half(share=1),segment(inner={__name__}.Half())"
+    found = list(looked_at(settings(tmp_path, redistributors=methods)).items())
+    arms = [finding for about, finding in found if about.startswith("arm ")]
+    assert [finding.wrong for finding in arms] == [False, True, False, True]
+    assert "contract" not in arms[0].said
+    assert arms[1].said.startswith("breaks the contract of a redistributor (redistributors.check): one token: ")
+    assert "; sum: rows miss the score by up to" in arms[1].said
+    assert arms[2].said == "can run; needs nothing but the score; keeps the contract of a redistributor"
+    assert capsys.readouterr().out == ""
 
 
 def test_a_folder_of_another_comparison_is_told(tmp_path):
@@ -103,10 +130,31 @@ def test_the_command_says_that_it_can_run_or_what_stops_it(tmp_path, capsys, tab
     assert ended.value.code == 2
     said = capsys.readouterr()
     assert "cannot: " in said.out
-    assert said.err == "python -m benchmarks.check: error: 1 of the findings above would stop the comparison\n"
+    assert said.err.endswith("error: 1 of the findings above must be put right before the comparison runs\n")
     with pytest.raises(SystemExit):
         main([*words, "--redistributors", "sparse,uniform", "--eval_prompts", "4"])
-    assert "cannot: for the same reason as arm sparse\n" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("cannot: eval_prompts 4 exceed") == 1
     with pytest.raises(SystemExit):
-        main([*words, "--redistributors", "magic"])
-    assert "no redistributor 'magic'" in capsys.readouterr().err
+        main([*words, "--redistributors", "abc,segment(inner=abc)"])
+    assert "cannot: for the same reason as arm abc\n" in capsys.readouterr().out
+
+
+def test_all_that_is_wrong_by_name_is_told_in_one_go(tmp_path, capsys):
+    nowhere = tmp_path / "nowhere"
+    words = ["--policy", f"{nowhere}/p", "--data", f"{nowhere}.jsonl", "--reward", "no_such_module:reward"]
+    for methods, said in (
+        ("magic,spars", ["no redistributor 'magic'", "no redistributor 'spars'; did you mean 'sparse'?"]),
+        (f"uniform(beta=7),{__name__}.Hlf", ["beta is the share", "has no class Hlf; did you mean 'Half'?"]),
+        ("sparse@lam=7,sparse@gamma=7", ["arm sparse@lam=7: ", "arm sparse@gamma=7: "]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--redistributors", methods])
+        assert ended.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        files = [
+            f"--policy {nowhere}/p: there is no folder",
+            f"--data {nowhere}.jsonl: no file",
+            "--reward no_such_mod",
+        ]
+        assert len(lines) == len(said) + len(files)
+        assert all(part in line for part, line in zip([*said, *files], lines, strict=True)), lines

@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 from table_task import TableTask, settings
 
+from benchmarks.base.folder_lock import locked
 from benchmarks.base.run_folder import claim_folder, run_record
 from benchmarks.experiments import table1
 from benchmarks.experiments.settings import SamplingMismatch as Mismatch
@@ -23,7 +24,6 @@ from benchmarks.experiments.settings import TableOne
 from benchmarks.runs.comparison import run_comparison
 from benchmarks.runs.samplers import SAMPLERS
 from benchmarks.runs.settings import SAMPLER_NAMES, ComparisonSettings
-from benchmarks.runs.worker_pool import locked
 
 SCRIPTS = {
     "learning_curves": "curves",

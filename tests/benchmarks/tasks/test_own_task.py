@@ -75,6 +75,19 @@ def test_it_holds_prompts_out_and_says_so(places, capsys):
     assert {*loaded.train_prompts[0]} == {"prompt", "answer"}
 
 
+def test_more_held_out_than_were_asked_for_is_explained(places, tmp_path, capsys):
+    prompts, texts = tmp_path / "many.jsonl", [f"w{2 + i % 9} w{3 + i // 9}" for i in range(81)]
+    prompts.write_text("".join(json.dumps({"prompt": text, "answer": "w2"}) + "\n" for text in texts))
+    loaded = task(places, data=str(prompts), held_out=2).load()
+    held_out = len(loaded.held_out_prompts)
+    assert held_out > 2
+    assert capsys.readouterr().out == (
+        f"many.jsonl: {81 - held_out} prompts to learn from, {held_out} held out (always the tenth that a hash of the "
+        "prompt picks; evaluated on: 2)\n"
+    )
+    assert [row["prompt"] for row in loaded.in_order()] == texts
+
+
 def test_the_defaults_are_those_of_a_run_of_ones_own(places):
     own = task(places)
     assert {name: own.ppo[name] for name in ("max_length", "rollout_batch_size")} == {
@@ -112,7 +125,10 @@ def test_what_decides_its_numbers_is_in_the_settings_and_the_fingerprint(places,
 @pytest.mark.parametrize(
     ("reward", "said"),
     [
-        ("rewards_of_mine:rite", "rewards_of_mine .* has no 'rite'; did you mean 'right'?"),
+        (
+            "rewards_of_mine:rite",
+            "--reward rewards_of_mine:rite: rewards_of_mine .* has no 'rite'; did you mean 'right'?",
+        ),
         ("rewards_of_yours:right", "rewards_of_yours cannot be imported"),
         ("rewards_of_mine:one", r"--reward rewards_of_mine:one: .* Write def one\(prompts, responses\)"),
         ("rewards_of_mine:number", "--reward rewards_of_mine:number: it is not a function of .* but 3"),
@@ -127,7 +143,7 @@ def test_a_column_that_is_missing_is_named_before_anything_is_loaded(places):
     with pytest.raises(
         ValueError, match="asks for the column 'solution', which the prompts do not have: they have 'an"
     ):
-        task(places, "rewards_of_mine:asks", policy="nowhere").load()
+        task(places, "rewards_of_mine:asks", policy=str(places)).load()  # which holds no model
 
 
 @pytest.mark.parametrize(

@@ -567,7 +567,7 @@ def test_a_whole_response_ends_with_the_tokenizers_own_eos(folders, eos_ids, end
 def test_validate_lists_every_bad_row(folders, family):
     policy = build(folders, family, "full")
     policy.validate(PROMPTS, 57)
-    with pytest.raises(ValueError, match=r"row 1 is empty.*row 2 holds ids \[32, -1\].*row 3: 60 prompt \+ 5 response"):
+    with pytest.raises(ValueError, match=r"row 3: 60 prompt \+ 5 response.*row 1 is empty.*row 2 holds ids \[32, -1\]"):
         policy.validate([[2], [], [32, 3, -1], [2] * 60], 5)
     with pytest.raises(ValueError, match="row 1 is empty"):
         policy.validate(policy.encode(["w2", " "]), 5)
@@ -641,11 +641,25 @@ def test_what_is_no_folder_is_said_at_once(load, tmp_path, monkeypatch):
         raise AssertionError("the hub was asked")
 
     monkeypatch.setattr("models.weights.adapters.cached_file", network)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: [])
     for name in (str(tmp_path / "none"), "./none", "../no/such", "runs/1/policy", "policy/", r"C:\models", "~/policy"):
         with pytest.raises(
             FileNotFoundError, match=f"there is no folder {re.escape(repr(name))}.* the form owner/name"
         ):
             load(name)
+    with pytest.raises(AssertionError, match="the hub was asked"):
+        load("owner/name")
+
+    def unknown_host(*_):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", unknown_host)
+    monkeypatch.setattr("models.weights.source.getproxies", dict)
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder 'owner/name', and without a network \(huggingface.co is not"
+    ):
+        load("owner/name")
+    monkeypatch.setattr("models.weights.source.getproxies", lambda: {"https": "proxy"})  # which would look it up
     with pytest.raises(AssertionError, match="the hub was asked"):
         load("owner/name")
     monkeypatch.setattr("models.weights.source.is_offline_mode", lambda: True)

@@ -207,7 +207,9 @@ def test_encoders_are_read_at_cls(build: Any, limit: int) -> None:
         wanted = theirs.attentions[-1][0, :, 0, len(prompt) :].mean(0)
         assert torch.allclose(scored.evidence[ReadRow()][row, : len(response)], wanted, atol=1e-5)
     model.validate([[4], [4, 5]], limit - 2)
-    with pytest.raises(ValueError, match=f"row 0: 2 prompt .* exceed the context {limit}; row 1 does not start with 4"):
+    with pytest.raises(
+        ValueError, match=f"row 0: 2 prompt .* exceed the context {limit} .*; row 1 does not start with 4"
+    ):
         model.validate([[4, 5], [5]], limit - 1)
     with pytest.raises(ValueError, match="row 1 starts with token 5"):
         scores(model, sequences([([4], [9]), ([5], [9])]))
@@ -234,7 +236,7 @@ def test_prompts_that_could_not_be_scored_are_all_listed_in_advance() -> None:
     with pytest.raises(
         ValueError,
         match=r"LlamaForSequenceClassification cannot score: row 0: 5 prompt \+ 4 response tokens exceed the context "
-        r"8; row 2 is empty.*; row 3 holds ids \[32\] outside the vocabulary of 32$",
+        r"8 .*; row 2 is empty.*; row 3 holds ids \[32\] outside the vocabulary of 32$",
     ):
         model.validate([[3] * 5, [5], [], [4, VOCAB]], 4)
 
