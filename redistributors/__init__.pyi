@@ -3,6 +3,7 @@ from .contract import ContractReport, ContractTest, check
 from .credit_table import Credit, CreditTable, compare_on
 from .decoder_attention import DecoderAttention
 from .ensemble import EnsembleCredit
+from .entropy import Entropy
 from .gradient import Gradient
 from .integrated_gradients import IntegratedGradients
 from .leave_one_out import LeaveOneOut
@@ -37,6 +38,7 @@ __all__ = [
     "CreditTable",
     "DecoderAttention",
     "EnsembleCredit",
+    "Entropy",
     "EntropyPeaks",
     "Gradient",
     "HiddenState",

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from redistributors.attention import Attention
 from redistributors.decoder_attention import DecoderAttention
+from redistributors.entropy import Entropy
 from redistributors.gradient import Gradient
 from redistributors.integrated_gradients import IntegratedGradients
 from redistributors.leave_one_out import LeaveOneOut
@@ -44,6 +45,7 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
             "attention": Attention,
             "log-ratio": LogRatio,
             "potential-projection": PotentialProjection,
+            "entropy": Entropy,
         }
     )
 )

@@ -190,6 +190,18 @@ MUTATIONS = (
         "tests/redistributors/test_log_ratio.py::test_modes_by_hand",
     ),
     Mutation(
+        "redistributors/entropy.py",
+        '"Entropy").clamp(min=0)',
+        '"Entropy")',
+        "tests/redistributors/test_entropy.py::test_an_entropy_that_rounding_left_below_0_is_none",
+    ),
+    Mutation(
+        "redistributors/entropy.py",
+        "spread(rollout.scores, normalised(_entropy(rollout), mask), mask, beta=self.beta)",
+        "spread(rollout.scores.abs(), normalised(_entropy(rollout), mask), mask, beta=self.beta)",
+        "tests/redistributors/test_entropy.py::test_by_hand",
+    ),
+    Mutation(
         "redistributors/shapley.py",
         "comb(players - 1, size) for size",
         "comb(players, size) for size",

@@ -12,6 +12,7 @@ from redistributors import (
     Attention,
     DecoderAttention,
     EnsembleCredit,
+    Entropy,
     EntropyPeaks,
     LogRatio,
     OwnRewards,
@@ -162,7 +163,7 @@ def test_other_places_for_a_residual_are_refused():
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan"), "0.8", None, True])
-@pytest.mark.parametrize("make", [Uniform, RewardAttention, DecoderAttention])
+@pytest.mark.parametrize("make", [Uniform, RewardAttention, DecoderAttention, Entropy])
 def test_beta_outside_its_range_is_refused(make, beta):
     with pytest.raises(ValueError, match=f"^{make.__name__}: beta.*, got {beta!r}$"):
         unchecked(make, beta=beta)
