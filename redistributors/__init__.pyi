@@ -5,6 +5,7 @@ from .decoder_attention import DecoderAttention
 from .ensemble import EnsembleCredit
 from .entropy import Entropy
 from .gradient import Gradient
+from .information import Information
 from .integrated_gradients import IntegratedGradients
 from .leave_one_out import LeaveOneOut
 from .log_ratio import LogRatio
@@ -42,6 +43,7 @@ __all__ = [
     "EntropyPeaks",
     "Gradient",
     "HiddenState",
+    "Information",
     "IntegratedGradients",
     "LeaveOneOut",
     "LogRatio",

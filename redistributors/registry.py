@@ -8,6 +8,7 @@ from redistributors.attention import Attention
 from redistributors.decoder_attention import DecoderAttention
 from redistributors.entropy import Entropy
 from redistributors.gradient import Gradient
+from redistributors.information import Information
 from redistributors.integrated_gradients import IntegratedGradients
 from redistributors.leave_one_out import LeaveOneOut
 from redistributors.log_ratio import LogRatio
@@ -46,6 +47,7 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
             "log-ratio": LogRatio,
             "potential-projection": PotentialProjection,
             "entropy": Entropy,
+            "information": Information,
         }
     )
 )

@@ -22,6 +22,7 @@ from rlhf_core.evidence import (
     FullKL,
     HiddenTap,
     Layout,
+    SentenceEnds,
     TokenEntropy,
     ValueTap,
 )
@@ -123,6 +124,11 @@ def _entropy(world: World, request: TokenEntropy) -> Float[Tensor, "batch respon
     return torch.where(world.sequences.response_mask, entropy, 0)
 
 
+def _sentence_ends(world: World, request: SentenceEnds) -> Float[Tensor, "batch response"]:
+    """The first word is the one that ends a sentence."""
+    return torch.where(world.sequences.response_mask, (world.sequences.response_ids == 1).double(), 0)
+
+
 def _auxiliary(world: World, request: AuxiliaryLogprobs) -> Float[Tensor, "batch response"]:
     """A third policy, drawn for the auxiliary's name."""
     drawn = generator(world.seed, f"auxiliary {request.name}").normal(size=tuple(world.logits.shape))
@@ -140,5 +146,6 @@ ANSWERS: Mapping[type[EvidenceRequest], Callable[[World, Any], Tensor]] = {
     Experiment: _experiment,
     FullKL: _full_kl,
     TokenEntropy: _entropy,
+    SentenceEnds: _sentence_ends,
     AuxiliaryLogprobs: _auxiliary,
 }

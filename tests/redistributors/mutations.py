@@ -202,6 +202,18 @@ MUTATIONS = (
         "tests/redistributors/test_entropy.py::test_by_hand",
     ),
     Mutation(
+        "redistributors/information.py",
+        "inner=PrefixDifference(), place=self.place",
+        'inner=PrefixDifference(prompt_share="last"), place=self.place',
+        "tests/redistributors/test_information.py::test_by_hand",
+    ),
+    Mutation(
+        "redistributors/information.py",
+        "boundaries=Sentences(marks=self.marks)",
+        "boundaries=Sentences()",
+        "tests/redistributors/test_information.py::test_other_marks_are_other_sentences",
+    ),
+    Mutation(
         "redistributors/shapley.py",
         "comb(players - 1, size) for size",
         "comb(players, size) for size",

@@ -40,7 +40,7 @@ from redistributors import (
     Uniform,
 )
 from redistributors.parts.attention_requests import AttentionRow, AttentionRowMean
-from rlhf_core.evidence import EvidenceRequest, FullKL, PrefixScores
+from rlhf_core.evidence import EvidenceRequest, FullKL, PrefixScores, SentenceEnds
 from rlhf_core.probe import Variants
 
 SMALL = Sizes(worlds=1, words=2, longest=4)
@@ -160,6 +160,13 @@ def test_prefix_scores_are_those_of_the_beginnings():
     assert TabularProbe(world=world).prefix_scores()[row].tolist() == [world.table(()), world.table((1,)), 0]
     tapped = evidence_for(world, REDISTRIBUTORS["prefix-difference"]())[PrefixScores()]
     torch.testing.assert_close(tapped, TabularProbe(world=world).prefix_scores())
+
+
+def test_the_first_word_ends_a_sentence():
+    world = world_of(longest=3)
+    found = evidence_for(world, REDISTRIBUTORS["information"]())[SentenceEnds()]
+    assert found[world.responses.index((2, 1, 0))].tolist() == [0, 1, 0]
+    assert found[world.responses.index((1, 0))].tolist() == [1, 0, 0]
 
 
 def test_integrated_gradients_of_the_table_are_its_shapley_values():
