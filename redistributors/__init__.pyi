@@ -9,6 +9,7 @@ from .information import Information
 from .integrated_gradients import IntegratedGradients
 from .leave_one_out import LeaveOneOut
 from .log_ratio import LogRatio
+from .monte_carlo import MonteCarlo
 from .own_rewards import OwnRewards
 from .parts.credit import (
     Residual,
@@ -47,6 +48,7 @@ __all__ = [
     "IntegratedGradients",
     "LeaveOneOut",
     "LogRatio",
+    "MonteCarlo",
     "NGrams",
     "OwnRewards",
     "Position",

@@ -12,6 +12,7 @@ from redistributors.information import Information
 from redistributors.integrated_gradients import IntegratedGradients
 from redistributors.leave_one_out import LeaveOneOut
 from redistributors.log_ratio import LogRatio
+from redistributors.monte_carlo import MonteCarlo
 from redistributors.potential_projection import PotentialProjection
 from redistributors.prefix_difference import PrefixDifference
 from redistributors.reward_attention import RewardAttention
@@ -48,6 +49,7 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
             "potential-projection": PotentialProjection,
             "entropy": Entropy,
             "information": Information,
+            "monte-carlo": MonteCarlo,
         }
     )
 )

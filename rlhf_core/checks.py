@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.evidence import ContinuationValues, EvidenceRequest
 from rlhf_core.masking import last_token
 from rlhf_core.types import (
     HasIdRange,
@@ -173,8 +173,9 @@ def needs_of(methods: Iterable[Redistributor], policy: Policy, reward: RewardMod
 
 
 def why_not_provided(request: EvidenceRequest, source: Policy | RewardModel) -> str:
-    """Why a model cannot give a piece of evidence, in its own words where it has some; empty where it can."""
-    if source.provides(request):
+    """Why a model cannot give a piece of evidence, in its own words where it has some; empty where it can, and where
+    the engine makes it of samples and scores, which every model gives."""
+    if isinstance(request, ContinuationValues) or source.provides(request):
         return ""
     return (source.why_not(request) if isinstance(source, SaysWhyNot) else "") or "it does not measure such evidence"
 

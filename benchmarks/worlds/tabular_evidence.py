@@ -18,6 +18,7 @@ from benchmarks.worlds.tabular_probe import ABILITIES, TabularProbe
 from rlhf_core.evidence import (
     AttentionTap,
     AuxiliaryLogprobs,
+    ContinuationValues,
     EvidenceRequest,
     FullKL,
     HiddenTap,
@@ -129,6 +130,13 @@ def _sentence_ends(world: World, request: SentenceEnds) -> Float[Tensor, "batch 
     return torch.where(world.sequences.response_mask, (world.sequences.response_ids == 1).double(), 0)
 
 
+def _continuation_values(world: World, request: ContinuationValues) -> Float[Tensor, "batch response 2"]:
+    """Of all continuations, each as often as the policy draws it: the exact values, of which no token was drawn."""
+    values = world.state_means(world.raw_scores[:, None].expand_as(world.states).double())
+    exact = torch.where(request.at(world.sequences.response_mask), values, 0)
+    return torch.stack([exact, torch.zeros_like(exact)], dim=2)
+
+
 def _auxiliary(world: World, request: AuxiliaryLogprobs) -> Float[Tensor, "batch response"]:
     """A third policy, drawn for the auxiliary's name."""
     drawn = generator(world.seed, f"auxiliary {request.name}").normal(size=tuple(world.logits.shape))
@@ -147,5 +155,6 @@ ANSWERS: Mapping[type[EvidenceRequest], Callable[[World, Any], Tensor]] = {
     FullKL: _full_kl,
     TokenEntropy: _entropy,
     SentenceEnds: _sentence_ends,
+    ContinuationValues: _continuation_values,
     AuxiliaryLogprobs: _auxiliary,
 }

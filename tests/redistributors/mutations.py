@@ -214,6 +214,24 @@ MUTATIONS = (
         "tests/redistributors/test_information.py::test_other_marks_are_other_sentences",
     ),
     Mutation(
+        "redistributors/monte_carlo.py",
+        "potential = rollout.score_scale * held(",
+        "potential = held(",
+        "tests/redistributors/test_monte_carlo.py::test_by_hand",
+    ),
+    Mutation(
+        "redistributors/monte_carlo.py",
+        "return torch.where(times >= 0, values.gather(1, times.clamp(min=0)), 0)",
+        "return values.gather(1, times.clamp(min=0))",
+        "tests/redistributors/test_monte_carlo.py::test_a_value_on_the_first_token_would_not_be_read",
+    ),
+    Mutation(
+        "redistributors/monte_carlo.py",
+        "-1).cummax(1).values",
+        "-1)",
+        "tests/redistributors/test_monte_carlo.py::test_by_hand",
+    ),
+    Mutation(
         "redistributors/shapley.py",
         "comb(players - 1, size) for size",
         "comb(players, size) for size",

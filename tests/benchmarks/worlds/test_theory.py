@@ -32,6 +32,7 @@ from benchmarks.worlds.theory_report import Sizes, checked, method_table, run
 from redistributors import (
     REDISTRIBUTORS,
     LogRatio,
+    MonteCarlo,
     PotentialProjection,
     PrefixDifference,
     RewardAttention,
@@ -169,6 +170,18 @@ def test_the_first_word_ends_a_sentence():
     assert found[world.responses.index((1, 0))].tolist() == [1, 0, 0]
 
 
+def test_values_of_continuations_are_expectations_over_the_rest_of_the_response():
+    """Before the last token of the longest response: each possible token's score by its probability."""
+    world = world_of(longest=2)
+    (request,) = MonteCarlo(span=1).needs
+    found = evidence_for(world, MonteCarlo(span=1))[request]
+    ends = [world.responses.index((1, token)) for token in range(3)]
+    chances = torch.stack([probabilities(world, world.logits)[row] for row in ends])
+    wanted = (chances * world.raw_scores[ends]).sum() / chances.sum()
+    assert found[ends, 1, 0].tolist() == pytest.approx([float(wanted)] * 3)
+    assert not found[:, 0].any()
+
+
 def test_integrated_gradients_of_the_table_are_its_shapley_values():
     """Gauss-Legendre with three nodes is exact for the polynomials of a response of four tokens."""
     world = world_of()
@@ -283,6 +296,7 @@ def test_a_declaration_that_does_not_hold_fails_and_what_is_not_declared_may(lie
     ("method", "shaping"),
     [
         *((Sparse(), True), (Uniform(), False), (RewardAttention(), False), (PrefixDifference(gamma=0.9), True)),
+        *((MonteCarlo(span=1), True), (MonteCarlo(span=2, positions=1), True)),
         *((LogRatio(), False), (LogRatio(mode="shape"), True), (PotentialProjection(), True)),
         *((Segment(inner=PrefixDifference(), place="end"), True), (Segment(inner=PrefixDifference()), False)),
         (Segment(inner=LogRatio(), place="end"), False),
