@@ -3,10 +3,13 @@ from .contract import ContractReport, ContractTest, check
 from .credit_table import Credit, CreditTable, compare_on
 from .decoder_attention import DecoderAttention
 from .ensemble import EnsembleCredit
+from .entropy import Entropy
 from .gradient import Gradient
+from .information import Information
 from .integrated_gradients import IntegratedGradients
 from .leave_one_out import LeaveOneOut
 from .log_ratio import LogRatio
+from .monte_carlo import MonteCarlo
 from .own_rewards import OwnRewards
 from .parts.credit import (
     Residual,
@@ -37,12 +40,15 @@ __all__ = [
     "CreditTable",
     "DecoderAttention",
     "EnsembleCredit",
+    "Entropy",
     "EntropyPeaks",
     "Gradient",
     "HiddenState",
+    "Information",
     "IntegratedGradients",
     "LeaveOneOut",
     "LogRatio",
+    "MonteCarlo",
     "NGrams",
     "OwnRewards",
     "Position",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from redistributors.parts.credit import Residual, check_residual, evidence_of, signed
 from redistributors.reward_attention import RewardAttention
-from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.evidence import ContinuationValues, EvidenceRequest
 from rlhf_core.masking import masked_mean
 from rlhf_core.scorers.aggregation import Aggregate, Mean, MemberScores, OfMember
 from rlhf_core.types import Learns, Redistributor, ReportsMetrics, Rollout
@@ -28,7 +28,7 @@ class EnsembleCredit:
 
     Raises:
         ValueError: fewer than one member, no redistributor or aggregate, an unknown ``residual``, or an ``inner`` that
-            learns.
+            learns or reads continuations.
     """
 
     inner: Redistributor = field(default_factory=RewardAttention)
@@ -52,6 +52,11 @@ class EnsembleCredit:
                 f"EnsembleCredit: {self.inner!r} learns, and would see {self.members} members as one; make "
                 "EnsembleCredit its inner method, with features without HiddenState: an ensemble has no states of its "
                 "own"
+            )
+        if any(isinstance(request, ContinuationValues) for request in self.inner.needs):
+            raise ValueError(
+                f"EnsembleCredit: {self.inner!r} reads scores of further responses, which are those of the whole "
+                "ensemble; give it to the trainer itself"
             )
 
     @property

@@ -3,5 +3,6 @@
 METHOD_NAMES = (
     *("sparse", "uniform", "abc", "abc-d", "abc-d2", "prefix-difference", "gradient", "integrated-gradients"),
     *("leave-one-out", "shapley", "segment", "attention", "log-ratio", "potential-projection"),
+    *("entropy", "information", "monte-carlo"),
 )
 """In the registry's order; a test holds the two together."""

@@ -6,10 +6,13 @@ from types import MappingProxyType
 
 from redistributors.attention import Attention
 from redistributors.decoder_attention import DecoderAttention
+from redistributors.entropy import Entropy
 from redistributors.gradient import Gradient
+from redistributors.information import Information
 from redistributors.integrated_gradients import IntegratedGradients
 from redistributors.leave_one_out import LeaveOneOut
 from redistributors.log_ratio import LogRatio
+from redistributors.monte_carlo import MonteCarlo
 from redistributors.potential_projection import PotentialProjection
 from redistributors.prefix_difference import PrefixDifference
 from redistributors.reward_attention import RewardAttention
@@ -44,6 +47,9 @@ REDISTRIBUTORS: Mapping[str, Callable[..., Redistributor]] = MappingProxyType(
             "attention": Attention,
             "log-ratio": LogRatio,
             "potential-projection": PotentialProjection,
+            "entropy": Entropy,
+            "information": Information,
+            "monte-carlo": MonteCarlo,
         }
     )
 )

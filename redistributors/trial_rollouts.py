@@ -11,6 +11,7 @@ from torch import Tensor
 from rlhf_core.evidence import (
     AttentionTap,
     AuxiliaryLogprobs,
+    ContinuationValues,
     EvidenceRequest,
     FullKL,
     HiddenTap,
@@ -113,7 +114,7 @@ def known_ahead(request: EvidenceRequest) -> int | None:
     """How many more columns of evidence than tokens are known at any token: 1 where it is of the state before a token,
     0 where it is of the token too, None if it may know the whole response."""
     asked = _asked(request)
-    if isinstance(asked, HiddenTap | TokenEntropy | FullKL):
+    if isinstance(asked, HiddenTap | TokenEntropy | FullKL | ContinuationValues):
         return 1
     return 0 if isinstance(asked, AuxiliaryLogprobs | SentenceEnds) else None
 

@@ -2,7 +2,16 @@ from .buffer import RolloutBuffer
 from .checks import HealthError
 from .config import KLConfig, PPOConfig, ScoreConfig
 from .estimators.leave_one_out import leave_one_out_advantages
-from .evidence import AttentionTap, ColumnTap, EvidenceRequest, FullKL, HiddenTap, Layout, PrefixScores
+from .evidence import (
+    AttentionTap,
+    ColumnTap,
+    ContinuationValues,
+    EvidenceRequest,
+    FullKL,
+    HiddenTap,
+    Layout,
+    PrefixScores,
+)
 from .kl import AdaptiveKL, FixedKL, kl_estimate
 from .losses import policy_loss, value_loss
 from .masking import masked_mean, masked_var, masked_whiten
@@ -36,6 +45,7 @@ __all__ = [
     "AdaptiveKL",
     "AttentionTap",
     "ColumnTap",
+    "ContinuationValues",
     "Diverged",
     "Evaluation",
     "EvidenceRequest",

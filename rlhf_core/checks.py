@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.evidence import ContinuationValues, EvidenceRequest
 from rlhf_core.masking import last_token
 from rlhf_core.types import (
     HasIdRange,
@@ -177,9 +177,9 @@ def needs_of(methods: Iterable[Redistributor], policy: Policy, reward: RewardMod
 
 
 def why_not_provided(request: EvidenceRequest, source: Policy | RewardModel) -> str:
-    """Why a model cannot provide a piece of evidence, as the model itself explains if it can; empty if it provides
-    it."""
-    if source.provides(request):
+    """Why a model cannot provide a piece of evidence, as the model itself explains if it can; empty if it provides it,
+    or if the engine makes it from samples and scores, which every model gives."""
+    if isinstance(request, ContinuationValues) or source.provides(request):
         return ""
     return (source.why_not(request) if isinstance(source, SaysWhyNot) else "") or "it does not measure such evidence"
 

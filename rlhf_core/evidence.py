@@ -180,3 +180,27 @@ class AuxiliaryLogprobs(EvidenceRequest):
 
     name: str
     source: Source = "policy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuationValues(EvidenceRequest):
+    """V(s_t), the mean raw score of ``continuations`` responses that begin with y_<t and go on as the policy does, at
+    the states after ``span``, 2 · ``span``, ... response tokens, ``positions`` of them at most.
+
+    The engine measures it (:mod:`rlhf_core.continuations`), with nothing but the policy's ``sample`` and the reward
+    model's ``score``, so every policy and every reward can serve it. ``source`` is always "policy".
+    """
+
+    span: int
+    positions: int
+    continuations: int
+    source: Source = "policy"
+
+    def shape(self, batch: int, response: int) -> tuple[int, ...]:
+        """(batch, response, 2): the value, and how many tokens were drawn for it; both 0 where none was asked for."""
+        return (batch, response, 2)
+
+    def at(self, mask: Bool[Tensor, "batch response"]) -> Bool[Tensor, "batch response"]:
+        """The response tokens, which ``mask`` selects, before which a value is asked for."""
+        times = torch.arange(mask.shape[1], device=mask.device)
+        return mask & (times > 0) & (times % self.span == 0) & (times <= self.span * self.positions)

@@ -165,5 +165,10 @@ def generators(name: str, sequences: Sequences) -> list[torch.Generator]:
     """A stream of random numbers for every row, fixed by ``name`` and the row's own tokens: a row gets the same numbers
     alone, in any batch, and in a resumed run."""
     pairs = zip(sequences.prompts(), sequences.responses(), strict=True)
-    digests = (hashlib.sha256(repr((name, prompt, response)).encode()).digest() for prompt, response in pairs)
-    return [torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1) for digest in digests]
+    return [keyed_generator(name, prompt, response) for prompt, response in pairs]
+
+
+def keyed_generator(*key: object) -> torch.Generator:
+    """A stream of random numbers fixed by ``key``: names, numbers and lists of them, as they are written."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

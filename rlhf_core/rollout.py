@@ -12,7 +12,8 @@ from torch import Tensor
 from rlhf_core.batching import Budgets, TokenBudget, micro_batches, row_batches, run_in_parts
 from rlhf_core.checks import require_usable
 from rlhf_core.config import PPOConfig
-from rlhf_core.evidence import EvidenceRequest, FullKL
+from rlhf_core.continuations import continuation_values
+from rlhf_core.evidence import ContinuationValues, EvidenceRequest, FullKL
 from rlhf_core.kl import kl_estimate
 from rlhf_core.random_streams import Stream, stream, uniforms
 from rlhf_core.rewards import ScoreMoments, normalise_scores
@@ -98,7 +99,7 @@ def measure(
             the row.
         ValueError: a reward model that does not return one score per response.
     """
-    of_policy = frozenset(request for request in needs if request.source != "reward")
+    continued, of_policy, of_reward = _by_who_answers(needs)
     asked = of_policy | ({FullKL()} if config.kl.kind == "full" else frozenset())
     budget = (budgets or Budgets.of(config)).micro_batch
     evaluation = _evaluate(policy, sequences, asked, config.temperature, budget)
@@ -107,7 +108,7 @@ def measure(
         kl = evaluation.evidence[FullKL()]
     else:
         kl = kl_estimate(evaluation.logprobs, ref_logprobs, config.kl.kind)
-    scored = reward.score(sequences, needs - of_policy)
+    scored = reward.score(sequences, of_reward)
     if scored.scores.shape != (len(sequences),):  # one score would be broadcast to every response
         raise ValueError(
             f"{type(reward).__name__}.score returned scores of shape {tuple(scored.scores.shape)} for {len(sequences)} "
@@ -125,7 +126,12 @@ def measure(
     scores, scale = normalise_scores(raw_scores, moments.including(raw_scores), config.score)
     require_usable("scores", scores, policy, sequences)
     evidence = {request: evaluation.evidence[request] for request in of_policy}
-    evidence |= {request: scored.evidence[request].to(kl.device) for request in needs - of_policy}
+    evidence |= {request: scored.evidence[request].to(kl.device) for request in of_reward}
+    sampling = (budgets or Budgets.of(config)).sampling
+    evidence |= {
+        request: continuation_values(request, policy, reward, sequences, config=config, budget=sampling).to(kl.device)
+        for request in continued
+    }
     for request, values in evidence.items():
         require_usable(f"evidence {request!r}", values, policy, sequences)
     return Rollout(
@@ -159,16 +165,29 @@ def with_evidence(
         MemoryError: a single row ran out of memory.
         FloatingPointError: a piece of evidence is not finite, or too large; names the row.
     """
-    of_policy = frozenset(request for request in needs if request.source != "reward")
+    continued, of_policy, of_reward = _by_who_answers(needs)
     evidence: dict[EvidenceRequest, Tensor] = {}
     if of_policy:
         evidence |= _evaluate(policy, rollout.sequences, of_policy, config.temperature, budgets.micro_batch).evidence
-    if needs - of_policy:
-        evidence |= reward.score(rollout.sequences, needs - of_policy).evidence
+    if of_reward:
+        evidence |= reward.score(rollout.sequences, of_reward).evidence
+    evidence |= {
+        request: continuation_values(request, policy, reward, rollout.sequences, config=config, budget=budgets.sampling)
+        for request in continued
+    }
     found = {request: evidence[request].to(rollout.kl.device) for request in needs}
     for request, values in found.items():
         require_usable(f"evidence {request!r}", values, policy, rollout.sequences)
     return replace(rollout, evidence=found)
+
+
+def _by_who_answers(
+    needs: frozenset[EvidenceRequest],
+) -> tuple[frozenset[ContinuationValues], frozenset[EvidenceRequest], frozenset[EvidenceRequest]]:
+    """What policy and reward model answer together, what the policy answers, and what the reward model does."""
+    together = frozenset(request for request in needs if isinstance(request, ContinuationValues))
+    of_policy = frozenset(request for request in needs - together if request.source != "reward")
+    return together, of_policy, needs - together - of_policy
 
 
 def _limits(config: PPOConfig, rows: int, draw: Draw) -> Limits:

@@ -114,7 +114,8 @@ def notes(study: Study) -> list[str]:
         f"{study.settings.absent[0]}. Credited tokens: (Σ|c|)²/Σc².",
         f"Flipped signs: the share of Σ|c| on tokens where credit and {signs} have opposite signs.",
         "Passes and evidence: per response, beyond the passes that every method needs; attention and hidden states "
-        "are read from those. –: not counted, as for passes of a second language model. Method: the redistributor "
+        "are read from those. A continuation counts as the pass that scores it. –: not counted, as for passes of a "
+        "second language model. Method: the redistributor "
         f"itself. {torch.get_num_threads()} threads.",
         f"Methods that learn had observed {study.settings.warm} rollouts.",
         *_oracle_note(study),

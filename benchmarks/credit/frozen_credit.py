@@ -12,10 +12,13 @@ from benchmarks.runs.arms import Arm
 from benchmarks.tasks.loaded import Loaded
 from models.rewards.retokenised import RetokenisedReward
 from redistributors.parts.credit import restricted
+from rlhf_core.batching import Budgets
 from rlhf_core.checks import check_gamma, check_needs, require_token_scores
 from rlhf_core.config import PPOConfig
+from rlhf_core.continuations import continuation_values
 from rlhf_core.evidence import (
     AttentionTap,
+    ContinuationValues,
     EvidenceRequest,
     FullKL,
     HiddenTap,
@@ -98,19 +101,37 @@ def evidence_apart(
     policy: Policy, reward: RewardModel, sequences: Sequences, needs: frozenset[EvidenceRequest], config: PPOConfig
 ) -> tuple[Rollout, Mapping[EvidenceRequest, Cost]]:
     """The responses measured with all evidence, and the cost of each request. Experiments are measured one by one;
-    evidence read from a pass that is made anyway is free. A request whose passes are not counted has no cost."""
+    evidence read from a pass that is made anyway is free. A request whose passes are not counted has no cost. For
+    continuations, the cost is the pass that scores each, and the tokens drawn."""
     owners = {"policy": policy, "reference": policy, "reward": reward}
     experiments = [request for request in needs if isinstance(request, Experiment)]
     probed = [(request, owners[request.source]) for request in experiments]
     apart = {request: model for request, model in probed if isinstance(model, HasProbe)}
-    rollout = measure(policy, reward, sequences, needs - frozenset(apart), config=config, moments=ScoreMoments())
+    continued = frozenset(request for request in needs if isinstance(request, ContinuationValues))
+    shared = needs - frozenset(apart) - continued
+    rollout = measure(policy, reward, sequences, shared, config=config, moments=ScoreMoments())
     evidence = dict(rollout.evidence)
-    costs = {request: Cost() for request in needs - frozenset(apart) if rides_along(request, owners[request.source])}
+    costs = {request: Cost() for request in shared if rides_along(request, owners[request.source])}
     for request, model in apart.items():
         probe, started = model.probe(sequences), time.perf_counter()
         evidence[request] = measured(request, probe).to(rollout.kl.device)
         costs[request] = replace(probe.cost, seconds=time.perf_counter() - started)
+    for together in continued:
+        evidence[together], costs[together] = continued_values(together, policy, reward, sequences, config)
     return replace(rollout, evidence=evidence), costs
+
+
+def continued_values(
+    request: ContinuationValues, policy: Policy, reward: RewardModel, sequences: Sequences, config: PPOConfig
+) -> tuple[Float[Tensor, "batch response 2"], Cost]:
+    """Values of states from continuations, and their cost: a forward pass for each that was scored, the tokens drawn,
+    and the seconds of both."""
+    cost, budget = Cost(), Budgets.of(config).sampling
+    with cost.timed():
+        found = continuation_values(request, policy, reward, sequences, config=config, budget=budget)
+    cost.forwards = request.continuations * int(request.at(sequences.response_mask).sum())
+    cost.tokens = int(found[..., 1].sum())
+    return found, cost
 
 
 def rides_along(request: EvidenceRequest, model: object) -> bool:

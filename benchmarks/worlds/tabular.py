@@ -79,7 +79,8 @@ class World:
         return (self.raw_scores - self.centre) * self.scale
 
     def rewarded(self, value: float) -> "World":
-        """The same world, every response worth ``value``; evidence stays that of the table."""
+        """The same world, every response worth ``value``, and so are continuations; other evidence stays that of the
+        table."""
         return replace(self, raw_scores=torch.full_like(self.raw_scores, value), centre=0.0, scale=1.0)
 
     def rollout(self, evidence: dict[EvidenceRequest, Tensor]) -> Rollout:

@@ -18,10 +18,12 @@ from benchmarks.worlds.tabular_probe import ABILITIES, TabularProbe
 from rlhf_core.evidence import (
     AttentionTap,
     AuxiliaryLogprobs,
+    ContinuationValues,
     EvidenceRequest,
     FullKL,
     HiddenTap,
     Layout,
+    SentenceEnds,
     TokenEntropy,
     ValueTap,
 )
@@ -123,6 +125,18 @@ def _entropy(world: World, request: TokenEntropy) -> Float[Tensor, "batch respon
     return torch.where(world.sequences.response_mask, entropy, 0)
 
 
+def _sentence_ends(world: World, request: SentenceEnds) -> Float[Tensor, "batch response"]:
+    """The first word is the one that ends a sentence."""
+    return torch.where(world.sequences.response_mask, (world.sequences.response_ids == 1).double(), 0)
+
+
+def _continuation_values(world: World, request: ContinuationValues) -> Float[Tensor, "batch response 2"]:
+    """Of all continuations, each as often as the policy draws it: the exact values, of which no token was drawn."""
+    values = world.state_means(world.raw_scores[:, None].expand_as(world.states).double())
+    exact = torch.where(request.at(world.sequences.response_mask), values, 0)
+    return torch.stack([exact, torch.zeros_like(exact)], dim=2)
+
+
 def _auxiliary(world: World, request: AuxiliaryLogprobs) -> Float[Tensor, "batch response"]:
     """A third policy, drawn for the auxiliary's name."""
     drawn = generator(world.seed, f"auxiliary {request.name}").normal(size=tuple(world.logits.shape))
@@ -140,5 +154,7 @@ ANSWERS: Mapping[type[EvidenceRequest], Callable[[World, Any], Tensor]] = {
     Experiment: _experiment,
     FullKL: _full_kl,
     TokenEntropy: _entropy,
+    SentenceEnds: _sentence_ends,
+    ContinuationValues: _continuation_values,
     AuxiliaryLogprobs: _auxiliary,
 }

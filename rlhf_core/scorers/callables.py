@@ -17,7 +17,7 @@ Scores = Callable[[Sequences, list[int], list[list[int]]], Float[Tensor, " row"]
 """Scores of other responses, as token ids, in the place of those of the given rows."""
 
 Decode = Callable[[Sequence[Sequence[int]]], list[str]]
-UNDEMANDING = "sparse, uniform, abc-d, abc-d2, log-ratio"
+UNDEMANDING = "sparse, uniform, abc-d, abc-d2, log-ratio, entropy, monte-carlo"
 METHODS = f"{UNDEMANDING}, leave-one-out, shapley"
 """Names of the methods that ask nothing of a reward but its score, and of those that a callable can serve. The tests
 hold them against the registry, which the engine does not import."""

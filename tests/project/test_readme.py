@@ -67,6 +67,13 @@ def test_the_ten_line_redistributor_is_one(one_rollout):
     assert learner.redistribute(names["rollout"]).equal(token_scores)
 
 
+def test_the_readme_counts_and_names_every_method():
+    _, table = README.split("\n## Methods\n")
+    named = {name for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall("`(.+?)`", cell)}
+    assert f"| methods of credit | {len(REDISTRIBUTORS)}, and your own |" in README
+    assert set(REDISTRIBUTORS) <= named
+
+
 def test_every_linked_file_exists():
     links = re.findall(r"\]\(([\w/._-]+)\)", README)
     assert links

@@ -190,6 +190,48 @@ MUTATIONS = (
         "tests/redistributors/test_log_ratio.py::test_modes_by_hand",
     ),
     Mutation(
+        "redistributors/entropy.py",
+        '"Entropy").clamp(min=0)',
+        '"Entropy")',
+        "tests/redistributors/test_entropy.py::test_an_entropy_that_rounding_left_below_0_is_none",
+    ),
+    Mutation(
+        "redistributors/entropy.py",
+        "spread(rollout.scores, normalised(_entropy(rollout), mask), mask, beta=self.beta)",
+        "spread(rollout.scores.abs(), normalised(_entropy(rollout), mask), mask, beta=self.beta)",
+        "tests/redistributors/test_entropy.py::test_by_hand",
+    ),
+    Mutation(
+        "redistributors/information.py",
+        "inner=PrefixDifference(), place=self.place",
+        'inner=PrefixDifference(prompt_share="last"), place=self.place',
+        "tests/redistributors/test_information.py::test_by_hand",
+    ),
+    Mutation(
+        "redistributors/information.py",
+        "boundaries=Sentences(marks=self.marks)",
+        "boundaries=Sentences()",
+        "tests/redistributors/test_information.py::test_other_marks_are_other_sentences",
+    ),
+    Mutation(
+        "redistributors/monte_carlo.py",
+        "potential = rollout.score_scale * held(",
+        "potential = held(",
+        "tests/redistributors/test_monte_carlo.py::test_by_hand",
+    ),
+    Mutation(
+        "redistributors/monte_carlo.py",
+        "return torch.where(times >= 0, values.gather(1, times.clamp(min=0)), 0)",
+        "return values.gather(1, times.clamp(min=0))",
+        "tests/redistributors/test_monte_carlo.py::test_a_value_on_the_first_token_would_not_be_read",
+    ),
+    Mutation(
+        "redistributors/monte_carlo.py",
+        "-1).cummax(1).values",
+        "-1)",
+        "tests/redistributors/test_monte_carlo.py::test_by_hand",
+    ),
+    Mutation(
         "redistributors/shapley.py",
         "comb(players - 1, size) for size",
         "comb(players, size) for size",

@@ -12,7 +12,9 @@ from redistributors import (
     Attention,
     DecoderAttention,
     EnsembleCredit,
+    Entropy,
     EntropyPeaks,
+    Information,
     LogRatio,
     OwnRewards,
     PotentialProjection,
@@ -27,7 +29,7 @@ from redistributors import (
 from redistributors.parts.attention_requests import AttentionRow, AttentionRowMean
 from redistributors.parts.credit import check_residual, normalised, signed
 from redistributors.parts.state_features import PriorLogprobs, StateValue
-from rlhf_core.evidence import Layout
+from rlhf_core.evidence import Layout, SentenceEnds
 from rlhf_core.scorers.aggregation import Entropic
 from rlhf_core.types import Sequences
 
@@ -65,6 +67,7 @@ def test_keeps_the_contract_and_declares_all_that_holds(redistributor):
         DecoderAttention(shift=1),
         EnsembleCredit(aggregate=Entropic(lam=0.5)),
         EnsembleCredit(inner=PrefixDifference(), members=3),
+        Information(place="spread"),
         LogRatio(mode="shape"),
         LogRatio(mode="rescale"),
         OwnRewards(residual="nowhere"),
@@ -83,9 +86,12 @@ def test_keeps_the_contract_under_other_settings(method):
 
 
 def test_scales_with_the_score(redistributor):
-    """Attributions are in units of the score, and attention weights are the same in any."""
+    """Attributions are in units of the score, and weights are the same in any; where sentences end has no unit."""
     rollout = rollout_for(redistributor)
-    scaled = {request: 1000 * evidence for request, evidence in rollout.evidence.items()}
+    scaled = {
+        request: evidence if isinstance(request, SentenceEnds) else 1000 * evidence
+        for request, evidence in rollout.evidence.items()
+    }
     large = replace(rollout, scores=1000 * rollout.scores, raw_scores=1000 * rollout.raw_scores, evidence=scaled)
     if redistributor.conserving:
         torch.testing.assert_close(redistributor(rollout) * 1000, redistributor(large), atol=1e-3, rtol=1e-5)
@@ -162,7 +168,7 @@ def test_other_places_for_a_residual_are_refused():
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan"), "0.8", None, True])
-@pytest.mark.parametrize("make", [Uniform, RewardAttention, DecoderAttention])
+@pytest.mark.parametrize("make", [Uniform, RewardAttention, DecoderAttention, Entropy])
 def test_beta_outside_its_range_is_refused(make, beta):
     with pytest.raises(ValueError, match=f"^{make.__name__}: beta.*, got {beta!r}$"):
         unchecked(make, beta=beta)

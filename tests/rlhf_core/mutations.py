@@ -456,9 +456,39 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/probe.py",
-        "repr((name, prompt, response))",
-        "repr(name)",
+        "[keyed_generator(name, prompt, response) for",
+        "[keyed_generator(name) for",
         "tests/rlhf_core/test_probe.py::test_a_row_draws_the_same_alone_and_in_any_batch",
+    ),
+    Mutation(
+        "rlhf_core/continuations.py",
+        "low, high = whole.min_lengths.cpu() - times, whole.max_lengths.cpu() - times",
+        "high = whole.max_lengths.cpu() - times; low = torch.minimum(whole.min_lengths.cpu(), high)",
+        "tests/rlhf_core/test_continuations.py::test_values_are_those_of_all_continuations",
+    ),
+    Mutation(
+        "rlhf_core/continuations.py",
+        "places = times[:, None] + torch.arange",
+        "places = 0 * times[:, None] + torch.arange",
+        "tests/rlhf_core/test_continuations.py::test_a_state_that_draws_the_token_itself_goes_on_as_the_next_state_does",
+    ),
+    Mutation(
+        "rlhf_core/continuations.py",
+        'keyed_generator("continuations", seed, prompt)',
+        'keyed_generator("continuations", seed, prompt, sequences.responses())',
+        "tests/rlhf_core/test_continuations.py::test_equal_states_have_equal_values_whatever_comes_after_or_beside_them",
+    ),
+    Mutation(
+        "rlhf_core/continuations.py",
+        "drawn[rows] = whole.response_lengths.cpu() - states[rows, 1]",
+        "drawn[rows] = whole.response_lengths.cpu()",
+        "tests/rlhf_core/test_continuations.py::test_the_tokens_that_were_drawn_are_counted",
+    ),
+    Mutation(
+        "rlhf_core/evidence.py",
+        "mask & (times > 0) & (times % self.span == 0)",
+        "mask & (times % self.span == 0)",
+        "tests/rlhf_core/test_continuations.py::test_positions_by_hand",
     ),
     Mutation(
         "rlhf_core/checks.py",

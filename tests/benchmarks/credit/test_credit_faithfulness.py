@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import pytest
 import torch
-from fakes import TablePolicy, ragged_sequences, rollout_of, sequences_of
+from enumerable import ODD, Eighths, expected
+from fakes import ragged_sequences, rollout_of, sequences_of
 from PIL import Image
 from prepared import prepared
 from table_task import PPO, table_loaded
@@ -29,14 +30,14 @@ from benchmarks.credit.faithfulness import (
 from benchmarks.credit.faithfulness_study import methods_of, study
 from benchmarks.credit.frozen_credit import cost_of, evidence_apart, warm
 from benchmarks.credit.settings import FaithfulnessSettings
-from benchmarks.credit.value_oracle import Walk, value_differences
+from benchmarks.credit.value_oracle import value_differences
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from models import load_policy
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.retokenised import RetokenisedReward
 from models.texts.retokenising import Telling
 from models.tiny import save_tiny, tiny_gpt2_classifier, tiny_tokenizer
-from redistributors import LeaveOneOut, LogRatio, PrefixDifference, RewardAttention
+from redistributors import LeaveOneOut, LogRatio, MonteCarlo, PrefixDifference, RewardAttention
 from redistributors.leave_one_out import Occlusion
 from rlhf_core import TokenReward
 from rlhf_core.config import PPOConfig
@@ -143,33 +144,8 @@ def test_concentration_and_signs_by_hand():
     assert spearman_brown(0.5) == pytest.approx(2 / 3)
 
 
-class Eighths(TablePolicy):
-    """Three tokens, EOS among them; probabilities are multiples of 1/8, with EOS banned too."""
-
-    def __init__(self):
-        super().__init__(vocab=3)
-        self.chances = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.125, 0.375], [0.5, 0.375, 0.125]])
-        self.logits = torch.nn.Parameter(self.chances.log())
-
-
-ODD = TokenReward(lambda prompts, responses: [p[0] + 7.0 * len(r) * r[-1] - r[0] for p, r in zip(prompts, responses)])
 LIMITS = Limits(min_lengths=torch.tensor([2, 0]), max_lengths=torch.tensor([3, 2]))
 DRAWN = sequences_of([[1, 2], [1]], [[2, 1, 0], [1, 2]], LIMITS)
-
-
-def expected(policy, prompt, response, low, high):
-    """The value of a state, by enumeration."""
-    if len(response) == high or response[-1:] == [0]:
-        return float(ODD.fn([prompt], [response])[0])
-    chances = policy.chances[[*prompt, *response][-1]].clone()
-    if len(response) < low:
-        chances[0] = 0
-        chances /= chances.sum()
-    return sum(
-        float(chance) * expected(policy, prompt, [*response, token], low, high)
-        for token, chance in enumerate(chances)
-        if chance > 0
-    )
 
 
 def oracle(sequences, continuations, tokens=4096):
@@ -204,15 +180,6 @@ def test_the_oracle_does_not_depend_on_batch_or_memory_and_its_halves_share_noth
     assert found.tokens >= 5 * 8
     with pytest.raises(ValueError, match="even"):
         oracle(DRAWN, 3)
-
-
-def test_a_state_that_draws_the_token_itself_goes_on_as_the_next_state_does():
-    walk = Walk(policy=Eighths(), temperature=1.0, sequences=DRAWN, uniforms=value_oracle._uniforms(DRAWN, 32))
-    first, second = (walk.completed(torch.tensor([(0, t, j) for j in range(32)])).responses() for t in (0, 1))
-    alike = [before == after for before, after in zip(first, second) if before[0] == 2]
-    assert all(alike)
-    assert 4 < len(alike) < 32
-    assert len(set(map(tuple, second))) > 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +298,15 @@ def test_methods_that_learn_observe_as_many_responses_to_a_prompt_as_a_run_draws
     for seen in learner.prompts:
         assert len(seen) == grouped.rollout_batch_size
         assert seen[::2] == seen[1::2]
+
+
+def test_continuations_cost_the_passes_that_score_them_and_the_tokens_drawn():
+    method, policy = MonteCarlo(span=1, continuations=3), Eighths()
+    rollout, costs = evidence_apart(policy, ODD, DRAWN, method.needs, PPOConfig(temperature=1.0))
+    cost = cost_of(method, costs)
+    assert cost.forwards == 3 * (2 + 1)  # before all but the first tokens of the two responses
+    assert cost.tokens == int(rollout.evidence[method.request][..., 1].sum()) >= cost.forwards
+    assert cost.seconds > 0
 
 
 def test_what_takes_passes_that_nobody_counts_has_no_cost(tmp_path):

@@ -32,6 +32,7 @@ from benchmarks.worlds.theory_report import Sizes, checked, method_table, run
 from redistributors import (
     REDISTRIBUTORS,
     LogRatio,
+    MonteCarlo,
     PotentialProjection,
     PrefixDifference,
     RewardAttention,
@@ -40,7 +41,7 @@ from redistributors import (
     Uniform,
 )
 from redistributors.parts.attention_requests import AttentionRow, AttentionRowMean
-from rlhf_core.evidence import EvidenceRequest, FullKL, PrefixScores
+from rlhf_core.evidence import EvidenceRequest, FullKL, PrefixScores, SentenceEnds
 from rlhf_core.probe import Variants
 
 SMALL = Sizes(worlds=1, words=2, longest=4)
@@ -162,6 +163,25 @@ def test_prefix_scores_are_those_of_the_beginnings():
     torch.testing.assert_close(tapped, TabularProbe(world=world).prefix_scores())
 
 
+def test_the_first_word_ends_a_sentence():
+    world = world_of(longest=3)
+    found = evidence_for(world, REDISTRIBUTORS["information"]())[SentenceEnds()]
+    assert found[world.responses.index((2, 1, 0))].tolist() == [0, 1, 0]
+    assert found[world.responses.index((1, 0))].tolist() == [1, 0, 0]
+
+
+def test_values_of_continuations_are_expectations_over_the_rest_of_the_response():
+    """Before the last token of the longest response: each possible token's score by its probability."""
+    world = world_of(longest=2)
+    (request,) = MonteCarlo(span=1).needs
+    found = evidence_for(world, MonteCarlo(span=1))[request]
+    ends = [world.responses.index((1, token)) for token in range(3)]
+    chances = torch.stack([probabilities(world, world.logits)[row] for row in ends])
+    wanted = (chances * world.raw_scores[ends]).sum() / chances.sum()
+    assert found[ends, 1, 0].tolist() == pytest.approx([float(wanted)] * 3)
+    assert not found[:, 0].any()
+
+
 def test_integrated_gradients_of_the_table_are_its_shapley_values():
     """Gauss-Legendre with three nodes is exact for the polynomials of a response of four tokens."""
     world = world_of()
@@ -279,6 +299,7 @@ def test_a_declaration_that_does_not_hold_fails_and_what_is_not_declared_may(lie
     ("method", "shaping"),
     [
         *((Sparse(), True), (Uniform(), False), (RewardAttention(), False), (PrefixDifference(gamma=0.9), True)),
+        *((MonteCarlo(span=1), True), (MonteCarlo(span=2, positions=1), True)),
         *((LogRatio(), False), (LogRatio(mode="shape"), True), (PotentialProjection(), True)),
         *((Segment(inner=PrefixDifference(), place="end"), True), (Segment(inner=PrefixDifference()), False)),
         (Segment(inner=LogRatio(), place="end"), False),

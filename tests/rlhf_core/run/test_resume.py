@@ -111,7 +111,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("k", [1, 4, 8])
-@pytest.mark.parametrize("method", ["sparse", "uniform"])
+@pytest.mark.parametrize("method", ["sparse", "uniform", "monte-carlo"])
 def test_nine_steps_are_k_and_the_rest(method, k, whole, tmp_path):
     fit(tmp_path / "parts", "table", method, k, 2, resume=False)
     fit(tmp_path / "parts", "table", method, 9, 2, resume=True)
