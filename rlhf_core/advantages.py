@@ -8,11 +8,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlhf_core.config import PPOConfig
-from rlhf_core.estimators.baselines import length_weighted_advantages
+from rlhf_core.estimators.baselines import greedy_baseline_advantages, length_weighted_advantages
 from rlhf_core.estimators.group_relative import group_centred_advantages, group_normalised_advantages
 from rlhf_core.estimators.leave_one_out import leave_one_out_advantages, leave_one_out_to_go
 from rlhf_core.estimators.length_adaptive import length_adaptive_lam
 from rlhf_core.estimators.outcome_and_process import outcome_and_process_advantages
+from rlhf_core.evidence import EvidenceRequest, GreedyScores
 from rlhf_core.masking import masked_whiten
 from rlhf_core.prompts import prompt_groups
 from rlhf_core.returns import discounted_returns, generalized_advantages, lambda_returns
@@ -66,6 +67,21 @@ def rloo_to_go(rewards: Rewards, rollout: Rollout, config: PPOConfig) -> Experie
     return _without_a_critic(rollout, leave_one_out_to_go(rewards, mask, groups, gamma=config.gamma))
 
 
+def remax(rewards: Rewards, rollout: Rollout, config: PPOConfig) -> Experience:
+    """ReMax: the reward-to-go, against the score of the greedy response to the same prompt.
+
+    Raises:
+        ValueError: a rollout that was collected without that score.
+    """
+    if GreedyScores() not in rollout.evidence:
+        raise ValueError(
+            "advantages 'remax' needs the scores of greedy responses, and this rollout has none; collect it with a "
+            "trainer that has advantages='remax'"
+        )
+    greedy, mask = rollout.evidence[GreedyScores()], rollout.sequences.response_mask
+    return _without_a_critic(rollout, greedy_baseline_advantages(rewards, mask, greedy, gamma=config.gamma))
+
+
 def reinforce_plus_plus(rewards: Rewards, rollout: Rollout, config: PPOConfig) -> Experience:
     """REINFORCE++: the reward-to-go, whitened over the batch; its mean is the only baseline (Hu et al. 2025)."""
     return _without_a_critic(rollout, discounted_returns(rewards, rollout.sequences.response_mask, gamma=config.gamma))
@@ -95,6 +111,8 @@ class Estimator:
     """Whether credit stays on its tokens. Otherwise only a response's total counts, and dense credit is lost."""
     scaled: Callable[[Tensor, Tensor], Tensor]
     """What is done to the advantages of a whole buffer: whitened over all its tokens, or nothing."""
+    needs: frozenset[EvidenceRequest] = frozenset()
+    """What it reads from a rollout beside rewards and values."""
 
     def update_settings(self, config: PPOConfig) -> PPOConfig:
         """``config`` as the update is to follow it: without a critic the value loss has weight 0."""
@@ -117,6 +135,7 @@ ESTIMATORS: Mapping[str, Estimator] = MappingProxyType(
         "grpo": _of_totals(group_normalised_advantages, as_they_are),
         "dr_grpo": _of_totals(group_centred_advantages, as_they_are),
         "opo": _of_totals(length_weighted_advantages, as_they_are),
+        "remax": Estimator(estimate=remax, reaches_tokens=True, scaled=as_they_are, needs=frozenset({GreedyScores()})),
         "reinforce_plus_plus": Estimator(estimate=reinforce_plus_plus, reaches_tokens=True, scaled=masked_whiten),
         "reinforce_plus_plus_baseline": _of_totals(group_centred_advantages, masked_whiten),
         "prime": Estimator(estimate=prime, reaches_tokens=True, scaled=masked_whiten),

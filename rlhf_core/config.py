@@ -16,6 +16,7 @@ Advantages = Literal[
     "grpo",
     "dr_grpo",
     "opo",
+    "remax",
     "reinforce_plus_plus",
     "reinforce_plus_plus_baseline",
     "prime",
@@ -120,9 +121,9 @@ class PPOConfig:
     """λ of the advantages from each response's length l, 1 - 1 / (share x l), in place of ``lam``; None is off
     (VAPO: 0.05)."""
     advantages: Advantages = "gae"
-    """Estimator. "gae" has a critic. The others have none, and no λ; all but "reinforce_plus_plus" compare the
-    responses to one prompt. Dense credit reaches the tokens with "gae", "rloo_to_go", "reinforce_plus_plus" and
-    "prime" only (``advantages.ESTIMATORS``)."""
+    """Estimator. "gae" has a critic. The others have none, and no λ; all but "reinforce_plus_plus" and
+    "remax" compare the responses to one prompt. Dense credit reaches the tokens with "gae", "rloo_to_go", "remax",
+    "reinforce_plus_plus" and "prime" only (``advantages.ESTIMATORS``). "remax" samples one more response per prompt."""
     clip_range: float = 0.2
     """Clipping of the probability ratio, 1 ± clip_range."""
     clip_range_high: float | None = None

@@ -41,8 +41,8 @@ class Continuations:
     uniforms: Float[Tensor, "batch draw position"]
 
     def completed(self, states: Int[Tensor, "state 3"]) -> Sequences:
-        """Whole responses, one a state (row, time, draw): the row's tokens before that time, and what the policy draws
-        after them."""
+        """Whole responses, one per state (row, time, draw): the row's tokens before that time, then tokens that the
+        policy draws."""
         rows, times, _ = states.T
         whole, device = self.sequences.select(rows), self.sequences.response_ids.device
         begun = [row[:time] for row, time in zip(whole.responses(), times.tolist(), strict=True)]
@@ -138,3 +138,20 @@ def prompt_uniforms(seed: int, sequences: Sequences, draws: int) -> Float[Tensor
         for prompt in sequences.prompts()
     ]
     return torch.stack(drawn)
+
+
+@torch.no_grad()
+def greedy_scores(
+    policy: Policy, reward: RewardModel, sequences: Sequences, *, responses_per_prompt: int, budget: TokenBudget
+) -> Float[Tensor, " batch"]:
+    """Raw score of the greedy response to each prompt, for each of its ``responses_per_prompt`` rows, which stand one
+    after the other; the limits of the first row hold.
+
+    Raises:
+        MemoryError: a single row ran out of memory.
+    """
+    first = torch.arange(0, len(sequences), responses_per_prompt)
+    unused = torch.zeros(len(sequences), 1, int(sequences.max_lengths.max()), dtype=torch.float64)
+    greedy = Continuations(policy=policy, temperature=0.0, sequences=sequences, uniforms=unused)
+    states = torch.column_stack([first, torch.zeros_like(first), torch.zeros_like(first)])
+    return greedy.scored(states, reward, budget).scores.repeat_interleave(responses_per_prompt)

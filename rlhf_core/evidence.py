@@ -204,3 +204,19 @@ class ContinuationValues(EvidenceRequest):
         """The response tokens, which ``mask`` selects, before which a value is asked for."""
         times = torch.arange(mask.shape[1], device=mask.device)
         return mask & (times > 0) & (times % self.span == 0) & (times <= self.span * self.positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreedyScores(EvidenceRequest):
+    """Score of the greedy response to each row's prompt, within the row's length limits; normalised as the rollout's
+    own scores are. The baseline of ReMax.
+
+    The engine measures it with a rollout (:mod:`rlhf_core.continuations`): one more response per prompt, sampled at
+    temperature 0 and scored. ``source`` is always "policy".
+    """
+
+    source: Source = "policy"
+
+    def shape(self, batch: int, response: int) -> tuple[int, ...]:
+        """(batch,): the rows of one prompt have one score."""
+        return (batch,)

@@ -12,8 +12,8 @@ from torch import Tensor
 from rlhf_core.batching import Budgets, TokenBudget, micro_batches, row_batches, run_in_parts
 from rlhf_core.checks import require_usable
 from rlhf_core.config import PPOConfig
-from rlhf_core.continuations import continuation_values
-from rlhf_core.evidence import ContinuationValues, EvidenceRequest, FullKL
+from rlhf_core.continuations import continuation_values, greedy_scores
+from rlhf_core.evidence import ContinuationValues, EvidenceRequest, FullKL, GreedyScores
 from rlhf_core.kl import kl_estimate
 from rlhf_core.random_streams import Stream, stream, uniforms
 from rlhf_core.rewards import ScoreMoments, normalise_scores
@@ -99,7 +99,7 @@ def measure(
             the row.
         ValueError: a reward model that does not return one score per response.
     """
-    continued, of_policy, of_reward = _by_who_answers(needs)
+    continued, of_policy, of_reward = _by_who_answers(needs - {GreedyScores()})
     asked = of_policy | ({FullKL()} if config.kl.kind == "full" else frozenset())
     budget = (budgets or Budgets.of(config)).micro_batch
     evaluation = _evaluate(policy, sequences, asked, config.temperature, budget)
@@ -132,6 +132,10 @@ def measure(
         request: continuation_values(request, policy, reward, sequences, config=config, budget=sampling).to(kl.device)
         for request in continued
     }
+    if GreedyScores() in needs:
+        times = config.responses_per_prompt
+        raw = greedy_scores(policy, reward, sequences, responses_per_prompt=times, budget=sampling).to(raw_scores)
+        evidence[GreedyScores()], _ = normalise_scores(raw, moments.including(raw_scores), config.score)
     for request, values in evidence.items():
         require_usable(f"evidence {request!r}", values, policy, sequences)
     return Rollout(

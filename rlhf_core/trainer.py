@@ -160,7 +160,7 @@ class PPOTrainer:
                 "or step(prompts), which does everything"
             )
         further = [methods] if isinstance(methods, str) else methods
-        needs = needs_of((self.redistributor, *further), self.policy, self.reward)
+        needs = needs_of((self.redistributor, *further), self.policy, self.reward) | self.estimator.needs
         draw = Draw(seed=self.config.seed, name="sampling", step=self.steps_done)
         rollout = self._measured(prompts, self.config.responses_per_prompt, draw, needs)
         if not self.trained:

@@ -363,7 +363,7 @@ class Policy(Protocol):
         temperature: float,
     ) -> Sequences:
         """Draw a response per row of ``prompts`` (token ids) within its ``limits``, by inverse CDF: ``uniforms[i, t]``
-        (float64) decides token t of row i. ``temperature`` divides the logits."""
+        (float64) decides token t of row i. ``temperature`` divides the logits; at 0 the likeliest token is taken."""
         ...
 
     def evaluate(self, sequences: Sequences, needs: frozenset[EvidenceRequest], *, temperature: float) -> Evaluation:

@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.worlds.declared_properties import cosine, reward_to_go, token_scores
-from benchmarks.worlds.tabular import World, probabilities, token_logprobs
+from benchmarks.worlds.tabular import World, distributions, probabilities, token_logprobs
 from redistributors.trial_rollouts import part_of
 from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.config import Advantages, PPOConfig
+from rlhf_core.evidence import EvidenceRequest, GreedyScores
 from rlhf_core.types import Redistributor
 
 SIZE = 2
@@ -46,7 +47,8 @@ def group_gradient(world: World, name: Advantages, make: Callable[[], Redistribu
     values = world.state_means(reward_to_go(world, credit))
     every = list(product(range(len(credit)), repeat=SIZE))
     rows = [row for group in every for row in group]
-    rollout = part_of(replace(world.rollout({}), values=values), rows, credit.shape[1])
+    evidence: dict[EvidenceRequest, Tensor] = {GreedyScores(): greedy_score(world).expand(len(credit))}
+    rollout = part_of(replace(world.rollout(evidence), values=values), rows, credit.shape[1])
     config = replace(CONFIG, advantages=name)
     advantages = ESTIMATORS[name].estimate(credit[rows], rollout, config).advantages
     slopes = token_slopes(world)[rows]
@@ -60,6 +62,13 @@ def group_gradient(world: World, name: Advantages, make: Callable[[], Redistribu
         size=float(expected @ true / true.square().sum()),
         variance=float(spread / expected.square().sum()),
     )
+
+
+def greedy_score(world: World) -> Float[Tensor, ""]:
+    """Score of the response whose every token is the most likely one."""
+    likeliest = distributions(world, world.logits).argmax(-1) == world.sequences.response_ids
+    (row,) = (likeliest | ~world.sequences.response_mask).all(1).nonzero()[:, 0]
+    return world.scores[row]
 
 
 def token_slopes(world: World) -> Float[Tensor, "batch response parameter"]:

@@ -114,7 +114,7 @@ def sample_responses(
     unnamed: Sequence[Gap] = (),
 ) -> Sequences:
     """Draw a response per prompt; token t of row i is decided by ``uniforms[i, t]`` alone, in the distribution of
-    :func:`models.passes.distribution.token_distribution`.
+    :func:`models.passes.distribution.token_distribution`; at ``temperature`` 0 it is the most likely token.
 
     A row ends with an EOS id, which is its last token, or is cut after ``max_lengths`` tokens and flagged unfinished.
 
@@ -134,10 +134,10 @@ def sample_responses(
     logits = decoder.start(prompt_ids, prompt_mask)
     for step in range(response_ids.shape[1]):
         logprobs = token_distribution(
-            logits, eos_ids, torch.full_like(rows, step), low[rows], temperature, unnamed=unnamed
+            logits, eos_ids, torch.full_like(rows, step), low[rows], temperature or 1.0, unnamed=unnamed
         )
         _require_distribution(logprobs, rows, step)
-        tokens = inverse_cdf(logprobs, uniforms[rows, step])
+        tokens = inverse_cdf(logprobs, uniforms[rows, step]) if temperature else logprobs.argmax(-1)
         response_ids[rows, step], lengths[rows] = tokens, step + 1
         finished[rows] = torch.isin(tokens, eos)
         going = (~finished[rows] & (step + 1 < high[rows])).nonzero()[:, 0]

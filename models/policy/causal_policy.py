@@ -202,13 +202,14 @@ class CausalPolicy:
         temperature: float = 1.0,
     ) -> Sequences:
         """Draw a response per row of ``prompts`` within ``limits``; ``uniforms[i, t]`` in [0, 1) decides its token t.
+        At ``temperature`` 0 every token is the most likely one.
 
         Raises:
             ValueError: prompts that ``validate`` refuses, or limits and uniforms that do not fit them.
             FloatingPointError: logits that are not a distribution.
         """
         self._require_prompts(prompts, limits.max_lengths.tolist())
-        of = self._distribution(temperature)
+        of = self._distribution(temperature or 1.0)
         with torch.no_grad(), self._mode():
             return sample_responses(
                 CachedDecoder(self._lm, room=limits.max_lengths),
@@ -216,7 +217,7 @@ class CausalPolicy:
                 limits,
                 uniforms,
                 eos_ids=of.eos_ids,
-                temperature=of.temperature,
+                temperature=temperature,
                 device=self.device,
                 unnamed=of.unnamed,
             )

@@ -11,6 +11,8 @@ def greedy_baseline_advantages(
     rewards: Float[Tensor, "batch response"],
     mask: Bool[Tensor, "batch response"],
     greedy_scores: Float[Tensor, " batch"],
+    *,
+    gamma: float = 1.0,
 ) -> Float[Tensor, "batch response"]:
     """ReMax: A_it = Σ_{s ≥ t} r_is − b_i, with b_i the score of the greedy response to the same prompt.
 
@@ -19,7 +21,7 @@ def greedy_baseline_advantages(
     measured against the same number, which costs variance and no bias.
     Source: Li et al. 2024, "ReMax", arXiv 2310.10505, eq. 8.
     """
-    return where(mask, discounted_returns(rewards, mask, gamma=1.0) - greedy_scores[:, None], 0)
+    return where(mask, discounted_returns(rewards, mask, gamma=gamma) - greedy_scores[:, None], 0)
 
 
 def length_weighted_advantages(

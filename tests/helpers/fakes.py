@@ -66,8 +66,10 @@ class TablePolicy:
             while len(tokens) < int(limits.max_lengths[row]) and EOS not in tokens:
                 previous = torch.tensor((list(prompt) + tokens)[-1])
                 banned = torch.tensor(len(tokens) < int(limits.min_lengths[row]))
-                cdf = self.log_softmax(self.logits, previous, banned, temperature).double().exp().cumsum(0)
-                tokens.append(int((cdf <= uniforms[row, len(tokens)] * cdf[-1]).sum()))
+                logprobs = self.log_softmax(self.logits, previous, banned, temperature or 1.0)
+                cdf = logprobs.double().exp().cumsum(0)
+                drawn = int((cdf <= uniforms[row, len(tokens)] * cdf[-1]).sum())
+                tokens.append(drawn if temperature else int(logprobs.argmax()))
             responses.append(tokens)
         return sequences_of(prompts, responses, limits)
 

@@ -737,6 +737,18 @@ MUTATIONS = (
         "tests/rlhf_core/estimators/test_estimators.py::test_group_centred_by_hand",
     ),
     Mutation(
+        "rlhf_core/continuations.py",
+        "    first = torch.arange(0, len(sequences), responses_per_prompt)\n",
+        "    first = torch.arange(0, len(sequences), responses_per_prompt).flip(0)\n",
+        "tests/rlhf_core/test_advantages.py::test_remax_scores_one_greedy_response_per_prompt",
+    ),
+    Mutation(
+        "rlhf_core/rollout.py",
+        "normalise_scores(raw, moments.including(raw_scores), config.score)",
+        "(raw, 1.0)",
+        "tests/rlhf_core/test_advantages.py::test_a_greedy_score_is_centred_and_scaled_as_the_others_are",
+    ),
+    Mutation(
         "rlhf_core/estimators/baselines.py",
         "    weights = where(same_group(groups), lengths[None, :], 0)\n",
         "    weights = where(same_group(groups), lengths[:, None], 0)\n",
@@ -744,8 +756,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/estimators/baselines.py",
-        "gamma=1.0) - greedy_scores[:, None], 0)\n",
-        "gamma=1.0) + greedy_scores[:, None], 0)\n",
+        "gamma=gamma) - greedy_scores[:, None], 0)\n",
+        "gamma=gamma) + greedy_scores[:, None], 0)\n",
         "tests/rlhf_core/estimators/test_estimators.py::test_greedy_baseline_by_hand",
     ),
     Mutation(

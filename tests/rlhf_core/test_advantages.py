@@ -17,6 +17,7 @@ from rlhf_core import (
     PPOConfig,
     PPOTrainer,
     RolloutBuffer,
+    ScoreConfig,
     TokenReward,
     leave_one_out_advantages,
     ppo_update,
@@ -24,9 +25,11 @@ from rlhf_core import (
 from rlhf_core.advantages import ESTIMATORS, OF_A_CRITIC
 from rlhf_core.checks import HealthError
 from rlhf_core.config import OF_GROUPS, OF_TOTALS
+from rlhf_core.evidence import GreedyScores
 from rlhf_core.kl import FixedKL
 from rlhf_core.prompts import prompt_groups, repeated, shuffled_batch
 from rlhf_core.surrogates import LOSS_MEANS, SURROGATES
+from rlhf_core.types import Limits
 
 CONFIG = PPOConfig.from_paper(
     "positive_generation",
@@ -360,3 +363,41 @@ def test_every_estimator_can_be_asked_for():
 def test_settings_that_cannot_be_are_refused_by_name(changes, said):
     with pytest.raises(ValueError, match=said):
         replace(CONFIG, **changes)
+
+
+REMAX = replace(CONFIG, advantages="remax", max_length=(7, 7))
+
+
+def test_remax_scores_one_greedy_response_per_prompt():
+    scored = []
+
+    def noted(prompts, responses):
+        scored.append(len(responses))
+        return threes(prompts, responses)
+
+    one = trainer(REMAX, scorer=noted)
+    scored.clear()
+    rollout = one.collect(PROMPTS)
+    assert scored == [12, 3]  # four responses to each of three prompts, then one greedy one each
+    limits = Limits(min_lengths=torch.full((3,), 2), max_lengths=torch.full((3,), 7))
+    greedy = one.policy.sample(PROMPTS, limits, torch.zeros(3, 7, dtype=torch.float64), temperature=0.0)
+    expected = [float(row.count(3)) for row in greedy.responses() for _ in range(4)]
+    assert rollout.evidence[GreedyScores()].tolist() == expected
+    assert one.step(PROMPTS)["skipped_minibatches"] == 0
+
+
+def test_a_greedy_score_is_centred_and_scaled_as_the_others_are():
+    score = ScoreConfig(centring="running_mean", scaling="running_std")
+    one = trainer(replace(REMAX, score=score))
+    rollout = one.collect(PROMPTS)
+    raw = trainer(REMAX).collect(PROMPTS).evidence[GreedyScores()]
+    slope = rollout.score_scale
+    centre = float((rollout.raw_scores - rollout.scores / slope).mean())
+    torch.testing.assert_close(rollout.evidence[GreedyScores()], (raw - centre) * slope)
+
+
+def test_remax_says_what_a_rollout_without_greedy_scores_lacks():
+    one, other = trainer(REMAX), trainer(replace(REMAX, advantages="reinforce_plus_plus"))
+    rollout = other.collect(PROMPTS)
+    with pytest.raises(ValueError, match="needs the scores of greedy responses, and this rollout has none"):
+        one.estimate_returns(rollout, rollout.scores[:, None] * rollout.sequences.response_mask)

@@ -10,7 +10,7 @@ from redistributors import PrefixDifference, Sparse, Uniform
 from rlhf_core.advantages import ESTIMATORS
 
 WORLD = random_world(words=2, shortest=1, longest=3, seed=3)
-UNBIASED = ("gae", "rloo", "rloo_to_go", "reinforce_plus_plus")
+UNBIASED = ("gae", "rloo", "rloo_to_go", "remax", "reinforce_plus_plus")
 
 
 def test_slopes_add_up_to_the_true_gradient():
@@ -46,7 +46,7 @@ def test_what_is_added_up_first_is_the_same_under_any_conserving_credit(name):
     )
 
 
-@pytest.mark.parametrize("name", ["gae", "rloo_to_go", "reinforce_plus_plus"])
+@pytest.mark.parametrize("name", ["gae", "rloo_to_go", "remax", "reinforce_plus_plus"])
 def test_credit_that_is_no_shaping_is_biased_wherever_it_reaches_the_token(name):
     assert group_gradient(WORLD, name, Uniform).cosine < 1 - 1e-4
 
