@@ -4,6 +4,18 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "models/attention/taps.py",
+        'given.arguments["output_attentions"] = True',
+        'given.arguments["output_attentions"] = False',
+        "tests/models/rewards/test_encoder_heads.py::test_the_attention_of_an_encoder_is_that_of_its_own_class_at_cls[deberta-v3]",
+    ),
+    Mutation(
+        "models/attention/taps.py",
+        "        asked.remove()\n",
+        "",
+        "tests/models/rewards/test_encoder_heads.py::test_the_attention_of_an_encoder_is_that_of_its_own_class_at_cls[deberta]",
+    ),
+    Mutation(
         "models/texts/prompt_encoding.py",
         "eos = [own] if own in eos_ids else list(eos_ids[:1])",
         "eos = list(eos_ids[-1:])",
