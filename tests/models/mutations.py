@@ -4,6 +4,30 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "models/rewards/classifier_head.py",
+        "columns.masked_fill(input_ids == self.skips, 0).cummax(1).values",
+        "columns.masked_fill(input_ids == self.skips, 0)",
+        "tests/models/rewards/test_pooling.py::test_hf_is_what_transformers_gives_and_last_reads_the_eos[gpt2]",
+    ),
+    Mutation(
+        "models/rewards/classifier.py",
+        "self.head.ends(input_ids).gather(1, (response_positions - 1).clamp(min=0))",
+        "(response_positions - 1).clamp(min=0)",
+        "tests/models/rewards/test_pooling.py::test_beginnings_and_shortened_responses_are_read_as_transformers_reads_them[llama]",
+    ),
+    Mutation(
+        "models/rewards/classifier_reward.py",
+        "read = self.head.read_part(ids, real)",
+        "read = real",
+        "tests/models/rewards/test_pooling.py::test_gradients_and_attention_are_those_of_the_token_that_is_read[llama]",
+    ),
+    Mutation(
+        "models/rewards/classifier_head.py",
+        "ids[:, -2:] = head.skips",
+        "ids[:, -2:] = ids[:, :1]",
+        "tests/models/rewards/test_pooling.py::test_a_class_that_pools_otherwise_is_refused",
+    ),
+    Mutation(
         "models/attention/taps.py",
         'given.arguments["output_attentions"] = True',
         'given.arguments["output_attentions"] = False',

@@ -40,7 +40,7 @@ def folder_of_a_reader(tmp_path, monkeypatch):
     """A working folder with the models that the pages speak of, prompts and rewards."""
     tiny = {"family": "llama", "context": 128, "words": WORDS}
     save_tiny(tmp_path / "my-policy", **tiny)
-    save_tiny(tmp_path / "my-reward", head="classifier", **tiny)
+    save_tiny(tmp_path / "my-reward", head="classifier", padding="eos", **tiny)
     save_tiny(tmp_path / "my-sentiment", head="classifier", num_labels=2, **tiny)
     labels = {"id2label": {"0": "negative", "1": "positive"}, "label2id": {"negative": 0, "positive": 1}}
     config = tmp_path / "my-sentiment/config.json"
