@@ -521,7 +521,7 @@ MUTATIONS = (
     ),
     Mutation(
         "models/rewards/classifier.py",
-        "before = hidden[row, (response_positions - 1).clamp(min=0)]",
+        "before = hidden[row, self.head.ends(input_ids).gather(1, (response_positions - 1).clamp(min=0))]",
         "before = hidden[row, response_positions]",
         "tests/rlhf_core/test_probe.py::test_all_prefix_scores_from_one_pass_are_those_of_separate_forwards",
     ),
