@@ -3,6 +3,8 @@ from .policy.loading import load_policy
 from .rewards.classifier_reward import ClassifierReward
 from .rewards.ensemble import RewardEnsemble, load_reward_ensemble
 from .rewards.loading import load_reward_model
+from .rewards.process_loading import load_process_reward_model
+from .rewards.process_reward import ProcessReward
 from .rewards.prompted_reward import PromptedReward
 from .rewards.retokenised import RetokenisedReward
 from .texts.retokenising import Telling
@@ -15,12 +17,14 @@ __all__ = [
     "CausalPolicy",
     "ClassifierReward",
     "LoraSettings",
+    "ProcessReward",
     "PromptedReward",
     "RetokenisedReward",
     "RewardEnsemble",
     "Telling",
     "TrainingSettings",
     "load_policy",
+    "load_process_reward_model",
     "load_reward_ensemble",
     "load_reward_model",
     "paged_adamw_8bit",

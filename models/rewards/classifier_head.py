@@ -24,6 +24,8 @@ from models.passes.length_switches import beside_switches, past_switches, within
 from models.rewards.score_names import Pooling
 from rlhf_core.names import nearest
 
+ReadLogits = Callable[[Tensor, Tensor], Tensor]
+"""Logits (row, label) of right-padded ids (row, position), given with their attention mask."""
 HEAD_NAMES = ("score", "classifier", "pooler", "pre_classifier", "head", "sequence_summary")
 
 
@@ -181,15 +183,20 @@ def _read_logits(
     return head.logits(hidden, head.read_part(input_ids, attention_mask))
 
 
-@torch.no_grad()
 def why_not_causal(model: PreTrainedModel, head: Head) -> str:
-    """Why the model has no score of a beginning without reading on, in words; empty where it has.
-
-    Found out by exchanging the last of nine tokens: the states before it must not move.
-    """
+    """Why the model has no score of a beginning without reading on, in words; empty where it has."""
     if head.reads != "last":
         where = "the first token, which sees" if head.reads == "first" else "several tokens, which see"
         return f"it reads its score at {where} the whole text"
+    return why_later_tokens_count(model)
+
+
+@torch.no_grad()
+def why_later_tokens_count(model: PreTrainedModel) -> str:
+    """Why states depend on what comes after them, in words; empty where they do not.
+
+    Found out by exchanging the last of nine tokens: the states before it must not move.
+    """
     size = model.config.get_text_config().vocab_size
     ids = torch.arange(9, device=model.device).repeat(2, 1) % size
     ids[1, -1] = (ids[0, -1] + 1) % size
@@ -225,30 +232,31 @@ def require_own_logits(model: PreTrainedModel, head: Head, tolerance: float) -> 
             f"{type(model).__name__}: its head, applied to hidden states of padded rows, differs from its own forward "
             f"pass by {difference:.1e} of the largest logit; it is not supported as a reward model"
         )
-    _require_same_alone(model, head, ids[0].tolist(), tolerance)
+    require_same_alone(model, partial(_read_logits, model, head), ids[0].tolist(), tolerance)
 
 
-def _require_same_alone(model: PreTrainedModel, head: Head, tokens: Sequence[int], tolerance: float) -> None:
-    """A row's logits must be the same alone and beside a row of another length, on both sides of every switch that the
-    config names (see :mod:`models.passes.length_switches`).
+@torch.no_grad()
+def require_same_alone(model: PreTrainedModel, read: ReadLogits, tokens: Sequence[int], tolerance: float) -> None:
+    """A row's logits, which ``read`` gives of ids and attention mask, must be the same alone and beside a row of
+    another length, on both sides of every switch that the config names (see :mod:`models.passes.length_switches`).
 
     Raises:
         ValueError: they are not; by how much (relative to the largest logit).
     """
     context = context_length(model)
     for lengths in beside_switches(model, context):
-        _compare_alone(model, head, tokens, lengths, tolerance)
+        _compare_alone(model, read, tokens, lengths, tolerance)
     with within_reach(model):
-        _compare_alone(model, head, tokens, past_switches(context), tolerance)
+        _compare_alone(model, read, tokens, past_switches(context), tolerance)
 
 
 def _compare_alone(
-    model: PreTrainedModel, head: Head, tokens: Sequence[int], lengths: tuple[int, int], tolerance: float
+    model: PreTrainedModel, read: ReadLogits, tokens: Sequence[int], lengths: tuple[int, int], tolerance: float
 ) -> None:
     real = torch.arange(max(lengths), device=model.device) < torch.tensor(lengths, device=model.device)[:, None]
     ids = torch.tensor(tokens, device=model.device)[torch.arange(max(lengths)) % len(tokens)].expand(2, -1)
-    together = _read_logits(model, head, torch.where(real, ids, 0), real).float()
-    alone = torch.cat([_read_logits(model, head, ids[:1, :n], real[:1, :n] | True).float() for n in lengths])
+    together = read(torch.where(real, ids, 0), real).float()
+    alone = torch.cat([read(ids[:1, :n], real[:1, :n] | True).float() for n in lengths])
     difference = float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
     if not difference <= tolerance:
         raise ValueError(

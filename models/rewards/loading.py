@@ -1,5 +1,6 @@
 """``load_reward_model``: a classifier saved whole, or a LoRA adapter with a head, from a folder or a hub name."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -79,8 +80,7 @@ def load_reward_model(
     given = ModelSource(
         name_or_path=name_or_path, revision=revision, trust_remote_code=trust_remote_code, device=device
     )
-    if dtype not in list(PRECISIONS):
-        raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}{nearest(dtype, PRECISIONS)}")
+    require_precision(dtype)
     require_pooling(pooling)
     with reading(str(name_or_path)):
         adapter = adapter_folder(given)
@@ -95,6 +95,12 @@ def load_reward_model(
         return ClassifierReward(
             model, tokenizer, score=score, label=label, pooling=pooling, micro_batch_tokens=micro_batch_tokens
         )
+
+
+def require_precision(dtype: str) -> None:
+    """Raise ValueError for an unknown one."""
+    if dtype not in list(PRECISIONS):
+        raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}{nearest(dtype, PRECISIONS)}")
 
 
 def _require_score(source: ModelSource, adapter: str | None, score: ScoreKind | None, label: Label | None) -> None:
@@ -116,15 +122,25 @@ def _whole(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """A classifier that was saved with its head."""
     factory, products = AutoModelForSequenceClassification, torch.bfloat16
     model, info = read_model(factory, source, dtype, wanted="classifier", whole=HEAD_NAMES, products=products)
-    require_intact(source.name_or_path, model, info, heads=HEAD_NAMES)
+    require_whole_head(source.name_or_path, model, info, "sequence classifier")
+    keep_unpacked(model)
+    return model
+
+
+def require_whole_head(name: str, model: PreTrainedModel, info: Mapping[str, Any], kind: str) -> None:
+    """Refuse a classifier that is not the one that was saved, or was saved without its head; ``info`` is transformers'
+    account of it.
+
+    Raises:
+        ValueError: what ``require_intact`` refuses, or weights that are missing.
+    """
+    require_intact(name, model, info, heads=HEAD_NAMES)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
-            f"{source.name_or_path}: {type(model).__name__} has no weights for {some(missing)} there and would score "
-            "with random ones. Point to a folder saved from a trained sequence classifier"
+            f"{name}: {type(model).__name__} has no weights for {some(missing)} there and would score "
+            f"with random ones. Point to a folder saved from a trained {kind}"
         )
-    keep_unpacked(model)
-    return model
 
 
 def _with_adapter(adapter: str, source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

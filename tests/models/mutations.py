@@ -4,6 +4,54 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "models/rewards/process_reward.py",
+        "ids += [*step, *self._marker_ids]",
+        "ids += [*self._marker_ids, *step]",
+        "tests/models/rewards/test_process_reward.py::test_steps_score_as_transformers_scores_their_markers_alone_and_in_company[4096-llama]",
+    ),
+    Mutation(
+        "models/rewards/process_reward.py",
+        "ends[-1] = len(response) - 1",
+        "ends[-1] = len(response) - 2",
+        "tests/models/rewards/test_process_reward.py::test_a_score_stands_at_the_token_that_ends_its_step",
+    ),
+    Mutation(
+        "models/rewards/process_reward.py",
+        "(token_ends < len(text[: step.end].encode()))",
+        "(token_ends <= len(text[: step.end].encode()))",
+        "tests/models/rewards/test_process_reward.py::test_a_score_stands_at_the_token_that_ends_its_step",
+    ),
+    Mutation(
+        "models/rewards/process_reward.py",
+        "        label = 1\n",
+        "        label = 0\n",
+        "tests/models/rewards/test_process_reward.py::test_a_score_stands_at_the_token_that_ends_its_step",
+    ),
+    Mutation(
+        "models/rewards/process_reward.py",
+        "if reason := why_later_tokens_count(model):",
+        'if reason := "":',
+        "tests/models/rewards/test_process_reward.py::test_an_encoder_is_refused_as_its_steps_would_know_what_follows",
+    ),
+    Mutation(
+        "models/rewards/steps.py",
+        "scores.diff(prepend=scores.new_zeros(1))",
+        "scores.diff(prepend=scores[:1])",
+        "tests/models/rewards/test_process_reward.py::test_what_each_step_earns_sums_to_the_score[last-0.5-earned3]",
+    ),
+    Mutation(
+        "models/rewards/steps.py",
+        "scores.argmin()",
+        "scores.argmax()",
+        "tests/models/rewards/test_process_reward.py::test_what_each_step_earns_sums_to_the_score[min-0.25-earned2]",
+    ),
+    Mutation(
+        "models/weights/folder_kinds.py",
+        '"a token classifier, which labels every token", STEPS',
+        '"a token classifier, which labels every token", REWARD',
+        "tests/models/weights/test_folder_kinds.py::test_a_token_classifier_without_bias_is_no_sequence_classifier",
+    ),
+    Mutation(
         "models/rewards/classifier_head.py",
         "columns.masked_fill(input_ids == self.skips, 0).cummax(1).values",
         "columns.masked_fill(input_ids == self.skips, 0)",

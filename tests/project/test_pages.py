@@ -14,17 +14,20 @@ from pathlib import Path
 
 import pytest
 from pages import PAGES, ROOT, blocks, commands, module_and_arguments, name_of
+from transformers import LlamaForTokenClassification
 
 import benchmarks.compare
 import rlhf_core
 from benchmarks.compare import compare
 from models import save_tiny
+from models.tiny import llama_config, tiny_tokenizer
 from rlhf_core import PPOConfig, PPOTrainer
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 LANGUAGES = {"python", "sh", "text", "", "{toctree}", "{eval-rst}"}
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" and block.run for block in blocks(page))]
 WORDS = ["Tell", "me", "about", "tea.", "What", "is", "a", "quark?", "please", "This", "film", "was", "good", "bad"]
+WORDS += ["<extra_0>"]
 REWARDS = """
 def concise(prompts, responses):
     return [-len(response.split()) for response in responses]
@@ -42,6 +45,8 @@ def folder_of_a_reader(tmp_path, monkeypatch):
     save_tiny(tmp_path / "my-policy", **tiny)
     save_tiny(tmp_path / "my-reward", head="classifier", padding="eos", **tiny)
     save_tiny(tmp_path / "my-sentiment", head="classifier", num_labels=2, **tiny)
+    LlamaForTokenClassification(llama_config(context=128, num_labels=2)).save_pretrained(tmp_path / "my-steps")
+    tiny_tokenizer(words=WORDS).save_pretrained(tmp_path / "my-steps")
     labels = {"id2label": {"0": "negative", "1": "positive"}, "label2id": {"negative": 0, "positive": 1}}
     config = tmp_path / "my-sentiment/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | labels))

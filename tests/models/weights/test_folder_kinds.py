@@ -57,7 +57,9 @@ def test_a_token_classifier_without_bias_is_no_sequence_classifier(folders, tmp_
     weights = load_file(folder / "model.safetensors")
     assert weights.pop("score.bias") is not None
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    assert "a token classifier, which labels every token (LlamaForTokenClassification)" in said(reward, folder)
+    refused = said(reward, folder)
+    assert "a token classifier, which labels every token (LlamaForTokenClassification), not a sequence" in refused
+    assert refused.endswith("; load_process_reward_model takes it, as a scorer of steps")
 
 
 @pytest.mark.parametrize(
