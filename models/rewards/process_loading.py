@@ -38,11 +38,13 @@ def load_process_reward_model(
     micro_batch_tokens: int = 4096,
 ) -> ProcessReward:
     """A process reward model from a token classifier (an architecture ``...ForTokenClassification``, as TRL's
-    PRMTrainer saves) and its tokenizer, which must be the policy's.
+    PRMTrainer saves) and its tokenizer, which must be the policy's; ``name_or_path`` is a folder or a hub name, at the
+    ``revision`` given.
 
     ``separator``, ``marker``, ``score``, ``label`` and ``aggregate`` say what a step is, where it is scored, and what
     is made of the scores: see :class:`ProcessReward`. Nothing in a folder says what it was trained with; the defaults
-    are PRMTrainer's. The other arguments are those of :func:`models.load_reward_model`.
+    are PRMTrainer's. ``four_bit``, ``dtype``, ``device``, ``trust_remote_code`` and ``micro_batch_tokens`` are as in
+    :func:`models.load_reward_model`.
 
     Raises:
         ValueError: a folder of another kind, or an adapter; settings that do not fit the model, such as a marker

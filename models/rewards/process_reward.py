@@ -172,7 +172,8 @@ class ProcessReward:
         return rewards
 
     def step_scores(self, sequences: Sequences) -> list[list[float]]:
-        """The score of every step of every response, before they are made one; raises as ``rewards`` does."""
+        """The score of every step of every response of ``sequences``, before they are made one; raises as ``rewards``
+        does."""
         rows = self._marked(sequences)
         self._require_readable(rows)
         with torch.no_grad():
