@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from reward_rows import sequences
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
     BertForTokenClassification,
     GPT2ForTokenClassification,
     LlamaForTokenClassification,
+    PreTrainedTokenizerFast,
 )
 
 from models import load_policy, load_process_reward_model, load_reward_model
@@ -134,6 +136,27 @@ def test_what_each_step_earns_sums_to_the_score(aggregate, score, earned):
 )
 def test_where_steps_are_cut(text, separator, steps):
     assert [(step.text, step.end, step.separated) for step in cut_steps(text, separator)] == steps
+
+
+def test_a_separator_that_is_part_of_a_token_is_told_again_as_the_model_was_trained():
+    """Byte-level BPE writes the end of a sentence and of its line as one token; training encoded steps alone."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    merges = trainers.BpeTrainer(vocab_size=262, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    made.train_from_iterator(["é.\n\n"] * 9, merges)
+    tokens = PreTrainedTokenizerFast(tokenizer_object=made)
+    whole, step = tokens.encode("é.\n\n"), tokens.encode("é.")
+    assert len(whole) == 1
+    reward = ProcessReward(drawn("llama", vocab_size=262), tokens, separator="\n\n")
+    ids = tokens.encode("x")
+    with torch.no_grad():
+        marked = torch.tensor([[*ids, *step, *tokens.encode("\n\n"), *ids, *tokens.encode("\n\n")]])
+        logits = reward.model(input_ids=marked).logits[0]
+    ends = [len(ids) + len(step) + len(tokens.encode("\n\n")) - 1, -1]
+    rows = sequences([(ids, [*whole, *ids])])
+    assert reward.step_scores(rows)[0] == pytest.approx(logits[ends].softmax(-1)[:, 1].tolist(), abs=1e-5)
+    assert (reward.rewards(rows) != 0).tolist() == [[True, True]]
 
 
 def test_without_a_marker_steps_are_read_at_their_separator():
