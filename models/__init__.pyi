@@ -4,6 +4,8 @@ from .policy.publishing import Pushed, push_to_hub
 from .rewards.classifier_reward import ClassifierReward
 from .rewards.ensemble import RewardEnsemble, load_reward_ensemble
 from .rewards.loading import load_reward_model
+from .rewards.process_loading import load_process_reward_model
+from .rewards.process_reward import ProcessReward
 from .rewards.prompted_reward import PromptedReward
 from .rewards.retokenised import RetokenisedReward
 from .texts.retokenising import Telling
@@ -16,6 +18,7 @@ __all__ = [
     "CausalPolicy",
     "ClassifierReward",
     "LoraSettings",
+    "ProcessReward",
     "PromptedReward",
     "Pushed",
     "RetokenisedReward",
@@ -23,6 +26,7 @@ __all__ = [
     "Telling",
     "TrainingSettings",
     "load_policy",
+    "load_process_reward_model",
     "load_reward_ensemble",
     "load_reward_model",
     "paged_adamw_8bit",

@@ -14,7 +14,8 @@ from rlhf_core.types import Rollout
 
 @dataclass(frozen=True, kw_only=True)
 class OwnRewards:
-    """token_score_t = what ``SpanReward`` or ``PerTokenReward`` gave token t, times the score's scale.
+    """token_score_t = what the scorer (``SpanReward``, ``PerTokenReward``, ``ProcessReward``) gave token t, times the
+    score's scale.
 
     The raw score is their sum (process rewards, Lightman et al. 2024, "Let's verify step by step"; span rewards, Wu et
     al. 2023, "Fine-grained human feedback gives better rewards"). ``residual``: the change by centring and clipping

@@ -1,11 +1,13 @@
-"""Three places where a transformers model can be tapped for the attention weights of a layer.
+"""Four places where a transformers model can be tapped for the attention weights of a layer.
 
 ``DISPATCH``: models that look their attention function up in transformers' ``AttentionInterface`` get one of ours,
 SDPA plus a sink that sees queries, keys, values and mask. ``INSTANCE``: GPT-J and its kin compute attention in a method
 ``_attn(query, key, value, attention_mask)``, shadowed on the instance while a sink listens. ``MAPS``: whatever returns
-its weights under eager attention is hooked; one layer's map at a time exists then, as the model made it.
+its weights under eager attention is hooked; one layer's map at a time exists then, as the model made it. ``ASKED``:
+the same of modules that return their weights only when they are asked to (DeBERTa, MPNet).
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -199,6 +201,25 @@ def _attach_maps(module: nn.Module, sink: Sink) -> Detach:
     return module.register_forward_hook(hook).remove
 
 
+def _attach_asked(module: nn.Module, sink: Sink) -> Detach:
+    signature = inspect.signature(module.forward)
+    if "output_attentions" not in signature.parameters:
+        return lambda: None
+
+    def ask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = signature.bind(*args, **kwargs)  # some callers give it by position
+        given.arguments["output_attentions"] = True
+        return given.args, given.kwargs
+
+    asked, detach = module.register_forward_pre_hook(ask, with_kwargs=True), _attach_maps(module, sink)
+
+    def end() -> None:
+        asked.remove()
+        detach()
+
+    return end
+
+
 def _map_in(output: object) -> Tensor | None:
     """The one square (batch, head, query, key) tensor behind a module's first output, if there is one."""
     if not isinstance(output, tuple):
@@ -234,4 +255,11 @@ MAPS = Tap(
     implementation="eager",
     computes_as="eager",
 )
-TAPS = (DISPATCH, INSTANCE, MAPS)
+ASKED = Tap(
+    name="eager attention, asked for its weights",
+    require=lambda model: None,
+    attach=_attach_asked,
+    implementation="eager",
+    computes_as="eager",
+)
+TAPS = (DISPATCH, INSTANCE, MAPS, ASKED)

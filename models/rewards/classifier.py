@@ -34,21 +34,23 @@ class Classifier:
         return type(self.model).__name__
 
     def scores(
-        self, hidden: Float[Tensor, "row position hidden"], attention_mask: Bool[Tensor, "row position"]
+        self, hidden: Float[Tensor, "row position hidden"], read: Bool[Tensor, "row position"]
     ) -> Float[Tensor, " row"]:
-        """Raw scores of last hidden states of right-padded rows."""
-        return self.score.of(self.head.logits(hidden, attention_mask))
+        """Raw scores of last hidden states of right-padded rows; ``read`` is the head's ``read_part`` of them."""
+        return self.score.of(self.head.logits(hidden, read))
 
     def read_states(
         self,
         tap: HiddenTap,
         hidden: Float[Tensor, "batch position hidden"],
+        input_ids: Int[Tensor, "batch position"],
         response_positions: Int[Tensor, "batch response"],
         response_mask: Bool[Tensor, "batch response"],
     ) -> Float[Tensor, "batch response ..."]:
-        """``tap`` answered from the states before each response token; 0 on padding."""
+        """``tap`` answered from the states that a text is read at that ends before each response token; 0 on
+        padding."""
         row = torch.arange(len(hidden), device=hidden.device)[:, None]
-        before = hidden[row, (response_positions - 1).clamp(min=0)]
+        before = hidden[row, self.head.ends(input_ids).gather(1, (response_positions - 1).clamp(min=0))]
         answer = tap.read(before, self._scores_alone)
         outside = ~response_mask.reshape(*response_mask.shape, *(1 for _ in answer.shape[2:]))
         return answer.masked_fill(outside, 0)

@@ -2,14 +2,15 @@
 
 Of a decoder, transformers pools by looking for the pad id, ignores the attention mask, and reads the token before EOS
 where pad and EOS share an id. Here the backbone runs, one hidden state a row is picked by index, and the head is
-applied to it. An encoder's own forward pass does its pooling, on hidden states that are there already.
+applied to it: the state of the last token, or, with ``pooling="hf"``, of the token that transformers would pick. An
+encoder's own forward pass does its pooling, on hidden states that are there already.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,19 +21,40 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from models.passes.cache import without_cache
 from models.passes.context_length import context_length
 from models.passes.length_switches import beside_switches, past_switches, within_reach
+from models.rewards.score_names import Pooling
+from rlhf_core.names import nearest
 
+ReadLogits = Callable[[Tensor, Tensor], Tensor]
+"""Logits (row, label) of right-padded ids (row, position), given with their attention mask."""
 HEAD_NAMES = ("score", "classifier", "pooler", "pre_classifier", "head", "sequence_summary")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Head:
     """A classification head: the tokens it reads (decoders the last, EOS included; encoders the first, [CLS], or
-    several), and the logits it makes of a row's last hidden states."""
+    several), and the logits it makes of a row's last hidden states, up to the token that it reads."""
 
     reads: Literal["last", "first", "several"]
     logits: Callable[
         [Float[Tensor, "batch position hidden"], Bool[Tensor, "batch position"]], Float[Tensor, "batch label"]
     ]
+    skips: int | None = None
+    """The token that is not read where a row ends with it, as transformers skips the pad token; None: none is."""
+
+    def ends(self, input_ids: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
+        """The column at which a row that ends at each column is read; the first, where there is nothing but what the
+        head skips."""
+        columns = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        return columns if self.skips is None else columns.masked_fill(input_ids == self.skips, 0).cummax(1).values
+
+    def read_part(
+        self, input_ids: Int[Tensor, "batch position"], attention_mask: Bool[Tensor, "batch position"]
+    ) -> Bool[Tensor, "batch position"]:
+        """``attention_mask`` of right-padded rows without the tokens at the end that the head skips."""
+        if self.skips is None:
+            return attention_mask
+        end = self.ends(input_ids).gather(1, _last(attention_mask)[:, None])
+        return attention_mask & (torch.arange(input_ids.shape[1], device=input_ids.device) <= end)
 
     def positions(self, attention_mask: Bool[Tensor, "batch position"]) -> Int[Tensor, " batch"]:
         """Column each right-padded row is read at; the first, where it is read at several."""
@@ -44,24 +66,52 @@ def _last(attention_mask: Bool[Tensor, "batch position"]) -> Int[Tensor, " batch
     return attention_mask.sum(1) - 1
 
 
-def find_head(model: PreTrainedModel) -> Head:
-    """The head of a transformers ``...ForSequenceClassification`` model.
+def find_head(model: PreTrainedModel, pooling: Pooling = "last") -> Head:
+    """The head of a transformers ``...ForSequenceClassification`` model. ``pooling`` of a decoder: "last" reads the
+    last token, whatever it is; "hf" the last token that is not the pad token of its configuration, as transformers
+    does.
 
     Raises:
-        ValueError: none of the known forms; the message names the class and what is supported.
+        ValueError: none of the known forms; the message names the class and what is supported. Another ``pooling``, or
+            "hf" of an encoder or without a pad token.
     """
+    require_pooling(pooling)
+    name = type(model).__name__
     score = getattr(model, "score", None)
     if isinstance(score, nn.Module):
-        return Head(reads="last", logits=partial(_at_the_last, score))
+        skips = _pad_token(model) if pooling == "hf" else None
+        return Head(reads="last", logits=partial(_at_the_last, score), skips=skips)
+    if pooling == "hf":
+        raise ValueError(
+            f"{name}: pooling='hf' is for decoders, which transformers reads at their last token that is not padding; "
+            "an encoder is always read as its own class does. Leave pooling out"
+        )
     try:
         reads = _what_it_reads(model)
     except Exception as error:
         raise ValueError(
-            f"{type(model).__name__}: cannot find its classification head ({type(error).__name__}: {error}). "
+            f"{name}: cannot find its classification head ({type(error).__name__}: {error}). "
             "Supported: a `score` layer on the last token (GPT-2, Llama and most decoders), and encoders that make "
             "their logits of nothing but last hidden states and mask"
         ) from error
     return Head(reads=reads, logits=partial(_own_logits, model))
+
+
+def require_pooling(pooling: Pooling) -> None:
+    """Raise ValueError for an unknown one."""
+    kinds = get_args(Pooling)
+    if pooling not in list(kinds):
+        raise ValueError(f"pooling must be one of {', '.join(kinds)}, got {pooling!r}{nearest(pooling, kinds)}")
+
+
+def _pad_token(model: PreTrainedModel) -> int:
+    found: int | None = model.config.get_text_config().pad_token_id
+    if found is None:
+        raise ValueError(
+            f"{type(model).__name__}: pooling='hf' skips the pad token at the end of a row, and its config.json names "
+            "none. Write the one that it was trained with there, as pad_token_id, or leave pooling at 'last'"
+        )
+    return found
 
 
 def _at_the_last(
@@ -129,18 +179,24 @@ def _read_logits(
     attention_mask: Bool[Tensor, "batch position"],
 ) -> Float[Tensor, "batch label"]:
     """Logits of right-padded rows, with gradient where enabled."""
-    return head.logits(last_hidden(model, attention_mask, input_ids=input_ids), attention_mask)
+    hidden = last_hidden(model, attention_mask, input_ids=input_ids)
+    return head.logits(hidden, head.read_part(input_ids, attention_mask))
 
 
-@torch.no_grad()
 def why_not_causal(model: PreTrainedModel, head: Head) -> str:
-    """Why the model has no prefix scores, in words; empty if it has.
-
-    Tested by exchanging the last of nine tokens: the states before it must not change.
-    """
+    """Why the model has no prefix scores, in words; empty if it has."""
     if head.reads != "last":
         where = "the first token, which sees" if head.reads == "first" else "several tokens, which see"
         return f"it reads its score at {where} the whole text"
+    return why_later_tokens_count(model)
+
+
+@torch.no_grad()
+def why_later_tokens_count(model: PreTrainedModel) -> str:
+    """Why states depend on what comes after them, in words; empty where they do not.
+
+    Found out by exchanging the last of nine tokens: the states before it must not move.
+    """
     size = model.config.get_text_config().vocab_size
     ids = torch.arange(9, device=model.device).repeat(2, 1) % size
     ids[1, -1] = (ids[0, -1] + 1) % size
@@ -155,12 +211,14 @@ def why_not_causal(model: PreTrainedModel, head: Head) -> str:
 @torch.no_grad()
 def require_own_logits(model: PreTrainedModel, head: Head, tolerance: float) -> None:
     """On rows without padding, where its pooling is right, transformers must give the logits that are read of these
-    rows side by side.
+    rows side by side. Where the head pools as transformers does, these rows end with the pad token.
 
     Raises:
         ValueError: it does not, so the head is applied wrongly; by how much (relative to the largest logit).
     """
     ids = _differing_ids(model)
+    if head.skips is not None:
+        ids[:, -2:] = head.skips
     lengths = (ids.shape[1], max(ids.shape[1] // 2, 1))
     alone = [ids[:, :length] for length in lengths]
     mask = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
@@ -174,30 +232,31 @@ def require_own_logits(model: PreTrainedModel, head: Head, tolerance: float) -> 
             f"{type(model).__name__}: its head, applied to hidden states of padded rows, differs from its own forward "
             f"pass by {difference:.1e} of the largest logit; it is not supported as a reward model"
         )
-    _require_same_alone(model, head, ids[0].tolist(), tolerance)
+    require_same_alone(model, partial(_read_logits, model, head), ids[0].tolist(), tolerance)
 
 
-def _require_same_alone(model: PreTrainedModel, head: Head, tokens: Sequence[int], tolerance: float) -> None:
-    """A row's logits must be the same alone and beside a row of another length, on both sides of every switch that the
-    config names (see :mod:`models.passes.length_switches`).
+@torch.no_grad()
+def require_same_alone(model: PreTrainedModel, read: ReadLogits, tokens: Sequence[int], tolerance: float) -> None:
+    """A row's logits, which ``read`` gives of ids and attention mask, must be the same alone and beside a row of
+    another length, on both sides of every switch that the config names (see :mod:`models.passes.length_switches`).
 
     Raises:
         ValueError: they are not; by how much (relative to the largest logit).
     """
     context = context_length(model)
     for lengths in beside_switches(model, context):
-        _compare_alone(model, head, tokens, lengths, tolerance)
+        _compare_alone(model, read, tokens, lengths, tolerance)
     with within_reach(model):
-        _compare_alone(model, head, tokens, past_switches(context), tolerance)
+        _compare_alone(model, read, tokens, past_switches(context), tolerance)
 
 
 def _compare_alone(
-    model: PreTrainedModel, head: Head, tokens: Sequence[int], lengths: tuple[int, int], tolerance: float
+    model: PreTrainedModel, read: ReadLogits, tokens: Sequence[int], lengths: tuple[int, int], tolerance: float
 ) -> None:
     real = torch.arange(max(lengths), device=model.device) < torch.tensor(lengths, device=model.device)[:, None]
     ids = torch.tensor(tokens, device=model.device)[torch.arange(max(lengths)) % len(tokens)].expand(2, -1)
-    together = _read_logits(model, head, torch.where(real, ids, 0), real).float()
-    alone = torch.cat([_read_logits(model, head, ids[:1, :n], real[:1, :n] | True).float() for n in lengths])
+    together = read(torch.where(real, ids, 0), real).float()
+    alone = torch.cat([read(ids[:1, :n], real[:1, :n] | True).float() for n in lengths])
     difference = float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
     if not difference <= tolerance:
         raise ValueError(

@@ -68,7 +68,7 @@ class ClassifierProbe:
         def measure_rows(rows: Int[Tensor, " row"]) -> None:
             inputs, mask = self._inputs(rows)
             hidden = last_hidden(self.classifier.model, inputs.attention_mask, input_ids=inputs.input_ids)
-            answer = self.classifier.read_states(tap, hidden, inputs.response_positions, mask)
+            answer = self.classifier.read_states(tap, hidden, inputs.input_ids, inputs.response_positions, mask)
             found[rows, : answer.shape[1]] = answer.to(found)
 
         self._run(measure_rows, "prefix scores", self.budgets.scoring)
@@ -119,9 +119,9 @@ class ClassifierProbe:
         """
 
         def read(inputs: PaddedRows, mask: Bool[Tensor, "batch response"]) -> Float[Tensor, "batch response ..."]:
-            real = inputs.attention_mask
+            read_part, real = self._read_part(inputs), inputs.attention_mask
             weights, gradients = map_gradients(
-                self.classifier.model, inputs.input_ids, real, lambda hidden: self.classifier.scores(hidden, real)
+                self.classifier.model, inputs.input_ids, real, lambda hidden: self.classifier.scores(hidden, read_part)
             )
             maps = AttentionMaps(weights=weights, layout=self._layout(inputs, mask))
             return reduce(MapGradients(maps=maps, gradients=gradients))
@@ -134,8 +134,11 @@ class ClassifierProbe:
         return Layout(
             response_positions=inputs.response_positions,
             response_mask=mask,
-            read_positions=self.classifier.head.positions(inputs.attention_mask),
+            read_positions=self.classifier.head.positions(self._read_part(inputs)),
         )
+
+    def _read_part(self, inputs: PaddedRows) -> Bool[Tensor, "batch position"]:
+        return self.classifier.head.read_part(inputs.input_ids, inputs.attention_mask)
 
     @torch.no_grad()
     def _reduced(
@@ -165,7 +168,7 @@ class ClassifierProbe:
             shift = ((alpha - 1) * difference).requires_grad_()
             moved = embedded.index_put((row[mask], positions[mask]), shift[mask], accumulate=True)
             hidden = last_hidden(self.classifier.model, inputs.attention_mask, inputs_embeds=moved)
-            scores = self.classifier.scores(hidden, inputs.attention_mask)
+            scores = self.classifier.scores(hidden, self._read_part(inputs))
             (gradient,) = torch.autograd.grad(scores.sum(), shift)
         wide = torch.promote_types(gradient.dtype, torch.float32)
         return scores.detach(), (gradient.to(wide) * difference.to(wide)).sum(-1)
@@ -212,8 +215,9 @@ class ClassifierProbe:
             ids, mask = ALTER[absent](self, inputs, row[rows], keep[rows])
             width = int(lengths[rows].max())
             real = mask[:, :width].to(device)
-            hidden = last_hidden(self.classifier.model, real, input_ids=ids[:, :width].to(device))
-            scores[rows] = self.classifier.scores(hidden, real).to(scores)
+            input_ids = ids[:, :width].to(device)
+            hidden = last_hidden(self.classifier.model, real, input_ids=input_ids)
+            scores[rows] = self.classifier.scores(hidden, self.classifier.head.read_part(input_ids, real)).to(scores)
 
         def cut(tokens: int) -> Iterator[Int[Tensor, " row"]]:
             return row_batches(lengths, tokens)

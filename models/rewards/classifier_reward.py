@@ -19,7 +19,7 @@ from models.rewards.classifier_head import find_head, last_hidden, require_own_l
 from models.rewards.classifier_probe import ClassifierProbe
 from models.rewards.pass_budgets import PassBudgets
 from models.rewards.score_kinds import Label, find_score
-from models.rewards.score_names import ScoreKind
+from models.rewards.score_names import Pooling, ScoreKind
 from models.texts.prompt_encoding import prompt_problems
 from rlhf_core.batching import micro_batches, run_in_parts
 from rlhf_core.evidence import AttentionTap, EvidenceRequest, HiddenTap, Layout
@@ -51,12 +51,17 @@ class ClassifierReward:
     - "label_logit": the logit of ``label`` alone, for heads whose labels are answers of their own (regression, several
       labels at once), where it is what ``label`` stands for.
 
+    ``pooling`` is the token that a decoder's score is read at: "last" is the last, EOS included, whatever the pad token
+    is; "hf" the last that is not the pad token of its configuration, as ``AutoModelForSequenceClassification`` pools.
+    The two differ where pad and EOS share an id: a model that was trained so never read the EOS, and wants "hf".
+
     ``label`` is a name or an index of the configuration's ``id2label``, and alone it means "log_odds". With neither,
     the score is inferred where there is no choice. A row is the prompt followed by the response, token ids as given: it
     must include whatever the classifier was trained to see at either end (EOS, [CLS]).
 
     Raises:
-        ValueError: there is a choice and none is made, the labels do not fit it, or the head is of an unsupported form.
+        ValueError: there is a choice and none is made, the labels do not fit it, or the head is of an unsupported form;
+            ``pooling="hf"`` of an encoder, or of a decoder whose configuration names no pad token.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class ClassifierReward:
         *,
         score: ScoreKind | None = None,
         label: Label | None = None,
+        pooling: Pooling = "last",
         micro_batch_tokens: int = 4096,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -76,7 +82,7 @@ class ClassifierReward:
         if micro_batch_tokens < 1:
             raise ValueError(f"micro_batch_tokens must be at least 1, got {micro_batch_tokens}")
         self._budgets = PassBudgets.of(micro_batch_tokens)
-        self.head = find_head(model)
+        self.head = find_head(model, pooling)
         self._classifier = Classifier(model=model, head=self.head, score=found, null_id=null_token(tokenizer))
         if self.head.reads == "first" and tokenizer.cls_token_id is None:
             raise ValueError(f"{self.name} reads its score at [CLS], but its tokenizer has no cls token")
@@ -89,10 +95,19 @@ class ClassifierReward:
         four_bit = bool(getattr(self.model, "is_quantized", False))
         return {
             "model": self.name,
-            "score": str(self._classifier.score),
+            "score": self._score_in_words,
             "dtype": self.model.dtype,
             "four_bit": four_bit,
         }
+
+    @property
+    def _score_in_words(self) -> str:
+        """The score, and beside it the pooling where that is not our own."""
+        read = "" if self.head.skips is None else f" (pooling='hf', which skips token {self.head.skips} at the end)"
+        return f"{self._classifier.score}{read}"
+
+    def __repr__(self) -> str:
+        return f"ClassifierReward({self.name}, score={self._score_in_words})"
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -214,10 +229,11 @@ class ClassifierReward:
             part = sequences.select(chosen)
             rows, mask = right_padded(part), part.response_mask.to(device)
             ids, real = rows.input_ids.to(device), rows.attention_mask.to(device)
+            read = self.head.read_part(ids, real)
             layout = Layout(
                 response_positions=rows.response_positions.to(device),
                 response_mask=mask,
-                read_positions=self.head.positions(real),
+                read_positions=self.head.positions(read),
             )
             batch_scores, answers = self._forward(ids, real, taps, layout)
             scores[chosen] = batch_scores.to(home, scores.dtype)
@@ -255,8 +271,8 @@ class ClassifierReward:
         for request in taps:
             if isinstance(request, HiddenTap):
                 positions, mask = layout.response_positions, layout.response_mask
-                found[request] = self._classifier.read_states(request, hidden, positions, mask)
-        return self._classifier.scores(hidden, attention_mask), found
+                found[request] = self._classifier.read_states(request, hidden, input_ids, positions, mask)
+        return self._classifier.scores(hidden, self.head.read_part(input_ids, attention_mask)), found
 
     def _require_readable(self, sequences: Sequences) -> None:
         """Refuse rows on which the model would crash, or which it would score without being able to read them."""

@@ -12,7 +12,7 @@ from models.rewards.classifier_head import HEAD_NAMES
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.loading import head_labels
 from models.rewards.score_kinds import Label
-from models.rewards.score_names import ScoreKind
+from models.rewards.score_names import Pooling, ScoreKind
 from models.rewards.trunk import load_trunk
 from models.weights.adapter_weights import carries_embeddings, put_on
 from models.weights.adapters import adapter_config, adapter_folder, adapter_task, base_source, only_low_rank
@@ -186,6 +186,7 @@ def load_reward_ensemble(
     aggregate: Aggregate,
     score: ScoreKind | None = None,
     label: Label | None = None,
+    pooling: Pooling = "last",
     four_bit: bool = False,
     dtype: DType = "float32",
     device: str = "cpu",
@@ -193,8 +194,8 @@ def load_reward_ensemble(
 ) -> RewardEnsemble:
     """An ensemble of LoRA ``adapters`` (folders or hub names), each with a ``score`` head of its own, on the one base
     model they all name, which is loaded once. ``aggregate``, a rule of ``rlhf_core.scorers.aggregation``, makes one
-    score of theirs. ``score``, ``label``, ``four_bit``, ``dtype``, ``device`` and ``micro_batch_tokens`` as in
-    :func:`models.load_reward_model`.
+    score of theirs. ``score``, ``label``, ``pooling``, ``four_bit``, ``dtype``, ``device`` and ``micro_batch_tokens``
+    as in :func:`models.load_reward_model`.
 
     Raises:
         ValueError: no adapters, one that is none or lacks a head, adapters on different bases or with other numbers of
@@ -219,7 +220,9 @@ def load_reward_ensemble(
         make_lean(model)
         peft = _with_adapters(model, folders)
         tokenizer = load_tokenizer([sources[0], bases[0]])
-    reward = ClassifierReward(model, tokenizer, score=score, label=label, micro_batch_tokens=micro_batch_tokens)
+    reward = ClassifierReward(
+        model, tokenizer, score=score, label=label, pooling=pooling, micro_batch_tokens=micro_batch_tokens
+    )
     members = [AdapterMember(reward=reward, adapters=peft, name=str(number)) for number in range(len(folders))]
     return RewardEnsemble(members, aggregate)
 

@@ -1,5 +1,6 @@
 """``load_reward_model``: a classifier saved whole, or a LoRA adapter with a head, from a folder or a hub name."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -14,10 +15,10 @@ from transformers import (
 )
 
 from models.passes.fused import make_lean
-from models.rewards.classifier_head import HEAD_NAMES
+from models.rewards.classifier_head import HEAD_NAMES, require_pooling
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.score_kinds import Label, find_score
-from models.rewards.score_names import ScoreKind
+from models.rewards.score_names import Pooling, ScoreKind
 from models.rewards.trunk import load_trunk
 from models.weights.adapter_weights import WEIGHTS, fit_vocabulary, put_on
 from models.weights.adapters import adapter_folder, adapter_task, base_source
@@ -43,6 +44,7 @@ def load_reward_model(
     *,
     score: ScoreKind | None = None,
     label: Label | None = None,
+    pooling: Pooling = "last",
     four_bit: bool = False,
     dtype: Precision = "float32",
     device: str = "cpu",
@@ -64,18 +66,22 @@ def load_reward_model(
     :class:`ClassifierReward`: ``label="positive"``, a name or an index of ``id2label``, is that label's log-odds
     against all the others.
 
+    ``pooling`` is the token that a decoder's score is read at: "last" the last token, EOS included; "hf" the token that
+    ``AutoModelForSequenceClassification`` reads, the last that is not the pad token. Choose "hf" for a model that was
+    trained by transformers with pad and EOS as one token: it never read the EOS.
+
     Raises:
         ValueError: several numbers could be the reward and none is named, or the labels do not fit the one that is;
             files that ``require_safe_files`` refuses or that cannot be read; weights missing from the folder (a model
             without a head would score at random) or left over for trunk or head; ``trust_remote_code`` without a
-            commit hash as ``revision``.
+            commit hash as ``revision``; ``pooling="hf"`` of an encoder, or without a pad token in config.json.
         FileNotFoundError: no such folder, and no name that a hub could know.
     """
     given = ModelSource(
         name_or_path=name_or_path, revision=revision, trust_remote_code=trust_remote_code, device=device
     )
-    if dtype not in list(PRECISIONS):
-        raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}{nearest(dtype, PRECISIONS)}")
+    require_precision(dtype)
+    require_pooling(pooling)
     with reading(str(name_or_path)):
         adapter = adapter_folder(given)
         _require_score(given, adapter, score, label)
@@ -86,7 +92,15 @@ def load_reward_model(
             model = _whole(replace(given, four_bit=four_bit), getattr(torch, dtype))
             tokenizer = find_tokenizer([given])
         make_lean(model)
-        return ClassifierReward(model, tokenizer, score=score, label=label, micro_batch_tokens=micro_batch_tokens)
+        return ClassifierReward(
+            model, tokenizer, score=score, label=label, pooling=pooling, micro_batch_tokens=micro_batch_tokens
+        )
+
+
+def require_precision(dtype: str) -> None:
+    """Raise ValueError for an unknown one."""
+    if dtype not in list(PRECISIONS):
+        raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}{nearest(dtype, PRECISIONS)}")
 
 
 def _require_score(source: ModelSource, adapter: str | None, score: ScoreKind | None, label: Label | None) -> None:
@@ -108,15 +122,25 @@ def _whole(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     """A classifier that was saved with its head."""
     factory, products = AutoModelForSequenceClassification, torch.bfloat16
     model, info = read_model(factory, source, dtype, wanted="classifier", whole=HEAD_NAMES, products=products)
-    require_intact(source.name_or_path, model, info, heads=HEAD_NAMES)
+    require_whole_head(source.name_or_path, model, info, "sequence classifier")
+    keep_unpacked(model)
+    return model
+
+
+def require_whole_head(name: str, model: PreTrainedModel, info: Mapping[str, Any], kind: str) -> None:
+    """Refuse a classifier that is not the one that was saved, or was saved without its head; ``info`` is transformers'
+    account of it.
+
+    Raises:
+        ValueError: what ``require_intact`` refuses, or weights that are missing.
+    """
+    require_intact(name, model, info, heads=HEAD_NAMES)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
-            f"{source.name_or_path}: {type(model).__name__} has no weights for {some(missing)} there and would score "
-            "with random ones. Point to a folder saved from a trained sequence classifier"
+            f"{name}: {type(model).__name__} has no weights for {some(missing)} there and would score "
+            f"with random ones. Point to a folder saved from a trained {kind}"
         )
-    keep_unpacked(model)
-    return model
 
 
 def _with_adapter(adapter: str, source: ModelSource) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -78,7 +78,7 @@ def find_score(name: str, config: PreTrainedConfig, score: ScoreKind | None, lab
     if (label is None) != (kind in LABELS):
         wrong = "needs the label that it is of" if label is None else f"is of no single label, but label is {label!r}"
         raise ValueError(f"{name}: score={kind!r} {wrong}. {_choices(names, separate)}")
-    return Score(kind=kind) if label is None else Score(kind=kind, label=_index(name, names, label))
+    return Score(kind=kind) if label is None else Score(kind=kind, label=label_index(name, names, label))
 
 
 def _only_kind(name: str, names: Sequence[str], separate: str, label: Label | None) -> ScoreKind:
@@ -98,25 +98,29 @@ def _choices(names: Sequence[str], separate: str) -> str:
     if len(names) == 1:
         return "Use score='single_logit', without label"
     if separate:
-        return f"Use score='label_logit' and label, one of {_listed(names)}"
+        return f"Use score='label_logit' and label, one of {listed_labels(names)}"
     pair = "score='logit_difference' (label 1 minus label 0), or " if len(names) == 2 else ""
     return (
-        f"Use {pair}label, one of {_listed(names)}, for score='log_odds' (against the rest, what label alone means) or "
-        "score='label_logit' (its logit alone)"
+        f"Use {pair}label, one of {listed_labels(names)}, for score='log_odds' (against the rest, what label alone "
+        "means) or score='label_logit' (its logit alone)"
     )
 
 
-def _index(name: str, names: Sequence[str], label: Label) -> int:
+def label_index(name: str, names: Sequence[str], label: Label) -> int:
+    """The label's place among ``names``; raises ValueError where there is none, or several; ``name`` is the
+    classifier's, for the message."""
     if type(label) is int and 0 <= label < len(names):
         return label
     found = [index for index, each in enumerate(names) if each == label]
     if len(found) != 1:
         raise ValueError(
-            f"{name} has {len(found) or 'no'} label {label!r}{nearest(label, names) or '.'} It has {_listed(names)}"
+            f"{name} has {len(found) or 'no'} label {label!r}{nearest(label, names) or '.'} "
+            f"It has {listed_labels(names)}"
         )
     return found[0]
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed_labels(names: Sequence[str]) -> str:
+    """The labels with their indices, in words."""
     shown = [f"{each!r} ({index})" for index, each in enumerate(names[:SHOWN])]
     return ", ".join(shown) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

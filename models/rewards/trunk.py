@@ -29,7 +29,6 @@ def load_trunk(source: ModelSource, *, labels: int) -> PreTrainedModel:
         )
     trunk_only = {key for key in loading["mismatched_keys"] if key[0].split(".")[0] not in HEAD_NAMES}
     require_intact(source.name_or_path, model, {**loading, "mismatched_keys": trunk_only}, heads=())
-    model.config.pad_token_id = None  # its own pooling, which looks for padding, is never used
     remove_randomness(model)
     keep_unpacked(model)
     read_rows_alone(model)

@@ -7,15 +7,21 @@ from typing import Any, Literal
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-Wanted = Literal["language model", "classifier", "trunk"]
+Wanted = Literal["language model", "classifier", "token classifier", "trunk"]
 
 POLICY, REWARD = "load_policy takes it", "load_reward_model takes it"
+STEPS = "load_process_reward_model takes it, as a scorer of steps"
 NOTHING = "no function here loads it"
 TASKS = {
     "ForSequenceClassification": ("a sequence classifier", REWARD),
-    "ForTokenClassification": ("a token classifier, which labels every token", NOTHING),
+    "ForTokenClassification": ("a token classifier, which labels every token", STEPS),
+    "ForProcessRewardModel": (
+        "a process reward model with a class of its own",
+        f"{NOTHING}; load_process_reward_model takes a ...ForTokenClassification",
+    ),
     "ForQuestionAnswering": ("a question answering model, which marks a span", NOTHING),
     "ForMultipleChoice": ("a multiple choice model", NOTHING),
     "ForNextSentencePrediction": ("a next sentence predictor", NOTHING),
@@ -30,27 +36,34 @@ TASKS = {
 FITTING: Mapping[Wanted, tuple[str, ...]] = {
     "language model": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
     "classifier": ("ForSequenceClassification",),
+    "token classifier": ("ForTokenClassification",),
     "trunk": ("ForCausalLM", "LMHeadModel", "ForSequenceClassification"),
 }
 NAMES: Mapping[Wanted, str] = {
     "language model": "a causal language model",
     "classifier": "a sequence classifier",
+    "token classifier": "a token classifier",
     "trunk": "a trunk for a sequence classifier",
 }
 MADE: Mapping[Wanted, Mapping[str, Any]] = {
     "language model": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "classifier": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "token classifier": MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     "trunk": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 }
 ADAPTER_TASKS = {
     "SEQ_CLS": ("the adapter of a sequence classifier", REWARD),
-    "TOKEN_CLS": ("the adapter of a token classifier", NOTHING),
+    "TOKEN_CLS": ("the adapter of a token classifier", f"once merged into its base, {STEPS}"),
     "QUESTION_ANS": ("the adapter of a question answering model", NOTHING),
     "FEATURE_EXTRACTION": ("the adapter of a model for embeddings", NOTHING),
     "SEQ_2_SEQ_LM": ("the adapter of a sequence-to-sequence model", NOTHING),
     "CAUSAL_LM": ("the adapter of a causal language model", POLICY),
 }
-ADAPTERS_OF: Mapping[Wanted, str] = {"language model": "CAUSAL_LM", "classifier": "SEQ_CLS"}
+ADAPTERS_OF: Mapping[Wanted, str] = {
+    "language model": "CAUSAL_LM",
+    "classifier": "SEQ_CLS",
+    "token classifier": "TOKEN_CLS",
+}
 EMBEDDINGS = "a sentence-transformers model, which makes embeddings"
 FILES_OF_OTHERS = {
     "model_index.json": "a diffusers pipeline",

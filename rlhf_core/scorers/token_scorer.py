@@ -3,6 +3,7 @@
 The score of a response is the sum of these rewards; ``OwnTokenRewards`` requests the rewards per token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from reprlib import repr as shortened
 from typing import Any, Protocol, runtime_checkable
@@ -35,7 +36,7 @@ class RewardsTokens(Protocol):
         ...
 
 
-def _score(self: RewardsTokens, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
+def score_parts(self: RewardsTokens, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
     """The sum of each response's rewards, and each token's reward if it is requested; raises like ``rewards``."""
     require_measurable(needs, token_scorer_why_not)
     rewards = self.rewards(sequences).float().to(sequences.response_ids.device)
@@ -65,7 +66,7 @@ class PerTokenReward:
 
     fn: RewardFunction
 
-    validate_columns, score, provides = validate_columns, _score, provides
+    validate_columns, score, provides = validate_columns, score_parts, provides
     why_not = staticmethod(token_scorer_why_not)
 
     def __post_init__(self) -> None:
@@ -104,7 +105,7 @@ class SpanReward:
     fn: RewardFunction
     decode: Decode
 
-    validate_columns, score, provides = validate_columns, _score, provides
+    validate_columns, score, provides = validate_columns, score_parts, provides
     why_not = staticmethod(token_scorer_why_not)
 
     def __post_init__(self) -> None:
@@ -127,17 +128,22 @@ class SpanReward:
         rewards = torch.zeros(sequences.response_mask.shape, dtype=torch.float64)
         for row, (spans, text) in enumerate(zip(given, responses, strict=True)):
             where, earned = _spans(spans, text, f"reward {self.fn!r}, row {row}")
-            tokens = self._token_spans(sequences, row, prompts[row], text)
+            before, ids = sequences.prompts()[row], sequences.responses()[row]
+            tokens = token_spans(self.decode, before, ids, prompts[row], text)
             rewards[row, : len(tokens)] = earned.double() @ row_shares(shared_bytes(where, tokens)).double()
         return rewards
 
-    def _token_spans(self, sequences: Sequences, row: int, prompt: str, response: str) -> Int[Tensor, "token 2"]:
-        """Counted from where the response starts; the first token's covers what comes before it too."""
-        before, ids = sequences.prompts()[row], sequences.responses()[row]
-        if self.decode([[*before, *ids]])[0] != prompt + response:  # decoded by itself: see texts
-            before, prompt = [], ""
-        prefixes = self.decode([[*before, *ids[: k + 1]] for k in range(len(ids))])
-        return as_spans(ends_of_prefixes(prefixes, prompt + response)) - len(prompt.encode())
+
+def token_spans(
+    decode: Decode, before: Sequence[int], ids: Sequence[int], prompt: str, response: str
+) -> Int[Tensor, "token 2"]:
+    """First and last byte of each of the tokens ``ids`` in the text ``response`` that they decode to after those
+    ``before`` them, whose text is ``prompt`` (see :func:`rlhf_core.scorers.callables.texts`). Counted from where the
+    response starts; the first token's covers what comes before it too."""
+    if decode([[*before, *ids]])[0] != prompt + response:  # decoded by itself: see texts
+        before, prompt = [], ""
+    prefixes = decode([[*before, *ids[: k + 1]] for k in range(len(ids))])
+    return as_spans(ends_of_prefixes(prefixes, prompt + response)) - len(prompt.encode())
 
 
 def _spans(given: Any, text: str, who: str) -> tuple[Int[Tensor, "span 2"], Float[Tensor, " span"]]:

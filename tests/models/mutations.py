@@ -4,6 +4,90 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "models/rewards/process_reward.py",
+        "ids += [*step, *self._marker_ids]",
+        "ids += [*self._marker_ids, *step]",
+        "tests/models/rewards/test_process_reward.py::test_steps_score_as_transformers_scores_their_markers_alone_and_in_company[4096-llama]",
+    ),
+    Mutation(
+        "models/rewards/process_reward.py",
+        "ends[-1] = len(response) - 1",
+        "ends[-1] = len(response) - 2",
+        "tests/models/rewards/test_process_reward.py::test_a_score_stands_at_the_token_that_ends_its_step",
+    ),
+    Mutation(
+        "models/rewards/process_reward.py",
+        "(token_ends < len(text[: step.end].encode()))",
+        "(token_ends <= len(text[: step.end].encode()))",
+        "tests/models/rewards/test_process_reward.py::test_a_score_stands_at_the_token_that_ends_its_step",
+    ),
+    Mutation(
+        "models/rewards/process_reward.py",
+        "        label = 1\n",
+        "        label = 0\n",
+        "tests/models/rewards/test_process_reward.py::test_a_score_stands_at_the_token_that_ends_its_step",
+    ),
+    Mutation(
+        "models/rewards/process_reward.py",
+        "if reason := why_later_tokens_count(model):",
+        'if reason := "":',
+        "tests/models/rewards/test_process_reward.py::test_an_encoder_is_refused_as_its_steps_would_know_what_follows",
+    ),
+    Mutation(
+        "models/rewards/steps.py",
+        "scores.diff(prepend=scores.new_zeros(1))",
+        "scores.diff(prepend=scores[:1])",
+        "tests/models/rewards/test_process_reward.py::test_what_each_step_earns_sums_to_the_score[last-0.5-earned3]",
+    ),
+    Mutation(
+        "models/rewards/steps.py",
+        "scores.argmin()",
+        "scores.argmax()",
+        "tests/models/rewards/test_process_reward.py::test_what_each_step_earns_sums_to_the_score[min-0.25-earned2]",
+    ),
+    Mutation(
+        "models/weights/folder_kinds.py",
+        '"a token classifier, which labels every token", STEPS',
+        '"a token classifier, which labels every token", REWARD',
+        "tests/models/weights/test_folder_kinds.py::test_a_token_classifier_without_bias_is_no_sequence_classifier",
+    ),
+    Mutation(
+        "models/rewards/classifier_head.py",
+        "columns.masked_fill(input_ids == self.skips, 0).cummax(1).values",
+        "columns.masked_fill(input_ids == self.skips, 0)",
+        "tests/models/rewards/test_pooling.py::test_hf_is_what_transformers_gives_and_last_reads_the_eos[gpt2]",
+    ),
+    Mutation(
+        "models/rewards/classifier.py",
+        "self.head.ends(input_ids).gather(1, (response_positions - 1).clamp(min=0))",
+        "(response_positions - 1).clamp(min=0)",
+        "tests/models/rewards/test_pooling.py::test_beginnings_and_shortened_responses_are_read_as_transformers_reads_them[llama]",
+    ),
+    Mutation(
+        "models/rewards/classifier_reward.py",
+        "read = self.head.read_part(ids, real)",
+        "read = real",
+        "tests/models/rewards/test_pooling.py::test_gradients_and_attention_are_those_of_the_token_that_is_read[llama]",
+    ),
+    Mutation(
+        "models/rewards/classifier_head.py",
+        "ids[:, -2:] = head.skips",
+        "ids[:, -2:] = ids[:, :1]",
+        "tests/models/rewards/test_pooling.py::test_a_class_that_pools_otherwise_is_refused",
+    ),
+    Mutation(
+        "models/attention/taps.py",
+        'given.arguments["output_attentions"] = True',
+        'given.arguments["output_attentions"] = False',
+        "tests/models/rewards/test_encoder_heads.py::test_the_attention_of_an_encoder_is_that_of_its_own_class_at_cls[deberta-v3]",
+    ),
+    Mutation(
+        "models/attention/taps.py",
+        "        asked.remove()\n",
+        "",
+        "tests/models/rewards/test_encoder_heads.py::test_the_attention_of_an_encoder_is_that_of_its_own_class_at_cls[deberta]",
+    ),
+    Mutation(
         "models/texts/prompt_encoding.py",
         "room = context - max(lengths)",
         "room = context - min(lengths)",
@@ -491,7 +575,7 @@ MUTATIONS = (
     ),
     Mutation(
         "models/rewards/classifier.py",
-        "before = hidden[row, (response_positions - 1).clamp(min=0)]",
+        "before = hidden[row, self.head.ends(input_ids).gather(1, (response_positions - 1).clamp(min=0))]",
         "before = hidden[row, response_positions]",
         "tests/rlhf_core/test_probe.py::test_all_prefix_scores_from_one_pass_are_those_of_separate_forwards",
     ),

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 from pages import PAGES, ROOT, blocks, commands, module_and_arguments, name_of
+from transformers import LlamaForTokenClassification
 
 import benchmarks.compare
 import rlhf_core
 from benchmarks.compare import compare
 from models import save_tiny
+from models.tiny import llama_config, tiny_tokenizer
 from rlhf_core import PPOConfig, PPOTrainer
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -26,7 +28,7 @@ LANGUAGES = {"python", "sh", "text", "", "{toctree}", "{eval-rst}"}
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" and block.run for block in blocks(page))]
 WORDS = [
     *("Tell", "me", "about", "tea.", "What", "is", "a", "quark?", "please", "This", "film", "was", "good", "bad"),
-    *("2", "+", "3?", "4", "4?"),
+    *("2", "+", "3?", "4", "4?", "<extra_0>"),
 ]
 REWARDS = """
 def concise(prompts, responses):
@@ -43,8 +45,10 @@ def folder_of_a_reader(tmp_path, monkeypatch):
     """A working folder with the models that the pages speak of, prompts and rewards."""
     tiny = {"family": "llama", "context": 128, "words": WORDS}
     save_tiny(tmp_path / "my-policy", **tiny)
-    save_tiny(tmp_path / "my-reward", head="classifier", **tiny)
+    save_tiny(tmp_path / "my-reward", head="classifier", padding="eos", **tiny)
     save_tiny(tmp_path / "my-sentiment", head="classifier", num_labels=2, **tiny)
+    LlamaForTokenClassification(llama_config(context=128, num_labels=2)).save_pretrained(tmp_path / "my-steps")
+    tiny_tokenizer(words=WORDS).save_pretrained(tmp_path / "my-steps")
     labels = {"id2label": {"0": "negative", "1": "positive"}, "label2id": {"negative": 0, "positive": 1}}
     config = tmp_path / "my-sentiment/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | labels))

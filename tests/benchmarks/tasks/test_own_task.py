@@ -8,13 +8,16 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from transformers import LlamaForTokenClassification
 
 from benchmarks.experiments.value_loss_variance import EXPERIMENT
+from benchmarks.runs.arms import parse_arms
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import require_scored
 from benchmarks.tasks.definitions import make_task
 from benchmarks.tasks.own_task import OwnTask
-from models.tiny import save_tiny
+from models.tiny import llama_config, save_tiny, tiny_tokenizer
+from rlhf_core.checks import check_needs
 from rlhf_core.config import PPOConfig
 from rlhf_core.scorers.callables import TokenReward
 
@@ -168,6 +171,21 @@ def test_an_object_with_a_reward_and_a_classifier_are_taken_too(places):
     with pytest.raises(ValueError, match="has 3 labels, and nothing says which is the reward"):
         task(places, str(places / "reward3")).load()
     assert task(places, str(places / "reward3"), reward_label="LABEL_1").load().reward
+
+
+def test_a_process_reward_model_is_named_by_its_module_and_not_by_its_folder(places):
+    model = LlamaForTokenClassification(llama_config(num_labels=2, hidden_size=16, n_layers=1))
+    model.save_pretrained(places / "steps")
+    tiny_tokenizer().save_pretrained(places / "steps")
+    with pytest.raises(ValueError, match="is a token classifier, .*; load_process_reward_model takes it"):
+        task(places, str(places / "steps")).load()
+    load = f"load_process_reward_model({str(places / 'steps')!r}, separator='w7')"
+    (places / "steps_of_mine.py").write_text(f"from models import load_process_reward_model\nsteps = {load}\n")
+    loaded = task(places, "steps_of_mine:steps").load()
+    require_scored(loaded, config())
+    (arm,) = parse_arms("redistributors.OwnRewards")
+    check_needs(arm.redistributor(), loaded.policy, loaded.reward)
+    assert task(places, "steps_of_mine:steps").code
 
 
 def test_from_the_flags_to_the_table(places, tmp_path, request):

@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from benchmarks.tasks.starting_models import from_base
-from models import LoraSettings, load_policy, load_reward_model
+from models import LoraSettings, load_policy, load_process_reward_model, load_reward_model
 from models.tiny import llama_config, save_tiny, tiny_tokenizer
 from models.training.finetuning import adapted_reward_model
 from models.weights.source import ModelSource
@@ -57,7 +57,9 @@ def test_a_token_classifier_without_bias_is_no_sequence_classifier(folders, tmp_
     weights = load_file(folder / "model.safetensors")
     assert weights.pop("score.bias") is not None
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    assert "a token classifier, which labels every token (LlamaForTokenClassification)" in said(reward, folder)
+    refused = said(reward, folder)
+    assert "a token classifier, which labels every token (LlamaForTokenClassification), not a sequence" in refused
+    assert refused.endswith("; load_process_reward_model takes it, as a scorer of steps")
 
 
 @pytest.mark.parametrize(
@@ -74,10 +76,22 @@ def test_a_token_classifier_without_bias_is_no_sequence_classifier(folders, tmp_
         (load_policy, "reward-adapter", "is the adapter of a sequence classifier, not of a causal language model; loa"),
         (reward, "adapter", "is the adapter of a causal language model, not of a sequence classifier; load_po"),
         (lambda name: from_base(name, context=4), "adapter", "is an adapter"),
+        (load_process_reward_model, "policy", "is a causal language model (LlamaForCausalLM), not a token classifier"),
+        (load_process_reward_model, "reward-adapter", "is the adapter of a sequence classifier, not of a token "
+                                                      "classifier; load_reward_model takes it"),
     ],
 )  # fmt: skip
 def test_a_model_of_another_kind_is_refused_with_the_function_that_takes_it(folders, load, folder, what):
     assert what in said(load, folders / folder)
+
+
+def test_the_adapter_of_a_token_classifier_is_to_be_merged(folders, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(folders / "reward-adapter", folder)
+    settings = json.loads((folder / "adapter_config.json").read_text()) | {"task_type": "TOKEN_CLS"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    assert "merge it into its base model" in said(load_process_reward_model, folder)
+    assert "once merged into its base, load_process_reward_model takes it" in said(reward, folder)
 
 
 OTHERS = {
