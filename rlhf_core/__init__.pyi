@@ -1,7 +1,7 @@
-from .advantages import leave_one_out_advantages
 from .buffer import RolloutBuffer
 from .checks import HealthError
 from .config import KLConfig, PPOConfig, ScoreConfig
+from .estimators.leave_one_out import leave_one_out_advantages
 from .evidence import AttentionTap, ColumnTap, EvidenceRequest, FullKL, HiddenTap, Layout, PrefixScores
 from .kl import AdaptiveKL, FixedKL, kl_estimate
 from .losses import policy_loss, value_loss

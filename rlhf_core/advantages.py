@@ -4,16 +4,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlhf_core.config import PPOConfig
+from rlhf_core.estimators.baselines import length_weighted_advantages
+from rlhf_core.estimators.group_relative import group_centred_advantages, group_normalised_advantages
+from rlhf_core.estimators.leave_one_out import leave_one_out_advantages, leave_one_out_to_go
+from rlhf_core.estimators.length_adaptive import length_adaptive_lam
+from rlhf_core.estimators.outcome_and_process import outcome_and_process_advantages
+from rlhf_core.masking import masked_whiten
 from rlhf_core.prompts import prompt_groups
-from rlhf_core.returns import generalized_advantages
+from rlhf_core.returns import discounted_returns, generalized_advantages, lambda_returns
 from rlhf_core.types import Experience, Rollout
 
+Rewards = Float[Tensor, "batch response"]
 Estimate = Callable[[Tensor, Rollout, PPOConfig], Experience]
+OfGroups = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 OF_A_CRITIC = frozenset(
     {
@@ -24,32 +31,70 @@ OF_A_CRITIC = frozenset(
 """Figures that say something about a critic only."""
 
 
-def gae(rewards: Float[Tensor, "batch response"], rollout: Rollout, config: PPOConfig) -> Experience:
-    """Generalized advantage estimates; returns are advantages plus values, the λ-returns."""
-    mask = rollout.sequences.response_mask
-    advantages = generalized_advantages(rewards, rollout.values, mask, gamma=config.gamma, lam=config.lam)
-    return _experience(rollout, advantages, advantages + rollout.values)
+def gae(rewards: Rewards, rollout: Rollout, config: PPOConfig) -> Experience:
+    """Generalized advantage estimates, and the λ-returns that the critic learns.
 
-
-def rloo(rewards: Float[Tensor, "batch response"], rollout: Rollout, config: PPOConfig) -> Experience:
-    """Leave-one-out advantages among the responses to each prompt; returns are the values themselves, as there is
-    nothing a critic should become. γ and λ play no part.
-
-    Raises:
-        ValueError: rows that are not ``config.responses_per_prompt`` responses to each prompt, one after the other.
+    λ of the advantages is ``lam``, or each response's own where ``lam_length_share`` is set (VAPO); λ of the returns is
+    ``value_lam``, or the same as that of the advantages where it is None (VC-PPO's decoupled GAE gives 1).
     """
-    groups = prompt_groups(rollout.sequences, config.responses_per_prompt)
-    advantages = leave_one_out_advantages(rewards, rollout.sequences.response_mask, groups)
-    return _experience(rollout, advantages, rollout.values)
+    mask = rollout.sequences.response_mask
+    lam = (
+        config.lam
+        if config.lam_length_share is None
+        else length_adaptive_lam(mask, share=config.lam_length_share).to(rewards.dtype)
+    )
+    advantages = generalized_advantages(rewards, rollout.values, mask, gamma=config.gamma, lam=lam)
+    if config.value_lam is None:
+        return _experience(rollout, advantages, advantages + rollout.values)
+    returns = lambda_returns(rewards, rollout.values, mask, gamma=config.gamma, lam=config.value_lam)
+    return _experience(rollout, advantages, returns)
+
+
+def of_totals(estimate: OfGroups) -> Estimate:
+    """An estimator that compares the totals of the responses to each prompt. γ and λ play no part."""
+
+    def estimated(rewards: Rewards, rollout: Rollout, config: PPOConfig) -> Experience:
+        mask, groups = rollout.sequences.response_mask, prompt_groups(rollout.sequences, config.responses_per_prompt)
+        return _without_a_critic(rollout, estimate(rewards, mask, groups))
+
+    return estimated
+
+
+def rloo_to_go(rewards: Rewards, rollout: Rollout, config: PPOConfig) -> Experience:
+    """The reward-to-go of every token, against the others' at the same position."""
+    mask, groups = rollout.sequences.response_mask, prompt_groups(rollout.sequences, config.responses_per_prompt)
+    return _without_a_critic(rollout, leave_one_out_to_go(rewards, mask, groups, gamma=config.gamma))
+
+
+def reinforce_plus_plus(rewards: Rewards, rollout: Rollout, config: PPOConfig) -> Experience:
+    """REINFORCE++: the reward-to-go, whitened over the batch; its mean is the only baseline (Hu et al. 2025)."""
+    return _without_a_critic(rollout, discounted_returns(rewards, rollout.sequences.response_mask, gamma=config.gamma))
+
+
+def prime(rewards: Rewards, rollout: Rollout, config: PPOConfig) -> Experience:
+    """PRIME: the scores as outcomes beside the rewards of the tokens, each against the others'."""
+    mask, groups = rollout.sequences.response_mask, prompt_groups(rollout.sequences, config.responses_per_prompt)
+    return _without_a_critic(
+        rollout, outcome_and_process_advantages(rollout.scores, rewards, mask, groups, gamma=config.gamma)
+    )
+
+
+def as_they_are(advantages: Rewards, mask: Bool[Tensor, "batch response"]) -> Rewards:
+    """The advantages of an estimator that has a scale of its own."""
+    return advantages
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimator:
-    """``estimate`` makes experience of rewards (score units, KL penalty subtracted); ``critic``: whether its returns
-    are what the values are trained towards."""
+    """How rewards (score units, KL penalty subtracted) become experience."""
 
     estimate: Estimate
-    critic: bool
+    critic: bool = False
+    """Whether its returns are what the values are trained towards."""
+    reaches_tokens: bool
+    """Whether credit stays on its tokens. Otherwise only a response's total counts, and dense credit is lost."""
+    scaled: Callable[[Tensor, Tensor], Tensor]
+    """What is done to the advantages of a whole buffer: whitened over all its tokens, or nothing."""
 
     def update_settings(self, config: PPOConfig) -> PPOConfig:
         """``config`` as the update is to follow it: without a critic the value loss has weight 0."""
@@ -60,48 +105,37 @@ class Estimator:
         return {name: value for name, value in figures.items() if self.critic or name not in OF_A_CRITIC}
 
 
+def _of_totals(estimate: OfGroups, scaled: Callable[[Tensor, Tensor], Tensor]) -> Estimator:
+    return Estimator(estimate=of_totals(estimate), reaches_tokens=False, scaled=scaled)
+
+
 ESTIMATORS: Mapping[str, Estimator] = MappingProxyType(
-    {"gae": Estimator(estimate=gae, critic=True), "rloo": Estimator(estimate=rloo, critic=False)}
+    {
+        "gae": Estimator(estimate=gae, critic=True, reaches_tokens=True, scaled=masked_whiten),
+        "rloo": _of_totals(leave_one_out_advantages, masked_whiten),
+        "rloo_to_go": Estimator(estimate=rloo_to_go, reaches_tokens=True, scaled=masked_whiten),
+        "grpo": _of_totals(group_normalised_advantages, as_they_are),
+        "dr_grpo": _of_totals(group_centred_advantages, as_they_are),
+        "opo": _of_totals(length_weighted_advantages, as_they_are),
+        "reinforce_plus_plus": Estimator(estimate=reinforce_plus_plus, reaches_tokens=True, scaled=masked_whiten),
+        "reinforce_plus_plus_baseline": _of_totals(group_centred_advantages, masked_whiten),
+        "prime": Estimator(estimate=prime, reaches_tokens=True, scaled=masked_whiten),
+    }
 )
 """By the names that ``PPOConfig.advantages`` takes."""
+
+
+def _without_a_critic(rollout: Rollout, advantages: Tensor) -> Experience:
+    """Returns are the values themselves, as there is nothing that a critic should become."""
+    return _experience(rollout, advantages, rollout.values)
 
 
 def _experience(rollout: Rollout, advantages: Tensor, returns: Tensor) -> Experience:
     return Experience(
         sequences=rollout.sequences,
         logprobs=rollout.logprobs,
+        ref_logprobs=rollout.ref_logprobs,
         values=rollout.values,
         advantages=advantages,
         returns=returns,
     )
-
-
-def leave_one_out_advantages(
-    rewards: Float[Tensor, "batch response"],
-    mask: Bool[Tensor, "batch response"],
-    groups: Int[Tensor, " batch"],
-) -> Float[Tensor, "batch response"]:
-    """RLOO: A_i = R_i − 1/(k − 1) · Σ_{j ≠ i} R_j over the k responses of one group, R_i = Σ_t r_it, in score units.
-
-    r are the ``rewards`` of the tokens that ``mask`` selects. The same on every token of a response, 0 on padding, not
-    whitened; it adds up to 0 over a group. ``groups`` numbers the prompt of each row; groups may differ in size. Only
-    totals count: where credit is placed within a response changes nothing, nor does a constant that all responses to a
-    prompt share, such as the one true shaping adds. Source: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline
-    for free!"; Ahmadian et al. 2024, "Back to basics", arXiv 2402.14740, eq. 8.
-
-    Raises:
-        ValueError: a row that is the only one of its group.
-    """
-    totals = torch.where(mask, rewards, 0).sum(1)
-    others = (groups[:, None] == groups[None, :]) & ~torch.eye(len(groups), dtype=torch.bool, device=groups.device)
-    counts = others.sum(1)
-    if bool((counts == 0).any()):
-        row = int((counts == 0).nonzero()[0])
-        raise ValueError(
-            f"leave_one_out_advantages: row {row} is the only response of group {int(groups[row])}, so there is no "
-            "other to compare it with; give two responses a prompt or more (PPOConfig.responses_per_prompt)"
-        )
-    # differences first: a constant that all totals share then leaves no rounding behind
-    gaps = totals[:, None] - totals[None, :]
-    advantages = torch.where(others, gaps, 0).sum(1) / counts
-    return torch.where(mask, advantages[:, None], 0)

@@ -1,6 +1,6 @@
 """The rollout buffer: experience in, shuffled minibatches with whitened advantages out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +11,16 @@ from torch import Tensor
 from rlhf_core.masking import masked_whiten
 from rlhf_core.types import Experience, Sequences
 
-TOKEN_FIELDS = ("logprobs", "values", "advantages", "returns")
+TOKEN_FIELDS = ("logprobs", "ref_logprobs", "values", "advantages", "returns")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Minibatch:
-    """Rows of the buffer; ``advantages`` are whitened over the whole buffer, never over the minibatch."""
+    """Rows of the buffer; ``advantages`` are scaled over the whole buffer, never over the minibatch."""
 
     sequences: Sequences
     logprobs: Float[Tensor, "batch response"]
+    ref_logprobs: Float[Tensor, "batch response"]
     values: Float[Tensor, "batch response"]
     advantages: Float[Tensor, "batch response"]
     returns: Float[Tensor, "batch response"]
@@ -32,17 +33,22 @@ class Minibatch:
 
 
 class RolloutBuffer:
-    """Experience of one or more rollouts, all of it used ``epochs`` times and then thrown away."""
+    """Experience of one or more rollouts, all of it used ``epochs`` times and then thrown away.
 
-    def __init__(self) -> None:
+    ``scaled`` is what is done to the advantages (batch, response) of everything that was added, given them and the
+    response mask: whitening, unless an estimator has a scale of its own.
+    """
+
+    def __init__(self, scaled: Callable[[Tensor, Tensor], Tensor] = masked_whiten) -> None:
         self._experience: list[Experience] = []
+        self._scaled = scaled
 
     def __len__(self) -> int:
         """Responses held."""
         return sum(len(part.sequences) for part in self._experience)
 
     def add(self, experience: Experience) -> None:
-        """Append ``experience``; advantages are whitened over everything added."""
+        """Append ``experience``; advantages are scaled over everything added."""
         self._experience.append(experience)
 
     def contents(self) -> Experience:
@@ -67,8 +73,9 @@ class RolloutBuffer:
         whole = Minibatch(
             sequences=held.sequences,
             logprobs=held.logprobs,
+            ref_logprobs=held.ref_logprobs,
             values=held.values,
-            advantages=masked_whiten(held.advantages, held.sequences.response_mask),
+            advantages=self._scaled(held.advantages, held.sequences.response_mask),
             returns=held.returns,
         )
         order = torch.from_numpy(generator.permutation(len(self))).to(held.returns.device)

@@ -237,9 +237,24 @@ def check_placement(token_scores: Tensor, rollout: Rollout, redistributor: Redis
     Raises:
         ValueError: it does.
     """
-    early = token_scores[~last_token(rollout.sequences.response_mask)]
-    if _discount_matters(redistributor, gamma) and bool(early.any()):
+    if _discount_matters(redistributor, gamma) and _lands_before_the_last(token_scores, rollout):
         raise ValueError(_lands_early(redistributor, gamma))
+
+
+def why_not_kept(token_scores: Tensor, rollout: Rollout, redistributor: Redistributor, advantages: str) -> str:
+    """Why an estimator that adds up a response's rewards would lose this credit; empty where there is none to lose."""
+    if not _lands_before_the_last(token_scores, rollout):
+        return ""
+    return (
+        f"{redistributor!r} places credit before the last token, and advantages {advantages!r} add up a response's "
+        "rewards before they compare them: the credit is lost, and training is the same as with Sparse(). Use "
+        "advantages 'rloo_to_go', which compare token by token, or 'gae'; or Sparse()"
+    )
+
+
+def _lands_before_the_last(token_scores: Tensor, rollout: Rollout) -> bool:
+    early = token_scores[~last_token(rollout.sequences.response_mask)]
+    return bool(early.any())
 
 
 def _discount_matters(redistributor: Redistributor, gamma: float) -> bool:

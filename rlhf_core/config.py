@@ -9,6 +9,21 @@ from rlhf_core.names import naming_nearest, nearest
 from rlhf_core.plain_numbers import make_plain
 
 KLKind = Literal["k1", "abs", "k2", "k3", "full"]
+Advantages = Literal[
+    "gae",
+    "rloo",
+    "rloo_to_go",
+    "grpo",
+    "dr_grpo",
+    "opo",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "prime",
+]
+OF_TOTALS = frozenset({"rloo", "grpo", "dr_grpo", "opo", "reinforce_plus_plus_baseline"})
+"""Estimators that add up a response's rewards first: where credit stands changes nothing."""
+OF_GROUPS = OF_TOTALS | {"rloo_to_go", "prime"}
+"""Estimators that compare the responses to one prompt."""
 PaperTask = Literal["positive_generation", "summarisation", "dialogue"]
 MAX_RELATIVE_ERROR = 0.2
 """The largest relative error that the adaptive KL controller follows in one step."""
@@ -54,6 +69,10 @@ class KLConfig:
     """Responses over which an adaptive controller makes up a 100 % error (paper: 10 000, TRL's default)."""
     kind: KLKind = "k1"
     """Estimator of the penalty; the controller is fed k1 whatever this says (paper: k1)."""
+    place: Literal["reward", "loss"] = "reward"
+    """Subtract it from every token's reward (paper), or add its mean to the policy loss, as GRPO does. In the loss, k2
+    has the gradient of the KL itself, x times that of log π, and k3 that of (1 - exp(-x)) with x = log π - log π_ref;
+    k1's is 0 in expectation, and it is refused there."""
     adaptive: bool = True
     """Adaptive controller, or a coefficient fixed at ``init_coef`` (paper: adaptive)."""
 
@@ -95,11 +114,27 @@ class PPOConfig:
     """Discount per token."""
     lam: float = 0.95
     """λ of GAE and of the λ-returns."""
-    advantages: Literal["gae", "rloo"] = "gae"
-    """GAE with a critic; or "rloo", each response's total against the mean of the others' to the same prompt, without
-    a critic: the value loss has weight 0, and gamma and lam are not used (``advantages.ESTIMATORS``)."""
+    value_lam: float | None = None
+    """λ of the returns that the critic learns; None: that of the advantages (VC-PPO: 1)."""
+    lam_length_share: float | None = None
+    """λ of the advantages from each response's length l, 1 - 1 / (share x l), in place of ``lam``; None is off
+    (VAPO: 0.05)."""
+    advantages: Advantages = "gae"
+    """Estimator. "gae" has a critic. The others have none, and no λ; all but "reinforce_plus_plus" compare the
+    responses to one prompt. Dense credit reaches the tokens with "gae", "rloo_to_go", "reinforce_plus_plus" and
+    "prime" only (``advantages.ESTIMATORS``)."""
     clip_range: float = 0.2
     """Clipping of the probability ratio, 1 ± clip_range."""
+    clip_range_high: float | None = None
+    """Upper end of the clipping, 1 + clip_range_high; None: the same as the lower (DAPO's clip-higher: 0.28)."""
+    dual_clip: float | None = None
+    """Bound of the loss of tokens with a negative advantage, -A x dual_clip, above 1; None is off (verl: 3)."""
+    surrogate: Literal["ppo", "gspo", "cispo"] = "ppo"
+    """The objective: PPO's; with one ratio per response; or log-probabilities weighted by clipped ratios
+    (``rlhf_core.surrogates``)."""
+    loss_mean: Literal["token", "response", "fixed"] = "token"
+    """Mean of the policy loss: over all tokens; within responses, then over them; or sums per response over the longest
+    ``max_length``."""
     value_clip_range: float = 0.2
     """Largest move of a value from its rollout value that the value loss rewards, in score units."""
     value_coef: float = 0.1
@@ -269,10 +304,19 @@ ACCEPTED: Mapping[type, tuple[Any, str]] = {
 LARGEST_FLOAT32 = 3.4028234663852886e38
 """The largest number in float32, in which a larger setting would be infinite."""
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-    (("gamma", "lam"), lambda x: 0 <= x <= 1, "in [0, 1]"),
+    (("gamma", "lam", "value_lam"), lambda x: 0 <= x <= 1, "in [0, 1]"),
+    (("lam_length_share",), lambda x: 0 < x <= 1, "above 0 and at most 1"),
     (
         (
-            *("clip_range", "value_clip_range", "learning_rate", "ratio_threshold", "temperature", "max_grad_norm"),
+            *(
+                "clip_range",
+                "clip_range_high",
+                "value_clip_range",
+                "learning_rate",
+                "ratio_threshold",
+                "temperature",
+                "max_grad_norm",
+            ),
             *("target_kl", "spike_factor", "kl.target", "kl.horizon", "score.clip"),
         ),
         lambda x: 0 < x <= LARGEST_FLOAT32,
@@ -291,6 +335,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
         lambda x: x >= 1,
         "at least 1",
     ),
+    (("dual_clip",), lambda x: 1 < x <= LARGEST_FLOAT32, "a finite number above 1"),
     (("warmup_steps", "seed", "min_length", "max_skipped"), lambda x: x >= 0, "0 or more"),
 )
 
@@ -309,6 +354,9 @@ def _contradictions(config: PPOConfig) -> Iterator[str]:
             "set both, minibatch_size to as many or fewer"
         )
     yield from _prompt_contradictions(config)
+    yield from _lambda_contradictions(config)
+    yield from _surrogate_contradictions(config)
+    yield from _kl_contradictions(config)
     if not (1 <= low <= high < 2**31 and config.min_length <= low):
         yield (
             f"max_length must be (low, high) with 1 <= low <= high < 2**31 and min_length {config.min_length} <= low, "
@@ -330,10 +378,32 @@ def _prompt_contradictions(config: PPOConfig) -> Iterator[str]:
     rows, times = config.rollout_batch_size, config.responses_per_prompt
     if times >= 1 and rows % times:
         yield f"rollout_batch_size {rows} is no multiple of responses_per_prompt {times}"
-    if config.advantages == "rloo" and times < 2:
+    if config.advantages in OF_GROUPS and times < 2:
         yield (
-            f"advantages 'rloo' compares responses to one prompt, and responses_per_prompt is {times}; give 2 or more, "
-            "or advantages 'gae'"
+            f"advantages {config.advantages!r} compares responses to one prompt, and responses_per_prompt is {times}; "
+            "give 2 or more, or advantages 'gae'"
         )
-    if config.advantages == "rloo" and config.gamma != 1:
-        yield f"advantages 'rloo' adds up whole responses and discounts nothing, so gamma must be 1, got {config.gamma}"
+    if config.advantages in OF_TOTALS and config.gamma != 1:
+        yield (
+            f"advantages {config.advantages!r} adds up whole responses and discounts nothing, so gamma must be 1, got "
+            f"{config.gamma}"
+        )
+
+
+def _kl_contradictions(config: PPOConfig) -> Iterator[str]:
+    """Estimators that do nothing in the loss, or are measured without a gradient."""
+    if config.kl.place == "loss" and config.kl.kind not in ("k2", "k3"):
+        yield f"kl.place 'loss' needs kl.kind 'k2' or 'k3', got {config.kl.kind!r}"
+
+
+def _surrogate_contradictions(config: PPOConfig) -> Iterator[str]:
+    """Clipping that a surrogate does not have."""
+    if config.surrogate == "cispo" and config.dual_clip is not None:
+        yield f"dual_clip {config.dual_clip} bounds the loss of 'ppo' and 'gspo'; surrogate 'cispo' has no such bound"
+
+
+def _lambda_contradictions(config: PPOConfig) -> Iterator[str]:
+    """Settings of λ that would change nothing."""
+    given = {"value_lam": config.value_lam, "lam_length_share": config.lam_length_share}
+    for name in (name for name, value in given.items() if value is not None and config.advantages != "gae"):
+        yield f"{name} {given[name]} belongs to advantages 'gae', and they are {config.advantages!r}; leave it out"

@@ -5,10 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlhf_core.masking import masked_mean
-
-LOG_RATIO_LIMIT = 60.0
-"""Beyond it (nats) a ratio is cut: a minibatch is skipped long before, but an infinite ratio times an advantage of 0,
-or times the gradient of the side that was not taken, would be NaN."""
+from rlhf_core.surrogates import LOSS_MEANS, SURROGATES, Clip
 
 Loss = tuple[Float[Tensor, ""], dict[str, Tensor]]
 
@@ -20,32 +17,39 @@ def policy_loss(
     mask: Bool[Tensor, "batch response"],
     *,
     clip_range: float,
+    clip_range_high: float | None = None,
+    dual_clip: float | None = None,
+    surrogate: str = "ppo",
+    loss_mean: str = "token",
+    longest: int = 1,
 ) -> Loss:
     """Clipped surrogate: masked mean of max(−A · ratio, −A · clip(ratio, 1 ± clip_range)), ratio = exp(new − old).
 
     ``new_logprobs`` are those of the policy now, ``logprobs`` those of the rollout (nats); ``advantages`` are A, in any
     unit, whitened or not; ``mask`` is True on response tokens.
-    Source: Schulman et al. 2017, "Proximal policy optimization algorithms", eq. 7, as a loss to minimise.
+    Source: Schulman et al. 2017, "Proximal policy optimization algorithms", eq. 7, as a loss to minimise. The others
+    that ``surrogate`` names, ``clip_range_high`` (None: the same as ``clip_range``), ``dual_clip`` and ``loss_mean``
+    are in :mod:`~rlhf_core.surrogates`; ``longest`` is what "fixed" divides by (tokens).
     Stats (means over tokens, detached): ``clip_fraction``, where the clipped term decides; ``approx_kl``,
     ½(new − old)²; ``logprob_drop``, old − new (nats); ``ratio``; ``log_ratio``, abs(new − old) (nats); and the largest
     ratio and abs(log ratio) of a token, ``ratio_max`` and ``log_ratio_max``.
 
     Raises:
+        KeyError: an unknown ``surrogate`` or ``loss_mean``.
         ValueError: the mask selects nothing.
     """
     log_ratio = torch.where(mask, new_logprobs - logprobs, 0)
-    ratio = log_ratio.clamp(max=LOG_RATIO_LIMIT).exp()
-    unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-    loss = masked_mean(torch.maximum(unclipped, clipped), mask)
+    clip = Clip(low=clip_range, high=clip_range if clip_range_high is None else clip_range_high, dual=dual_clip)
+    made = SURROGATES[surrogate](log_ratio, advantages, mask, clip)
+    loss = LOSS_MEANS[loss_mean](made.losses, mask, longest)
     with torch.no_grad():
         stats = {
-            "clip_fraction": masked_mean((clipped > unclipped).to(ratio.dtype), mask),
+            "clip_fraction": masked_mean(made.clipped.to(made.ratio.dtype), mask),
             "approx_kl": masked_mean(0.5 * log_ratio.square(), mask),
             "logprob_drop": masked_mean(-log_ratio, mask),
-            "ratio": masked_mean(ratio, mask),
+            "ratio": masked_mean(made.ratio, mask),
             "log_ratio": masked_mean(log_ratio.abs(), mask),
-            "ratio_max": torch.where(mask, ratio, 0).max(),
+            "ratio_max": torch.where(mask, made.ratio, 0).max(),
             "log_ratio_max": log_ratio.abs().max(),
         }
     return loss, stats

@@ -16,14 +16,15 @@ def generalized_advantages(
     mask: Bool[Tensor, "batch response"],
     *,
     gamma: float,
-    lam: float,
+    lam: float | Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch response"]:
     """Generalized advantage estimates, A_t = Σ_k (γλ)ᵏ δ_{t+k} with δ_t = r_t + γ V_{t+1} − V_t, in score units.
 
     ``rewards`` are r_t, ``values`` V_t before token t, ``mask`` is True on response tokens; ``gamma`` is γ, ``lam`` λ.
 
     Source: Schulman et al. 2016, "High-dimensional continuous control using generalized advantage estimation",
-    eq. 11 and 16. Recursion: A_t = δ_t + γ λ A_{t+1}. λ = 0 is the TD error, λ = 1 the reward-to-go minus the value.
+    eq. 11 and 16. Recursion: A_t = δ_t + γ λ A_{t+1}. λ = 0 is the TD error, λ = 1 the reward-to-go minus
+    the value. λ may be one number, or one per response.
     """
     rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
     next_values = torch.nn.functional.pad(values[:, 1:], (0, 1))
@@ -58,7 +59,9 @@ def discounted_returns(
     return torch.where(mask, _discounted_sum(torch.where(mask, rewards, 0), gamma), 0)
 
 
-def _discounted_sum(x: Float[Tensor, "batch response"], discount: float) -> Float[Tensor, "batch response"]:
+def _discounted_sum(
+    x: Float[Tensor, "batch response"], discount: float | Float[Tensor, " batch"]
+) -> Float[Tensor, "batch response"]:
     """y_t = x_t + discount · y_{t+1}, one backward scan."""
     total = x.new_zeros(x.shape[0])
     columns = []

@@ -25,6 +25,7 @@ from rlhf_core.checks import (
     require_token_scores,
     require_usable,
     why_not_conserved,
+    why_not_kept,
     why_not_reference,
     why_not_repeated,
 )
@@ -192,9 +193,14 @@ class PPOTrainer:
         ``config.advantages`` says.
 
         Raises:
+            HealthError: dense credit that the estimator would lose (before the first update, unless the config asks for
+                warnings).
             FloatingPointError: one that is not finite, or too large.
         """
-        rewards = penalised(token_scores, rollout.kl, self.kl_controller.coef)
+        if not (self.trained or self.estimator.reaches_tokens):
+            lost = why_not_kept(token_scores, rollout, self.redistributor, self.config.advantages)
+            report(lost, self.config.first_step_checks)
+        rewards = penalised(token_scores, rollout.kl, self._kl_coef("reward"))
         experience = self.estimator.estimate(rewards, rollout, self.config)
         for name in ("advantages", "returns"):
             require_usable(name, getattr(experience, name), self.policy, rollout.sequences)
@@ -203,7 +209,7 @@ class PPOTrainer:
     def update(self, experience: Experience) -> dict[str, float]:
         """Epochs of clipped PPO on ``experience``, and one step of the learning-rate schedule; figures of the update.
         Raises as :func:`ppo_update`."""
-        buffer = RolloutBuffer()
+        buffer = RolloutBuffer(self.estimator.scaled)
         buffer.add(experience)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         figures = ppo_update(
@@ -215,6 +221,7 @@ class PPOTrainer:
             check_first=self._before_training,
             guard=self.guard,
             budgets=self.budgets,
+            kl_coef=self._kl_coef("loss"),
         )
         self.schedule.step()
         self.to_conclude = True
@@ -369,6 +376,10 @@ class PPOTrainer:
     def evaluation_rollout(self, prompts: Prompts) -> Rollout:
         """Responses to ``prompts`` as ``evaluate`` draws them, measured."""
         return self._measured(prompts, 1, Draw(seed=self.config.seed, name="evaluation", step=0), frozenset())
+
+    def _kl_coef(self, place: str) -> float:
+        """The penalty's coefficient there: 0 where the config places it elsewhere."""
+        return self.kl_controller.coef if self.config.kl.place == place else 0.0
 
     def _before_training(self, largest: float, mean: float) -> None:
         """Called between an update's first forward pass and its first optimizer step."""

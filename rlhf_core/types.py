@@ -188,6 +188,7 @@ class Experience:
 
     sequences: Sequences
     logprobs: Float[Tensor, "batch response"]
+    ref_logprobs: Float[Tensor, "batch response"]
     values: Float[Tensor, "batch response"]
     advantages: Float[Tensor, "batch response"]
     returns: Float[Tensor, "batch response"]

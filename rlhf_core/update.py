@@ -13,12 +13,14 @@ from rlhf_core.batching import Budgets, TokenBudget, micro_batches, run_in_parts
 from rlhf_core.buffer import Minibatch, RolloutBuffer
 from rlhf_core.config import PPOConfig
 from rlhf_core.distributed import global_max, global_sum
+from rlhf_core.kl import kl_estimate
 from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean
 from rlhf_core.optimizer import optimizer_step
 from rlhf_core.plain_numbers import shown
 from rlhf_core.random_streams import stream
 from rlhf_core.step_guard import StepGuard, step_guard
+from rlhf_core.surrogates import LOSS_MEANS
 from rlhf_core.types import Policy
 
 EARLY_STOP_FACTOR = 1.5
@@ -75,10 +77,13 @@ def ppo_update(
     check_first: FirstMinibatch,
     guard: StepGuard | None = None,
     budgets: Budgets | None = None,
+    kl_coef: float = 0.0,
 ) -> dict[str, float]:
     """Run the epochs of one step on what ``buffer`` holds: train ``policy`` with ``optimizer`` as ``config`` says;
     figures of the update. ``step`` fixes the order of the minibatches; ``check_first(max, mean)`` is given abs(log
     ratio) of the first minibatch (nats).
+
+    ``kl_coef`` weights the KL penalty in the loss, of the config's kind (score units per nat).
 
     A minibatch whose token-mean ratio exceeds ``config.ratio_threshold`` is skipped without an optimizer step, and so
     is one that ``guard`` refuses, whose rows it is given. With ``target_kl`` the remaining epochs are dropped once
@@ -94,7 +99,7 @@ def ppo_update(
     for epoch in range(config.epochs):
         generator = stream(config.seed, "minibatches", step, epoch)
         for minibatch in buffer.minibatches(config.minibatch_size, generator):
-            measured = _accumulate(policy, optimizer, minibatch, config, budget)
+            measured = _accumulate(policy, optimizer, minibatch, config=config, budget=budget, kl_coef=kl_coef)
             statistics.ratio_max = max(statistics.ratio_max, measured["ratio_max"])
             if not statistics.first and not math.isnan(measured["log_ratio"]):
                 statistics.first = measured
@@ -127,7 +132,13 @@ def ppo_update(
 
 
 def _accumulate(
-    policy: Policy, optimizer: torch.optim.Optimizer, minibatch: Minibatch, config: PPOConfig, budget: TokenBudget
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    minibatch: Minibatch,
+    *,
+    config: PPOConfig,
+    budget: TokenBudget,
+    kl_coef: float,
 ) -> dict[str, float]:
     """Add up the minibatch's gradient over micro-batches; the figures that belong to it, over all processes."""
     tokens = int(global_sum(minibatch.sequences.response_mask.sum()))
@@ -136,10 +147,11 @@ def _accumulate(
     def backward(rows: Int[Tensor, " row"]) -> dict[str, float]:
         """What the micro-batch adds to each of the minibatch's figures; of ``MAXIMA``, its own."""
         part = minibatch.select(rows)
-        loss, means = _loss(policy, part, config)
-        token_share = int(part.sequences.response_mask.sum()) / tokens
+        token_share, row_share = int(part.sequences.response_mask.sum()) / tokens, len(part.sequences) / rows_in_all
+        policy_share = token_share if config.loss_mean == "token" else row_share
+        loss, means = _loss(policy, part, config, policy_weight=policy_share / token_share, kl_coef=kl_coef)
         (loss * token_share).backward()  # type: ignore[no-untyped-call]
-        shares = {"response_loss": len(part.sequences) / rows_in_all, **dict.fromkeys(MAXIMA, 1.0)}
+        shares = {"response_loss": row_share, "policy_loss": policy_share, **dict.fromkeys(MAXIMA, 1.0)}
         return {name: float(mean) * shares.get(name, token_share) for name, mean in means.items()}
 
     parts = run_in_parts(
@@ -157,18 +169,36 @@ def _accumulate(
     return {**totals, **largest, "tokens": float(tokens)}
 
 
-def _loss(policy: Policy, part: Minibatch, config: PPOConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """policy loss + value_coef · value loss − entropy_coef · entropy, each a mean over the micro-batch's tokens."""
+def _loss(
+    policy: Policy, part: Minibatch, config: PPOConfig, *, policy_weight: float, kl_coef: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """policy loss + value_coef · value loss − entropy_coef · entropy, means over the micro-batch's tokens.
+
+    The policy loss may be another mean (``loss_mean``); ``policy_weight`` is then its share of the minibatch over the
+    share of tokens, which the sum is multiplied by.
+    """
     mask = part.sequences.response_mask
     evaluation = policy.evaluate(part.sequences, frozenset(), temperature=config.temperature)
     surrogate, policy_stats = policy_loss(
-        evaluation.logprobs, part.logprobs, part.advantages, mask, clip_range=config.clip_range
+        evaluation.logprobs,
+        part.logprobs,
+        part.advantages,
+        mask,
+        clip_range=config.clip_range,
+        clip_range_high=config.clip_range_high,
+        dual_clip=config.dual_clip,
+        surrogate=config.surrogate,
+        loss_mean=config.loss_mean,
+        longest=config.max_length[1],
     )
     squared, value_stats = value_loss(
         evaluation.values, part.values, part.returns, mask, clip_range=config.value_clip_range
     )
+    if kl_coef > 0:
+        kl = kl_estimate(evaluation.logprobs, part.ref_logprobs, config.kl.kind)
+        surrogate = surrogate + kl_coef * LOSS_MEANS[config.loss_mean](kl, mask, config.max_length[1])
     entropy = masked_mean(evaluation.entropy, mask)
-    loss = surrogate + config.value_coef * squared
+    loss = surrogate * policy_weight + config.value_coef * squared
     if config.entropy_coef > 0:  # a gradient of zeros costs as much as any other
         loss = loss - config.entropy_coef * entropy
     own = {"loss": loss, "policy_loss": surrogate, "value_loss": squared, "entropy": entropy}

@@ -11,10 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redistributors import Sparse, Uniform
-from rlhf_core import PPOConfig, PPOTrainer, TokenReward, leave_one_out_advantages
+from rlhf_core import (
+    Experience,
+    KLConfig,
+    PPOConfig,
+    PPOTrainer,
+    RolloutBuffer,
+    TokenReward,
+    leave_one_out_advantages,
+    ppo_update,
+)
 from rlhf_core.advantages import ESTIMATORS, OF_A_CRITIC
+from rlhf_core.checks import HealthError
+from rlhf_core.config import OF_GROUPS, OF_TOTALS
 from rlhf_core.kl import FixedKL
 from rlhf_core.prompts import prompt_groups, repeated, shuffled_batch
+from rlhf_core.surrogates import LOSS_MEANS, SURROGATES
 
 CONFIG = PPOConfig.from_paper(
     "positive_generation",
@@ -145,8 +157,127 @@ def test_rows_that_are_not_k_to_a_prompt_are_refused():
         trainer().estimate_returns(rollout_of(ragged_sequences(), [0.0] * 4), torch.zeros(4, 6))
 
 
+TOTALS = sorted(name for name, estimator in ESTIMATORS.items() if not estimator.reaches_tokens)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_credit_reaches_the_tokens_or_is_refused(name):
+    """What an estimator declares is what it does: with equal totals, other tokens change the advantages, or do not."""
+    learner = trainer(replace(CONFIG, advantages=name, first_step_checks="warn"))
+    rollout = learner.collect(PROMPTS)
+    learner.trained = True
+    sparse, uniform = (learner.estimate_returns(rollout, method(rollout)) for method in (Sparse(), Uniform()))
+    alike = torch.allclose(sparse.advantages, uniform.advantages, atol=1e-5, rtol=1e-5)
+    assert alike is not ESTIMATORS[name].reaches_tokens
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_dense_credit_that_would_be_lost_is_refused(name):
+    learner = trainer(replace(CONFIG, advantages=name), Uniform())
+    with pytest.raises(HealthError, match=f"advantages '{name}' add up .* the credit is lost, .* Use advantages 'rloo"):
+        learner.step(PROMPTS)
+    with pytest.warns(RuntimeWarning, match="the credit is lost"):
+        trainer(replace(CONFIG, advantages=name, first_step_checks="warn"), Uniform()).step(PROMPTS)
+
+
+def test_every_estimator_says_what_the_config_takes_from_it():
+    assert set(TOTALS) == OF_TOTALS
+    for name in ESTIMATORS:
+        refused = False
+        try:
+            replace(CONFIG, advantages=name, responses_per_prompt=1)
+        except ValueError:
+            refused = True
+        assert refused == (name in OF_GROUPS)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("mean", LOSS_MEANS)
+def test_every_combination_learns_the_same_from_micro_batches_of_any_size(name, surrogate, mean):
+    config = replace(CONFIG, advantages=name, surrogate=surrogate, loss_mean=mean, micro_batch_tokens=10_000)
+    whole, split = trainer(config), trainer(replace(config, micro_batch_tokens=12))
+    for learner in (whole, split):
+        before = learner.policy.logits.clone()
+        figures = learner.step(PROMPTS)
+        assert not learner.policy.logits.equal(before)
+    torch.testing.assert_close(whole.policy.logits, split.policy.logits, atol=1e-5, rtol=1e-5)
+    assert whole.step(PROMPTS)["policy_loss"] == pytest.approx(split.step(PROMPTS)["policy_loss"], abs=1e-4)
+    assert ("value_loss" in figures) is ESTIMATORS[name].critic
+
+
+@pytest.mark.parametrize(("kind", "slope"), [("k2", lambda x: x), ("k3", lambda x: 1 - torch.exp(-x))])
+def test_a_penalty_in_the_loss_has_the_stated_gradient(kind, slope):
+    config = replace(CONFIG, epochs=1, minibatch_size=12, max_grad_norm=None, value_coef=0.0)
+    policy, sequences = TablePolicy(), ragged_sequences()
+    with torch.no_grad():
+        old = policy.evaluate(sequences, frozenset())
+    mask, generator = sequences.response_mask, torch.Generator().manual_seed(0)
+    reference = torch.where(mask, old.logprobs + torch.randn(mask.shape, generator=generator), 0)
+    buffer = RolloutBuffer(lambda advantages, mask: advantages)
+    zeros = torch.zeros_like(old.logprobs)
+    buffer.add(
+        Experience(
+            sequences=sequences,
+            logprobs=old.logprobs,
+            ref_logprobs=reference,
+            values=zeros,
+            advantages=zeros,
+            returns=zeros,
+        )
+    )
+    penalised = replace(config, kl=KLConfig(kind=kind, place="loss"))
+    found = []
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
+    optimizer.register_step_pre_hook(lambda *_: found.append(policy.logits.grad.clone()))
+    ppo_update(policy, optimizer, buffer, penalised, step=0, check_first=lambda *_: None, kl_coef=0.5)
+    own = TablePolicy()
+    new = own.evaluate(sequences, frozenset()).logprobs
+    (0.5 * slope((new - reference).detach())[mask] * new[mask]).mean().backward()
+    torch.testing.assert_close(found[0], own.logits.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_penalty_is_in_one_place_only():
+    config = replace(CONFIG, kl=KLConfig(kind="k3", place="loss"))
+    learner = trainer(config)
+    rollout = learner.collect(PROMPTS)
+    rollout = replace(rollout, kl=torch.where(rollout.sequences.response_mask, 9.0, 0))
+    found = learner.estimate_returns(rollout, Sparse()(rollout))
+    free = trainer(replace(CONFIG, kl=KLConfig(init_coef=0.0))).estimate_returns(rollout, Sparse()(rollout))
+    assert found.advantages.equal(free.advantages)
+    both = trainer(config), trainer(replace(CONFIG, kl=KLConfig(init_coef=0.0)))
+    for one in both:
+        one.step(PROMPTS)
+        one.step(PROMPTS)
+    assert not both[0].policy.logits.equal(both[1].policy.logits)
+
+
+def test_the_critic_may_learn_from_another_lambda():
+    learner = trainer(replace(CONFIG, advantages="gae", lam=0.5, value_lam=1.0))
+    rollout = learner.collect(PROMPTS)
+    found = learner.estimate_returns(rollout, Uniform()(rollout))
+    plain, ones = (
+        trainer(replace(CONFIG, advantages="gae", lam=lam)).estimate_returns(rollout, Uniform()(rollout))
+        for lam in (0.5, 1.0)
+    )
+    assert found.advantages.equal(plain.advantages)
+    torch.testing.assert_close(found.returns, ones.returns)
+
+
+def test_lambda_may_follow_the_length():
+    config = replace(CONFIG, advantages="gae", lam_length_share=0.5)
+    rollout = trainer(config).collect(PROMPTS)
+    found = trainer(config).estimate_returns(rollout, Uniform()(rollout)).advantages
+    lengths = rollout.sequences.response_mask.sum(1).tolist()
+    for row, length in enumerate(lengths):
+        lam = 1 - 1 / (0.5 * length)
+        one = trainer(replace(CONFIG, advantages="gae", lam=lam)).estimate_returns(rollout, Uniform()(rollout))
+        torch.testing.assert_close(found[row], one.advantages[row], atol=1e-5, rtol=1e-5)
+
+
 def test_conserving_credit_decides_nothing():
-    learner = trainer()
+    learner = trainer(replace(CONFIG, first_step_checks="warn"))
+    learner.trained = True
     rollout = learner.collect(PROMPTS)
     sparse, uniform = (learner.estimate_returns(rollout, method(rollout)) for method in (Sparse(), Uniform()))
     torch.testing.assert_close(sparse.advantages, uniform.advantages, atol=1e-5, rtol=1e-5)
@@ -215,6 +346,15 @@ def test_every_estimator_can_be_asked_for():
         ({"responses_per_prompt": 5}, "rollout_batch_size 12 is no multiple of responses_per_prompt 5"),
         ({"responses_per_prompt": 0}, "responses_per_prompt must be at least 1, got 0"),
         ({"gamma": 0.9}, "gamma must be 1, got 0.9"),
+        ({"value_lam": 1.0}, "value_lam 1.0 belongs to advantages 'gae', and they are 'rloo'; leave it out"),
+        ({"lam_length_share": 0.05}, "lam_length_share 0.05 belongs to advantages 'gae'"),
+        ({"lam_length_share": 0.0}, "lam_length_share must be above 0 and at most 1, got 0.0"),
+        ({"dual_clip": 1.0}, "dual_clip must be a finite number above 1, got 1.0"),
+        ({"surrogate": "cispo", "dual_clip": 3.0}, "surrogate 'cispo' has no such bound"),
+        (
+            {"loss_mean": "tokens"},
+            "loss_mean must be one of token, response, fixed, got 'tokens'",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(changes, said):

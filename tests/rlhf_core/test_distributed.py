@@ -141,7 +141,13 @@ def test_an_update_measures_and_whitens_over_all_processes(pair):
     def figures(rows):
         part = part_of(replace(rollout, kl=random), rows)
         buffer = RolloutBuffer()
-        tensors = {"logprobs": part.logprobs - 1, "values": part.values, "advantages": part.kl, "returns": part.kl}
+        tensors = {
+            "logprobs": part.logprobs - 1,
+            "ref_logprobs": part.logprobs,
+            "values": part.values,
+            "advantages": part.kl,
+            "returns": part.kl,
+        }
         buffer.add(Experience(sequences=part.sequences, **tensors))
         policy = TablePolicy()
         optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)

@@ -159,6 +159,7 @@ def test_micro_batching_never_changes_the_gradient_of_a_real_model(folders, entr
         experience = Experience(
             sequences=sequences,
             logprobs=old.logprobs + 0.1 * noise[0],
+            ref_logprobs=old.logprobs,
             values=old.values,
             advantages=noise[1],
             returns=noise[2],

@@ -30,7 +30,8 @@ def experience_of(sequences, seed=0):
     generator = torch.Generator().manual_seed(seed)
     mask = sequences.response_mask
     tensors = [torch.where(mask, torch.randn(mask.shape, generator=generator), 0) for _ in range(4)]
-    return Experience(sequences=sequences, **dict(zip(("logprobs", "values", "advantages", "returns"), tensors)))
+    named = dict(zip(("logprobs", "values", "advantages", "returns"), tensors))
+    return Experience(sequences=sequences, ref_logprobs=named["logprobs"], **named)
 
 
 def test_sequences_refuse_masks_with_holes_and_empty_rows():
@@ -369,7 +370,7 @@ def test_the_papers_other_names_are_refused_with_ours(name, words):
         (lambda: KLConfig(coef=0.1), "KLConfig: no setting 'coef'; did you mean 'init_coef'?"),
         (lambda: KLConfig(kl_coef=0.1), "did you mean 'init_coef'?"),
         (lambda: ScoreConfig(scale="running_std"), "ScoreConfig: no setting 'scale'; did you mean 'scaling'?"),
-        (lambda: unchecked(PPOConfig, advantages="roo"), "one of gae, rloo, got 'roo'; did you mean 'rloo'?"),
+        (lambda: unchecked(PPOConfig, advantages="roo"), "prime, got 'roo'; did you mean 'rloo'?"),
         (lambda: unchecked(PPOConfig, kl=unchecked(KLConfig, kind="K3")), "got 'K3'; did you mean 'k3'?"),
     ],
 )

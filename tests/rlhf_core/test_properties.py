@@ -323,7 +323,11 @@ def test_a_buffer_hands_out_every_row_once_with_finite_advantages(case, size, se
     rows = mask.sum(1).tolist()
     sequences = sequences_of([[1]] * len(rows), [[i + 1] * n for i, n in enumerate(rows)])
     buffer = RolloutBuffer()
-    buffer.add(Experience(sequences=sequences, logprobs=old, values=values, advantages=advantages, returns=returns))
+    buffer.add(
+        Experience(
+            sequences=sequences, logprobs=old, ref_logprobs=old, values=values, advantages=advantages, returns=returns
+        )
+    )
     seen = []
     for batch in buffer.minibatches(size, np.random.default_rng(seed)):
         assert batch.advantages.isfinite().all()

@@ -470,7 +470,7 @@ def experience_with(logprobs_shift):
     old = torch.where(mask, evaluation.logprobs - logprobs_shift, 0)
     random = torch.where(mask, torch.randn(mask.shape, generator=torch.Generator().manual_seed(0)), 0)
     return policy, Experience(
-        sequences=sequences, logprobs=old, values=evaluation.values, advantages=random, returns=random
+        sequences=sequences, logprobs=old, ref_logprobs=old, values=evaluation.values, advantages=random, returns=random
     )
 
 
@@ -504,6 +504,7 @@ def test_eos_is_learned_from_like_any_other_token():
     experience = Experience(
         sequences=sequences,
         logprobs=before.logprobs,
+        ref_logprobs=before.logprobs,
         values=before.values,
         advantages=ends.float(),
         returns=torch.zeros_like(before.values),
@@ -574,7 +575,14 @@ def test_a_critic_that_knows_the_position_only_explains_nothing_over_it():
 
     def figures(values):
         return critic_metrics(
-            Experience(sequences=sequences, logprobs=noise, values=values, advantages=noise, returns=returns)
+            Experience(
+                sequences=sequences,
+                logprobs=noise,
+                ref_logprobs=noise,
+                values=values,
+                advantages=noise,
+                returns=returns,
+            )
         )
 
     position_only = figures(returns.mean(0, keepdim=True).expand(8, 5))
