@@ -19,6 +19,7 @@ from benchmarks.cost.memory_settings import MemorySettings
 from models.passes.fused import make_lean, share_tied_gradient
 from models.passes.gradient_checkpointing import checkpointed_modules
 from models.policy.causal_policy import CausalPolicy
+from models.policy.critics import SharedTrunk
 from models.policy.network import Network
 from models.policy.restoring import read_model_back
 from models.policy.value_head import ValueHead
@@ -123,7 +124,7 @@ def random_models(
     share_tied_gradient(lm)
     network = Network(
         lm=lm,
-        value_head=ValueHead(policy.hidden_size).to(device),
+        critic=SharedTrunk(head=ValueHead(policy.hidden_size).to(device)),
         reference=reference,
         write=lm.save_pretrained,
         read=partial(read_model_back, lm),

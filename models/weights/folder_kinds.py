@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-Wanted = Literal["language model", "classifier", "trunk"]
+Wanted = Literal["language model", "classifier", "trunk", "critic"]
 
 POLICY, REWARD = "load_policy takes it", "load_reward_model takes it"
 NOTHING = "nothing here takes it"
@@ -31,15 +31,18 @@ FITTING: Mapping[Wanted, tuple[str, ...]] = {
     "language model": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
     "classifier": ("ForSequenceClassification",),
     "trunk": ("ForCausalLM", "LMHeadModel", "ForSequenceClassification"),
+    "critic": ("ForCausalLM", "LMHeadModel", "ForSequenceClassification"),
 }
 NAMES: Mapping[Wanted, str] = {
     "language model": "a causal language model",
     "classifier": "a sequence classifier",
     "trunk": "a trunk for a sequence classifier",
+    "critic": "a trunk for a critic",
 }
 MADE: Mapping[Wanted, Mapping[str, Any]] = {
     "language model": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "classifier": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "critic": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "trunk": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 }
 ADAPTER_TASKS = {
