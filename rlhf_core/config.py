@@ -242,6 +242,20 @@ class PPOConfig:
         return cls(**{**PAPER[task], **overrides})
 
 
+def require_use_for_a_critic(config: PPOConfig) -> None:
+    """Refuse a critic with a network of its own where the estimator trains no values: it would cost memory and passes,
+    and never learn.
+
+    Raises:
+        ValueError: such an estimator.
+    """
+    if config.advantages not in WITH_A_CRITIC:
+        raise ValueError(
+            f"advantages {config.advantages!r} have no critic, and the policy is loaded with one of its own; leave "
+            f"critic at 'shared', or use advantages {' or '.join(map(repr, sorted(WITH_A_CRITIC)))}"
+        )
+
+
 REVIEWS: Mapping[str, Any] = {
     "rollout_batch_size": 16,
     "minibatch_size": 1,

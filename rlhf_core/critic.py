@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from rlhf_core.config import WITH_A_CRITIC, PPOConfig
+from rlhf_core.config import PPOConfig, require_use_for_a_critic
 from rlhf_core.types import Policy
 
 Parameters = list[torch.nn.Parameter]
@@ -50,21 +50,7 @@ def check_critic(policy: Policy, config: PPOConfig) -> None:
             f"(see rlhf_core.critic.HasCritic); {type(policy).__name__} does not. Add it, or leave critic_warmup out"
         )
     if isinstance(policy, HasCritic) and policy.critic.apart:
-        require_use_of_it(config)
-
-
-def require_use_of_it(config: PPOConfig) -> None:
-    """Refuse a critic with parameters of a whole network where the estimator has no critic: it would cost memory and
-    passes, and never learn.
-
-    Raises:
-        ValueError: such an estimator.
-    """
-    if config.advantages not in WITH_A_CRITIC:
-        raise ValueError(
-            f"advantages {config.advantages!r} have no critic, and the policy was loaded with one of its own; leave "
-            f"critic at 'shared', or use advantages {' or '.join(map(repr, sorted(WITH_A_CRITIC)))}"
-        )
+        require_use_for_a_critic(config)
 
 
 def in_warmup(config: PPOConfig, step: int) -> bool:

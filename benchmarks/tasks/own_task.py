@@ -11,7 +11,7 @@ from benchmarks.base.own_code import code_fingerprint
 from benchmarks.data.own_prompts import read_own_prompts, split
 from benchmarks.data.records import source_name
 from benchmarks.tasks.loaded import Loaded, task_fingerprint
-from benchmarks.tasks.model_loading import held_policy, held_reward
+from benchmarks.tasks.model_loading import critic_model, held_policy, held_reward
 from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.ppo_settings import own_changes
 from rlhf_core.scorers.signatures import HasFunction, require_columns, require_signature
@@ -45,6 +45,7 @@ class OwnTask:
         if is_name(self.reward):
             fn = self._function()
             object.__setattr__(self, "code", code_fingerprint(fn))
+            critic_model(self.loading, None)
         elif Path(f"{self.reward}.py").is_file() and not Path(self.reward).exists():
             raise ValueError(f"--reward {self.reward} names a module; write {self.reward}:function")
 
@@ -64,7 +65,7 @@ class OwnTask:
         rows = read_own_prompts(self.data)
         train, held_out = split(rows, self.data, self.held_out)
         function = self._function(rows) if self.code else None
-        policy = held_policy(self.loading, self.policy)
+        policy = held_policy(self.loading, self.policy, reward=None if self.code else self.reward)
         print(f"{source_name(self.data)}: {len(train)} prompts to learn from, {len(held_out)} held out", flush=True)
         models = [self.policy] if self.code else [self.policy, self.reward]
         content = task_fingerprint(models, self.loading, [sorted(row.items()) for row in rows])

@@ -13,6 +13,7 @@ from rlhf_core.config import WITH_A_CRITIC, PPOConfig
 from rlhf_core.critic import HasCritic, clipped_together, total_norm
 
 WARM = replace(CONFIG, critic_warmup=2)
+OUT = ("whole", "parts")
 
 
 class Shared(WithCritic):

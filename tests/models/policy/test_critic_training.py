@@ -1,4 +1,4 @@
-"""Training with every critic: a warm-up that leaves the policy alone, and runs that go on as if they had never ended."""
+"""Training with every critic: a warm-up that leaves the policy alone, and runs that go on as if never cut short."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from redistributors import Sparse, Uniform
 from rlhf_core import PPOTrainer, TokenReward
 
 LORA = LoraSettings(rank=2, alpha=4)
+OUT = ("whole", "parts")
 CRITICS = {
     "shared": {},
     "shared, lora": {"lora": LORA},

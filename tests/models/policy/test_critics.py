@@ -28,7 +28,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def loaded(root: Path, family: str, kind: str, **settings):
-    """A policy with an adapter critic on a fresh adapter or a copied one, or a model critic beside all or few weights."""
+    """An adapter as critic, of a fresh adapter or a copied one; or a model, beside all weights or an adapter."""
     folder = root / (f"{family}-adapter" if kind == "adapter" else family)
     settings |= {"lora": LORA} if "lora" in kind else {}
     model = kind.startswith("model")
