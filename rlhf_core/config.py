@@ -52,7 +52,6 @@ OTHER_WORDS: Mapping[str, str] = {
     "use_score_scaling": "score=ScoreConfig(scaling='running_std')",
     "use_score_norm": "score=ScoreConfig(centring='running_mean')",
     "early_stopping": "'target_kl', which is off at None",
-    "freezing_actor_steps": "'critic_warmup'",
     "whiten_rewards": "nothing at all, as rewards are never whitened",
 }
 """Settings by the names of other libraries, the paper's TRL among them."""

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.text_columns import in_columns
 from benchmarks.cost.architectures import shape_of
-from benchmarks.cost.memory_prediction import predict
+from benchmarks.cost.memory_prediction import ModelShape, predict
 from benchmarks.cost.memory_settings import GIB, MemorySettings
 from benchmarks.runs.comparison import Panel, plan, ppo_of, require_free
 from benchmarks.runs.settings import ComparisonSettings
@@ -20,6 +20,7 @@ from benchmarks.runs.single_run import Run, Task, require_runnable
 from benchmarks.tasks.loaded import Loaded
 from benchmarks.tasks.model_settings import Loading
 from models.policy.causal_policy import CausalPolicy
+from models.policy.critics import OwnTrunk
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.prompted_reward import PromptedReward
 from rlhf_core.config import PPOConfig
@@ -202,10 +203,19 @@ def _memory(loaded: Loaded, settings: MemorySettings, *, on_a_card: bool) -> Fin
         settings,
         shape_of(loaded.policy.language_model.config, "lm", "the policy"),
         shape_of(reward.model.config, "classifier", "the reward model"),
+        _critic_model(loaded.policy),
     )
     peak, card = prediction.peak / GIB, settings.card_gib
     said = f"{peak:.1f} GiB at most on a GPU, in the phase {prediction.peak_phase!r} (predicted); the card has {card:g}"
     return Finding(about="memory", said=said, wrong=on_a_card and peak > card)
+
+
+def _critic_model(policy: CausalPolicy) -> ModelShape | None:
+    """The shape of a critic's model, which need not be the reward model; None for another kind of critic."""
+    critic = policy.critic
+    if not isinstance(critic, OwnTrunk) or critic.kind != "model":
+        return None
+    return shape_of(critic.trunk.config, "none", "the critic's model")
 
 
 def memory_settings(
@@ -218,6 +228,7 @@ def memory_settings(
         four_bit="both" if loading.four_bit else "none",
         training="full" if loading.lora is None else "lora",
         lora_rank=MemorySettings.lora_rank if loading.lora is None else loading.lora.rank,
+        critic=loading.critic,
         gradient_checkpointing=loading.gradient_checkpointing,
         optimizer="paged_adamw_8bit" if loading.optimizer == "paged_adamw_8bit" else "adam",
         rollout_batch_size=config.rollout_batch_size,

@@ -198,8 +198,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/update.py",
-        "(loss * token_share).backward()",
-        "loss.backward()",
+        "(loss * token_share).backward(inputs=learns)",
+        "loss.backward(inputs=learns)",
         "tests/rlhf_core/test_trainer.py::test_micro_batching_never_changes_the_gradient",
     ),
     Mutation(
