@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from rlhf_core.names import naming_nearest, nearest
 from rlhf_core.plain_numbers import make_plain
+from rlhf_core.setting_kinds import choices, misfit
 
 KLKind = Literal["k1", "abs", "k2", "k3", "full"]
 Advantages = Literal[
@@ -274,9 +274,9 @@ def _problems(config: PPOConfig) -> list[str]:
     """Every setting of a wrong kind or out of range, in words; contradictions only where every kind is right."""
     settings = list(_settings(config))
     wrong = {
-        name: f"{words}, got {value!r}{nearest(value, _choices(kind))}"
+        name: f"{words}, got {value!r}{nearest(value, choices(kind))}"
         for name, value, kind in settings
-        if (words := _misfit(value, kind))
+        if (words := misfit(value, kind))
     }
     contradictions = [] if wrong else list(_contradictions(config))
     given = {name: value for name, value, _ in settings if name not in wrong and value is not None}
@@ -294,32 +294,6 @@ def _settings(config: PPOConfig) -> Iterator[tuple[str, Any, Any]]:
                 yield prefix + name, getattr(part, name), kind
 
 
-def _choices(kind: Any) -> tuple[str, ...]:
-    return get_args(kind) if get_origin(kind) is Literal else ()
-
-
-def _misfit(value: object, kind: Any) -> str:
-    """What a setting annotated as ``kind`` must be, in words; empty where ``value`` is that. An int is a number, a bool
-    is none."""
-    parts = get_args(kind)
-    if isinstance(kind, UnionType):
-        found = [_misfit(value, part) for part in parts]
-        return " or ".join(found) if all(found) else ""
-    if get_origin(kind) is Literal:
-        return "" if value in parts else f"one of {', '.join(parts)}"
-    if get_origin(kind) is tuple:
-        pair = isinstance(value, tuple) and len(value) == len(parts) and not any(map(_misfit, value, parts))
-        return "" if pair else "a pair of integers (low, high)"
-    accepted, words = ACCEPTED.get(kind, (kind, f"a {kind.__name__}"))
-    return "" if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)) else words
-
-
-ACCEPTED: Mapping[type, tuple[Any, str]] = {
-    float: (int | float, "a number"),
-    int: (int, "an integer"),
-    bool: (bool, "True or False"),
-    NoneType: (NoneType, "None"),
-}
 LARGEST_FLOAT32 = 3.4028234663852886e38
 """The largest number in float32, in which a larger setting would be infinite."""
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
@@ -327,15 +301,8 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("lam_length_share",), lambda x: 0 < x <= 1, "above 0 and at most 1"),
     (
         (
-            *(
-                "clip_range",
-                "clip_range_high",
-                "value_clip_range",
-                "learning_rate",
-                "ratio_threshold",
-                "temperature",
-                "max_grad_norm",
-            ),
+            *("clip_range", "clip_range_high", "value_clip_range", "learning_rate"),
+            *("ratio_threshold", "temperature", "max_grad_norm"),
             *("target_kl", "spike_factor", "kl.target", "kl.horizon", "score.clip"),
         ),
         lambda x: 0 < x <= LARGEST_FLOAT32,

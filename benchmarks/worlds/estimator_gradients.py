@@ -17,7 +17,7 @@ from benchmarks.worlds.declared_properties import cosine, reward_to_go, token_sc
 from benchmarks.worlds.tabular import World, probabilities, token_logprobs
 from redistributors.trial_rollouts import part_of
 from rlhf_core.advantages import ESTIMATORS
-from rlhf_core.config import PPOConfig
+from rlhf_core.config import Advantages, PPOConfig
 from rlhf_core.types import Redistributor
 
 SIZE = 2
@@ -37,7 +37,7 @@ class GroupGradient:
     """Expected squared distance from the expectation, over the expectation's squared length."""
 
 
-def group_gradient(world: World, name: str, make: Callable[[], Redistributor]) -> GroupGradient:
+def group_gradient(world: World, name: Advantages, make: Callable[[], Redistributor]) -> GroupGradient:
     """What the estimator of that name makes of the method's credit, over all groups.
 
     GAE has the exact critic of the credit: the expected reward-to-go of every state. Raises as :func:`token_scores`.

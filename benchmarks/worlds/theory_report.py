@@ -15,6 +15,7 @@ from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table, Value
 from benchmarks.worlds import declared_properties as properties
 from benchmarks.worlds import general_claims as claims
+from benchmarks.worlds.estimator_report import bias_table, estimator_gradients, noise_table
 from benchmarks.worlds.tabular_evidence import Unanswerable
 from rlhf_core.types import Redistributor
 
@@ -170,11 +171,14 @@ def _draw_pushes(axes: Axes, found: list[CheckedMethod]) -> None:
 
 
 def run(methods: Methods, sizes: Sizes, out: Path, console: Console) -> bool:
-    """Check the methods, write and show both tables and the figure; whether everything declared and claimed holds."""
+    """Check the methods, write and show the tables and the figure; whether everything declared and claimed holds."""
     found = [checked(name, make, sizes) for name, make in tqdm(methods.items(), desc="methods", disable=None)]
     stated = claims.identities(sizes.made(0))
     publish(identity_table(stated), {}, out, console, name="claims")
     publish(method_table(found), {"theory": draw(found)}, out, console)
+    gradients = estimator_gradients(methods, worlds=sizes.worlds, words=sizes.words)
+    publish(bias_table(gradients), {}, out, console, name="estimator_bias")
+    publish(noise_table(gradients), {}, out, console, name="estimator_noise")
     failed = [f"{one.name} declares what does not hold ({', '.join(one.broken)})" for one in found if one.broken]
     failed += [f"claim does not hold: {one.claim}" for one in stated if not one.holds]
     for problem in failed:

@@ -429,4 +429,22 @@ MUTATIONS = (
         "return drawn",
         "tests/benchmarks/tasks/test_own_task.py::test_from_the_flags_to_the_table",
     ),
+    Mutation(
+        "benchmarks/cost/memory_prediction.py",
+        "activations = kept + beside + working_of_critic",
+        "activations = beside + working_of_critic",
+        "tests/benchmarks/cost/test_memory.py::test_a_measured_step_is_the_predicted_one[gpt2-{}-{'training': 'full', 'dtype': 'float32', 'four_bit': 'none', 'critic': 'model', 'gradient_checkpointing': False}]",
+    ),
+    Mutation(
+        "benchmarks/tasks/loaded.py",
+        "of_critic = [] if loading.critic_model is None else [loading.critic_model]",
+        "of_critic: list[str] = []",
+        "tests/benchmarks/tasks/test_task_critics.py::test_the_weights_of_a_named_model_are_in_the_fingerprint",
+    ),
+    Mutation(
+        "benchmarks/runs/settings.py",
+        """                if self.loading.critic != "shared":\n""",
+        "                if False:\n",
+        "tests/benchmarks/tasks/test_task_critics.py::test_what_cannot_be_is_refused_before_anything_is_loaded",
+    ),
 )

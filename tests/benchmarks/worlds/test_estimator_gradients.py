@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from benchmarks.worlds.estimator_gradients import group_gradient, token_slopes
+from benchmarks.worlds.estimator_report import bias_table, estimator_gradients, noise_table
 from benchmarks.worlds.tabular import random_world
 from redistributors import PrefixDifference, Sparse, Uniform
 from rlhf_core.advantages import ESTIMATORS
@@ -48,3 +49,12 @@ def test_what_is_added_up_first_is_the_same_under_any_conserving_credit(name):
 @pytest.mark.parametrize("name", ["gae", "rloo_to_go", "reinforce_plus_plus"])
 def test_credit_that_is_no_shaping_is_biased_wherever_it_reaches_the_token(name):
     assert group_gradient(WORLD, name, Uniform).cosine < 1 - 1e-4
+
+
+def test_the_tables_have_a_row_for_every_method_and_a_column_for_every_estimator():
+    found = estimator_gradients({"sparse": Sparse, "uniform": Uniform}, worlds=2, words=1)
+    bias, noise = bias_table(found), noise_table(found)
+    assert bias.columns == noise.columns == ("method", *ESTIMATORS)
+    assert [row[0] for row in bias.rows] == [row[0] for row in noise.rows] == ["sparse", "uniform"]
+    assert bias.rows[0][1] == "1.000 (1.00)"
+    assert all(variance > 0 for row in noise.rows for variance in row[1:])

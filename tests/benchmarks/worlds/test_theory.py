@@ -230,12 +230,15 @@ def test_shaping_error_knows_a_potential_from_a_look_ahead():
     assert shaping_error(world, Uniform()(world.rollout({})), gamma=1.0) > 0.1
 
 
+TABLES = ("table", "claims", "estimator_bias", "estimator_noise")
+
+
 def test_every_registered_method_keeps_what_it_declares(tmp_path):
     text = io.StringIO()
     assert run(REDISTRIBUTORS, SMALL, tmp_path, Console(file=text, width=200)), text.getvalue()
     assert "FAIL" not in text.getvalue()
     assert {path.name for path in tmp_path.iterdir()} == {
-        *(f"{name}.{kind}" for name in ("table", "claims") for kind in ("md", "csv")),
+        *(f"{name}.{kind}" for name in TABLES for kind in ("md", "csv")),
         *("theory.png", "theory.pdf"),
     }
     table = (tmp_path / "table.csv").read_text()
