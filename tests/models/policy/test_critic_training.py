@@ -77,6 +77,9 @@ def test_four_steps_are_two_and_two(root, tmp_path, critic):
         left_behind(tmp_path / out, 4) for out in ("whole", "parts")
     )
     assert any("critic/" in name for name in tensors)
+    kind = "adapter" if critic == "adapter" else "model"
+    card = (tmp_path / "parts" / "checkpoint-4" / "policy" / "README.md").read_text()
+    assert f'policy = load_policy(".", critic="{kind}")' in card
     assert tensors.keys() == others.keys()
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
     assert (state, records) == (state2, records2)
