@@ -40,6 +40,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
         "credit_faithfulness": "whether credit is faithful to the score",
         "gradient_quality": "bias and variance of each method's gradient",
         "length_drift": "which methods move the length at a constant score",
+        "critics": "value loss under a critic of each kind",
         "over_optimisation": "proxy score against gold score by KL",
         "preference": "which of two checkpoints answers better, by a judge",
     },

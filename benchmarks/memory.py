@@ -13,7 +13,7 @@ from benchmarks.cost.memory_settings import MemorySettings, Preset, from_preset
 
 SECTIONS = {
     "models": ("policy", "reward", "dtype", "four_bit"),
-    "training": ("training", "lora_rank", "gradient_checkpointing", "optimizer", "evidence"),
+    "training": ("training", "lora_rank", "critic", "gradient_checkpointing", "optimizer", "evidence"),
     "sizes": (
         *("rollout_batch_size", "minibatch_size", "prompt_tokens", "response_tokens"),
         *("micro_batch_tokens", "reward_micro_batch_tokens", "sampling_tokens"),

@@ -25,6 +25,8 @@ OF_TOTALS = frozenset({"rloo", "grpo", "dr_grpo", "opo", "reinforce_plus_plus_ba
 """Estimators that add up a response's rewards first: where credit stands changes nothing."""
 OF_GROUPS = OF_TOTALS | {"rloo_to_go", "prime"}
 """Estimators that compare the responses to one prompt."""
+WITH_A_CRITIC = frozenset({"gae"})
+"""Estimators that train values."""
 PaperTask = Literal["positive_generation", "summarisation", "dialogue"]
 MAX_RELATIVE_ERROR = 0.2
 """The largest relative error that the adaptive KL controller follows in one step."""
@@ -136,6 +138,9 @@ class PPOConfig:
     loss_mean: Literal["token", "response", "fixed"] = "token"
     """Mean of the policy loss: over all tokens; within responses, then over them; or sums per response over the longest
     ``max_length``."""
+    critic_warmup: int = 0
+    """First steps in which only the critic learns, on rollouts of a policy that stays as it is; 0: none. They count as
+    steps, of the learning rate's schedule too; the KL coefficient waits."""
     value_clip_range: float = 0.2
     """Clipping of values in the value loss: rollout value ± value_clip_range, in score units."""
     value_coef: float = 0.1
@@ -237,6 +242,20 @@ class PPOConfig:
         return cls(**{**PAPER[task], **overrides})
 
 
+def require_use_for_a_critic(config: PPOConfig) -> None:
+    """Refuse a critic with a network of its own where the estimator trains no values: it would cost memory and passes,
+    and never learn.
+
+    Raises:
+        ValueError: such an estimator.
+    """
+    if config.advantages not in WITH_A_CRITIC:
+        raise ValueError(
+            f"advantages {config.advantages!r} have no critic, and the policy is loaded with one of its own; leave "
+            f"critic at 'shared', or use advantages {' or '.join(map(repr, sorted(WITH_A_CRITIC)))}"
+        )
+
+
 REVIEWS: Mapping[str, Any] = {
     "rollout_batch_size": 16,
     "minibatch_size": 1,
@@ -304,7 +323,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
         "at least 1",
     ),
     (("dual_clip",), lambda x: 1 < x <= LARGEST_FLOAT32, "a finite number above 1"),
-    (("warmup_steps", "seed", "min_length", "max_skipped"), lambda x: x >= 0, "0 or more"),
+    (("warmup_steps", "critic_warmup", "seed", "min_length", "max_skipped"), lambda x: x >= 0, "0 or more"),
 )
 
 
@@ -325,6 +344,7 @@ def _contradictions(config: PPOConfig) -> Iterator[str]:
     yield from _lambda_contradictions(config)
     yield from _surrogate_contradictions(config)
     yield from _kl_contradictions(config)
+    yield from _warmup_contradictions(config)
     if not (1 <= low <= high < 2**31 and config.min_length <= low):
         yield (
             f"max_length must be (low, high) with 1 <= low <= high < 2**31 and min_length {config.min_length} <= low, "
@@ -362,6 +382,17 @@ def _kl_contradictions(config: PPOConfig) -> Iterator[str]:
     """Estimators that do nothing in the loss, or are measured without a gradient."""
     if config.kl.place == "loss" and config.kl.kind not in ("k2", "k3"):
         yield f"kl.place 'loss' needs kl.kind 'k2' or 'k3', got {config.kl.kind!r}"
+
+
+def _warmup_contradictions(config: PPOConfig) -> Iterator[str]:
+    """A warm-up in which nothing would learn, or after which nothing would."""
+    steps = config.critic_warmup
+    if steps and config.advantages not in WITH_A_CRITIC:
+        yield f"critic_warmup {steps} trains a critic, and advantages {config.advantages!r} have none; leave it out"
+    if steps and config.value_coef == 0:
+        yield f"critic_warmup {steps} trains a critic, and value_coef 0 keeps it from learning; leave one of them out"
+    if steps and config.schedule_steps is not None and config.schedule_steps <= steps:
+        yield f"schedule_steps {config.schedule_steps} must exceed critic_warmup {steps}, or the policy never learns"
 
 
 def _surrogate_contradictions(config: PPOConfig) -> Iterator[str]:

@@ -30,6 +30,7 @@ from rlhf_core.checks import (
     why_not_repeated,
 )
 from rlhf_core.config import PPOConfig
+from rlhf_core.critic import check_critic, in_warmup, warmup_figures
 from rlhf_core.distributed import require_one_process
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
@@ -80,8 +81,8 @@ class PPOTrainer:
     Raises:
         TypeError: ``redistributor`` or ``reward`` is something else, or a callable with another signature.
         ValueError: the models have different tokenizers, or the policy draws ids that the reward model cannot read;
-            the redistributor needs evidence that they cannot give, or cannot be discounted by gamma; this is one
-            of several processes.
+            the redistributor needs evidence that they cannot give, or cannot be discounted by gamma; the policy has
+            a critic of its own that the estimator would not train; this is one of several processes.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class PPOTrainer:
         check_id_range(policy, self.reward)
         check_needs(redistributor, policy, self.reward)
         check_gamma(redistributor, config.gamma)
+        check_critic(policy, config)
         self.optimizer = optimizer(policy.parameters(), config)
         self.schedule = make_schedule(self.optimizer, config)
         self.kl_controller = _kl_controller(config)
@@ -226,7 +228,8 @@ class PPOTrainer:
         )
         self.schedule.step()
         self.to_conclude = True
-        return self.estimator.defined(figures) | {"learning_rate": float(learning_rate)}
+        figures = self.estimator.defined(figures) | warmup_figures(self.config, self.steps_done)
+        return figures | {"learning_rate": float(learning_rate)}
 
     def conclude(self, rollout: Rollout) -> dict[str, float]:
         """End a step: show ``rollout`` to a redistributor that learns, move the KL coefficient, store the running score
@@ -236,7 +239,8 @@ class PPOTrainer:
             Diverged: one step too many in a row could not be learned from.
         """
         figures = self._observe(rollout, self.redistributor) if isinstance(self.redistributor, Learns) else {}
-        self.kl_controller.update(mean_response_kl(rollout), response_count(rollout))
+        if not in_warmup(self.config, self.steps_done):  # else the policy could not have moved
+            self.kl_controller.update(mean_response_kl(rollout), response_count(rollout))
         self.score_moments = self.score_moments.including(rollout.raw_scores)
         self.steps_done += 1
         self.to_conclude = False

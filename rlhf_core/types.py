@@ -339,7 +339,7 @@ class Policy(Protocol):
     temperature comes with every call, so that trainers may share a policy. ``encode`` gives the token ids of ``texts``,
     ``decode`` the texts of ``ids`` without special tokens; ``provides`` says whether ``evaluate`` can answer an
     evidence ``request``; ``reference_logprobs`` are those of ``sequences`` under the reference, in nats. Optional:
-    ``SaysWhyNot``, ``ValidatesIds``, ``HasVocabulary``, ``HasIdRange``, ``EncodesChats``.
+    ``SaysWhyNot``, ``ValidatesIds``, ``HasVocabulary``, ``HasIdRange``, ``EncodesChats``, ``critic.HasCritic``.
     """
 
     @property

@@ -1,7 +1,7 @@
 """The update: epochs of minibatches, each one optimizer step on a loss normalised by the minibatch's tokens."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from rlhf_core.batching import Budgets, TokenBudget, micro_batches, run_in_parts
 from rlhf_core.buffer import Minibatch, RolloutBuffer
 from rlhf_core.config import PPOConfig
+from rlhf_core.critic import Parameters, clip, gradient_norms, learning, total_norm
 from rlhf_core.distributed import global_max, global_sum
 from rlhf_core.kl import kl_estimate
 from rlhf_core.losses import policy_loss, value_loss
@@ -47,8 +48,9 @@ class UpdateStatistics:
             for name in MEANS
             if tokens
         }
-        if self.taken:
-            means["gradient_norm"] = sum(minibatch["gradient_norm"] for minibatch in self.taken) / len(self.taken)
+        for name in NORMS if self.taken else ():
+            if name in self.taken[0]:
+                means[name] = sum(minibatch[name] for minibatch in self.taken) / len(self.taken)
         if self.response_losses:
             means["value_loss_paper"] = sum(self.response_losses) / len(self.response_losses)
         if self.first:
@@ -64,6 +66,7 @@ class UpdateStatistics:
 
 
 MAXIMA = ("ratio_max", "log_ratio_max")
+NORMS = ("gradient_norm", "critic_gradient_norm")
 MEANS = ("policy_loss", "value_loss", "entropy", "clip_fraction", "value_clip_fraction", "approx_kl", "logprob_drop")
 
 
@@ -95,11 +98,14 @@ def ppo_update(
         MemoryError: a single row, or the optimizer's step, ran out of memory.
     """
     statistics, guard = UpdateStatistics(), guard or step_guard(config)
+    learns = learning(policy, config, step)
     budget = (budgets or Budgets.of(config)).micro_batch
     for epoch in range(config.epochs):
         generator = stream(config.seed, "minibatches", step, epoch)
         for minibatch in buffer.minibatches(config.minibatch_size, generator):
-            measured = _accumulate(policy, optimizer, minibatch, config=config, budget=budget, kl_coef=kl_coef)
+            measured = _accumulate(
+                policy, optimizer, minibatch, config=config, budget=budget, kl_coef=kl_coef, learns=learns
+            )
             statistics.ratio_max = max(statistics.ratio_max, measured["ratio_max"])
             if not statistics.first and not math.isnan(measured["log_ratio"]):
                 statistics.first = measured
@@ -114,8 +120,9 @@ def ppo_update(
                 statistics.response_losses.append(0.0)
                 continue
             with optimizer_step(optimizer):
-                norm = gradient_norm(policy)
-            reason = guard.why_not_admit(measured["loss"], float(norm))
+                norms = gradient_norms(policy)
+            norm = total_norm(norms)
+            reason = guard.why_not_admit(measured["loss"], norm)
             if reason:
                 optimizer.zero_grad(set_to_none=True)
                 statistics.refused += 1
@@ -123,9 +130,9 @@ def ppo_update(
                 guard.skip({**place, "rows": offending_rows(policy, minibatch, config.temperature)})
                 continue
             with optimizer_step(optimizer):
-                _step(policy, optimizer, norm, config)
-            guard.admit(float(norm))
-            statistics.taken.append({**measured, "gradient_norm": float(norm)})
+                _step(policy, optimizer, norms, config)
+            guard.admit(norm)
+            statistics.taken.append({**measured, **{name: float(norm) for name, norm in norms.items()}})
             statistics.response_losses.append(measured["response_loss"])
     optimizer.zero_grad(set_to_none=True)
     return statistics.summary()
@@ -139,8 +146,10 @@ def _accumulate(
     config: PPOConfig,
     budget: TokenBudget,
     kl_coef: float,
+    learns: Parameters | None,
 ) -> dict[str, float]:
-    """Add up the minibatch's gradient over micro-batches; the figures that belong to it, over all processes."""
+    """Add up the minibatch's gradient, of ``learns`` (None: of all), over micro-batches; the figures that belong to it,
+    over all processes."""
     tokens = int(global_sum(minibatch.sequences.response_mask.sum()))
     rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
 
@@ -150,7 +159,7 @@ def _accumulate(
         token_share, row_share = int(part.sequences.response_mask.sum()) / tokens, len(part.sequences) / rows_in_all
         policy_share = token_share if config.loss_mean == "token" else row_share
         loss, means = _loss(policy, part, config, policy_weight=policy_share / token_share, kl_coef=kl_coef)
-        (loss * token_share).backward()  # type: ignore[no-untyped-call]
+        (loss * token_share).backward(inputs=learns)  # type: ignore[no-untyped-call]
         shares = {"response_loss": row_share, "policy_loss": policy_share, **dict.fromkeys(MAXIMA, 1.0)}
         return {name: float(mean) * shares.get(name, token_share) for name, mean in means.items()}
 
@@ -205,15 +214,10 @@ def _loss(
     return loss, {name: value.detach() for name, value in (own | policy_stats | value_stats).items()}
 
 
-def gradient_norm(policy: Policy) -> Tensor:
-    """2-norm of all gradients, before clipping."""
-    return torch.nn.utils.get_total_norm([p.grad for p in policy.parameters() if p.grad is not None])
-
-
-def _step(policy: Policy, optimizer: torch.optim.Optimizer, norm: Tensor, config: PPOConfig) -> None:
+def _step(policy: Policy, optimizer: torch.optim.Optimizer, norms: Mapping[str, Tensor], config: PPOConfig) -> None:
     """Clip the gradient, and apply it."""
     if config.max_grad_norm is not None:  # scaling by 1 would still read and write every gradient
-        torch.nn.utils.clip_grads_with_norm_(list(policy.parameters()), config.max_grad_norm, norm)
+        clip(policy, norms, config.max_grad_norm)
     optimizer.step()
 
 

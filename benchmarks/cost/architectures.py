@@ -5,13 +5,22 @@ Random models are the networks that loading makes, 4-bit layers quantised one at
 
 import copy
 import importlib
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks.cost.memory_prediction import ModelShape, packed
@@ -19,6 +28,8 @@ from benchmarks.cost.memory_settings import MemorySettings
 from models.passes.fused import make_lean, share_tied_gradient
 from models.passes.gradient_checkpointing import checkpointed_modules
 from models.policy.causal_policy import CausalPolicy
+from models.policy.critic_loading import adapter_critic, model_critic
+from models.policy.critics import Critic, SharedTrunk
 from models.policy.network import Network
 from models.policy.restoring import read_model_back
 from models.policy.value_head import ValueHead
@@ -30,10 +41,13 @@ from models.weights.adapters import add_fresh_adapter
 from models.weights.four_bit import four_bit_config, keep_unpacked
 from models.weights.language_model import frozen_copy, remove_randomness
 from models.weights.lora_settings import LoraSettings
-from models.weights.reference import FrozenCopy
+from models.weights.reference import AdapterOff, FrozenCopy
 from models.weights.source import DTYPES
 
-Head = Literal["lm", "classifier"]
+Head = Literal["lm", "classifier", "none"]
+FACTORIES: Mapping[Head, Any] = MappingProxyType(
+    {"lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification, "none": AutoModel}
+)
 FAMILIES = {"llama": "llama", "qwen2": "llama", "gpt2": "gpt2", "gptj": "gptj"}
 """Model types whose passes the formulas of the prediction describe."""
 NOT_QUANTISED = ("lm_head", *HEAD_NAMES)
@@ -59,7 +73,7 @@ def shape_of(config: PreTrainedConfig, head: Head, name: str) -> ModelShape:
     linear = {part: module for part, module in model.named_modules() if _quantised(part, module)}
     sizes = {id(module.weight): module.weight.numel() for module in linear.values()}
     targets = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[config.model_type]
-    heads = config.num_attention_heads
+    heads, trunk = config.num_attention_heads, {id(weight) for weight in model.base_model.parameters()}
     return ModelShape(
         name=name,
         family=FAMILIES[config.model_type],
@@ -73,6 +87,7 @@ def shape_of(config: PreTrainedConfig, head: Head, name: str) -> ModelShape:
         context=config.max_position_embeddings,
         linear=tuple(sizes.values()),
         other=tuple(weight.numel() for weight in model.parameters() if id(weight) not in sizes),
+        head=tuple(weight.numel() for weight in model.parameters() if id(weight) not in trunk),
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         adapted=tuple(_widths(module) for part, module in linear.items() if part.rpartition(".")[2] in targets),
     )
@@ -80,8 +95,7 @@ def shape_of(config: PreTrainedConfig, head: Head, name: str) -> ModelShape:
 
 def _from_config(config: PreTrainedConfig, head: Head, dtype: torch.dtype) -> PreTrainedModel:
     """The architecture, from a copy of its configuration: models write into theirs."""
-    factory: Any = AutoModelForCausalLM if head == "lm" else AutoModelForSequenceClassification
-    model: PreTrainedModel = factory.from_config(copy.deepcopy(config), dtype=dtype)
+    model: PreTrainedModel = FACTORIES[head].from_config(copy.deepcopy(config), dtype=dtype)
     return model
 
 
@@ -123,7 +137,7 @@ def random_models(
     share_tied_gradient(lm)
     network = Network(
         lm=lm,
-        value_head=ValueHead(policy.hidden_size).to(device),
+        critic=random_critic(settings, policy.hidden_size, reference, reward, tokenizer),
         reference=reference,
         write=lm.save_pretrained,
         read=partial(read_model_back, lm),
@@ -137,6 +151,24 @@ def random_models(
     return CausalPolicy(network), ClassifierReward(
         classifier, tokenizer, score=score_kind(reward), micro_batch_tokens=budget
     )
+
+
+def random_critic(
+    settings: MemorySettings,
+    hidden_size: int,
+    reference: FrozenCopy | AdapterOff,
+    reward: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Critic:
+    """The critic of the kind asked for, on the reference's device; a model of its own is as large as the reward
+    model."""
+    device, checkpointing = reference.lm.device, settings.gradient_checkpointing
+    if settings.critic == "model":
+        trunk = random_model(reward, "none", torch.float32, False, device)
+        return model_critic(trunk, tokenizer, gradient_checkpointing=checkpointing)
+    if settings.critic == "adapter" and isinstance(reference, AdapterOff):
+        return adapter_critic(reference, gradient_checkpointing=checkpointing)
+    return SharedTrunk(head=ValueHead(hidden_size).to(device))
 
 
 def random_model(

@@ -171,6 +171,8 @@ def _loaded(
         dtype=settings.dtype,
         device=str(device),
         gradient_checkpointing=settings.gradient_checkpointing,
+        critic=settings.critic,
+        critic_model=settings.reward if settings.critic == "model" else None,
     )
     return policy, load_reward_model(
         settings.reward,

@@ -7,8 +7,9 @@ optimizer's states exist. Not in the figures: fragments of torch's allocator.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 from benchmarks.cost.memory_settings import CONTEXT_BYTES, MemorySettings
@@ -16,7 +17,8 @@ from models.attention.reader import CHUNK_CELLS as ATTENTION_CELLS
 from models.passes.distribution import CHUNK_CELLS as LOGITS_CELLS
 
 COMPONENTS = (
-    *("policy weights", "reference copy", "adapters, head", "gradients", "optimizer", "reward weights"),
+    *("policy weights", "reference copy", "critic weights", "adapters, head", "gradients", "optimizer"),
+    "reward weights",
     *("KV cache", "activations", "logits", "evidence", "CUDA context"),
 )
 PHASES = ("load", "sample", "old log-probs", "reference", "reward", "update")
@@ -43,6 +45,8 @@ class ModelShape:
     """Each linear layer of the trunk: what 4-bit loading quantises."""
     other: tuple[int, ...]
     """Every other parameter: embeddings, norms, biases, head."""
+    head: tuple[int, ...] = ()
+    """Of these, what stands on top of the trunk and is not tied to it."""
     buffer_bytes: int
     adapted: tuple[tuple[int, int], ...]
     """Input and output width of each module that PEFT adapts by default."""
@@ -51,6 +55,34 @@ class ModelShape:
     def parameters(self) -> int:
         """Number of weights, tied ones once."""
         return sum(self.linear) + sum(self.other)
+
+    @property
+    def trunk(self) -> tuple[int, ...]:
+        """Size of each parameter below the head."""
+        sizes = [*self.linear, *self.other]
+        for size in self.head:
+            sizes.remove(size)
+        return tuple(sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticTrunk:
+    """The network of a critic apart, and the settings under which it is held and trained."""
+
+    settings: MemorySettings
+    shape: ModelShape
+
+
+CRITICS: Mapping[str, Callable[[MemorySettings, ModelShape, ModelShape], CriticTrunk | None]] = MappingProxyType(
+    {
+        "shared": lambda settings, policy, reward: None,
+        "adapter": lambda settings, policy, reward: CriticTrunk(settings=settings, shape=policy),
+        "model": lambda settings, policy, reward: CriticTrunk(
+            settings=replace(settings, dtype="float32", four_bit="none", training="full", critic="shared"), shape=reward
+        ),
+    }
+)
+"""By the kind of critic, from settings, policy and reward model; None where it shares the policy's trunk."""
 
 
 def weight_bytes(settings: MemorySettings, shape: ModelShape, model: Model) -> int:
@@ -70,20 +102,35 @@ def four_bit_bytes(numbers: int) -> int:
     return math.ceil(numbers / 2) + blocks + 4 * math.ceil(blocks / 256) + 4 * (16 + 256 + 1)
 
 
-def trained_sizes(settings: MemorySettings, policy: ModelShape) -> tuple[int, ...]:
-    """Size of each trained tensor: adapters (rank x in, out x rank) or all weights, then the value head's two."""
+def trained_sizes(settings: MemorySettings, policy: ModelShape, critic: CriticTrunk | None = None) -> tuple[int, ...]:
+    """Size of each trained tensor: adapters (rank x in, out x rank) or all weights, then the critic's."""
+    own = lora_sizes(settings, policy) or (*policy.linear, *policy.other)
+    return (*own, *critic_sizes(policy, critic))
+
+
+def critic_sizes(policy: ModelShape, critic: CriticTrunk | None) -> tuple[int, ...]:
+    """Size of each tensor that only values depend on: of a critic apart, its adapters or its trunk; then the value
+    head's two."""
+    if critic is None:
+        return (policy.hidden, 1)
+    return (*(lora_sizes(critic.settings, critic.shape) or critic.shape.trunk), critic.shape.hidden, 1)
+
+
+def lora_sizes(settings: MemorySettings, shape: ModelShape) -> tuple[int, ...]:
+    """Size of each tensor of an adapter; none where all weights are trained."""
     rank = settings.lora_rank
-    lora = (size for into, out in policy.adapted for size in (rank * into, out * rank))
-    return (*(lora if settings.training == "lora" else (*policy.linear, *policy.other)), policy.hidden, 1)
+    if settings.training == "full":
+        return ()
+    return tuple(size for into, out in shape.adapted for size in (rank * into, out * rank))
 
 
-def optimizer_bytes(settings: MemorySettings, policy: ModelShape) -> tuple[int, int]:
+def optimizer_bytes(settings: MemorySettings, policy: ModelShape, critic: CriticTrunk | None = None) -> tuple[int, int]:
     """States that must be on the card, and those that may be paged out to the host, which torch does not count.
 
     Adam: two float32 per number. Paged 8-bit: the same for tensors below 4,096 numbers; for others two bytes, paged
     from 100,000 numbers on, and two float32 scales per block of 256.
     """
-    sizes = trained_sizes(settings, policy)
+    sizes = trained_sizes(settings, policy, critic)
     if settings.optimizer == "adam":
         return 8 * sum(sizes), 0
     scales = sum(8 * math.ceil(size / 256) for size in sizes if size >= 4096)
@@ -211,43 +258,50 @@ class Prediction:
         return self.total(self.peak_phase)
 
 
-def predict(settings: MemorySettings, policy: ModelShape, reward: ModelShape) -> Prediction:
-    """Peak memory of each phase.
+def predict(
+    settings: MemorySettings, policy: ModelShape, reward: ModelShape, critic_model: ModelShape | None = None
+) -> Prediction:
+    """Peak memory of each phase. A critic that is a model of its own is ``critic_model``; None: as large as the reward
+    model.
 
     Raises:
         ValueError: rows that a model's context does not hold.
     """
-    for shape in (policy, reward):
+    critic = CRITICS[settings.critic](settings, policy, critic_model or reward)
+    for shape in (policy, reward, *(() if critic is None else (critic.shape,))):
         if settings.tokens > shape.context:
             raise ValueError(
                 f"prompt_tokens {settings.prompt_tokens} + response_tokens {settings.response_tokens} exceed the "
                 f"{shape.context} positions of {shape.name}"
             )
-    held = _held(settings, policy, reward)
+    held = _held(settings, policy, reward, critic)
     largest = dequantised_bytes(settings, policy, "policy"), dequantised_bytes(settings, reward, "reward")
     moments: Mapping[str, list[Bytes]] = {
         # layers are quantised one at a time, and the optimizer has no states before its first step
         "load": [{"optimizer": 0, "activations": max(largest)}],
         "sample": _sampling(settings, policy),
-        "old log-probs": _scoring(settings, policy, "policy"),
+        "old log-probs": [*_scoring(settings, policy, "policy"), *_valuing(settings, policy, critic)],
         "reference": _scoring(settings, policy, "reference"),
         "reward": _reward(settings, reward),
-        "update": _updating(settings, policy),
+        "update": _updating(settings, policy, critic),
     }
     fullest = {phase: max(options, key=lambda moment: sum(moment.values())) for phase, options in moments.items()}
     phases = {phase: {**dict.fromkeys(COMPONENTS, 0.0), **held, **moment} for phase, moment in fullest.items()}
-    return Prediction(phases=phases, paged=optimizer_bytes(settings, policy)[1])
+    return Prediction(phases=phases, paged=optimizer_bytes(settings, policy, critic)[1])
 
 
-def _held(settings: MemorySettings, policy: ModelShape, reward: ModelShape) -> Bytes:
+def _held(settings: MemorySettings, policy: ModelShape, reward: ModelShape, critic: CriticTrunk | None) -> Bytes:
     """What stays from one step to the next. Gradients do not: they are freed after the update."""
     full, weights = settings.training == "full", weight_bytes(settings, policy, "policy")
-    own = (policy.hidden, 1) if full else trained_sizes(settings, policy)
+    whole = critic is not None and critic.settings.training == "full"
+    of_trunk = sum(critic.shape.trunk) if critic is not None and whole else 0
+    own = sum(lora_sizes(settings, policy)) + sum(critic_sizes(policy, critic)) - of_trunk
     return {
+        "critic weights": 4 * of_trunk + (critic.shape.buffer_bytes if critic is not None and whole else 0),
         "policy weights": weights,
         "reference copy": weights if full else 0,
-        "adapters, head": 4 * sum(own),
-        "optimizer": optimizer_bytes(settings, policy)[0],
+        "adapters, head": 4 * own,
+        "optimizer": optimizer_bytes(settings, policy, critic)[0],
         "reward weights": weight_bytes(settings, reward, "reward"),
         "CUDA context": CONTEXT_BYTES,
     }
@@ -283,6 +337,17 @@ def _scoring(settings: MemorySettings, policy: ModelShape, model: Model) -> list
     return [{"activations": trunk, "evidence": evidence}, {"activations": hidden, "logits": logits}]
 
 
+def _valuing(settings: MemorySettings, policy: ModelShape, critic: CriticTrunk | None) -> list[Bytes]:
+    """The pass of a critic apart, while the policy's logits are held."""
+    if critic is None:
+        return []
+    rows = settings.rows(settings.micro_batch_tokens, settings.rollout_batch_size)
+    responses = rows * settings.response_tokens
+    trunk = forward_bytes(critic.settings, critic.shape, rows, settings.tokens, "policy")
+    hidden = settings.width * responses * policy.hidden
+    return [{"activations": trunk + hidden, "logits": settings.width * responses * policy.vocab}]
+
+
 def _reward(settings: MemorySettings, reward: ModelShape) -> list[Bytes]:
     """The reward model's pass; its head reads one position per row."""
     rows = settings.rows(settings.reward_micro_batch_tokens, settings.rollout_batch_size)
@@ -291,9 +356,10 @@ def _reward(settings: MemorySettings, reward: ModelShape) -> list[Bytes]:
     return [{"activations": trunk, "evidence": read}]
 
 
-def _updating(settings: MemorySettings, policy: ModelShape) -> list[Bytes]:
+def _updating(settings: MemorySettings, policy: ModelShape, critic: CriticTrunk | None) -> list[Bytes]:
     """Backward through the head, the last and the first layer. Before the last layer only gradients of an earlier
-    micro-batch exist; at the first, everybody's do, and activations are freed but for one layer's.
+    micro-batch exist; at the first, everybody's do, and activations are freed but for one layer's. A critic apart keeps
+    its activations beside the policy's, and its backward pass comes before the policy's.
 
     Autograd keeps the logits in ``dtype``. Besides, one float32 chunk with the entropy (16 bytes per cell) on the way
     forward; their gradient and a chunk of 9 bytes per cell on the way back.
@@ -303,10 +369,18 @@ def _updating(settings: MemorySettings, policy: ModelShape) -> list[Bytes]:
     cells, chunk = responses * policy.vocab, chunk_cells(policy, responses)
     logits = max(b * cells + 16 * chunk, 2 * b * cells + 9 * chunk)
     kept, working = kept_by_pass(settings, policy, tokens), backward_bytes(settings, policy, tokens)
-    gradients = 4 * sum(trained_sizes(settings, policy))
+    gradients = 4 * sum(trained_sizes(settings, policy, critic))
     earlier = gradients if rows < settings.minibatch_size else 0
+    beside, of_critic, after_it = 0.0, list[Bytes](), earlier
+    if critic is not None:
+        beside = kept_by_pass(critic.settings, critic.shape, tokens)
+        after_it = max(earlier, 4 * sum(critic_sizes(policy, critic)))
+        working_of_critic = backward_bytes(critic.settings, critic.shape, tokens)
+        activations = kept + beside + working_of_critic
+        of_critic = [{"gradients": after_it, "activations": activations, "logits": b * cells}]
     return [
-        {"gradients": earlier, "activations": kept + (b + 4) * responses * policy.hidden, "logits": logits},
-        {"gradients": earlier, "activations": kept + working},
+        {"gradients": earlier, "activations": kept + beside + (b + 4) * responses * policy.hidden, "logits": logits},
+        *of_critic,
+        {"gradients": after_it, "activations": kept + working},
         {"gradients": gradients, "activations": kept / policy.layers + working},
     ]

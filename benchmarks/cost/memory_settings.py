@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from models.policy.critic_names import CriticKind
 from rlhf_core.names import nearest
 
 GIB = 2**30
@@ -48,6 +49,9 @@ class MemorySettings:
     """Train all weights, with a frozen copy as reference, or a LoRA adapter, with the model without it as reference."""
     lora_rank: int = 32
     """Rank of the adapter, on PEFT's default target modules; full fine-tuning does not use it."""
+    critic: CriticKind = "shared"
+    """Where values come from: the policy's trunk, an adapter beside the policy's, or a model as large as the reward
+    model, trained whole in float32."""
     gradient_checkpointing: bool = True
     """Recompute each layer's activations in the backward pass instead of keeping them."""
     optimizer: Literal["adam", "paged_adamw_8bit"] = "adam"
@@ -111,6 +115,8 @@ def _problems(settings: MemorySettings) -> Iterator[str]:
         yield f"minibatch_size {settings.minibatch_size} exceeds rollout_batch_size {settings.rollout_batch_size}"
     if settings.training == "full" and settings.four_bit in ("policy", "both"):
         yield f"four_bit {settings.four_bit!r} weights cannot be trained: choose training 'lora'"
+    if settings.training == "full" and settings.critic == "adapter":
+        yield "critic 'adapter' stands beside the policy's: choose training 'lora', or critic 'model' or 'shared'"
     if settings.training == "full" and settings.dtype != "float32":
         yield f"training 'full' needs dtype 'float32', got {settings.dtype!r}: use it, or training 'lora'"
 

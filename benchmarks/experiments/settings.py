@@ -8,6 +8,7 @@ from typing import Literal
 from benchmarks.data.records import as_list
 from benchmarks.runs.settings import SAMPLER_NAMES, ComparisonSettings, length_changes
 from benchmarks.tasks.model_settings import Loading
+from models.policy.critic_names import CriticKind
 from models.policy.publishing import require_name
 
 
@@ -23,6 +24,19 @@ class BetaSweep:
     def __post_init__(self) -> None:
         if not self.betas or len(set(self.betas)) < len(self.betas) or not all(0 <= beta <= 1 for beta in self.betas):
             raise ValueError(f"betas must be different shares between 0 and 1, got {self.betas}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critics:
+    """Which critics."""
+
+    critics: tuple[CriticKind, ...] = ("shared", "adapter", "model")
+    """Critics compared; "adapter" needs a policy that is an adapter (--loading.lora.rank 8, say), and "model" starts
+    from the task's reward model."""
+
+    def __post_init__(self) -> None:
+        if not self.critics or len(set(self.critics)) < len(self.critics):
+            raise ValueError(f"critics must be different kinds, at least one, got {self.critics}")
 
 
 @dataclass(frozen=True, kw_only=True)

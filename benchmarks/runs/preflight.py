@@ -13,7 +13,7 @@ from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.settings_checks import require_all
 from benchmarks.base.text_columns import in_columns
 from benchmarks.cost.architectures import shape_of
-from benchmarks.cost.memory_prediction import predict
+from benchmarks.cost.memory_prediction import ModelShape, predict
 from benchmarks.cost.memory_settings import GIB, MemorySettings
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.comparison import Panel, plan, ppo_of, require_free
@@ -22,6 +22,7 @@ from benchmarks.runs.single_run import Run, Task, require_prompts, require_runna
 from benchmarks.tasks.loaded import Loaded
 from benchmarks.tasks.model_settings import Loading
 from models.policy.causal_policy import CausalPolicy
+from models.policy.critics import OwnTrunk
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.prompted_reward import PromptedReward
 from redistributors import REDISTRIBUTORS
@@ -229,10 +230,19 @@ def _memory(loaded: Loaded, settings: MemorySettings, *, on_a_card: bool) -> Fin
         settings,
         shape_of(loaded.policy.language_model.config, "lm", "the policy"),
         shape_of(reward.model.config, "classifier", "the reward model"),
+        _critic_model(loaded.policy),
     )
     peak, card = prediction.peak / GIB, settings.card_gib
     said = f"{peak:.1f} GiB at most on a GPU, in the phase {prediction.peak_phase!r} (predicted); the card has {card:g}"
     return Finding(about="memory", said=said, wrong=on_a_card and peak > card)
+
+
+def _critic_model(policy: CausalPolicy) -> ModelShape | None:
+    """The shape of a critic's model, which need not be the reward model; None for another kind of critic."""
+    critic = policy.critic
+    if not isinstance(critic, OwnTrunk) or critic.kind != "model":
+        return None
+    return shape_of(critic.trunk.config, "none", "the critic's model")
 
 
 def memory_settings(
@@ -245,6 +255,7 @@ def memory_settings(
         four_bit="both" if loading.four_bit else "none",
         training="full" if loading.lora is None else "lora",
         lora_rank=MemorySettings.lora_rank if loading.lora is None else loading.lora.rank,
+        critic=loading.critic,
         gradient_checkpointing=loading.gradient_checkpointing,
         optimizer="paged_adamw_8bit" if loading.optimizer == "paged_adamw_8bit" else "adam",
         rollout_batch_size=config.rollout_batch_size,

@@ -12,6 +12,7 @@ from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.ppo_settings import CHANGES
 from redistributors.method_names import METHOD_NAMES
+from rlhf_core.config import require_use_for_a_critic
 
 TASK_SETTINGS = (
     *("models", "cache", "policy", "reward", "reward_label", "data", "template", "reward_template", "loading"),
@@ -110,8 +111,8 @@ class ComparisonSettings:
         """Check the task's PPO settings changed by ``changes``, and by every arm, before anything heavy is imported.
 
         Raises:
-            ValueError: an unknown setting, a value of another type or out of range, or settings that contradict each
-                other; names the arm.
+            ValueError: an unknown setting, a value of another type or out of range, settings that contradict each
+                other, or a critic that would not learn; names the arm.
         """
         if self.task not in CHANGES:
             return
@@ -119,7 +120,9 @@ class ComparisonSettings:
 
         def require(text: str) -> None:
             try:
-                with_settings(config, read_arm(text, METHOD_NAMES).changes)
+                of_arm = with_settings(config, read_arm(text, METHOD_NAMES).changes)
+                if self.loading.critic != "shared":
+                    require_use_for_a_critic(of_arm)
             except ValueError as error:
                 raise ValueError(f"arm {text}: {error}") from error
 

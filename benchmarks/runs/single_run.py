@@ -37,7 +37,7 @@ from rlhf_core.types import Learns, Policy, ReadsRows, Redistributor, RewardMode
 
 TRIED = 4
 """Responses that a reward function is tried on before any run."""
-PLACES = ("models", "cache")
+PLACES = ("models", "cache", "critic_model")
 """Settings that say where files stand."""
 NAMED_PLACES = ("auxiliaries",)
 """Settings that say so of files by name."""

@@ -37,6 +37,13 @@ class Toy:
     loading: Loading = field(default_factory=Loading)
     """How the models are loaded."""
 
+    def __post_init__(self) -> None:
+        if self.loading.critic == "adapter" and self.loading.lora is None:  # before any model is trained
+            raise ValueError(
+                "critic 'adapter' stands beside the policy's adapter, and all weights of the toy task's policy are "
+                "trained: give --loading.lora.rank 8, say, or choose critic 'model' or 'shared'"
+            )
+
     @property
     def ppo(self) -> Mapping[str, Any]:
         """What it changes in the paper's settings (``PPOConfig.from_paper``)."""
@@ -64,7 +71,7 @@ class Toy:
                 yield len(prompt), list(tokenizer.convert_ids_to_tokens([*prompt, *response]))
 
         return Loaded(
-            policy=held_policy(self.loading, str(folder / "policy")),
+            policy=held_policy(self.loading, str(folder / "policy"), reward=str(folder / "reward")),
             reward=held_reward(self.loading, str(folder / "reward"), "logit_difference"),
             train_prompts=prompts[:TRAIN_PROMPTS],
             held_out_prompts=prompts[TRAIN_PROMPTS:],
@@ -103,7 +110,7 @@ class PositiveGeneration:
             ValueError: models that cannot be used, or no prompts.
         """
         policy_name, reward_name = _names(self)
-        policy = held_policy(self.loading, policy_name)
+        policy = held_policy(self.loading, policy_name, reward=reward_name)
         splits = _review_prompts(self.data, policy) if self.models is None else read_prompts(self.models)
         train, test = (frozen(row["ids"] for row in splits[split]) for split in SPLITS)
         return Loaded(
@@ -155,7 +162,7 @@ class PreferenceTask:
     def load(self) -> Loaded:
         """As :meth:`PositiveGeneration.load`."""
         policy_name, reward_name = _names(self)
-        policy = held_policy(self.loading, policy_name)
+        policy = held_policy(self.loading, policy_name, reward=reward_name)
         splits = self._rendered(policy) if self.models is None else read_prompts(self.models, ("ids", "reward_ids"))
         train, test = (frozen(row["ids"] for row in splits[split]) for split in SPLITS)
         renderings = {tuple(row["ids"]): tuple(row["reward_ids"]) for rows in splits.values() for row in rows}

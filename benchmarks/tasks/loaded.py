@@ -46,10 +46,11 @@ def frozen(prompts: Iterable[Sequence[int]]) -> PromptIds:
 
 
 def task_fingerprint(models: Sequence[str], loading: Loading, prompts: Sequence[object]) -> str:
-    """SHA-256 of the prompts and of local weights, those of the auxiliaries in the order of their names; hub models
-    enter by name."""
+    """SHA-256 of the prompts and of local weights, those of the auxiliaries in the order of their names and of a
+    critic's model that is named; hub models enter by name."""
     written = json.dumps(prompts, default=str)  # a column may be a date
     parts: list[str | Path] = [hashlib.sha256(written.encode()).hexdigest()]
-    for name in (*models, *(where for _, where in sorted(loading.auxiliaries.items()))):
+    of_critic = [] if loading.critic_model is None else [loading.critic_model]
+    for name in (*models, *(where for _, where in sorted(loading.auxiliaries.items())), *of_critic):
         parts += sorted(Path(name).glob("*.safetensors")) or [name]
     return fingerprint(parts)

@@ -21,10 +21,28 @@ OPTIMIZERS: dict[str, Callable[[Iterable[torch.nn.Parameter], PPOConfig], torch.
 }
 
 
-def held_policy(loading: Loading, name: str) -> CausalPolicy:
-    """Load a policy; raises as :func:`models.load_policy` does."""
+def held_policy(loading: Loading, name: str, *, reward: str | None) -> CausalPolicy:
+    """Load a policy, whose critic may start from the task's ``reward`` model; None where that is a function. Raises as
+    :func:`models.load_policy` does."""
     trained: dict[str, Any] = {"lora": loading.lora, "gradient_checkpointing": loading.gradient_checkpointing}
-    return load_policy(name, **trained, **_held(loading), auxiliaries=loading.auxiliaries)
+    critic: dict[str, Any] = {"critic": loading.critic, "critic_model": critic_model(loading, reward)}
+    return load_policy(name, **trained, **critic, **_held(loading), auxiliaries=loading.auxiliaries)
+
+
+def critic_model(loading: Loading, reward: str | None) -> str | None:
+    """Folder or hub name of the model that the critic starts from; None for one that has no model of its own.
+
+    Raises:
+        ValueError: nothing names one, and the reward is a function.
+    """
+    if loading.critic != "model":
+        return None
+    if (loading.critic_model or reward) is None:
+        raise ValueError(
+            "critic 'model' starts from the reward model, and the reward is a function: name a reward model or a "
+            "language model with the policy's tokenizer, as --loading.critic_model"
+        )
+    return loading.critic_model or reward
 
 
 def held_reward(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from models.policy.critic_names import CriticKind
 from models.weights.dtype_names import DType
 from models.weights.lora_settings import LoraSettings
 
@@ -20,10 +21,19 @@ class Loading:
     lora: LoraSettings | None = None
     """Train an adapter on the frozen policy; null trains all weights (or the adapter that the policy is)."""
     gradient_checkpointing: bool = False
-    """Recompute the policy's activations in the backward pass."""
+    """Recompute the policy's activations, and its critic's, in the backward pass."""
+    critic: CriticKind = "shared"
+    """Where values come from: a head on the policy's trunk; an adapter beside the policy's, which must be one; or a
+    model of its own, which is trained whole."""
+    critic_model: str | None = None
+    """The critic's own model, folder or hub name of a reward model or language model; null: the task's reward model."""
     optimizer: Literal["torch", "paged_adamw_8bit"] = "torch"
     """PPO's own choice (--ppo.optimizer), or bitsandbytes' paged 8-bit AdamW (CUDA only)."""
     auxiliaries: dict[str, str] = field(default_factory=dict)
     """Further frozen models of the policy by name (a folder or hub name each), for redistributors that ask for them."""
     reward_tokens: int = 4096
     """Tokens of one forward pass of the reward model, padding included."""
+
+    def __post_init__(self) -> None:
+        if self.critic_model is not None and self.critic != "model":
+            raise ValueError(f"critic_model {self.critic_model!r} needs critic 'model', and critic is {self.critic!r}")

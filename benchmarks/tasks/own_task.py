@@ -12,7 +12,7 @@ from benchmarks.base.settings_checks import flag_named, require_all
 from benchmarks.data.own_prompts import read_own_prompts, split
 from benchmarks.data.records import require_sources, source_name
 from benchmarks.tasks.loaded import Loaded, task_fingerprint
-from benchmarks.tasks.model_loading import held_policy, held_reward
+from benchmarks.tasks.model_loading import critic_model, held_policy, held_reward
 from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.ppo_settings import own_changes
 from models.weights.source import require_there
@@ -64,7 +64,7 @@ class OwnTask:
         train, held_out = split(rows, self.data, self.held_out)
         function = self._function(rows) if self.code else None
         with flag_named("policy", self.policy):
-            policy = held_policy(self.loading, self.policy)
+            policy = held_policy(self.loading, self.policy, reward=None if self.code else self.reward)
         more = len(held_out) > self.held_out
         why = f" (always the tenth that a hash of the prompt picks; evaluated on: {self.held_out})" if more else ""
         said = f"{len(train)} prompts to learn from, {len(held_out)} held out{why}"
@@ -86,6 +86,7 @@ class OwnTask:
         """Note the code of a reward function; raises ValueError where there is no such function, and no classifier."""
         if is_name(self.reward):
             object.__setattr__(self, "code", code_fingerprint(self._function()))
+            critic_model(self.loading, None)
         elif Path(f"{self.reward}.py").is_file() and not Path(self.reward).exists():
             raise ValueError(f"--reward {self.reward} names a module; write {self.reward}:function")
         else:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,7 +12,7 @@ from models.weights.language_model import load_language_model, vocabulary
 from models.weights.language_model_check import check_language_model
 from models.weights.reference import TRAINED, AdapterOff, FrozenAdapter, FrozenCopy, Reference
 from models.weights.source import ModelSource, same_place
-from models.weights.tokenizer import load_tokenizer
+from models.weights.tokenizer import load_tokenizer, require_same_tokens
 from rlhf_core.files.file_errors import reading
 
 Beside = AdapterOff | FrozenAdapter | FrozenCopy
@@ -52,7 +51,7 @@ def load_auxiliaries(
             shared = adapter is not None and _same_weights(under, base)
             under = base if shared else under  # of the policy's revision
             theirs = load_tokenizer([source] if adapter is None else [source, under])
-            _require_same_tokens(name, source, theirs, tokenizer)
+            require_same_tokens(f"auxiliary {name!r} ({source.name_or_path})", theirs, tokenizer)
             if (
                 adapter is not None
                 and not isinstance(reference, FrozenCopy)
@@ -97,14 +96,3 @@ def _frozen(lm: PreTrainedModel, name: str, source: ModelSource, vocab_size: int
     lm.requires_grad_(False)
     lm.eval()  # type: ignore[no-untyped-call]
     return lm
-
-
-def _require_same_tokens(name: str, source: ModelSource, theirs: Any, ours: Any) -> None:
-    one, other = theirs.get_vocab(), ours.get_vocab()
-    differing = sorted(token for token in one.keys() | other.keys() if one.get(token) != other.get(token))
-    if differing:
-        shown = ", ".join(f"{token!r} is {one.get(token)} and {other.get(token)}" for token in differing[:3])
-        raise ValueError(
-            f"auxiliary {name!r} ({source.name_or_path}) must share the policy's tokenizer, but {len(differing)} of "
-            f"their tokens differ ({shown}); train it from a model with the policy's tokenizer"
-        )

@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from models.passes.context_length import context_length
 from models.passes.distribution import Distribution, Targets, gaps
 from models.passes.forward import Predictions, head_ends_it, response_hidden, response_predictions
 from models.passes.gradient_checkpointing import pass_mode
 from models.passes.layout import PaddedRows, on_device, onto_responses, policy_layout, right_padded
 from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
+from models.policy.critics import Critic
 from models.policy.network import Network
 from models.policy.value_head import ValueHead
 from models.texts.prompt_encoding import (
@@ -70,7 +70,7 @@ class CausalPolicy:
         self._lm = network.lm
         self._trainable = (
             *(parameter for parameter in network.lm.parameters() if parameter.requires_grad),
-            *network.value_head.parameters(),
+            *network.critic.parameters(),
         )
         named = named_ids(network.tokenizer)
         self._unnamed, self._unnamed_ids = gaps(named), frozenset(range(vocabulary(network.lm))) - named
@@ -93,6 +93,7 @@ class CausalPolicy:
             "adapter": None if adapter is None else adapter_settings(adapter),
             "eos_ids": self.eos_ids,
             "auxiliaries": tuple(sorted(network.auxiliaries)),
+            **network.critic.identity,
         }
 
     @property
@@ -106,9 +107,14 @@ class CausalPolicy:
         return self._lm
 
     @property
+    def critic(self) -> Critic:
+        """Where its values come from; the value loss trains it."""
+        return self._network.critic
+
+    @property
     def value_head(self) -> ValueHead:
-        """The critic on top of it."""
-        return self._network.value_head
+        """The critic's last layer."""
+        return self._network.critic.head
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -236,7 +242,7 @@ class CausalPolicy:
         """
         self._require_evidence(needs)
         sequences, of = on_device(sequences, self.device), self._distribution(temperature)
-        rows, targets = right_padded(sequences), Targets.of(sequences)
+        rows, targets, mask = right_padded(sequences), Targets.of(sequences), sequences.response_mask
         beside: dict[EvidenceRequest, Tensor] = {  # first, while no logits of the policy are held
             request: self._logprobs_under(self._network.auxiliaries[request.name], sequences, of)
             for request in needs
@@ -247,15 +253,14 @@ class CausalPolicy:
         ):
             with self._mode():
                 hidden, logprobs, entropies = self._statistics_in_parts(self._lm, rows, sequences, targets, of)
-                values = self._network.value_head(hidden)
+                values = self._network.critic.values(rows, mask, hidden)
             free = self._free(needs, sequences, entropies)
-            return _evaluation(logprobs, values, entropies, sequences.response_mask, beside | free)
+            return _evaluation(logprobs, values, entropies, mask, beside | free)
         with self._mode():
             predictions, evidence = self._read("policy", self._lm, needs, sequences)
             ref_evidence, ref_logits = self._reference_pass(sequences, needs) if _beyond(needs) else ({}, None)
-            values = self._network.value_head(predictions.hidden)
+            values = self._network.critic.values(rows, mask, predictions.hidden)
         logprobs, entropies = token_statistics(predictions.logits, targets, of)
-        mask = sequences.response_mask
         full = {
             request: onto_responses(of.full_kl(predictions.logits, ref_logits, targets), mask)
             for request in needs
@@ -272,7 +277,7 @@ class CausalPolicy:
         return self._logprobs_under(self._network.reference, on_device(sequences, self.device), of)
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
-        """The trainable ones: all weights or the adapter's, then the value head's."""
+        """The trainable ones: all weights or the adapter's, then the critic's own, the value head's last."""
         return self._trainable
 
     def provides(self, request: EvidenceRequest) -> bool:
@@ -280,20 +285,19 @@ class CausalPolicy:
         return not self.why_not(request)
 
     def save(self, folder: str) -> None:
-        """Write model or adapter, value head and tokenizer into an existing ``folder``; ``load_policy`` reads it
-        back."""
+        """Write model or adapter, critic and tokenizer into an existing ``folder``; ``load_policy`` reads it back."""
         self._network.write(folder)
-        self._network.value_head.save(folder)
+        self._network.critic.save(folder)
         self._network.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: str) -> None:
         """Read back what ``save`` wrote into ``folder``, to the bit; the reference stays as it is.
 
         Raises:
-            ValueError: another model, adapter or value head, or files that ``load_policy`` would refuse; nothing has
+            ValueError: another model, adapter or critic, or files that ``load_policy`` would refuse; nothing has
                 changed then.
         """
-        read = (self._network.read(folder), self._network.value_head.read(folder))
+        read = (self._network.read(folder), self._network.critic.read(folder))
         for put in read:
             put()
 
@@ -381,8 +385,7 @@ class CausalPolicy:
             raise ValueError(f"evidence carries no gradient: evaluate {list(needs)} under torch.no_grad()")
 
     def _require_prompts(self, prompts: Sequence[Sequence[int]], max_lengths: Sequence[int]) -> None:
-        context = context_length(self._lm)
-        size, unnamed = self.vocab_size, self._unnamed_ids
+        size, unnamed, context = self.vocab_size, self._unnamed_ids, self._network.context
         if problems := list(prompt_problems(prompts, max_lengths, vocab_size=size, context=context, unnamed=unnamed)):
             raise ValueError("prompts: " + listed(problems))
 

@@ -1,8 +1,8 @@
 """``load_policy``: one function for full fine-tuning, LoRA and QLoRA, from a folder or a hub name."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,9 +11,10 @@ from models.passes.fused import share_tied_gradient
 from models.passes.gradient_checkpointing import checkpointed_modules
 from models.policy.auxiliaries import auxiliary_sources, load_auxiliaries
 from models.policy.causal_policy import CausalPolicy
+from models.policy.critic_loading import Beside, check_critic_settings, critic_source, make_critic
+from models.policy.critic_names import CriticKind
 from models.policy.network import Network
 from models.policy.restoring import read_adapter_back, read_model_back
-from models.policy.value_head import FILE, ValueHead
 from models.weights.adapter_weights import fit_vocabulary, save_adapter
 from models.weights.adapters import adapter_folder, adapter_task, add_fresh_adapter, add_trained_adapter, base_source
 from models.weights.dtype_names import DType
@@ -44,6 +45,8 @@ def load_policy(
     gradient_checkpointing: bool = False,
     eos_ids: Sequence[int] | None = None,
     auxiliaries: Mapping[str, str] = NO_AUXILIARIES,
+    critic: CriticKind = "shared",
+    critic_model: str | None = None,
 ) -> CausalPolicy:
     """A policy from any causal language model of transformers; ``name_or_path`` is a folder or a hub name, safetensors
     only, at the ``revision`` given. ``trust_remote_code`` runs code from the hub; it needs a commit hash as
@@ -60,10 +63,23 @@ def load_policy(
     the backward pass, which saves memory and costs time.
 
     ``dtype`` is that of the weights and activations; adapters and value head are float32 always. ``four_bit`` holds
-    the frozen weights in NF4 with double quantisation and computes in ``dtype``. The value head starts at zero, or
-    as ``value_head.safetensors`` in a local folder says. ``eos_ids`` replaces the union of what tokenizer, config and
-    generation config name; no other generation setting of the folder is ever read. A model whose sampling pass,
-    teacher-forced pass and plain forward pass disagree is refused.
+    the frozen weights in NF4 with double quantisation and computes in ``dtype``. ``eos_ids`` replaces the union of what
+    tokenizer, config and generation config name; no other generation setting of the folder is ever read. A model whose
+    sampling pass, teacher-forced pass and plain forward pass disagree is refused.
+
+    ``critic`` is where values come from. A value head starts at zero, so that values do, and a policy's folder restores
+    the critic it was saved with if the same kind is asked for:
+
+    - "shared": a value head on the policy's trunk (``value_head.safetensors`` of the folder). The value loss moves the
+      policy's weights too;
+    - "adapter": an adapter beside the policy's, on the same frozen weights, 4-bit ones too. It starts as a copy of the
+      policy's, and needs a policy that is an adapter;
+    - "model": the trunk of ``critic_model``, a folder or hub name of a reward model or language model with the policy's
+      tokenizer (None: the one saved with the policy). All its weights are trained, in float32. Its value head starts as
+      the head of a classifier with one label, or with two named negative and positive (their difference), so that
+      values begin as raw scores; at zero otherwise.
+
+    Adapter and model cost one more pass over every response; neither shares a gradient with the policy.
 
     ``seed`` decides what is drawn, which is a fresh adapter's A alone; ``random_streams.seed_of(seed, "init")`` of
     ``rlhf_core`` is the one that belongs to a run's seed.
@@ -74,12 +90,13 @@ def load_policy(
     saved with the policy: name them again whenever it is loaded.
 
     Raises:
-        TypeError: a name, ``lora``, ``eos_ids`` or ``auxiliaries`` of another kind.
-        ValueError: combinations that cannot be trained, unsafe, damaged or incomplete files, an unsuitable
-            architecture, no such device, or a negative seed.
+        TypeError: a name, ``lora``, ``eos_ids``, ``auxiliaries`` or ``critic_model`` of another kind.
+        ValueError: combinations that cannot be trained, a critic that this policy cannot have, unsafe, damaged or
+            incomplete files, an unsuitable architecture, no such device, or a negative seed.
         FileNotFoundError: no such folder, and no name that a hub could know.
     """
     _check_settings(lora, seed, gradient_checkpointing)
+    check_critic_settings(critic, critic_model)
     source = ModelSource(
         name_or_path=name_or_path,
         revision=revision,
@@ -90,8 +107,34 @@ def load_policy(
     )
     beside = auxiliary_sources(auxiliaries, source)
     with seeded(seed, device), reading(str(name_or_path)):
-        network = _network(source, lora, eos_ids, gradient_checkpointing, beside)
+        adapter = adapter_folder(source)
+        _require_trainable(source, lora, adapter)
+        of_critic = critic_source(critic, critic_model, source, is_adapter=(adapter, lora) != (None, None))
+        asked = _Asked(
+            lora=lora,
+            adapter=adapter,
+            eos_ids=eos_ids,
+            gradient_checkpointing=gradient_checkpointing,
+            auxiliaries=beside,
+            critic=critic,
+            critic_source=of_critic,
+        )
+        network = _network(source, asked)
     return CausalPolicy(network)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What a policy's network is to be, checked."""
+
+    lora: LoraSettings | None
+    adapter: str | None
+    """Folder of the adapter that the policy is."""
+    eos_ids: Sequence[int] | None
+    gradient_checkpointing: bool
+    auxiliaries: Mapping[str, ModelSource]
+    critic: CriticKind
+    critic_source: ModelSource | None
 
 
 def _check_settings(lora: object, seed: object, checkpointing: object) -> None:
@@ -103,15 +146,8 @@ def _check_settings(lora: object, seed: object, checkpointing: object) -> None:
         raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
 
 
-def _network(
-    source: ModelSource,
-    lora: LoraSettings | None,
-    eos_ids: Sequence[int] | None,
-    gradient_checkpointing: bool,
-    auxiliaries: Mapping[str, ModelSource],
-) -> Network:
-    adapter = adapter_folder(source)
-    _require_trainable(source, lora, adapter)
+def _network(source: ModelSource, asked: _Asked) -> Network:
+    adapter, lora = asked.adapter, asked.lora
     if adapter is not None:
         require_adapter_kind(source.name_or_path, "language model", adapter_task(adapter))
     base = source if adapter is None else base_source(adapter, source)
@@ -127,21 +163,27 @@ def _network(
         reference = add_fresh_adapter(lm, lora, revision=source.revision)
     else:
         reference = FrozenCopy(lm=frozen_copy(lm))
-    value_head = ValueHead(check_language_model(lm, vocabulary(lm))).to(lm.device)
+    head_size = check_language_model(lm, vocabulary(lm))
     share_tied_gradient(lm)
-    if Path(source.name_or_path, FILE).is_file():
-        value_head.restore(source.name_or_path)
+    beside = Beside(
+        source=source,
+        lm=lm,
+        head_size=head_size,
+        reference=reference,
+        tokenizer=tokenizer,
+        gradient_checkpointing=asked.gradient_checkpointing,
+    )
     return Network(
         lm=lm,
-        value_head=value_head,
+        critic=make_critic(asked.critic, beside, asked.critic_source),
         reference=reference,
         write=_writer(lm, reference),
         read=_reader(lm, reference),
         tokenizer=tokenizer,
-        eos_ids=_eos_ids(eos_ids, lm, tokenizer),
+        eos_ids=_eos_ids(asked.eos_ids, lm, tokenizer),
         compute_dtype=DTYPES[source.dtype],
-        checkpointed=checkpointed_modules(lm) if gradient_checkpointing else (),
-        auxiliaries=load_auxiliaries(auxiliaries, base, reference, tokenizer),
+        checkpointed=checkpointed_modules(lm) if asked.gradient_checkpointing else (),
+        auxiliaries=load_auxiliaries(asked.auxiliaries, base, reference, tokenizer),
     )
 
 

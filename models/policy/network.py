@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.attention.reader import AttentionReader, UnreadableAttention, checked_reader
-from models.policy.value_head import ValueHead
+from models.passes.context_length import context_length
+from models.policy.critics import Critic
 from models.weights.language_model import vocabulary
 from models.weights.reference import Reference
 from rlhf_core.evidence import Source
@@ -20,7 +21,8 @@ class Network:
     """The parts of a policy: what is trained, the frozen reference, and what is written when it is saved."""
 
     lm: PreTrainedModel
-    value_head: ValueHead
+    critic: Critic
+    """Where its values come from."""
     reference: Reference
     write: Callable[[str], None]
     """Writes the weights, or the adapter, into a folder."""
@@ -33,6 +35,12 @@ class Network:
     """Modules that recompute their activations in the backward pass; empty if that is off."""
     auxiliaries: Mapping[str, Reference] = field(default_factory=dict)
     """Further frozen models over the same tokens, by name; never trained, never saved."""
+
+    @cached_property
+    def context(self) -> int | None:
+        """Longest row that policy and critic both read, in tokens; None where neither names a limit."""
+        limits = (context_length(self.lm), self.critic.context)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @cached_property
     def readers(self) -> Mapping[Source, AttentionReader | UnreadableAttention]:

@@ -14,14 +14,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from models.weights.adapter_weights import WEIGHTS, trained_state
+from models.weights.folder_kinds import Wanted
 from models.weights.language_model import read_model, require_complete
 from models.weights.reference import TRAINED
 from models.weights.source import ModelSource
 from rlhf_core.files.tensor_files import read_tensors, require_same_tensors
 
 
-def read_model_back(lm: PreTrainedModel, folder: str) -> Callable[[], None]:
-    """All weights of a whole model, from what its ``save_pretrained`` wrote; the folder's own config is not asked.
+def read_model_back(lm: PreTrainedModel, folder: str, *, wanted: Wanted = "language model") -> Callable[[], None]:
+    """All weights of a whole model, which was read as ``wanted``, from what its ``save_pretrained`` wrote; the folder's
+    own config is not asked.
 
     Raises:
         ValueError: weights that are missing or of another shape, or what a policy's folder is refused for.
@@ -29,16 +31,16 @@ def read_model_back(lm: PreTrainedModel, folder: str) -> Callable[[], None]:
     config = copy.deepcopy(lm.config)
     config.transformers_weights = None  # where the model came from may have named its file so; what was saved does not
     source = ModelSource(name_or_path=folder)
-    saved, loading = read_model(type(lm), source, lm.dtype, wanted="language model", config=config)
+    saved, loading = read_model(type(lm), source, lm.dtype, wanted=wanted, config=config)
     require_complete(folder, saved, loading)
-    found, wanted = (dict(model.named_parameters()) for model in (saved, lm))
-    require_same_tensors(folder, found, wanted)
-    return partial(_put, found, wanted)
+    found, due = (dict(model.named_parameters()) for model in (saved, lm))
+    require_same_tensors(folder, found, due)
+    return partial(_put, found, due)
 
 
 @torch.no_grad()
-def _put(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    for name, parameter in wanted.items():
+def _put(found: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> None:
+    for name, parameter in due.items():
         parameter.copy_(found[name])
 
 

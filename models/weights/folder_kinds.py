@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
-Wanted = Literal["language model", "classifier", "token classifier", "trunk"]
+Wanted = Literal["language model", "classifier", "token classifier", "trunk", "critic"]
 
 POLICY, REWARD = "load_policy takes it", "load_reward_model takes it"
 STEPS = "load_process_reward_model takes it, as a scorer of steps"
@@ -38,17 +38,20 @@ FITTING: Mapping[Wanted, tuple[str, ...]] = {
     "classifier": ("ForSequenceClassification",),
     "token classifier": ("ForTokenClassification",),
     "trunk": ("ForCausalLM", "LMHeadModel", "ForSequenceClassification"),
+    "critic": ("ForCausalLM", "LMHeadModel", "ForSequenceClassification"),
 }
 NAMES: Mapping[Wanted, str] = {
     "language model": "a causal language model",
     "classifier": "a sequence classifier",
     "token classifier": "a token classifier",
     "trunk": "a trunk for a sequence classifier",
+    "critic": "a trunk for a critic",
 }
 MADE: Mapping[Wanted, Mapping[str, Any]] = {
     "language model": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "classifier": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "token classifier": MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "critic": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     "trunk": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 }
 ADAPTER_TASKS = {

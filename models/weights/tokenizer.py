@@ -54,6 +54,19 @@ def find_tokenizer(sources: Sequence[ModelSource]) -> PreTrainedTokenizerBase:
     raise ValueError("no tokenizer could be loaded: " + "; ".join(reasons))
 
 
+def require_same_tokens(who: str, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError, naming the first tokens that differ, where ``who`` reads other tokens in the same ids than the
+    policy."""
+    one, other = theirs.get_vocab(), ours.get_vocab()
+    differing = sorted(token for token in one.keys() | other.keys() if one.get(token) != other.get(token))
+    if differing:
+        shown = ", ".join(f"{token!r} is {one.get(token)} and {other.get(token)}" for token in differing[:3])
+        raise ValueError(
+            f"{who} must share the policy's tokenizer, but {len(differing)} of their tokens differ ({shown}); train it "
+            "from a model with the policy's tokenizer"
+        )
+
+
 def named_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids that stand for a token, added ones included; there may be others below the largest."""
     added: Any = tokenizer.added_tokens_decoder

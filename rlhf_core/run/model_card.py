@@ -20,7 +20,7 @@ LOADING = """\
 from models import load_policy  # of dense-rlhf
 
 {lines}
-policy = load_policy(".")  # or with the value head, to evaluate or to train on
+policy = load_policy("."{critic})  # or with what values come from, to evaluate or to train on
 ```
 """
 
@@ -41,8 +41,8 @@ def write_model_card(folder: Path, *, state: Mapping[str, object], metrics: Mapp
     parts = [
         _front_matter(library, base),
         "# A policy trained with dense-rlhf\n",
-        f"{'A LoRA adapter' if adapter else 'A model'}{f' on {_named(base)}' if base else ''}; the value head that it "
-        "was trained with is beside it.\n",
+        f"{'A LoRA adapter' if adapter else 'A model'}{f' on {_named(base)}' if base else ''}; the critic that it was "
+        "trained with is beside it.\n",
         "## Settings\n",
         _table("setting", _flat(state)),
         "## Versions\n",
@@ -50,7 +50,7 @@ def write_model_card(folder: Path, *, state: Mapping[str, object], metrics: Mapp
         "## Last metrics\n",
         _table("metric", ((name, f"{value:z.6g}") for name, value in metrics.items())),
         "## Loading\n",
-        _loading(library, base),
+        _loading(library, base, _critic(folder)),
     ]
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
 
@@ -109,7 +109,13 @@ def _table(what: str, rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join([f"| {what} | value |", "|---|---|", *lines, ""])
 
 
-def _loading(library: str | None, base: str) -> str:
+def _critic(folder: Path) -> str:
+    """How to ask for the critic that a policy was saved with, beside its weights."""
+    files = {"adapter": "adapter_config.json", "model": "config.json"}
+    return "".join(f', critic="{kind}"' for kind, file in files.items() if (folder / "critic" / file).is_file())
+
+
+def _loading(library: str | None, base: str, critic: str) -> str:
     """Code for a process whose working directory is the folder; text by others stands in it as a JSON string."""
     imports, lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], []
     if library == "peft":
@@ -120,7 +126,7 @@ def _loading(library: str | None, base: str) -> str:
     else:
         lines += ['model = AutoModelForCausalLM.from_pretrained(".")']
     lines += ['tokenizer = AutoTokenizer.from_pretrained(".")']
-    return LOADING.format(imports="\n".join(imports), lines="\n".join(lines))
+    return LOADING.format(imports="\n".join(imports), lines="\n".join(lines), critic=critic)
 
 
 def _where(base: str) -> str:

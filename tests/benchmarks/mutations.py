@@ -454,4 +454,22 @@ MUTATIONS = (
         "shared = path.parent",
         "tests/benchmarks/reporting/test_comparison_page.py::test_the_title_is_that_of_the_runs_wherever_the_page_is_written",
     ),
+    Mutation(
+        "benchmarks/cost/memory_prediction.py",
+        "beside = kept_by_pass(critic.settings, critic.shape, tokens)",
+        "beside = 0.0",
+        "tests/benchmarks/cost/test_memory.py::test_a_measured_step_is_the_predicted_one[gpt2-{}-{'four_bit': 'none', 'critic': 'adapter', 'gradient_checkpointing': False}]",
+    ),
+    Mutation(
+        "benchmarks/tasks/loaded.py",
+        "of_critic = [] if loading.critic_model is None else [loading.critic_model]",
+        "of_critic: list[str] = []",
+        "tests/benchmarks/tasks/test_task_critics.py::test_the_weights_of_a_named_model_are_in_the_fingerprint",
+    ),
+    Mutation(
+        "benchmarks/runs/settings.py",
+        """                if self.loading.critic != "shared":\n""",
+        "                if False:\n",
+        "tests/benchmarks/tasks/test_task_critics.py::test_what_cannot_be_is_refused_before_anything_is_loaded",
+    ),
 )

@@ -1,6 +1,7 @@
 """A policy in thirty lines, ragged batches, and rollouts to try redistributors on."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -96,6 +97,27 @@ class TablePolicy:
         previous = torch.cat([sequences.prompt_ids[:, -1:], sequences.response_ids[:, :-1]], dim=1)
         steps = torch.arange(sequences.response_ids.shape[1])
         return previous, steps < sequences.min_lengths[:, None], sequences.response_mask
+
+
+@dataclass(frozen=True)
+class OfValues:
+    """The critic of a table."""
+
+    policy: TablePolicy
+    apart: bool
+
+    def parameters(self):
+        return [self.policy.value]
+
+
+class WithCritic(TablePolicy):
+    """A table that tells its critic's parameters."""
+
+    apart = True
+
+    @property
+    def critic(self):
+        return OfValues(self, self.apart)
 
 
 def unchecked(make: Callable[[], Any], **values: object) -> Any:

@@ -855,4 +855,34 @@ MUTATIONS = (
         "if not local:",
         "tests/models/weights/test_adapter_kinds.py::test_an_adapter_of_plain_peft_finds_its_relative_base_from_anywhere",
     ),
+    Mutation(
+        "models/weights/twin.py",
+        "for weight in model.parameters() if not weight.requires_grad)",
+        "for weight in model.parameters())",
+        "tests/models/policy/test_critics.py::test_no_gradient_crosses[gpt2 lora]",
+    ),
+    Mutation(
+        "models/weights/twin.py",
+        "            yield scales\n",
+        "            pass\n",
+        "tests/models/policy/test_critics.py::test_in_4_bits_too",
+    ),
+    Mutation(
+        "models/policy/critic_loading.py",
+        "2: [-1.0, 1.0]",
+        "2: [1.0, -1.0]",
+        "tests/models/policy/test_critics.py::test_a_classifiers_head_is_where_values_begin[2]",
+    ),
+    Mutation(
+        "models/policy/network.py",
+        "(context_length(self.lm), self.critic.context)",
+        "(context_length(self.lm), None)",
+        "tests/models/policy/test_critics.py::test_prompts_that_only_the_policy_could_read_are_refused",
+    ),
+    Mutation(
+        "models/policy/trunk_check.py",
+        """"before a token move with that token", together[:before]""",
+        """"before a token move with that token", together[before : 2 * before]""",
+        "tests/models/policy/test_critics.py::test_critics_that_cannot_be_are_refused_with_the_way_out[settings5-BertModel cannot be a critic: its states before a token move]",
+    ),
 )

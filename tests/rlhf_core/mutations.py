@@ -198,8 +198,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/update.py",
-        "(loss * token_share).backward()",
-        "loss.backward()",
+        "(loss * token_share).backward(inputs=learns)",
+        "loss.backward(inputs=learns)",
         "tests/rlhf_core/test_trainer.py::test_micro_batching_never_changes_the_gradient",
     ),
     Mutation(
@@ -789,5 +789,29 @@ MUTATIONS = (
         "advice if known[-1] < known[0] / 10 else",
         "advice if known[-1] > known[0] / 10 else",
         "tests/rlhf_core/pages/test_run_page.py::test_a_figure_out_of_bounds_is_said_on_top_and_in_the_table[figures7-entropy]",
+    ),
+    Mutation(
+        "rlhf_core/critic.py",
+        "    return step < config.critic_warmup\n",
+        "    return step + 1 < config.critic_warmup\n",
+        "tests/rlhf_core/test_critic.py::test_in_the_warm_up_the_critic_learns_and_the_policy_keeps_every_bit[optimizer0-WithCritic]",
+    ),
+    Mutation(
+        "rlhf_core/critic.py",
+        "        return list(policy.critic.parameters())\n",
+        "        return list(policy.parameters())\n",
+        "tests/rlhf_core/test_critic.py::test_in_the_warm_up_the_critic_learns_and_the_policy_keeps_every_bit[optimizer1-Shared]",
+    ),
+    Mutation(
+        "rlhf_core/critic.py",
+        "clip_grads_with_norm_(group, limit, norms[name])",
+        'clip_grads_with_norm_(group, limit, norms["gradient_norm"].new_tensor(total_norm(norms)))',
+        "tests/rlhf_core/test_critic.py::test_a_critic_apart_is_clipped_by_its_own_norm[WithCritic-False]",
+    ),
+    Mutation(
+        "rlhf_core/trainer.py",
+        "        if not in_warmup(self.config, self.steps_done):",
+        "        if True:",
+        "tests/models/policy/test_critic_training.py::test_the_warm_up_moves_the_critic_and_no_bit_of_the_policy[False-model]",
     ),
 )

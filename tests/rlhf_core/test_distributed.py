@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
-from fakes import TablePolicy, ragged_sequences, rollout_of
+from fakes import TablePolicy, WithCritic, ragged_sequences, rollout_of
 
 from redistributors import Uniform
 from rlhf_core import (
@@ -133,7 +133,8 @@ def test_score_moments_are_those_of_one_process(pair):
         assert moments.std == pytest.approx(whole.std) == pytest.approx(np.std([*scores, *(2 * scores)], ddof=1))
 
 
-def test_an_update_measures_and_whitens_over_all_processes(pair):
+@pytest.mark.parametrize(("policy_of", "warmup"), [(TablePolicy, 0), (WithCritic, 0), (WithCritic, 1)])
+def test_an_update_measures_and_whitens_over_all_processes(pair, policy_of, warmup):
     """The learning rate is 0, so that what differs between processes is not the weights."""
     rollout = rollout_of(ragged_sequences(), [0.0] * 4)
     random = rollout.values * torch.tensor([[5.0], [1], [1], [1]])
@@ -149,14 +150,14 @@ def test_an_update_measures_and_whitens_over_all_processes(pair):
             "returns": part.kl,
         }
         buffer.add(Experience(sequences=part.sequences, **tensors))
-        policy = TablePolicy()
+        policy = policy_of()
         optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
-        config = PPOConfig(minibatch_size=8, epochs=1, micro_batch_tokens=12, ratio_threshold=1e6)
+        config = PPOConfig(minibatch_size=8, epochs=1, micro_batch_tokens=12, ratio_threshold=1e6, critic_warmup=warmup)
         return ppo_update(policy, optimizer, buffer, config, step=0, check_first=lambda largest, mean: None)
 
     whole = figures([0, 1, 2, 3])
     for part in pair.run(figures, [[0, 1], [2, 3]]):
-        for name in whole.keys() - {"gradient_norm"}:
+        for name in whole.keys() - {"gradient_norm", "critic_gradient_norm"}:
             assert part[name] == pytest.approx(whole[name], rel=1e-5), name
 
 

@@ -242,6 +242,10 @@ STEPS = [
     ("llama", {"vocab": 4096, "hidden": 16}, {"four_bit": "none", "evidence": "none"}),  # logits above all
     ("gpt2", {}, {**FULL, "evidence": "decoder"}),
     ("gptj", {}, {"four_bit": "none"}),
+    ("llama", {}, {"four_bit": "both", "critic": "adapter"}),
+    ("gpt2", {}, {"four_bit": "none", "critic": "adapter", "gradient_checkpointing": False}),
+    ("llama", {}, {"four_bit": "none", "critic": "model"}),
+    ("gpt2", {}, {**FULL, "critic": "model", "gradient_checkpointing": False}),
 ]
 
 
@@ -367,6 +371,28 @@ def test_what_saves_memory_saves_it(preset):
     assert all(a < b for a, b in zip(packed, plain, strict=True))
 
 
+def test_what_a_critic_apart_takes_by_hand():
+    """An adapter: as much once more as the policy's. A model: its trunk in float32, and Adam's two states."""
+    settings = from_preset("dialogue")
+    policy, reward = shapes(settings)
+    shared, adapter, model = (
+        predict(replace(settings, critic=kind), policy, reward).phases["sample"]
+        for kind in ("shared", "adapter", "model")
+    )
+    lora = sum(trained_sizes(settings, policy)) - policy.hidden - 1
+    assert adapter["adapters, head"] - shared["adapters, head"] == 4 * lora
+    assert adapter["optimizer"] - shared["optimizer"] == 8 * lora
+    trunk = reward.parameters - reward.hidden
+    assert model["critic weights"] - reward.buffer_bytes == 4 * trunk
+    assert shared["critic weights"] == adapter["critic weights"] == 0
+    assert model["optimizer"] - shared["optimizer"] == 8 * (trunk + reward.hidden - policy.hidden)
+    smaller = replace(settings, critic="model")
+    assert predict(smaller, policy, reward, replace(reward, layers=1)).peak < predict(smaller, policy, reward).peak
+    short = replace(reward, context=16, name="a short critic")
+    with pytest.raises(ValueError, match="16 positions of a short critic"):
+        predict(smaller, policy, reward, short)
+
+
 @pytest.mark.parametrize("preset", list(TASK_PRESETS))
 def test_the_papers_tasks_fit_its_card_and_half_of_it(preset):
     for card in (48.0, 24.0):
@@ -404,6 +430,7 @@ def test_what_to_change_is_what_a_new_prediction_says():
         ({"training": "full"}, "four_bit 'both' weights cannot be trained.*training 'full' needs dtype 'float32'"),
         ({"lora_rank": 0}, "lora_rank must be 1 or more, got 0"),
         ({"minibatch_size": 17}, "minibatch_size 17 exceeds rollout_batch_size 16"),
+        ({**FULL, "critic": "adapter"}, "critic 'adapter' stands beside the policy's: choose training 'lora'"),
         ({"card_gib": 0.5}, "card_gib must be finite and above 0.75"),
     ],
 )
