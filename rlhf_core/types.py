@@ -182,9 +182,9 @@ class Rollout:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Experience:
-    """What the update learns from: ``sequences``, and per token the rollout's ``logprobs`` (nats) and ``values``, its
-    ``advantages`` and its ``returns`` (score units). Advantages are not whitened: the buffer does that once, over all
-    it holds."""
+    """What the update learns from: ``sequences``, and per token the rollout's ``logprobs`` and ``ref_logprobs`` (nats)
+    and ``values``, its ``advantages`` and its ``returns`` (score units). Advantages are not whitened: the buffer does
+    that once, over all it holds."""
 
     sequences: Sequences
     logprobs: Float[Tensor, "batch response"]

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,8 +103,11 @@ def test_weights_of_auxiliaries_are_in_the_fingerprint_and_their_places_are_not(
 def test_what_a_task_changes_in_the_papers_settings_is_known_without_loading_it(tmp_path):
     assert CHANGES.keys() == TASKS.keys()
     (tmp_path / "run.json").write_text(json.dumps({"made_by": MADE_BY, "settings": {"size": "tiny"}}))
+    own = {name: str(tmp_path / name) for name in ("policy", "data", "reward")}
+    for path in own.values():
+        Path(path).mkdir()
     for name, changes in CHANGES.items():
         small = None if name in ("toy", "own") else str(tmp_path)
-        given = {"policy": "p", "data": "d", "reward": "r"} if name == "own" else {}
+        given = own if name == "own" else {}
         for models in (None, small):
             assert make_task(name, models=models, **given).ppo == changes(models)

@@ -254,6 +254,7 @@ def test_a_config_that_asks_for_code_from_the_hub_is_refused(planted, folder, as
 def test_a_hub_model_without_safetensors_is_refused_before_transformers_looks_for_a_proposed_conversion(monkeypatch):
     monkeypatch.setattr("models.weights.adapters.cached_file", lambda *_, **__: None)
     monkeypatch.setattr("models.weights.safe_files.cached_file", lambda *_, **__: None)
+    monkeypatch.setattr("models.weights.source._why_unreachable", lambda: "")
     for load in (load_policy, reward):
         with pytest.raises(ValueError, match=r"owner/old-model holds no safetensors weights.*convert_pickled"):
             load("owner/old-model")
