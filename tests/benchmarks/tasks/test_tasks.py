@@ -104,8 +104,9 @@ def test_what_a_task_changes_in_the_papers_settings_is_known_without_loading_it(
     assert CHANGES.keys() == TASKS.keys()
     (tmp_path / "run.json").write_text(json.dumps({"made_by": MADE_BY, "settings": {"size": "tiny"}}))
     own = {name: str(tmp_path / name) for name in ("policy", "data", "reward")}
-    for path in own.values():
-        Path(path).mkdir()
+    for name in ("policy", "reward"):
+        Path(own[name]).mkdir()
+    Path(own["data"]).touch()
     for name, changes in CHANGES.items():
         small = None if name in ("toy", "own") else str(tmp_path)
         given = own if name == "own" else {}
