@@ -58,7 +58,7 @@ def prompts_for(policy, n=8):
     ("folders", "kind"),
     [
         ("gpt2", "k1"),
-        ("llama", "full"),
+        pytest.param("llama", "full", marks=pytest.mark.slow),
         pytest.param("gpt2", "full", marks=pytest.mark.slow),
         pytest.param("llama", "k1", marks=pytest.mark.slow),
     ],
@@ -97,7 +97,7 @@ def test_steps_on_a_gpu(folders, name):
     ("family", "redistributor"),
     [
         ("gpt2", Sparse()),
-        ("llama", Uniform()),
+        pytest.param("llama", Uniform(), marks=pytest.mark.slow),
         pytest.param("gpt2", Uniform(), marks=pytest.mark.slow),
         pytest.param("llama", Sparse(), marks=pytest.mark.slow),
     ],

@@ -238,14 +238,16 @@ def test_evidence_rows(cells, monkeypatch):
 
 STEPS = [
     ("llama", {}, {"four_bit": "both"}),
-    ("llama", {}, {**FULL, "gradient_checkpointing": False, "evidence": "none"}),
-    ("llama", {"vocab": 4096, "hidden": 16}, {"four_bit": "none", "evidence": "none"}),  # logits above all
-    ("gpt2", {}, {**FULL, "evidence": "decoder"}),
-    ("gptj", {}, {"four_bit": "none"}),
-    ("llama", {}, {"four_bit": "both", "critic": "adapter"}),
+    pytest.param("llama", {}, {**FULL, "gradient_checkpointing": False, "evidence": "none"}, marks=pytest.mark.slow),
+    pytest.param(
+        "llama", {"vocab": 4096, "hidden": 16}, {"four_bit": "none", "evidence": "none"}, marks=pytest.mark.slow
+    ),  # logits above all
+    pytest.param("gpt2", {}, {**FULL, "evidence": "decoder"}, marks=pytest.mark.slow),
+    pytest.param("gptj", {}, {"four_bit": "none"}, marks=pytest.mark.slow),
+    pytest.param("llama", {}, {"four_bit": "both", "critic": "adapter"}, marks=pytest.mark.slow),
     ("gpt2", {}, {"four_bit": "none", "critic": "adapter", "gradient_checkpointing": False}),
-    ("llama", {}, {"four_bit": "none", "critic": "model"}),
-    ("gpt2", {}, {**FULL, "critic": "model", "gradient_checkpointing": False}),
+    pytest.param("llama", {}, {"four_bit": "none", "critic": "model"}, marks=pytest.mark.slow),
+    pytest.param("gpt2", {}, {**FULL, "critic": "model", "gradient_checkpointing": False}, marks=pytest.mark.slow),
 ]
 
 

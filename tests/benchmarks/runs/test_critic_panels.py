@@ -19,6 +19,7 @@ LOADING = Loading(lora=LoraSettings(rank=2))
 PPO = {"rollout_batch_size": 4, "minibatch_size": 4, "epochs": 1, "critic_warmup": 1, "max_length": [8, 8]}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_every_critic_has_its_rows(tmp_path):
     chosen = settings(tmp_path, redistributors="sparse", seeds=1, processes=0, loading=LOADING)

@@ -64,7 +64,9 @@ def test_the_warm_up_moves_the_critic_and_no_bit_of_the_policy(root, critic, che
         assert ("critic_gradient_norm" in row) == learner.policy.critic.apart
 
 
-@pytest.mark.parametrize("critic", ["adapter", "model", "model, lora"])
+@pytest.mark.parametrize(
+    "critic", ["adapter", *(pytest.param(name, marks=pytest.mark.slow) for name in ("model", "model, lora"))]
+)
 def test_four_steps_are_two_and_two(root, tmp_path, critic):
     def fit(out: str, n: int, *, resume: bool = False) -> None:
         learner = made(root, critic, config=replace(CONFIG, critic_warmup=1))

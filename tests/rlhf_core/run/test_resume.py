@@ -110,8 +110,15 @@ def whole(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("k", [1, 4, 8])
-@pytest.mark.parametrize("method", ["sparse", "uniform", "monte-carlo"])
+@pytest.mark.parametrize(
+    ("method", "k"),
+    [
+        *(("sparse", 1), ("uniform", 4), ("monte-carlo", 8)),
+        *(pytest.param("sparse", k, marks=pytest.mark.slow) for k in (4, 8)),
+        *(pytest.param("uniform", k, marks=pytest.mark.slow) for k in (1, 8)),
+        *(pytest.param("monte-carlo", k, marks=pytest.mark.slow) for k in (1, 4)),
+    ],
+)
 def test_nine_steps_are_k_and_the_rest(method, k, whole, tmp_path):
     fit(tmp_path / "parts", "table", method, k, 2, resume=False)
     fit(tmp_path / "parts", "table", method, 9, 2, resume=True)
