@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
-from rlhf_core.names import naming_nearest, nearest
+from rlhf_core.names import OTHER_WORDS, naming_nearest, nearest
 from rlhf_core.plain_numbers import make_plain
 from rlhf_core.setting_kinds import choices, misfit
 
@@ -30,32 +30,6 @@ WITH_A_CRITIC = frozenset({"gae"})
 PaperTask = Literal["positive_generation", "summarisation", "dialogue"]
 MAX_RELATIVE_ERROR = 0.2
 """The largest relative error that the adaptive KL controller follows in one step."""
-
-OTHER_WORDS: Mapping[str, str] = {
-    "lr": "'learning_rate'",
-    "ppo_epochs": "'epochs'",
-    "num_ppo_epochs": "'epochs'",
-    "batch_size": "'rollout_batch_size'",
-    "mini_batch_size": "'minibatch_size'",
-    "num_generations": "'responses_per_prompt'",
-    "max_new_tokens": "max_length=(n, n)",
-    "response_length": "max_length=(n, n)",
-    "cliprange": "'clip_range'",
-    "cliprange_value": "'value_clip_range'",
-    "vf_coef": "'value_coef'",
-    "kl_penalty": "kl=KLConfig(kind=...), where TRL's 'kl' is 'k1'",
-    "adap_kl_ctrl": "kl=KLConfig(adaptive=...)",
-    "kl_coef": "kl=KLConfig(init_coef=...)",
-    "init_kl_coef": "kl=KLConfig(init_coef=...)",
-    "target": "kl=KLConfig(target=...)",
-    "horizon": "kl=KLConfig(horizon=...)",
-    "score_clip": "score=ScoreConfig(clip=...)",
-    "use_score_scaling": "score=ScoreConfig(scaling='running_std')",
-    "use_score_norm": "score=ScoreConfig(centring='running_mean')",
-    "early_stopping": "'target_kl', which is off at None",
-    "whiten_rewards": "nothing at all, as rewards are never whitened",
-}
-"""Setting names of other libraries, such as the paper's TRL."""
 
 
 @naming_nearest({"kl_coef": "'init_coef'", "init_kl_coef": "'init_coef'", "kl_penalty": "'kind'"})

@@ -10,6 +10,32 @@ from typing import Any, TypeVar
 Settings = TypeVar("Settings")
 NONE: Mapping[str, str] = MappingProxyType({})
 
+OTHER_WORDS: Mapping[str, str] = {
+    "lr": "'learning_rate'",
+    "ppo_epochs": "'epochs'",
+    "num_ppo_epochs": "'epochs'",
+    "batch_size": "'rollout_batch_size'",
+    "mini_batch_size": "'minibatch_size'",
+    "num_generations": "'responses_per_prompt'",
+    "max_new_tokens": "max_length=(n, n)",
+    "response_length": "max_length=(n, n)",
+    "cliprange": "'clip_range'",
+    "cliprange_value": "'value_clip_range'",
+    "vf_coef": "'value_coef'",
+    "kl_penalty": "kl=KLConfig(kind=...), where TRL's 'kl' is 'k1'",
+    "adap_kl_ctrl": "kl=KLConfig(adaptive=...)",
+    "kl_coef": "kl=KLConfig(init_coef=...)",
+    "init_kl_coef": "kl=KLConfig(init_coef=...)",
+    "target": "kl=KLConfig(target=...)",
+    "horizon": "kl=KLConfig(horizon=...)",
+    "score_clip": "score=ScoreConfig(clip=...)",
+    "use_score_scaling": "score=ScoreConfig(scaling='running_std')",
+    "use_score_norm": "score=ScoreConfig(centring='running_mean')",
+    "early_stopping": "'target_kl', which is off at None",
+    "whiten_rewards": "nothing at all, as rewards are never whitened",
+}
+"""Names of ``PPOConfig`` settings in other libraries, such as the paper's TRL."""
+
 
 def nearest(name: object, known: Iterable[str], other_words: Mapping[str, str] = NONE) -> str:
     """``"; did you mean 'abc'?"``, the end of an error message: the known name with the most similar spelling, or our

@@ -7,8 +7,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from rlhf_core.config import OTHER_WORDS, PPOConfig
-from rlhf_core.names import nearest
+from rlhf_core.config import PPOConfig
+from rlhf_core.names import OTHER_WORDS, nearest
 
 PAPER_SETTINGS = PPOConfig.from_paper("positive_generation")
 """What the settings of a task, and those on the command line, change."""

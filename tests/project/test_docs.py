@@ -13,7 +13,7 @@ from models.tiny import tiny_tokenizer
 from redistributors import REDISTRIBUTORS, LeaveOneOut, OwnRewards, Position, PotentialProjection, Segment, Shapley
 from rlhf_core import Experience, PPOConfig, Rollout, Sequences, SpanReward, TextReward
 from rlhf_core.checks import why_not_provided
-from rlhf_core.config import OTHER_WORDS
+from rlhf_core.names import OTHER_WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 RELIABILITY = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")

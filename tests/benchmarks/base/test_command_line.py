@@ -12,7 +12,8 @@ import pytest
 from benchmarks.base.command_line import called_as, command_line, parse, refusals
 from benchmarks.base.presets import PRESETS, config_path, preset_names
 from models.weights.lora_settings import LoraSettings
-from rlhf_core.config import OTHER_WORDS, KLConfig, PPOConfig
+from rlhf_core.config import KLConfig, PPOConfig
+from rlhf_core.names import OTHER_WORDS
 
 
 @dataclass(frozen=True, kw_only=True)
