@@ -204,7 +204,7 @@ def _metrics(trial: _Trial) -> _Answer:
 
 def _finite(trial: _Trial) -> _Answer:
     found = trial.called()
-    return bool(usable(found).all()), f"largest size {float(found.abs().max()):.3g}"
+    return bool(usable(found).all()), f"largest size {float(found.detach().abs().max()):.3g}"
 
 
 def _padding(trial: _Trial) -> _Answer:

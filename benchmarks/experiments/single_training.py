@@ -63,7 +63,8 @@ def run_training(settings: ComparisonSettings, ppo: Mapping[str, Any], *, push_t
     policy = checkpoints(run.folder)[0] / POLICY
     score = figures["held_out_score"]
     said = (
-        f"held-out score {score:z.4g}; written to {run.folder}: metrics.jsonl, samples.jsonl, run.json, the policy in"
+        f"held-out score {score:z.4g}; written to {run.folder}: report.html, metrics.jsonl, samples.jsonl, "
+        "run.json, the policy in"
     )
     console.print(f"{said}\n{policy}", markup=False, highlight=False, soft_wrap=True)
     if push_to is not None:

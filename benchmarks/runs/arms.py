@@ -51,7 +51,13 @@ class Arm:
     def made(self) -> Any:
         """A new instance, whatever it is; raises like :meth:`redistributor`, but for what is not a redistributor."""
         settings = {name: value.made() if isinstance(value, Arm) else value for name, value in self.settings.items()}
-        return _maker(self.method)(**settings)
+        make = _maker(self.method)
+        if dataclasses.is_dataclass(make):
+            known = [field.name for field in dataclasses.fields(make) if field.init]
+            if unknown := [name for name in settings if name not in known]:
+                has = ", ".join(known) or "none"
+                raise ValueError(f"it has no setting {unknown[0]!r}{nearest(unknown[0], known)}; its settings: {has}")
+        return make(**settings)
 
 
 def parse_arms(given: str | Sequence[str]) -> tuple[Arm, ...]:

@@ -23,7 +23,9 @@ from benchmarks.tasks.loaded import Loaded, TaskPrompts
 from benchmarks.tasks.model_loading import optimizer_maker
 from benchmarks.tasks.model_settings import Loading
 from redistributors import REDISTRIBUTORS
-from rlhf_core.checks import require_usable, why_not_provided
+from redistributors.trial_rollouts import made_up_rollout
+from rlhf_core.advantages import ESTIMATORS
+from rlhf_core.checks import require_usable, why_not_kept, why_not_provided
 from rlhf_core.config import PPOConfig
 from rlhf_core.pages.credit_maps import credit_maps
 from rlhf_core.pages.heat_map import CreditMap
@@ -189,7 +191,8 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
     """Check before any run starts what a run would refuse later.
 
     Raises:
-        ValueError: evidence that the models do not give, or a gamma the method cannot take; names the arm.
+        ValueError: evidence that the models do not give, a gamma the method cannot take, or dense credit that the
+            estimator would lose; names the arm.
     """
     if reason := why_not_possible(run.arm.redistributor(), loaded):
         possible = [name for name, make in REDISTRIBUTORS.items() if not why_not_possible(make(), loaded)]
@@ -197,8 +200,18 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
         raise ValueError(f"{run.arm.label} is not possible here: {reason}{way_out}")
     try:
         PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
+        require_kept(run.arm.redistributor(), run.config)
     except ValueError as error:
         raise ValueError(f"{run.arm.label}: {error}") from error
+
+
+def require_kept(redistributor: Redistributor, config: PPOConfig) -> None:
+    """Try on a made-up rollout what the trainer refuses in its first step: dense credit that the estimator loses."""
+    if ESTIMATORS[config.advantages].reaches_tokens or config.first_step_checks == "warn":
+        return
+    rollout = made_up_rollout(redistributor.needs)
+    if lost := why_not_kept(redistributor(rollout), rollout, redistributor, config.advantages):
+        raise ValueError(lost)
 
 
 def require_prompts(loaded: Loaded, runs: Sequence[Run]) -> None:

@@ -45,7 +45,7 @@ class OwnTask:
     """Fingerprint of a reward function's code: a run is not continued with another."""
 
     def __post_init__(self) -> None:
-        require_all(self._require_policy, self._require_data, self._name_reward)
+        require_all(self._require_policy, self._require_data, self._name_reward, self._require_critic)
 
     @property
     def ppo(self) -> Mapping[str, Any]:
@@ -96,6 +96,11 @@ class OwnTask:
     def _require_policy(self) -> None:
         with flag_named("policy", self.policy):
             require_there(self.policy)
+
+    def _require_critic(self) -> None:
+        if self.loading.critic_model is not None:
+            with flag_named("loading.critic_model", self.loading.critic_model):
+                require_there(self.loading.critic_model)
 
     def _require_data(self) -> None:
         with flag_named("data", self.data):

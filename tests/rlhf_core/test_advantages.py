@@ -373,7 +373,7 @@ def test_remax_scores_one_greedy_response_per_prompt():
 
     def noted(prompts, responses):
         scored.append(len(responses))
-        return threes(prompts, responses)
+        return [10.0 * len(prompt) + row.count(3) for prompt, row in zip(prompts, responses, strict=True)]
 
     one = trainer(REMAX, scorer=noted)
     scored.clear()
@@ -381,7 +381,7 @@ def test_remax_scores_one_greedy_response_per_prompt():
     assert scored == [12, 3]  # four responses to each of three prompts, then one greedy one each
     limits = Limits(min_lengths=torch.full((3,), 2), max_lengths=torch.full((3,), 7))
     greedy = one.policy.sample(PROMPTS, limits, torch.zeros(3, 7, dtype=torch.float64), temperature=0.0)
-    expected = [float(row.count(3)) for row in greedy.responses() for _ in range(4)]
+    expected = [score for score in noted(PROMPTS, greedy.responses()) for _ in range(4)]
     assert rollout.evidence[GreedyScores()].tolist() == expected
     assert one.step(PROMPTS)["skipped_minibatches"] == 0
 

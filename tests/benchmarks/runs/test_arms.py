@@ -238,3 +238,8 @@ def test_what_a_module_raises_while_it_is_imported_is_told(tmp_path, monkeypatch
 
 def test_a_command_line_knows_the_names_of_the_registry_without_its_classes():
     assert tuple(REDISTRIBUTORS) == METHOD_NAMES
+
+
+def test_a_misspelt_setting_names_the_nearest_and_all_there_are():
+    with pytest.raises(ValueError, match=r"it has no setting 'bta'; did you mean 'beta'\?; its settings: beta"):
+        parse_arms("uniform(bta=0.8)")

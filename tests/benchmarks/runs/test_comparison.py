@@ -18,12 +18,12 @@ from benchmarks.runs.comparison import Panel, announced, plan, ppo_of
 from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.settings import ComparisonSettings
-from benchmarks.runs.single_run import credit_figures, examples, execute, frozen_rollout, log_of
+from benchmarks.runs.single_run import credit_figures, examples, execute, frozen_rollout, log_of, require_kept
 from benchmarks.runs.worker_pool import Interrupted, RunFailed, finished, run_all
 from benchmarks.tasks.definitions import make_task
 from benchmarks.tasks.model_settings import Loading
 from benchmarks.value_loss_variance import SCRIPT
-from redistributors import Sparse, Uniform
+from redistributors import RewardAttention, Sparse, Uniform
 from rlhf_core.config import PPOConfig
 
 
@@ -313,3 +313,13 @@ def test_the_first_lines_say_which_arms_run_and_which_was_added(tmp_path):
     assert said(redistributors="uniform", controls="sparse@lam=1").startswith(f"uniform, sparse-lam1{added}: 2 runs")
     assert said(redistributors="sparse@lam=1", controls="sparse@lam=1").startswith("sparse-lam1: 1 run of")
     assert said(redistributors="uniform", controls="").startswith("uniform: 1 run of")
+
+
+@pytest.mark.parametrize("method", [Uniform(), RewardAttention()])
+def test_dense_credit_that_an_estimator_loses_is_refused_before_any_run(method):
+    config = PPOConfig(advantages="grpo", responses_per_prompt=2)
+    with pytest.raises(ValueError, match="advantages 'grpo' add up a response's rewards before they compare them"):
+        require_kept(method, config)
+    require_kept(Sparse(), config)
+    require_kept(method, replace(config, advantages="rloo_to_go"))
+    require_kept(method, replace(config, first_step_checks="warn"))
