@@ -47,4 +47,5 @@ def less_mean_of(x: Float[Tensor, "*batch"], rows: Bool[Tensor, "batch batch"]) 
     gaps = x[:, None] - x[None, :]
     selected = rows.reshape(*rows.shape, *(1,) * (x.dim() - 1))
     counts = rows.sum(1).reshape(-1, *(1,) * (x.dim() - 1))
-    return torch.where(selected, gaps, 0).sum(1) / counts
+    added = torch.where(selected, gaps, 0).cumsum(1)[:, -1]  # one after the other, in whatever shape: equal to the bit
+    return added / counts
