@@ -678,8 +678,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/estimators/groups.py",
-        "    return torch.where(selected, gaps, 0).sum(1) / counts\n",
-        "    return torch.where(selected, gaps, 0).sum(1) / (counts + 1)\n",
+        "    return added / counts\n",
+        "    return added / (counts + 1)\n",
         "tests/rlhf_core/test_advantages.py::test_hand_computed_table",
     ),
     Mutation(
