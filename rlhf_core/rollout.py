@@ -6,18 +6,19 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from rlhf_core.batching import Budgets, TokenBudget, micro_batches, row_batches, run_in_parts
+from rlhf_core.batching import Budgets, TokenBudget, row_batches, run_in_parts
 from rlhf_core.checks import require_usable
 from rlhf_core.config import PPOConfig
 from rlhf_core.continuations import continuation_values, greedy_scores
 from rlhf_core.evidence import ContinuationValues, EvidenceRequest, FullKL, GreedyScores
 from rlhf_core.kl import kl_estimate
+from rlhf_core.policy_passes import evaluate, reference_logprobs
 from rlhf_core.random_streams import Stream, stream, uniforms
 from rlhf_core.rewards import ScoreMoments, normalise_scores
-from rlhf_core.types import Evaluation, Limits, Policy, RewardModel, Rollout, Sequences
+from rlhf_core.types import Limits, Policy, RewardModel, Rollout, Scored, Sequences
 
 Ids = Sequence[Sequence[int]]
 """Prompts as token ids."""
@@ -102,18 +103,13 @@ def measure(
     continued, of_policy, of_reward = _by_who_answers(needs - {GreedyScores()})
     asked = of_policy | ({FullKL()} if config.kl.kind == "full" else frozenset())
     budget = (budgets or Budgets.of(config)).micro_batch
-    evaluation = _evaluate(policy, sequences, asked, config.temperature, budget)
-    ref_logprobs = _reference_logprobs(policy, sequences, config.temperature, budget)
+    evaluation = evaluate(policy, sequences, asked, config.temperature, budget)
+    ref_logprobs = reference_logprobs(policy, sequences, config.temperature, budget)
     if config.kl.kind == "full":
         kl = evaluation.evidence[FullKL()]
     else:
         kl = kl_estimate(evaluation.logprobs, ref_logprobs, config.kl.kind)
-    scored = reward.score(sequences, of_reward)
-    if scored.scores.shape != (len(sequences),):  # one score would be broadcast to every response
-        raise ValueError(
-            f"{type(reward).__name__}.score returned scores of shape {tuple(scored.scores.shape)} for {len(sequences)} "
-            "responses"
-        )
+    scored = _scored(reward, sequences, of_reward)
     raw_scores = scored.scores.detach().to(kl.device, torch.float32)
     for name, values in (
         ("logprobs", evaluation.logprobs),
@@ -123,19 +119,16 @@ def measure(
         ("raw_scores", raw_scores),
     ):
         require_usable(name, values, policy, sequences)
-    scores, scale = normalise_scores(raw_scores, moments.including(raw_scores), config.score)
+    moments, sampling = moments.including(raw_scores), (budgets or Budgets.of(config)).sampling
+    scores, scale = normalise_scores(raw_scores, moments, config.score)
     require_usable("scores", scores, policy, sequences)
     evidence = {request: evaluation.evidence[request] for request in of_policy}
     evidence |= {request: scored.evidence[request].to(kl.device) for request in of_reward}
-    sampling = (budgets or Budgets.of(config)).sampling
-    evidence |= {
-        request: continuation_values(request, policy, reward, sequences, config=config, budget=sampling).to(kl.device)
-        for request in continued
-    }
+    evidence |= _continued(continued, policy, reward, sequences, config=config, budget=sampling)
     if GreedyScores() in needs:
         times = config.responses_per_prompt
         raw = greedy_scores(policy, reward, sequences, responses_per_prompt=times, budget=sampling).to(raw_scores)
-        evidence[GreedyScores()], _ = normalise_scores(raw, moments.including(raw_scores), config.score)
+        evidence[GreedyScores()], _ = normalise_scores(raw, moments, config.score)
     for request, values in evidence.items():
         require_usable(f"evidence {request!r}", values, policy, sequences)
     return Rollout(
@@ -172,13 +165,10 @@ def with_evidence(
     continued, of_policy, of_reward = _by_who_answers(needs)
     evidence: dict[EvidenceRequest, Tensor] = {}
     if of_policy:
-        evidence |= _evaluate(policy, rollout.sequences, of_policy, config.temperature, budgets.micro_batch).evidence
+        evidence |= evaluate(policy, rollout.sequences, of_policy, config.temperature, budgets.micro_batch).evidence
     if of_reward:
         evidence |= reward.score(rollout.sequences, of_reward).evidence
-    evidence |= {
-        request: continuation_values(request, policy, reward, rollout.sequences, config=config, budget=budgets.sampling)
-        for request in continued
-    }
+    evidence |= _continued(continued, policy, reward, rollout.sequences, config=config, budget=budgets.sampling)
     found = {request: evidence[request].to(rollout.kl.device) for request in needs}
     for request, values in found.items():
         require_usable(f"evidence {request!r}", values, policy, rollout.sequences)
@@ -194,53 +184,35 @@ def _by_who_answers(
     return together, of_policy, needs - together - of_policy
 
 
+def _scored(reward: RewardModel, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
+    """One score per response, and evidence; raises ValueError for another number of scores."""
+    scored = reward.score(sequences, needs)
+    if scored.scores.shape != (len(sequences),):  # one score would be broadcast to every response
+        raise ValueError(
+            f"{type(reward).__name__}.score returned scores of shape {tuple(scored.scores.shape)} for {len(sequences)} "
+            "responses"
+        )
+    return scored
+
+
+def _continued(
+    needs: frozenset[ContinuationValues],
+    policy: Policy,
+    reward: RewardModel,
+    sequences: Sequences,
+    *,
+    config: PPOConfig,
+    budget: TokenBudget,
+) -> dict[EvidenceRequest, Tensor]:
+    """Evidence for which the policy goes on from inside the responses."""
+    return {
+        request: continuation_values(request, policy, reward, sequences, config=config, budget=budget)
+        for request in needs
+    }
+
+
 def _limits(config: PPOConfig, rows: int, draw: Draw) -> Limits:
     low, high = config.max_length
     generator = stream(draw.seed, LENGTHS[draw.name], draw.step)
     longest = torch.from_numpy(generator.integers(low, high + 1, size=rows))
     return Limits(min_lengths=torch.full((rows,), config.min_length), max_lengths=longest)
-
-
-def _evaluate(
-    policy: Policy,
-    sequences: Sequences,
-    needs: frozenset[EvidenceRequest],
-    temperature: float,
-    budget: TokenBudget,
-) -> Evaluation:
-    mask = sequences.response_mask
-    logprobs, values, entropy = (torch.zeros(mask.shape, device=mask.device) for _ in range(3))
-    evidence = {request: torch.zeros(request.shape(*mask.shape), device=mask.device) for request in needs}
-
-    def measure_rows(rows: Int[Tensor, " row"]) -> None:
-        part = policy.evaluate(sequences.select(rows), needs, temperature=temperature)
-        _put(logprobs, rows, part.logprobs)
-        _put(values, rows, part.values)
-        _put(entropy, rows, part.entropy)
-        for request, whole in evidence.items():
-            _put(whole, rows, part.evidence[request])
-
-    run_in_parts(measure_rows, partial(micro_batches, sequences), sequences.lengths, budget, phase="log-probabilities")
-    return Evaluation(logprobs=logprobs, values=values, entropy=entropy, evidence=evidence)
-
-
-def _reference_logprobs(
-    policy: Policy, sequences: Sequences, temperature: float, budget: TokenBudget
-) -> Float[Tensor, "batch response"]:
-    mask = sequences.response_mask
-    logprobs = torch.zeros(mask.shape, device=mask.device)
-
-    def measure_rows(rows: Int[Tensor, " row"]) -> None:
-        _put(logprobs, rows, policy.reference_logprobs(sequences.select(rows), temperature=temperature))
-
-    run_in_parts(
-        measure_rows, partial(micro_batches, sequences), sequences.lengths, budget, phase="reference log-probabilities"
-    )
-    return logprobs
-
-
-def _put(whole: Tensor, rows: Tensor, part: Tensor) -> None:
-    """Copy the rows of a part, which may have fewer columns, to their places in the whole."""
-    columns = part.shape[1] if part.ndim > 1 else 0
-    home = whole[:, :columns] if columns else whole
-    home[rows] = part.to(whole.dtype)

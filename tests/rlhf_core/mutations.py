@@ -329,7 +329,7 @@ MUTATIONS = (
         "tests/rlhf_core/test_trainer.py::test_the_loss_is_a_mean_over_real_tokens",
     ),
     Mutation(
-        "rlhf_core/rollout.py",
+        "rlhf_core/policy_passes.py",
         "policy.reference_logprobs(sequences.select(rows), temperature=temperature)",
         "policy.reference_logprobs(sequences.select(rows), temperature=1.0)",
         "tests/models/policy/test_shared_policy.py::test_every_call_of_a_run_is_at_its_trainers_temperature[1.5]",
@@ -744,7 +744,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/rollout.py",
-        "normalise_scores(raw, moments.including(raw_scores), config.score)",
+        "normalise_scores(raw, moments, config.score)",
         "(raw, 1.0)",
         "tests/rlhf_core/test_advantages.py::test_a_greedy_score_is_centred_and_scaled_as_the_others_are",
     ),
