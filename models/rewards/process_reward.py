@@ -52,7 +52,9 @@ class ProcessReward:
     ``marker`` is the text that was written after each step where the model was trained, and at whose last token it is
     read; None: the separator. (The Qwen2.5-Math models were trained with steps parted by an empty line and with the
     marker ``<extra_0>``.) The model reads the prompt's ids as the policy does, then each step, encoded by itself, and
-    its marker. EOS is left out. So policy and model must share a tokenizer.
+    its marker. EOS is left out. So policy and model must share a tokenizer. PRMTrainer labels the last token of the
+    separator that it appends to every step, and puts BOS before the prompt if the tokenizer has one; here BOS stands
+    there only if the prompt has it.
 
     ``score`` of a step: "probability" that it is good, or its "log_odds". ``label`` means a good step, a name or index
     of the configuration's ``id2label``; where there are two and nobody named them, it is the second, as PRMTrainer

@@ -28,6 +28,7 @@ LANGUAGES = {"python", "sh", "text", "", "{toctree}", "{eval-rst}"}
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" and block.run for block in blocks(page))]
 WORDS = [
     *("Tell", "me", "about", "tea.", "What", "is", "a", "quark?", "please", "This", "film", "was", "good", "bad"),
+    *("the", "plot", "nobody", "called", "story"),
     *("2", "+", "3?", "4", "4?", "<extra_0>"),
 ]
 REWARDS = """
