@@ -28,45 +28,55 @@ SETTINGS = (
     *("benchmarks.credit.settings", "benchmarks.judging.settings", "benchmarks.base.out_folder"),
 )
 """Modules that a command file may import at its top."""
-CALL = """
-import json, runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_module(sys.argv[0], run_name="__main__")
-finally:
-    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+CALLS = """
+import contextlib, io, json, runpy, sys
+for words in json.load(sys.stdin):
+    out, err, sys.argv = io.StringIO(), io.StringIO(), words
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+            status = 0
+        except SystemExit as ended:
+            status = ended.code or 0
+            if isinstance(status, str):
+                status = bool(print(status, file=err)) or 1
+    print(json.dumps([status, out.getvalue(), err.getvalue(), sorted({name.split(".")[0] for name in sys.modules})]))
 """
+"""Calls one after the other in one process: what none of them may import, the first that does has imported."""
 
 
-def imported(code, *words):
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
-    (modules,) = (line for line in done.stderr.splitlines() if line.startswith("["))  # what ends it may come after
-    return done, {name.split(".")[0] for name in json.loads(modules)}
+def answers(calls):
+    """Of every call (module, then words): exit status, what it printed, its errors. None imports anything heavy."""
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS], input=json.dumps(calls), capture_output=True, text=True, check=True
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(calls)
+    for words, (*_, modules) in zip(calls, found, strict=True):
+        assert HEAVY & set(modules) == set(), words
+    return [answer[:3] for answer in found]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_are_imported_without_anything_heavy(name):
-    code = f"import json, sys, {name}; print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
-    _, modules = imported(code)
-    assert HEAVY & modules == set()
+    code = f"import json, sys, {name}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert HEAVY & {module.split(".")[0] for module in json.loads(done.stdout)} == set()
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["evn"]], ids=" ".join)
-def test_the_list_of_commands_imports_nothing_heavy(words):
-    _, modules = imported(CALL, "benchmarks", *words)
-    assert HEAVY & modules == set()
+def test_the_list_of_commands_imports_nothing_heavy():
+    answers([["benchmarks", *words] for words in ([], ["--help"], ["--version"], ["evn"])])
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_and_a_typo_import_nothing_heavy(name):
-    helped, modules = imported(CALL, f"benchmarks.{name}", "--help")
-    assert helped.returncode == 0
-    assert helped.stdout.startswith(f"usage: python -m benchmarks.{name}")
-    assert HEAVY & modules == set()
-    mistyped, modules = imported(CALL, f"benchmarks.{name}", "--no-such-flag", "3")
-    assert mistyped.returncode == 2
-    assert mistyped.stderr.startswith(f"python -m benchmarks.{name}: error: --no_such_flag")
-    assert HEAVY & modules == set()
+def test_help_and_a_typo_import_nothing_heavy():
+    names = [f"benchmarks.{name}" for name in COMMANDS]
+    for name, (status, printed, _) in zip(names, answers([[name, "--help"] for name in names]), strict=True):
+        assert status == 0, name
+        assert printed.startswith(f"usage: python -m {name}")
+    mistyped = answers([[name, "--no-such-flag", "3"] for name in names])
+    for name, (status, _, error) in zip(names, mistyped, strict=True):
+        assert status == 2, name
+        assert error.startswith(f"python -m {name}: error: --no_such_flag")
 
 
 @pytest.mark.parametrize(
@@ -88,10 +98,9 @@ def test_help_and_a_typo_import_nothing_heavy(name):
 def test_a_wrong_value_imports_nothing_heavy(words, said, tmp_path):
     (tmp_path / "theirs").touch()
     name, *values = words.replace("FULL", str(tmp_path)).replace("FILE", str(tmp_path / "theirs")).split()
-    done, modules = imported(CALL, f"benchmarks.{name}", *values)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert HEAVY & modules == set()
+    ((status, _, error),) = answers([[f"benchmarks.{name}", *values]])
+    assert status == 2
+    assert said in error
 
 
 @pytest.mark.parametrize("task", ["positive_generation", "summarisation", "dialogue"])
@@ -103,15 +112,12 @@ def test_a_preparation_is_refused_before_anything_heavy_is_imported(task, tmp_pa
         (task[:-1],): f"error: no task '{task[:-1]}'; did you mean '{task}'?",
         (task, "--out", "o", data, "x", "--size", "huge"): "--size: must be one of micro, tiny, small, gpt2",
     }
-    for words, said in wrong.items():
-        done, modules = imported(CALL, "benchmarks.prepare", *words)
-        assert done.returncode == 2
-        assert said in done.stderr
-        assert HEAVY & modules == set()
-    for words in (["--help"], [task, "--help"]):
-        done, modules = imported(CALL, "benchmarks.prepare", *words)
-        assert done.stdout.startswith("usage: python -m benchmarks.prepare")
-        assert HEAVY & modules == set()
+    refused = answers([["benchmarks.prepare", *words] for words in wrong])
+    for said, (status, _, error) in zip(wrong.values(), refused, strict=True):
+        assert status == 2
+        assert said in error
+    for _, printed, _ in answers([["benchmarks.prepare", *words] for words in (["--help"], [task, "--help"])]):
+        assert printed.startswith("usage: python -m benchmarks.prepare")
 
 
 @pytest.mark.parametrize(
@@ -127,10 +133,9 @@ def test_a_preparation_is_refused_before_anything_heavy_is_imported(task, tmp_pa
     ],
 )
 def test_a_wrong_comparison_is_refused_before_anything_heavy_is_imported(words, said):
-    done, modules = imported(CALL, "benchmarks.reward_kl", *words)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert HEAVY & modules == set()
+    ((status, _, error),) = answers([["benchmarks.reward_kl", *words]])
+    assert status == 2
+    assert said in error
 
 
 @pytest.mark.parametrize(
@@ -147,16 +152,14 @@ def test_a_wrong_comparison_is_refused_before_anything_heavy_is_imported(words, 
     ],
 )
 def test_wrong_values_are_refused_before_anything_heavy_is_imported(name, words, said):
-    refused, modules = imported(CALL, f"benchmarks.{name}", *words)
-    assert refused.returncode == 2
-    assert said in refused.stderr
-    assert HEAVY & modules == set()
+    ((status, _, error),) = answers([[f"benchmarks.{name}", *words]])
+    assert status == 2
+    assert said in error
 
 
 @pytest.mark.parametrize("name", ["evidence_cost", "levers", "sampling_speed", "throughput"])
 def test_a_folder_that_is_taken_is_refused_before_anything_heavy_is_imported(name, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    refused, modules = imported(CALL, f"benchmarks.{name}", "--out", str(tmp_path))
-    assert refused.returncode != 0
-    assert "is not empty; choose another --out" in refused.stderr
-    assert HEAVY & modules == set()
+    ((status, _, error),) = answers([[f"benchmarks.{name}", "--out", str(tmp_path)]])
+    assert status != 0
+    assert "is not empty; choose another --out" in error

@@ -237,7 +237,7 @@ def test_evidence_rows(cells, monkeypatch):
 
 
 STEPS = [
-    ("llama", {}, {"four_bit": "both"}),
+    pytest.param("llama", {}, {"four_bit": "both"}, marks=pytest.mark.slow),
     pytest.param("llama", {}, {**FULL, "gradient_checkpointing": False, "evidence": "none"}, marks=pytest.mark.slow),
     pytest.param(
         "llama", {"vocab": 4096, "hidden": 16}, {"four_bit": "none", "evidence": "none"}, marks=pytest.mark.slow

@@ -92,6 +92,7 @@ def test_ppo_settings_are_converted_and_checked():
             with_settings(PAPER_SETTINGS, changes)
 
 
+@pytest.mark.slow
 def test_end_to_end_resume_and_refusals(tmp_path, request):
     chosen = settings(tmp_path, processes=1)
     report, printed = run_compare(chosen)

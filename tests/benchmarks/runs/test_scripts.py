@@ -40,6 +40,10 @@ OPTIONS = {
 }
 
 
+FAST = ("reward_kl", "sampling_mismatch")
+"""One of a kind; the others are slow tests."""
+
+
 def script(name):
     return importlib.import_module(f"benchmarks.{name}").SCRIPT
 
@@ -52,7 +56,9 @@ def run(name, chosen, **ppo):
 
 
 @pytest.mark.usefixtures("in_threads")
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS if name not in FAST)]
+)
 def test_a_script_writes_its_table_and_a_figure_one_can_look_at(name, tmp_path):
     chosen = settings(tmp_path, steps=3)
     done, printed = run(name, chosen)
