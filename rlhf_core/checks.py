@@ -3,7 +3,6 @@
 The metrics they use are logged on every step.
 """
 
-import warnings
 from collections.abc import Iterable
 from reprlib import repr as shortened
 from typing import Literal
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlhf_core.callers import warn_caller
 from rlhf_core.evidence import ContinuationValues, EvidenceRequest
 from rlhf_core.masking import last_token
 from rlhf_core.types import (
@@ -111,7 +111,7 @@ def report(problem: str, severity: Literal["error", "warn"]) -> None:
         return
     if severity == "error":
         raise HealthError(f"{problem}. (config.first_step_checks='warn' goes on regardless.)")
-    warnings.warn(problem, RuntimeWarning, stacklevel=2)
+    warn_caller(problem, RuntimeWarning)
 
 
 def require_token_scores(token_scores: Tensor, rollout: Rollout, redistributor: Redistributor) -> None:
