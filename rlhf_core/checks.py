@@ -256,6 +256,17 @@ def why_not_kept(token_scores: Tensor, rollout: Rollout, redistributor: Redistri
     )
 
 
+def warn_if_counted_twice(redistributor: Redistributor, advantages: str) -> None:
+    """Warn of credit that sums to the score, for an estimator that adds the score to the credit itself."""
+    if redistributor.conserving:
+        warn_caller(
+            f"advantages {advantages!r} add the score to the credit, and the credit of {redistributor!r} sums to the "
+            "score, so the score counts twice. Use credit that is not the score again, such as LogRatio(), or "
+            "advantages 'rloo_to_go', which compare the credit alone",
+            RuntimeWarning,
+        )
+
+
 def _lands_before_the_last(token_scores: Tensor, rollout: Rollout) -> bool:
     early = token_scores[~last_token(rollout.sequences.response_mask)]
     return bool(early.any())
