@@ -62,6 +62,12 @@ class Script:
                 settings.require_ppo(ppo)
             except ValueError as error:
                 raise ValueError("\n".join(filter(None, (f"{error}", self.besides(given))))) from error
-            self.experiment().main(settings, ppo, options)
+            experiment = self.experiment()
+            from benchmarks.runs.worker_pool import RunFailed  # imported with the experiment already
+
+            try:
+                experiment.main(settings, ppo, options)
+            except RunFailed as failed:
+                parser.fail(failed)
         except (ValueError, OSError) as error:
             parser.refuse(error)
