@@ -261,8 +261,8 @@ def warn_if_counted_twice(redistributor: Redistributor, advantages: str) -> None
     if redistributor.conserving:
         warn_caller(
             f"advantages {advantages!r} add the score to the credit, and the credit of {redistributor!r} sums to the "
-            "score, so the score counts twice. Use credit that is not the score again, such as LogRatio(), or "
-            "advantages 'rloo_to_go', which compare the credit alone",
+            "score, so the score counts twice. Use credit that is not the score again, such as LogRatio() "
+            "('log-ratio'), or advantages 'rloo_to_go', which compare the credit alone",
             RuntimeWarning,
         )
 

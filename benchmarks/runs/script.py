@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from benchmarks.base.command_line import CommandParser, command_line
+from benchmarks.base.flag_errors import as_typed
+from benchmarks.base.flags import flags_of
 from benchmarks.runs.settings import ComparisonSettings
 from rlhf_core.config import PPOConfig
 
@@ -71,3 +73,9 @@ class Script:
                 parser.fail(failed)
         except (ValueError, OSError) as error:
             parser.refuse(error)
+
+
+def as_typed_here(message: str) -> str:
+    """The message of an engine that knows no command line, with the settings of a comparison as they are typed."""
+    parser = Script(name="compare", summary="", experiment=lambda: None).parser()
+    return as_typed(message, flags_of(parser))

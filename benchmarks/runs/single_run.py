@@ -202,7 +202,8 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
         PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
         require_kept(run.arm.redistributor(), run.config)
     except ValueError as error:
-        raise ValueError(f"{run.arm.label}: {in_labels(run.arm, f'{error}')}") from error
+        said = in_labels(run.arm, f"{error}")
+        raise ValueError(said if said.startswith(run.arm.label) else f"{run.arm.label}: {said}") from error
 
 
 def in_labels(arm: Arm, message: str) -> str:
