@@ -90,7 +90,7 @@ def credit(
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     settings = parse(CreditSettings, NAME, argv)
-    with refusals(NAME):
+    with refusals(NAME, CreditSettings):
         rows = read_texts(settings.text, settings.prompt)
         from rich.console import Console
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             run_training(settings, ppo, push_to=given.push_to_hub)
         except (RunFailed, NotPushed) as failed:
-            parser.exit(1, f"{parser.prog}: error: {failed}\n")
+            parser.fail(failed)
     except (ValueError, OSError) as error:
         parser.refuse(error)
 

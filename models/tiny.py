@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from models.progress_bars import save_without_bars
+
 EOS_ID = 1
 Family = Literal["gpt2", "llama"]
 Head = Literal["lm", "classifier"]
@@ -160,7 +162,7 @@ def save_tiny(
         ("llama", "lm"): tiny_llama,
         ("llama", "classifier"): tiny_llama_classifier,
     }[family, head]
-    build(**settings).save_pretrained(folder)
+    save_without_bars(build(**settings), folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -109,6 +109,8 @@ class Estimator:
     """Whether its returns are what the values are trained towards."""
     reaches_tokens: bool
     """Whether credit stays on its tokens. Otherwise only a response's total counts, and dense credit is lost."""
+    adds_scores: bool = False
+    """Whether it adds the scores to the rewards itself. Credit that sums to the score then counts it twice."""
     scaled: Callable[[Tensor, Tensor], Tensor]
     """What is done to the advantages of a whole buffer: whitened over all its tokens, or nothing."""
     needs: frozenset[EvidenceRequest] = frozenset()
@@ -138,7 +140,7 @@ ESTIMATORS: Mapping[str, Estimator] = MappingProxyType(
         "remax": Estimator(estimate=remax, reaches_tokens=True, scaled=as_they_are, needs=frozenset({GreedyScores()})),
         "reinforce_plus_plus": Estimator(estimate=reinforce_plus_plus, reaches_tokens=True, scaled=masked_whiten),
         "reinforce_plus_plus_baseline": _of_totals(group_centred_advantages, masked_whiten),
-        "prime": Estimator(estimate=prime, reaches_tokens=True, scaled=masked_whiten),
+        "prime": Estimator(estimate=prime, reaches_tokens=True, adds_scores=True, scaled=masked_whiten),
     }
 )
 """By the names that ``PPOConfig.advantages`` takes."""

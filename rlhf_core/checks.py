@@ -3,7 +3,6 @@
 The metrics they use are logged on every step.
 """
 
-import warnings
 from collections.abc import Iterable
 from reprlib import repr as shortened
 from typing import Literal
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlhf_core.callers import warn_caller
 from rlhf_core.evidence import ContinuationValues, EvidenceRequest
 from rlhf_core.masking import last_token
 from rlhf_core.types import (
@@ -111,7 +111,7 @@ def report(problem: str, severity: Literal["error", "warn"]) -> None:
         return
     if severity == "error":
         raise HealthError(f"{problem}. (config.first_step_checks='warn' goes on regardless.)")
-    warnings.warn(problem, RuntimeWarning, stacklevel=2)
+    warn_caller(problem, RuntimeWarning)
 
 
 def require_token_scores(token_scores: Tensor, rollout: Rollout, redistributor: Redistributor) -> None:
@@ -254,6 +254,17 @@ def why_not_kept(token_scores: Tensor, rollout: Rollout, redistributor: Redistri
         "rewards before they compare them: the credit is lost, and training is the same as with Sparse(). Use "
         "advantages 'rloo_to_go', which compare token by token, or 'gae'; or Sparse()"
     )
+
+
+def warn_if_counted_twice(redistributor: Redistributor, advantages: str) -> None:
+    """Warn of credit that sums to the score, for an estimator that adds the score to the credit itself."""
+    if redistributor.conserving:
+        warn_caller(
+            f"advantages {advantages!r} add the score to the credit, and the credit of {redistributor!r} sums to the "
+            "score, so the score counts twice. Use credit that is not the score again, such as LogRatio() "
+            "('log-ratio'), or advantages 'rloo_to_go', which compare the credit alone",
+            RuntimeWarning,
+        )
 
 
 def _lands_before_the_last(token_scores: Tensor, rollout: Rollout) -> bool:

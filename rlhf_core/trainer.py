@@ -24,6 +24,7 @@ from rlhf_core.checks import (
     report,
     require_token_scores,
     require_usable,
+    warn_if_counted_twice,
     why_not_conserved,
     why_not_kept,
     why_not_reference,
@@ -83,6 +84,8 @@ class PPOTrainer:
         ValueError: the models have different tokenizers, or the policy draws ids that the reward model cannot read;
             the redistributor needs evidence that they cannot give, or cannot be discounted by gamma; the policy has
             a critic of its own that the estimator would not train; this is one of several processes.
+
+    Warns of credit that sums to the score where the estimator (``prime``) adds the score itself.
     """
 
     def __init__(
@@ -106,6 +109,8 @@ class PPOTrainer:
         check_needs(redistributor, policy, self.reward)
         check_gamma(redistributor, config.gamma)
         check_critic(policy, config)
+        if self.estimator.adds_scores:
+            warn_if_counted_twice(redistributor, config.advantages)
         self.optimizer = optimizer(policy.parameters(), config)
         self.schedule = make_schedule(self.optimizer, config)
         self.kl_controller = _kl_controller(config)

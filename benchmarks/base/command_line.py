@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar, final, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from benchmarks.base.flag_errors import Line, explained, in_flags
+from benchmarks.base.flag_errors import Line, as_typed, explained, in_flags
 from benchmarks.base.flag_help import Sections, full_help, short_help
 from benchmarks.base.flags import flags_of, groups_of
 from benchmarks.base.presets import config_path
@@ -60,8 +60,14 @@ class CommandParser(ArgumentParser):
 
     def refuse(self, reason: Exception | str) -> NoReturn:
         """End with status 2 and the reason; settings that it begins with are named as flags."""
-        said = in_flags(str(reason), self._line())
-        self.exit(2, f"{self.prog}: error: {said}\n")
+        self._end(2, in_flags(str(reason), self._line()))
+
+    def fail(self, reason: Exception) -> NoReturn:
+        """End with status 1 and the reason why something went wrong on the way, its settings written as flags."""
+        self._end(1, as_typed(str(reason), flags_of(self)))
+
+    def _end(self, status: int, said: str) -> NoReturn:
+        self.exit(status, f"{self.prog}: error: {said}\n")
         raise AssertionError  # exit never returns, which its type does not say
 
     def _line(self) -> Line:
@@ -125,12 +131,14 @@ def parse(
 
 
 @contextmanager
-def refusals(prog: str) -> Iterator[None]:
-    """Turn a ValueError or OSError inside the block into one line on standard error and exit status 2."""
+def refusals(prog: str, settings: type | None = None) -> Iterator[None]:
+    """Turn a ValueError or OSError inside the block into one line on standard error and exit status 2. With the
+    dataclass ``settings``, those that the line writes as Python takes them are named as flags."""
     try:
         yield
     except (ValueError, OSError) as error:
-        print(f"{called_as(prog)}: error: {error}", file=sys.stderr)
+        said = as_typed(f"{error}", flags_of(command_line(settings, prog))) if settings else f"{error}"
+        print(f"{called_as(prog)}: error: {said}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

@@ -20,6 +20,13 @@ KEY = re.compile(r'Parser key "([\w.]+)"')
 VALUE = re.compile(r"(?:Got value|Given value): (?:NestedArg\(key='[\w.]+', val='(?P<nested>.*)'\)|(?P<plain>.*))")
 NO_SETTINGS = re.compile(r"Unable to load config ['\"](.*?)['\"]")
 BAD_FILE = re.compile(r"Problems parsing config: |Unexpected config: ")
+IN_PYTHON = re.compile(
+    r"(?:load_policy\(\.\.\., )?\b(?:(?:PPOConfig|config)\.)?(?P<name>[a-z]\w*)="
+    r"(?P<value>LoraSettings\(\)|True|False|None|'[^']*'|\"[^\"]*\"|\([\d, ]+\)|\{[^{}]*\}\)?|[\d.]*\d|<[^<>]*>)"
+    r"|\b(?:PPOConfig|config)\.(?P<alone>[a-z]\w*)|(?<!-)\b(?P<listed>[a-z]\w*)(?=, one of )"
+)
+"""A setting as Python takes it, such as ``dtype='float32'`` or ``PPOConfig.max_length``."""
+VALUES = {"LoraSettings()": "'{}'", "True": "true", "False": "false", "None": "null"}
 OF_A_PART = re.compile(r"^\s*- (\w+: .+)$", re.MULTILINE)
 
 
@@ -45,7 +52,7 @@ def explained(message: str, line: Line) -> str:
 
 
 def in_flags(message: str, line: Line) -> str:
-    """The message of a dataclass that refuses its values, with each setting it begins with named as a flag."""
+    """A message about settings, with each that it begins with, or that it writes as Python takes it, as a flag."""
     prefix = ""
     for place, kind in line.groups.items():
         title = f"{kind.__name__}: "
@@ -55,7 +62,34 @@ def in_flags(message: str, line: Line) -> str:
             prefix, message = f"{place}.", message.removeprefix(title)
     known = {flag.name for flag in line.flags}
     parts = message.split("; ")
-    return "; ".join(f"--{prefix}{part}" if prefix + part.split(" ")[0] in known else part for part in parts)
+    named = "; ".join(f"--{prefix}{part}" if prefix + part.split(" ")[0] in known else part for part in parts)
+    return as_typed(named, line.flags)
+
+
+def as_typed(message: str, flags: Sequence[Flag]) -> str:
+    """The message of an engine that knows no command line, with settings as they are typed: ``dtype='float32'`` is
+    ``--loading.dtype float32``. What is no setting of ``flags`` stays as it is."""
+    by_leaf = {flag.leaf: f"--{flag.name}" for flag in reversed(flags)}
+
+    def typed(found: re.Match[str]) -> str:
+        name = found["name"] or found["alone"] or found["listed"]
+        flag = by_leaf.get(name) or by_leaf.get(f"reward_{name}")  # label=... of the reward model is --reward_label
+        if flag is None:
+            return found[0]
+        return f"{flag} {_typed_value(found['value'])}" if found["name"] else flag
+
+    return IN_PYTHON.sub(typed, message)
+
+
+def _typed_value(value: str) -> str:
+    """A value of Python as YAML reads it, quoted where a shell would read it otherwise."""
+    if value in VALUES:
+        return VALUES[value]
+    if value[0] in "'\"":
+        return value[1:-1]
+    if value[0] == "(":
+        return f"'[{value[1:-1].replace(' ', '')}]'"
+    return f"'{value.removesuffix(')').replace(chr(39), '')}'" if value[0] == "{" else value
 
 
 def _unknown_word(message: str, line: Line) -> str:

@@ -33,6 +33,7 @@ from models.policy.critics import Critic, SharedTrunk
 from models.policy.network import Network
 from models.policy.restoring import read_model_back
 from models.policy.value_head import ValueHead
+from models.progress_bars import save_without_bars
 from models.rewards.classifier_head import HEAD_NAMES
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.score_names import ScoreKind
@@ -139,7 +140,7 @@ def random_models(
         lm=lm,
         critic=random_critic(settings, policy.hidden_size, reference, reward, tokenizer),
         reference=reference,
-        write=lm.save_pretrained,
+        write=partial(save_without_bars, lm),
         read=partial(read_model_back, lm),
         tokenizer=tokenizer,
         eos_ids=(EOS_ID,),

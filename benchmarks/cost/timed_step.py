@@ -23,6 +23,7 @@ from benchmarks.cost.gpt2_sizes import gpt2_of
 from benchmarks.cost.machine_floor import ADAM_BYTES, Work, clock, flop_counter, measured_rates
 from benchmarks.cost.memory_settings import MemorySettings
 from models.policy.causal_policy import CausalPolicy
+from models.progress_bars import save_without_bars
 from models.tiny import EOS_ID
 from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
@@ -195,7 +196,7 @@ class Engine:
 def saved(folder: Path, policy: PreTrainedModel, reward: PreTrainedModel) -> dict[str, str | int]:
     """Save both models under ``folder``; where they are, and the id of EOS, as the published stack takes it."""
     for name, model in (("policy", policy), ("reward", reward)):
-        model.save_pretrained(folder / name)
+        save_without_bars(model, folder / name)
     return {"policy": str(folder / "policy"), "reward": str(folder / "reward"), "eos_id": EOS_ID}
 
 

@@ -74,12 +74,12 @@ def compare(
     settings.require_ppo(changes)
     from rich.console import Console
 
-    from benchmarks.base.quiet_libraries import quiet_libraries
+    from benchmarks.base.quiet_libraries import quietly
     from benchmarks.experiments.value_loss_variance import EXPERIMENT
     from benchmarks.reporting import comparison_report
 
-    quiet_libraries()
-    done = EXPERIMENT.run(settings, settings.make_task(), changes, Console())
+    with quietly():
+        done = EXPERIMENT.run(settings, settings.make_task(), changes, Console())
     return comparison_report.build(done.only)
 
 

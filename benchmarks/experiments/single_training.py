@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.base.folder_lock import locked
-from benchmarks.base.quiet_libraries import quiet_libraries
+from benchmarks.base.quiet_libraries import quietly
 from benchmarks.runs.comparison import Panel, announced, plan, ppo_of
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import Run, log_of, require_prompts, require_runnable, require_scored, train
@@ -26,6 +26,7 @@ class NotPushed(RuntimeError):
     """The run has finished and its policy is on the disk, but not on the hub; says why and how to push it again."""
 
 
+@quietly()
 def run_training(settings: ComparisonSettings, ppo: Mapping[str, Any], *, push_to: str | None = None) -> Path:
     """Train, or go on with, the one run that the settings ask for; the folder of the policy it ended with. That is
     uploaded to the hub repository ``push_to``, where one is named.
@@ -40,7 +41,6 @@ def run_training(settings: ComparisonSettings, ppo: Mapping[str, Any], *, push_t
     task, console = settings.make_task(), Console()
     (planned,) = plan(settings, task, Panel(), ppo_of(task, ppo))
     run = replace(planned, folder=Path(settings.out))
-    quiet_libraries()
     for line in announced(settings, [run]):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     with locked(run.folder):

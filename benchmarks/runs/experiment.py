@@ -15,7 +15,7 @@ from benchmarks.reporting.tables import Table
 from benchmarks.runs.comparison import ComparisonResults, Panel, announced, plan, ppo_of, run_comparison
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import Task
-from benchmarks.runs.worker_pool import Interrupted, RunFailed
+from benchmarks.runs.worker_pool import Interrupted
 
 Write = Callable[[ComparisonResults, Any, Path, Console], None]
 
@@ -56,10 +56,11 @@ class Experiment:
         return done
 
     def main(self, settings: ComparisonSettings, ppo: Mapping[str, Any], options: Any) -> None:
-        """As a command: Ctrl-C ends the process with status 130 and the way to go on, a run that failed with 1.
+        """As a command: Ctrl-C ends the process with status 130 and the way to go on.
 
         Raises:
             ValueError, OSError: settings that cannot be, or a folder that may not be used.
+            RunFailed: a run failed.
         """
         task = settings.make_task()
         for panel in self.panels(settings, options):
@@ -67,9 +68,6 @@ class Experiment:
         quiet_libraries()
         try:
             self.run(settings, task, ppo, Console(), options)
-        except RunFailed as failed:
-            print(f"error: {failed}", file=sys.stderr)
-            raise SystemExit(1) from None
         except Interrupted as stopped:
             print(f"\n{stopped}", file=sys.stderr)
             raise SystemExit(130) from None

@@ -17,6 +17,7 @@ from benchmarks.cost.memory_prediction import ModelShape, predict
 from benchmarks.cost.memory_settings import GIB, MemorySettings
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.comparison import Panel, plan, ppo_of, require_free
+from benchmarks.runs.script import as_typed_here
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import Run, Task, require_prompts, require_runnable
 from benchmarks.tasks.loaded import Loaded
@@ -63,7 +64,8 @@ def main(settings: ComparisonSettings, ppo: Mapping[str, Any], options: Any) -> 
         if found.wrong:
             problems += 1
             first = reasons.setdefault(found.said, found.about)
-            said = f"cannot: {found.said if first == found.about else f'for the same reason as {first}'}"
+            said = as_typed_here(found.said) if first == found.about else f"for the same reason as {first}"
+            said = f"cannot: {said}"
         print(in_columns(found.about, said, column=COLUMN), flush=True)
     if problems:
         raise ValueError(f"{problems} of the findings above must be put right before the comparison runs")

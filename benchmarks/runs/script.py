@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from benchmarks.base.command_line import CommandParser, command_line
+from benchmarks.base.flag_errors import as_typed
+from benchmarks.base.flags import flags_of
 from benchmarks.runs.settings import ComparisonSettings
 from rlhf_core.config import PPOConfig
 
@@ -62,6 +64,18 @@ class Script:
                 settings.require_ppo(ppo)
             except ValueError as error:
                 raise ValueError("\n".join(filter(None, (f"{error}", self.besides(given))))) from error
-            self.experiment().main(settings, ppo, options)
+            experiment = self.experiment()
+            from benchmarks.runs.worker_pool import RunFailed  # imported with the experiment already
+
+            try:
+                experiment.main(settings, ppo, options)
+            except RunFailed as failed:
+                parser.fail(failed)
         except (ValueError, OSError) as error:
             parser.refuse(error)
+
+
+def as_typed_here(message: str) -> str:
+    """The message of an engine that knows no command line, with the settings of a comparison as they are typed."""
+    parser = Script(name="compare", summary="", experiment=lambda: None).parser()
+    return as_typed(message, flags_of(parser))

@@ -197,12 +197,21 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
     if reason := why_not_possible(run.arm.redistributor(), loaded):
         possible = [name for name, make in REDISTRIBUTORS.items() if not why_not_possible(make(), loaded)]
         way_out = "" if METHODS in reason else f". With this policy and reward there are {', '.join(possible)}"
-        raise ValueError(f"{run.arm.label} is not possible here: {reason}{way_out}")
+        raise ValueError(f"{run.arm.label} is not possible here: {in_labels(run.arm, reason)}{way_out}")
     try:
         PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
         require_kept(run.arm.redistributor(), run.config)
     except ValueError as error:
-        raise ValueError(f"{run.arm.label}: {error}") from error
+        said = in_labels(run.arm, f"{error}")
+        raise ValueError(said if said.startswith(run.arm.label) else f"{run.arm.label}: {said}") from error
+
+
+def in_labels(arm: Arm, message: str) -> str:
+    """The message of an engine that knows methods and no names, with the arm by its label and others by their names."""
+    names = {repr(make()): name for name, make in REDISTRIBUTORS.items()} | {repr(arm.redistributor()): arm.label}
+    for method in sorted(names, key=len, reverse=True):  # the longest first: one may hold another
+        message = message.replace(method, names[method])
+    return message
 
 
 def require_kept(redistributor: Redistributor, config: PPOConfig) -> None:
@@ -225,11 +234,7 @@ def require_prompts(loaded: Loaded, runs: Sequence[Run]) -> None:
     if asked > held_out:
         raise ValueError(f"eval_prompts {asked} exceed the task's {held_out} held-out prompts")
     longest = max(runs, key=lambda run: run.config.max_length[1]).config
-    try:
-        encoded(loaded.policy, as_reward_model(loaded.reward, loaded.policy), loaded.in_order(), longest)
-    except ValueError as error:
-        room = ". --ppo.max_length '[LOW,HIGH]' sets the longest response" if "response tokens" in f"{error}" else ""
-        raise ValueError(f"{error}{room}") from error
+    encoded(loaded.policy, as_reward_model(loaded.reward, loaded.policy), loaded.in_order(), longest)
 
 
 def why_not_possible(redistributor: Redistributor, loaded: Loaded) -> str:

@@ -16,7 +16,7 @@ import torch
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.run_folder import RECORD, read_record
 from benchmarks.runs.progress import LOOK_SECONDS, Progress, Tail
-from benchmarks.runs.single_run import Run, execute, log_of
+from benchmarks.runs.single_run import Run, execute, in_labels, log_of
 from rlhf_core.files.differences import differences
 from rlhf_core.pages.run_record import SETTINGS
 from rlhf_core.run.freed_memory import keep_freed_memory
@@ -109,7 +109,7 @@ def _interrupted(due: Sequence[Run]) -> Interrupted:
 def failure(run: Run, error: BaseException) -> RunFailed:
     """The error of a run that failed, in words."""
     plain = isinstance(error, ValueError | OSError | RuntimeError)
-    said = f"{error}" if plain else f"{type(error).__name__}: {error}"
+    said = in_labels(run.arm, f"{error}") if plain else f"{type(error).__name__}: {error}"
     return RunFailed(f"{run.arm.label}, seed {run.config.seed} failed: {said} (more in {log_of(run)})")
 
 

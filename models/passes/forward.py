@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -68,7 +68,7 @@ def response_hidden(
     """The last hidden state that predicts each response token, from the pass of :func:`response_predictions` without
     the head."""
     with grows_to(rows.longest):
-        output = lm.base_model(input_ids=rows.input_ids, use_cache=False, return_dict=True)
+        output = lm.base_model(**hiding_nothing(rows.input_ids), use_cache=False, return_dict=True)
     hidden: Tensor = output.last_hidden_state[_predicting(rows, response_mask)]
     return hidden
 
@@ -78,12 +78,12 @@ def head_ends_it(lm: PreTrainedModel) -> bool:
     """Whether logits are the output embedding of the trunk's last hidden state, with nothing done before or after
     (a projection, a cast, scaling, soft-capping)."""
     ids = torch.arange(2, device=lm.device)[None]
-    output = lm.base_model(input_ids=ids, use_cache=False, return_dict=True)
+    output = lm.base_model(**hiding_nothing(ids), use_cache=False, return_dict=True)
     hidden, taken = getattr(output, "last_hidden_state", None), []
     head: Any = lm.get_output_embeddings()  # type: ignore[no-untyped-call]
     handle = head.register_forward_hook(lambda _, inputs, logits: taken.append((inputs[0], logits)))
     try:
-        logits = lm(input_ids=ids, use_cache=False, return_dict=True).logits
+        logits = lm(**hiding_nothing(ids), use_cache=False, return_dict=True).logits
     finally:
         handle.remove()
     if hidden is None or len(taken) != 1:
@@ -97,12 +97,18 @@ def head_ends_it(lm: PreTrainedModel) -> bool:
 def response_predictions(
     lm: PreTrainedModel, rows: PaddedRows, response_mask: Bool[Tensor, "batch response"]
 ) -> Predictions:
-    """Teacher-forced pass over right-padded rows, without a mask: a causal model never sees padding on its right."""
+    """Teacher-forced pass over right-padded rows, none of it hidden: a causal model never sees padding on its right."""
     where = _predicting(rows, response_mask)
-    inputs = {"input_ids": rows.input_ids, "use_cache": False}
+    inputs = {**hiding_nothing(rows.input_ids), "use_cache": False}
     with grows_to(rows.longest):
         output = language_model_pass(lm, inputs, lambda hidden: hidden[where][None])
     return Predictions(logits=output.logits[0], hidden=output.hidden[0])
+
+
+def hiding_nothing(input_ids: Int[Tensor, "row position"]) -> dict[str, Tensor]:
+    """``input_ids`` with a mask that hides none of them: without any mask, transformers warns wherever a row begins or
+    ends with the pad token, which is EOS for many a policy."""
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
 
 def _predicting(rows: PaddedRows, response_mask: Bool[Tensor, "batch response"]) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """The policy: a causal language model with a value head and a frozen reference, in one distribution."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -34,6 +33,7 @@ from models.weights.adapter_weights import require_wide
 from models.weights.language_model import vocabulary
 from models.weights.reference import Reference, adapter_settings
 from models.weights.tokenizer import named_ids
+from rlhf_core.callers import warn_caller
 from rlhf_core.evidence import (
     AttentionTap,
     AuxiliaryLogprobs,
@@ -192,11 +192,10 @@ class CausalPolicy:
                 "ids[mask.bool()].tolist(), or the texts themselves"
             )
         if any(list(prompt[: len(before)]) != before for prompt in prompts):
-            warnings.warn(
+            warn_caller(
                 f"prompts given as token ids begin without {tokenizer.decode(before)!r} ({before}), the BOS that this "
                 "policy's tokenizer puts before every text; they are taken as they are. Put it before them if the "
-                "model was trained with it, or give texts",
-                stacklevel=3,
+                "model was trained with it, or give texts"
             )
 
     def sample(

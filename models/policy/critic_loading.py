@@ -19,6 +19,7 @@ from models.policy.critics import FOLDER, Critic, OwnTrunk, SharedTrunk
 from models.policy.restoring import read_adapter_back, read_model_back
 from models.policy.trunk_check import check_trunk
 from models.policy.value_head import FILE, ValueHead
+from models.progress_bars import save_without_bars
 from models.weights.adapter_weights import WEIGHTS, save_adapter
 from models.weights.adapters import adapter_folder
 from models.weights.integrity import require_intact
@@ -172,7 +173,7 @@ def model_critic(
     trunk.eval()  # type: ignore[no-untyped-call]
 
     def write(folder: str) -> None:
-        trunk.save_pretrained(folder)
+        save_without_bars(trunk, folder)
         tokenizer.save_pretrained(folder)
 
     return _own_trunk(

@@ -15,6 +15,7 @@ from models.policy.critic_loading import Beside, check_critic_settings, critic_s
 from models.policy.critic_names import CriticKind
 from models.policy.network import Network
 from models.policy.restoring import read_adapter_back, read_model_back
+from models.progress_bars import save_without_bars
 from models.weights.adapter_weights import fit_vocabulary, save_adapter
 from models.weights.adapters import adapter_folder, adapter_task, add_fresh_adapter, add_trained_adapter, base_source
 from models.weights.dtype_names import DType
@@ -204,7 +205,7 @@ def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: 
 
 def _writer(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdapter) -> Callable[[str], None]:
     if isinstance(reference, FrozenCopy):
-        return lm.save_pretrained
+        return partial(save_without_bars, lm)
     return partial(save_adapter, reference.adapters, carries=_carries(reference))
 
 

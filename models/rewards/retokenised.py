@@ -1,6 +1,5 @@
 """A reward model with another tokenizer than the policy's: encode texts again, and map credit back by bytes."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, final, get_args
@@ -18,6 +17,7 @@ from models.rewards.classifier_probe import ClassifierProbe
 from models.rewards.classifier_reward import ClassifierReward
 from models.texts.alignment import Crossing
 from models.texts.retokenising import Said, Telling, Told, encode, normalised, say, tell
+from rlhf_core.callers import warn_caller
 from rlhf_core.evidence import EvidenceRequest, HiddenTap, PrefixScores
 from rlhf_core.names import nearest
 from rlhf_core.probe import (
@@ -94,11 +94,10 @@ class RetokenisedReward:
                 f"tokens; that of {self.reward.name} is not"
             )
         if self.reading == "exact" and (made := normalised(self.reward.tokenizer)):
-            warnings.warn(
+            warn_caller(
                 f"the tokenizer of {self.reward.name} rewrites texts ({made}), so most responses cannot be read as "
                 "they are, and steps with such a one are skipped; RetokenisedReward(reading='normalised') scores "
-                "them as the reward model reads them",
-                stacklevel=3,
+                "them as the reward model reads them"
             )
         if self.telling.eos == "always" and self.reward.tokenizer.eos_token_id is None:
             raise ValueError("Telling: eos is 'always', but the reward model's tokenizer has no EOS token")

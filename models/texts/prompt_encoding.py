@@ -145,5 +145,5 @@ def _without_room(lengths: Sequence[int], max_lengths: Sequence[int], context: i
         said = f"{len(rows)} of {len(lengths)} rows {limit}: {', '.join(shown)}"
         said += f", and {more} more" if more > 0 else ""
     room = context - max(lengths)
-    way_out = f", or allow responses of at most {room} tokens" if room > 0 else ""
+    way_out = f", or allow responses of at most {room} tokens: max_length=({room}, {room})" if room > 0 else ""
     yield f"{said} (shorten or leave out such prompts{way_out})"

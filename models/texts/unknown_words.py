@@ -1,11 +1,12 @@
 """Words that a tokenizer has no token for: said once, wherever a user's texts become ids."""
 
-import warnings
 from collections.abc import Sequence
 from reprlib import repr as shortened
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+from rlhf_core.callers import warn_caller
 
 SAID: set[str] = set()
 """The tokenizers, by folder or hub name, of which this process has been warned: every step encodes its prompts, and a
@@ -20,7 +21,7 @@ def warn_of_unknown_words(
     name = str(tokenizer.name_or_path)
     if name not in SAID and (said := unknown_words(tokenizer, given, ids)):
         SAID.add(name)
-        warnings.warn(said, stacklevel=3)
+        warn_caller(said)
     return ids
 
 

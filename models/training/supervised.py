@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from models.passes.rotary import read_rows_alone
+from models.progress_bars import save_without_bars
 from models.training.objectives import (
     IGNORED,
     Batch,
@@ -235,7 +236,7 @@ def last_token_scores(
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Write the model (safetensors) and its tokenizer as a transformers folder."""
-    model.save_pretrained(folder)
+    save_without_bars(model, folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 
+from models.passes.forward import hiding_nothing
 from models.weights.adapter_weights import (
     BESIDE,
     CONFIG,
@@ -238,10 +239,10 @@ def only_low_rank(config: Any) -> bool:
 
 @torch.no_grad()
 def _require_same_start(reference: FrozenAdapter, folder: str) -> None:
-    ids = torch.arange(5, device=reference.lm.device)[None] % vocabulary(reference.lm)
-    trained = reference.lm(input_ids=ids, use_cache=False).logits
+    row = hiding_nothing(torch.arange(5, device=reference.lm.device)[None] % vocabulary(reference.lm))
+    trained = reference.lm(**row, use_cache=False).logits
     with reference.active():
-        frozen = reference.lm(input_ids=ids, use_cache=False).logits
+        frozen = reference.lm(**row, use_cache=False).logits
     if not torch.equal(trained, frozen):
         raise ValueError(
             f"{folder}: two copies of this adapter on one base compute different things, by up to "

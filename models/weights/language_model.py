@@ -2,18 +2,16 @@
 
 import copy
 import re
-import sys
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
 
 from models.passes.fused import make_lean
 from models.passes.rotary import read_rows_alone
+from models.progress_bars import bars_where_watched
 from models.weights.folder_kinds import Wanted, require_kind
 from models.weights.four_bit import four_bit_config, keep_unpacked, stored_quantisation
 from models.weights.integrity import require_intact
@@ -98,19 +96,6 @@ def read_model(
         for weight in model.parameters():  # those that are not packed keep the dtype they were stored in
             weight.data = weight.data.to(dtype) if weight.is_floating_point() else weight.data
     return model, loading
-
-
-@contextmanager
-def bars_where_watched() -> Iterator[None]:
-    """transformers' progress bars as they are on a terminal; none in a file or a pipe, where each is a wall of text."""
-    if not logging.is_progress_bar_enabled() or (sys.stderr is not None and sys.stderr.isatty()):
-        yield
-        return
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves both untyped
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def require_complete(name: str, lm: PreTrainedModel, loading: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from models.passes.context_length import context_length
-from models.passes.forward import response_predictions
+from models.passes.forward import hiding_nothing, response_predictions
 from models.passes.layout import PaddedRows
 from models.passes.length_switches import NEAR, SWITCHES, beside_switches, past_switches, within_reach
 from models.passes.sampling import CachedDecoder, left_padded
@@ -42,7 +42,8 @@ def _ragged(lengths: tuple[int, int], vocab_size: int) -> list[list[int]]:
 
 def _check_passes(lm: PreTrainedModel, ids: list[list[int]], where: str) -> int:
     lm.train(False)
-    plain = [lm(input_ids=torch.tensor([row], device=lm.device), use_cache=False).logits[0] for row in ids]
+    rows = [hiding_nothing(torch.tensor([row], device=lm.device)) for row in ids]
+    plain = [lm(**row, use_cache=False).logits[0] for row in rows]
     wanted = torch.cat([logits[:-1] for logits in plain])
     evaluated, hidden = _evaluated(lm, ids)
     lm.train()

@@ -16,6 +16,13 @@ MUTATIONS = (
         "tests/benchmarks/base/test_command_line.py::test_an_unknown_preset_ends_with_the_list",
     ),
     Mutation(
+        "benchmarks/base/flag_errors.py",
+        "return IN_PYTHON.sub(typed, message)",
+        "return message",
+        "tests/benchmarks/base/test_command_line.py::"
+        "test_a_setting_that_a_message_writes_as_python_is_written_as_it_is_typed",
+    ),
+    Mutation(
         "benchmarks/base/flags.py",
         "if leaf in words and (place == prefix or not prefix):",
         "if leaf in words and place == prefix:",

@@ -1,7 +1,7 @@
 """Advantages without a critic: hand tables, what must not change them, and a trainer that has no use for values."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -58,11 +58,22 @@ class SharedTable(TablePolicy):
         return replace(evaluation, values=evaluation.values + torch.where(mask, self.logits[previous, 3], 0))
 
 
+@dataclass(frozen=True)
+class Bonus:
+    """Credit on the last token that does not claim to sum to the score, for PRIME, which adds the score itself."""
+
+    needs, causal, conserving = frozenset(), True, False
+
+    def __call__(self, rollout):
+        return Sparse()(rollout)
+
+
 def trainer(config=CONFIG, redistributor=None, scorer=threes):
+    own = Bonus() if config.advantages == "prime" else Sparse()
     policy = SharedTable()
     with torch.no_grad():
         policy.value += torch.tensor([0.5, -1.0, 2.0, 0.3, -0.7, 1.1])
-    return PPOTrainer(policy, TokenReward(scorer), redistributor or Sparse(), config)
+    return PPOTrainer(policy, TokenReward(scorer), redistributor or own, config)
 
 
 def test_hand_computed_table():
@@ -181,6 +192,16 @@ def test_dense_credit_that_would_be_lost_is_refused(name):
         learner.step(PROMPTS)
     with pytest.warns(RuntimeWarning, match="the credit is lost"):
         trainer(replace(CONFIG, advantages=name, first_step_checks="warn"), Uniform()).step(PROMPTS)
+
+
+def test_one_warning_of_a_score_that_would_be_counted_twice():
+    """PRIME adds the score itself, so it expects credit that is not the score again."""
+    config = replace(CONFIG, advantages="prime")
+    with pytest.warns(RuntimeWarning, match=r"'prime' add .* Sparse\(\) sums to the score, .* LogRatio\(\)") as said:
+        learner = trainer(config, Sparse())
+    assert [one.filename for one in said] == [__file__]
+    learner.step(PROMPTS)
+    trainer(config, Bonus()).step(PROMPTS)
 
 
 def test_every_estimator_says_what_the_config_takes_from_it():

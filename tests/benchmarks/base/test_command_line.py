@@ -10,7 +10,10 @@ from typing import Literal
 import pytest
 
 from benchmarks.base.command_line import called_as, command_line, parse, refusals
+from benchmarks.base.flag_errors import as_typed
+from benchmarks.base.flags import flags_of
 from benchmarks.base.presets import PRESETS, config_path, preset_names
+from benchmarks.compare import SCRIPT
 from models.weights.lora_settings import LoraSettings
 from rlhf_core.config import KLConfig, PPOConfig
 from rlhf_core.names import OTHER_WORDS
@@ -259,3 +262,42 @@ def test_work_that_refuses_what_it_was_given_ends_in_one_line(capsys):
     assert refused(capsys, work, FileNotFoundError("gone")) == "python -m benchmarks.x: error: gone"
     with pytest.raises(TypeError):
         work(TypeError("a fault of ours"))
+
+
+@pytest.fixture(scope="module")
+def flags():
+    return flags_of(SCRIPT.parser())
+
+
+@pytest.mark.parametrize(
+    ("python", "typed"),
+    [
+        ("give lora=LoraSettings(), or", "give --loading.lora '{}', or"),
+        ("use dtype='float32'", "use --loading.dtype float32"),
+        ('four_bit=True or dtype="bfloat16"', "--loading.four_bit true or --loading.dtype bfloat16"),
+        ("Lower PPOConfig.max_length or", "Lower --ppo.max_length or"),
+        ("max_length=(60, 60))", "--ppo.max_length '[60,60]')"),
+        ("(config.first_step_checks='warn' goes on)", "(--ppo.first_step_checks warn goes on)"),
+        ("critic='model' needs critic_model=<name>", "--loading.critic model needs --loading.critic_model <name>"),
+        ("with load_policy(..., auxiliaries={'base': <name>})", "with --loading.auxiliaries '{base: <name>}'"),
+        ("Use label, one of 'joy' (0)", "Use --reward_label, one of 'joy' (0)"),
+        ("(pooling='hf'), fit(..., resume=True); task must be one of", None),
+    ],
+)
+def test_a_setting_that_a_message_writes_as_python_is_written_as_it_is_typed(python, typed, flags):
+    """The engine knows no command line, and both readers get a way out that they can copy."""
+    assert as_typed(python, flags) == (typed or python)
+
+
+@pytest.mark.parametrize(
+    "words", [("--loading.lora", "{}"), ("--loading.lora.rank", "4"), ("--loading.auxiliaries", "{base: name}")]
+)
+def test_what_is_written_so_is_taken(words):
+    assert SCRIPT.parser().parse_args(words)
+
+
+def test_what_fails_on_the_way_ends_with_its_settings_as_flags(capsys):
+    with pytest.raises(SystemExit) as ended:
+        SCRIPT.parser().fail(RuntimeError("sparse failed: config.first_step_checks='warn' goes on"))
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.endswith("error: sparse failed: --ppo.first_step_checks warn goes on\n")

@@ -18,7 +18,15 @@ from benchmarks.runs.comparison import Panel, announced, plan, ppo_of
 from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.settings import ComparisonSettings
-from benchmarks.runs.single_run import credit_figures, examples, execute, frozen_rollout, log_of, require_kept
+from benchmarks.runs.single_run import (
+    credit_figures,
+    examples,
+    execute,
+    frozen_rollout,
+    in_labels,
+    log_of,
+    require_kept,
+)
 from benchmarks.runs.worker_pool import Interrupted, RunFailed, finished, run_all
 from benchmarks.tasks.definitions import make_task
 from benchmarks.tasks.model_settings import Loading
@@ -293,6 +301,12 @@ def test_runs_of_this_process_come_out_as_those_of_workers(tmp_path, in_threads)
         return {name: values.tolist() for name, values in found.items() if name not in ("seconds", "tokens_per_second")}
 
     assert curves("here", 0) == curves("there", 1)
+
+
+def test_an_error_names_the_methods_as_they_were_typed():
+    (arm,) = parse_arms("abc(beta=0.5)")
+    said = in_labels(arm, f"{arm.redistributor()!r} is lost, as with Sparse() or {RewardAttention()!r}")
+    assert said == f"{arm.label} is lost, as with sparse or abc"
 
 
 def test_a_run_of_this_process_that_fails_or_is_stopped_is_named(tmp_path, monkeypatch):

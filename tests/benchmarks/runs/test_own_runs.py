@@ -109,7 +109,7 @@ def test_the_command_trains_says_what_it_wrote_and_what_went_wrong(policy, tmp_p
         (
             ["--reward", f"{__name__}:shorter", "--ppo.max_length", "[80, 80]"],
             2,
-            "--ppo.max_length '[LOW,HIGH]' sets the",
+            "or allow responses of at most",
         ),
         (["--reward", f"{__name__}:shorter", "--redistributor", "abd"], 2, "no redistributor 'abd'"),
     ):

@@ -7,6 +7,7 @@ import pytest
 from table_task import PPO, TableTask, settings
 
 from benchmarks.check import main
+from benchmarks.runs import preflight
 from benchmarks.runs.comparison import ComparisonSettings, Panel, plan, ppo_of, run_comparison
 from benchmarks.runs.preflight import cost, findings, memory_settings, on_the_cpu
 from benchmarks.tasks.definitions import PositiveGeneration
@@ -137,6 +138,15 @@ def test_the_command_says_that_it_can_run_or_what_stops_it(tmp_path, capsys, tab
     with pytest.raises(SystemExit):
         main([*words, "--redistributors", "abc,segment(inner=abc)"])
     assert "cannot: for the same reason as arm abc\n" in capsys.readouterr().out
+
+
+def test_a_finding_names_settings_as_they_are_typed(tmp_path, capsys, table_comparison, monkeypatch):
+    found = preflight.Finding(about="models", said="use dtype='float32', or lora=LoraSettings()", wrong=True)
+    monkeypatch.setattr(preflight, "findings", lambda *_: [found])
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path / "out")])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said == "models cannot: use --loading.dtype float32, or --loading.lora '{}'"
 
 
 def test_all_that_is_wrong_by_name_is_told_in_one_go(tmp_path, capsys):

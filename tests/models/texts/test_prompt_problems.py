@@ -10,7 +10,7 @@ def problems(lengths, most, context=10, **settings):
 def test_one_row_is_named_with_the_way_out():
     assert problems([3, 8], [4, 4]) == [
         "row 1: 8 prompt + 4 response tokens exceed the context 10 of the model's config (shorten or leave out such "
-        "prompts, or allow responses of at most 2 tokens)"
+        "prompts, or allow responses of at most 2 tokens: max_length=(2, 2))"
     ]
     assert problems([6], [4]) == []
     assert problems([99], [99], context=None) == []

@@ -8,6 +8,10 @@ from models import load_policy
 from models.texts import unknown_words as said_of
 from models.texts.unknown_words import unknown_words
 from models.tiny import save_tiny, tiny_tokenizer
+from redistributors import Sparse
+from rlhf_core import PPOConfig, PPOTrainer
+
+CONFIG = PPOConfig(rollout_batch_size=2, minibatch_size=1, max_length=(4, 4))
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +51,15 @@ def test_one_warning_for_all_texts_and_steps(tmp_path):
         policy.encode(["who"])
         policy.encode_responses(["who"])
         load_policy(folder).encode(["who"])
+
+
+def test_the_warning_names_the_line_of_the_caller(tmp_path):
+    """However deep in the project the texts become ids."""
+    policy = load_policy(save_tiny(tmp_path, "llama", hidden_size=16, n_layers=1))
+    trainer = PPOTrainer(policy, lambda prompts, responses: [0.0] * len(responses), Sparse(), CONFIG)
+    with pytest.warns(UserWarning, match="does not know") as said:
+        trainer.collect(["what is w4"])
+    assert [one.filename for one in said] == [__file__]
 
 
 @pytest.mark.parametrize("way", ["encode_responses", "encode_chats"])
