@@ -185,9 +185,7 @@ def _sizes(
         return
     longest, n = max(lengths), len(loaded.train_prompts)
     size = f"{sum(lengths[:n]) / n:.1f} tokens on average, {longest} at most"
-    counts = (
-        "" if loaded.as_read else f"{n} to train on, {len(lengths) - n} held out; "
-    )  # a task of one's own says them
+    counts = "" if loaded.as_read else f"{n} to train on, {len(lengths) - n} held out; "  # its own load says them
     yield Finding(about="prompts", said=f"{counts}{size}")
     yield Finding(about="cost", said=cost(runs, mean_prompt=sum(lengths[:n]) / n))
     needs = frozenset(need for run in arms for need in run.arm.redistributor().needs)
