@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.base.run_folder import git_state
+from benchmarks.base.text_columns import counted
 
 PACKAGES = (
     *("dense-rlhf", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers"),
@@ -22,7 +23,7 @@ def environment() -> Mapping[str, str]:
     return {
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "platform": platform.platform(),
-        "cpu": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads for torch",
+        "cpu": f"{os.cpu_count()} cores, {counted(torch.get_num_threads(), 'thread')} for torch",
         **{name: _version(name) for name in PACKAGES},
         "torch build": _torch_build(),
         "devices": "; ".join(_devices()) or "no CUDA device",

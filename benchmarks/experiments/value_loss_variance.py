@@ -5,6 +5,8 @@ has finished is never repeated: call again to resume, or to add arms or seeds. D
 versions, git state), report.html, table.md, table.csv, results.json, heatmap.html, figures/ and runs/ARM/seed-N/.
 """
 
+import contextlib
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ EXAMPLES = 6
 
 def write(done: ComparisonResults, _: Any, out: Path, console: Console) -> None:
     """Page, table, figures and heat map in ``out``; heat map, table and verdict on the console."""
-    settings, loaded = done.settings, done.task.load()
+    settings = done.settings
+    with contextlib.redirect_stdout(io.StringIO()):  # what the task says of itself stands above the runs already
+        loaded = done.task.load()
     config = replace(done.config, seed=settings.seed_list()[0])
     shown = examples(loaded, settings.arms(), config, loaded.held_out_prompts[:EXAMPLES])
     report = comparison_report.build(done.only)

@@ -22,7 +22,7 @@ from rlhf_core.pages.curves import Chart, Curve, number, signed
 from rlhf_core.pages.document import escaped
 from rlhf_core.pages.health import health
 from rlhf_core.pages.heat_map import CreditMap
-from rlhf_core.pages.parts import flat, noted_maps, sample_heading, sample_text, sectioned, settings_table
+from rlhf_core.pages.parts import flat, noted_maps, sample_heading, sample_text, sectioned, settings_table, unbroken
 from rlhf_core.pages.run_record import PAGE, REPORT, RunRecord, as_number
 
 PLOTS = {
@@ -44,6 +44,8 @@ PLOTS = {
 MINUS = re.compile(r"(?<![\w.)])-(?=\d)")
 """A hyphen that is a number's sign, and not a part of a name."""
 MOST_EXAMPLES = 6
+MOST_OPEN = 6
+"""Runs beyond which their table is folded."""
 MOST_NAMES = 3
 """Folders that a title names at most."""
 FOLDERS_ABOVE = 4
@@ -115,7 +117,7 @@ def page(comparison: Comparison) -> str:
         "What the arms say now": _texts(comparison.runs),
         "Credit at the end": _credit(comparison.runs),
         "Table": "" if found is None else _table(found),
-        "Runs": _runs(comparison),
+        "Runs": _folded(_runs(comparison), len(comparison.runs.runs)),
         "How to repeat it": _repeat(comparison),
     }
     arms, runs = len(comparison.runs.arms), len(comparison.runs.runs)
@@ -264,6 +266,13 @@ def _runs(comparison: Comparison) -> str:
     return f'<table class="plain stacks"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 
+def _folded(table: str, runs: int) -> str:
+    """The table, behind a line that opens it where there are many runs."""
+    if runs <= MOST_OPEN:
+        return table
+    return f"<details><summary>All {runs} runs: score, KL and health</summary>{table}</details>"
+
+
 def _linked(run: RunRecord, home: Path, arm: str) -> str:
     """The arm's name, linked to the run's own page where there is one."""
     if not (run.folder / PAGE).is_file():
@@ -280,7 +289,7 @@ def _last(run: RunRecord, name: str) -> str:
 def _repeat(comparison: Comparison) -> str:
     """The command, versions and settings of the comparison; each run's own stand on its page."""
     record = comparison.record
-    said = f"<pre>{escaped(str(record['command']))}</pre>" if record.get("command") else ""
+    said = f"<pre>{unbroken(str(record['command']))}</pre>" if record.get("command") else ""
     for title in ("versions", "settings"):
         values = record.get(title)
         if isinstance(values, dict) and values:

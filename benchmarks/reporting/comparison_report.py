@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.base.json_files import jsonable, write_json
+from benchmarks.base.text_columns import counted
 from benchmarks.reporting import statistics, tables
 from benchmarks.reporting.curve_readings import LAST, REFERENCE, last_steps
 from benchmarks.reporting.statistics import FEWEST_SEEDS, Array, Difference, Results, Summary, summarise
@@ -75,8 +76,11 @@ class Report:
 
 
 def build(results: Results) -> Report:
-    """Reduce the curves to the table, its notes and its verdict."""
-    found = {one: {arm: summarise(values) for arm, values in _per_seed(results, one).items()} for one in QUANTITIES}
+    """Reduce the curves to the table, its notes and its verdict. Rows that would only repeat the average score are left
+    out: the final score of a run with no more steps than it covers, and the IQM of so few seeds that none is cut off.
+    """
+    distinct = [one for one in QUANTITIES if one.key != "final_score" or results.steps > LAST]
+    found = {one: {arm: summarise(values) for arm, values in _per_seed(results, one).items()} for one in distinct}
     measured = [
         ArmsRow(
             one.key,
@@ -98,6 +102,8 @@ def _per_seed(results: Results, quantity: Quantity) -> dict[str, Array]:
 
 def _across_seeds(results: Results) -> list[ArmsRow]:
     """Variance over seeds at each step, averaged over steps: of the mean return, where logged, and of the score."""
+    if len(results.seeds) == 1:
+        return []
     titles = {"return_mean": "variance of a step's mean return across seeds", "score": "… of its score"}
     return [
         ArmsRow(
@@ -112,8 +118,10 @@ def _across_seeds(results: Results) -> list[ArmsRow]:
 
 def _beside_the_average(results: Results) -> list[ArmsRow]:
     """The average score's IQM, and where sparse ran, the difference to it."""
-    iqms = {arm: statistics.iqm(results.per_seed(arm, "score")) for arm in results.arms}
-    rows = [ArmsRow("iqm", "average score, IQM of seeds", iqms)]
+    rows = []
+    if len(results.seeds) >= FEWEST_SEEDS:
+        iqms = {arm: statistics.iqm(results.per_seed(arm, "score")) for arm in results.arms}
+        rows.append(ArmsRow("iqm", "average score, IQM of seeds", iqms))
     if found := differences_to_reference(results):
         differences = {arm: found.get(arm, math.nan) for arm in results.arms}
         rows.append(ArmsRow("difference", f"average score, paired difference to {REFERENCE}", differences))
@@ -152,11 +160,11 @@ def notes(results: Results) -> tuple[str, ...]:
             f"p: sign-flip test, two-sided, at least {statistics.smallest_p(seeds):.2g} before correction."
         )
     return (
-        f"{results.task}, {results.steps} steps; averages run over all steps unless stated; – is undefined (equal "
-        "credit has no ranks, sparse no difference to itself).",
+        f"{results.task}, {counted(results.steps, 'step')}; averages are over all steps unless the row says otherwise. "
+        "– means undefined: credit that is equal on all tokens has no ranks, and sparse has no difference to itself.",
         brackets,
         "Raw value loss and plain explained variance are not comparable between methods: spreading a score changes "
-        "the targets themselves. The lines that divide by, or start from, the position are.",
+        "the targets themselves. Compare value loss / within-position variance and explained variance over position.",
     )
 
 

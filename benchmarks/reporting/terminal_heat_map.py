@@ -35,11 +35,16 @@ def in_numbers(examples: Sequence[CreditMap]) -> Group:
 def _maps(examples: Sequence[CreditMap], tokens: Callable[[CreditMap], dict[str, Text]]) -> Group:
     parts: list[RenderableType] = []
     for example in examples:
-        prompt = visible(example.prompt)
-        shown = prompt if len(prompt) <= PROMPT else f"{prompt[: PROMPT // 2]} … {prompt[-PROMPT // 2 :]}"
+        shown = _shortly(example.prompt)
+        shown += "" if example.read is None else f" (the model read: {_shortly(example.read) or 'nothing'})"
         rows = [_rows(example, tokens(example))] if example.rows or example.reference_rows else []
         parts += [Text(f"{shown} … score {example.score:+z.3f}", style="dim"), *rows, Text()]
     return Group(*parts)
+
+
+def _shortly(prompt: str) -> str:
+    text = visible(prompt)
+    return text if len(text) <= PROMPT else f"{text[: PROMPT // 2]} … {text[-PROMPT // 2 :]}"
 
 
 def _rows(example: CreditMap, tokens: dict[str, Text]) -> Table:

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.settings_checks import require_all
-from benchmarks.base.text_columns import in_columns
+from benchmarks.base.text_columns import counted, in_columns
 from benchmarks.cost.architectures import shape_of
 from benchmarks.cost.memory_prediction import ModelShape, predict
 from benchmarks.cost.memory_settings import GIB, MemorySettings
@@ -68,7 +68,7 @@ def main(settings: ComparisonSettings, ppo: Mapping[str, Any], options: Any) -> 
             said = f"cannot: {said}"
         print(in_columns(found.about, said, column=COLUMN), flush=True)
     if problems:
-        raise ValueError(f"{problems} of the findings above must be put right before the comparison runs")
+        raise ValueError(f"the comparison cannot run; lines marked 'cannot' above: {problems}")
     print("The comparison can run.")
 
 
@@ -83,8 +83,8 @@ def findings(settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], c
     arms = list({run.arm.label: run for run in runs}.values())  # one seed speaks for all
     yield Finding(
         about="plan",
-        said=f"{len(arms)} arms x {len(settings.seed_list())} seeds = {len(runs)} runs of {settings.steps} steps; "
-        f"task {settings.task}",
+        said=f"{counted(len(arms), 'arm')} x {counted(len(settings.seed_list()), 'seed')} = "
+        f"{counted(len(runs), 'run')} of {counted(settings.steps, 'step')}; task {settings.task}",
     )
     yield Finding(about="settings", said=_changed(config))
     yield _folder(settings, task, config)
@@ -119,7 +119,7 @@ def _changed(config: PPOConfig) -> str:
         if not part or inner != defaults[name][part]
     ]
     shown = ", ".join(f"{name} {value}" for name, value in flat)
-    return f"{shown}; the rest of PPO is at its defaults" if shown else "all of PPO is at its defaults"
+    return f"{shown}; all other PPO settings at their defaults" if shown else "all PPO settings at their defaults"
 
 
 def _folder(settings: ComparisonSettings, task: Task, config: PPOConfig) -> Finding:
@@ -134,7 +134,7 @@ def _folder(settings: ComparisonSettings, task: Task, config: PPOConfig) -> Find
 
 def _models(loaded: Loaded) -> str:
     names = [type(loaded.policy).__name__, getattr(loaded.reward, "__name__", type(loaded.reward).__name__)]
-    return f"policy {names[0]} and reward {names[1]} load, and read the same prompts"
+    return f"policy {names[0]} and reward {names[1]} can be loaded, and both can read the prompts"
 
 
 def _arm(loaded: Loaded, run: Run) -> Finding:
@@ -148,8 +148,8 @@ def _arm(loaded: Loaded, run: Run) -> Finding:
     needs = sorted(run.arm.redistributor().needs, key=str)
     own = [type(need).__name__ for need in needs if isinstance(need, Experiment)]
     free = [type(need).__name__ for need in needs if not isinstance(need, Experiment)]
-    parts = [f"reads {', '.join(free)} in passes that are made anyway"] if free else []
-    parts += [f"measures {', '.join(own)} with further passes of its own"] if own else []
+    parts = [f"reads {', '.join(free)} at no extra cost"] if free else []
+    parts += [f"measures {', '.join(own)}, which takes extra passes"] if own else []
     can_run = "can run; " + ("; ".join(parts) or "needs nothing but the score")
     report = _contract(run.arm)
     if report is None or report.passed:
@@ -186,18 +186,16 @@ def _sizes(
         yield Finding(about="prompts", said=str(error), wrong=True)
         return
     longest, n = max(lengths), len(loaded.train_prompts)
-    yield Finding(
-        about="prompts",
-        said=f"{n} to learn from, {len(lengths) - n} held out; {sum(lengths[:n]) / n:.0f} tokens on average, "
-        f"{longest} at most",
-    )
+    size = f"{sum(lengths[:n]) / n:.1f} tokens on average, {longest} at most"
+    counts = "" if loaded.as_read else f"{n} to train on, {len(lengths) - n} held out; "  # its own load says them
+    yield Finding(about="prompts", said=f"{counts}{size}")
     yield Finding(about="cost", said=cost(runs, mean_prompt=sum(lengths[:n]) / n))
     needs = frozenset(need for run in arms for need in run.arm.redistributor().needs)
     try:
         held = memory_settings(settings.loading, arms[0].config, longest, needs, card_gib)
         yield _memory(loaded, held, on_a_card=settings.loading.device != "cpu")
     except ValueError as error:
-        yield Finding(about="memory", said=f"is not predicted: {error}")
+        yield Finding(about="memory", said=f"not predicted: {error}")
 
 
 def cost(runs: Sequence[Run], *, mean_prompt: float) -> str:
@@ -211,9 +209,9 @@ def cost(runs: Sequence[Run], *, mean_prompt: float) -> str:
     work = sum(n * (4 + 3 * run.config.epochs) for n, run in zip(tokens, runs, strict=True))
     updates = sum(n * run.config.epochs // run.config.minibatch_size for n, run in zip(responses, runs, strict=True))
     return (
-        f"{sum(responses):,} responses, about {sum(tokens):,.0f} tokens with prompts, {updates:,} optimizer steps; "
-        f"as much as {work:,.0f} tokens in a forward pass, a backward pass counting twice. Evaluation, and evidence "
-        "with passes of its own, come on top"
+        f"{counted(sum(responses), 'response')}, about {sum(tokens):,.0f} tokens with their prompts, "
+        f"{counted(updates, 'optimizer step')}. The work equals a forward pass over about {work:,.0f} tokens, with a "
+        "backward pass counted as two forward passes. Evaluation and the extra passes of methods are not included"
     )
 
 
@@ -227,7 +225,7 @@ def _memory(loaded: Loaded, settings: MemorySettings, *, on_a_card: bool) -> Fin
     A comparison that is not ``on_a_card`` is not stopped by it."""
     reward = loaded.reward.reward if isinstance(loaded.reward, PromptedReward) else loaded.reward
     if not (isinstance(loaded.policy, CausalPolicy) and isinstance(reward, ClassifierReward)):
-        return Finding(about="memory", said="is predicted for a language model and a classifier only")
+        return Finding(about="memory", said="not predicted: that takes a language model and a classifier as reward")
     prediction = predict(
         settings,
         shape_of(loaded.policy.language_model.config, "lm", "the policy"),
@@ -235,7 +233,7 @@ def _memory(loaded: Loaded, settings: MemorySettings, *, on_a_card: bool) -> Fin
         _critic_model(loaded.policy),
     )
     peak, card = prediction.peak / GIB, settings.card_gib
-    said = f"{peak:.1f} GiB at most on a GPU, in the phase {prediction.peak_phase!r} (predicted); the card has {card:g}"
+    said = f"predicted peak on a GPU {peak:.1f} GiB, in the phase {prediction.peak_phase!r}; the card has {card:g} GiB"
     return Finding(about="memory", said=said, wrong=on_a_card and peak > card)
 
 

@@ -27,7 +27,7 @@ from redistributors.trial_rollouts import made_up_rollout
 from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.checks import require_usable, why_not_kept, why_not_provided
 from rlhf_core.config import PPOConfig
-from rlhf_core.pages.credit_maps import credit_maps
+from rlhf_core.pages.credit_maps import credit_maps, decoder
 from rlhf_core.pages.heat_map import CreditMap
 from rlhf_core.prompts import encoded, own_rows
 from rlhf_core.rewards import ScoreMoments
@@ -321,4 +321,4 @@ def examples(loaded: Loaded, arms: Sequence[Arm], config: PPOConfig, prompts: Ta
     rollout = frozen_rollout(loaded, list(methods.values()), config, prompts)
     token_scores = {label: method(rollout) for label, method in methods.items()}
     truths = {} if loaded.contributions is None else {"true contribution": loaded.contributions(rollout.sequences)}
-    return credit_maps(rollout, token_scores, loaded.policy.decode, reference_rows=truths)
+    return credit_maps(rollout, token_scores, decoder(loaded.policy), reference_rows=truths)

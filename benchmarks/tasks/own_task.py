@@ -67,7 +67,7 @@ class OwnTask:
             policy = held_policy(self.loading, self.policy, reward=None if self.code else self.reward)
         more = len(held_out) > self.held_out
         why = f" (always the tenth that a hash of the prompt picks; evaluated on: {self.held_out})" if more else ""
-        said = f"{len(train)} prompts to learn from, {len(held_out)} held out{why}"
+        said = f"{len(train)} prompts to train on, {len(held_out)} held out{why}"
         print(f"{source_name(self.data)}: {said}", flush=True)
         with flag_named("reward", self.reward):
             reward = function or held_reward(self.loading, self.reward, label=self.reward_label)

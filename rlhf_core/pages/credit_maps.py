@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_core.pages.heat_map import CreditMap
 from rlhf_core.pages.token_texts import Decode, TokenText, token_texts
-from rlhf_core.types import Rollout, Row
+from rlhf_core.types import Policy, Rollout, Row
 
 NOTHING: Mapping[str, Sequence[Sequence[float]]] = MappingProxyType({})
 
@@ -26,18 +26,21 @@ def credit_maps(
     ``token_scores``: (batch, response) tensors by method, in score units. ``decode`` makes texts of rows of token ids:
     ``policy.decode``, or ``policy.decode_with_special``, which names special tokens. ``reference_rows``: further
     numbers by name, a list for each response with a number for each of its tokens. Where the caller wrote a text or a
-    chat, its words are shown as the prompt, and what a template put around them is folded.
+    chat, its words are shown as the prompt, and what a template put around them is folded. Where a tokenizer does not
+    know some of them, what the model read stands below.
     """
     sequences, maps = rollout.sequences, []
     scores = {label: values.tolist() for label, values in token_scores.items()}
     pairs = zip(sequences.prompts(), sequences.responses(), sequences.finished.tolist(), strict=True)
     for row, (prompt, response, finished) in enumerate(pairs):
         texts = token_texts(decode, response, before=prompt, finished=finished)
-        before, own, after = prompt_parts(decode([prompt])[0], sequences.given[row] if sequences.given else {})
+        read, own = decode([prompt])[0], own_words(sequences.given[row] if sequences.given else {})
+        before, shown, after = prompt_parts(read, own)
         maps.append(
             CreditMap(
-                prompt=own,
+                prompt=shown,
                 template=(before, after),
+                read=None if shown in read else read,
                 tokens=tuple(one.text for one in texts),
                 counts=tuple(one.tokens for one in texts),
                 score=float(rollout.scores[row]),
@@ -48,20 +51,33 @@ def credit_maps(
     return maps
 
 
-def prompt_parts(text: str, given: Row) -> tuple[str, str, str]:
-    """The text that a model reads before a response, in three parts: before the caller's own words, the words, and
-    after. They are the text of ``given["prompt"]``, or a chat's last message; all of ``text`` where it does not hold
-    them."""
-    own = _own_words(given.get("prompt"))
-    start = text.rfind(own) if own else -1
-    return ("", text, "") if start < 0 else (text[:start], own, text[start + len(own) :])
+def prompt_parts(text: str, own: str) -> tuple[str, str, str]:
+    """What a model reads before a response, in three parts: before the caller's ``own`` words, the words, and after.
+
+    ``text`` may lack spaces at the ends of ``own``. If it lacks the words, they stand alone; if there are no words, all
+    of ``text`` is the middle part.
+    """
+    if not own.strip():
+        return "", text, ""
+    found = own if own in text else own.strip()
+    start = text.rfind(found)
+    return ("", own, "") if start < 0 else (text[:start], found, text[start + len(found) :])
 
 
-def _own_words(prompt: Any) -> str:
+def own_words(given: Row) -> str:
+    """The words that the caller wrote: the text of ``given["prompt"]``, or a chat's last message. Empty where there are
+    none, as where token ids were given."""
+    prompt: Any = given.get("prompt")
     if isinstance(prompt, str):
         return prompt
     content = prompt[-1].get("content") if prompt else None
     return content if isinstance(content, str) else ""
+
+
+def decoder(policy: Policy) -> Decode:
+    """How ``policy`` makes texts of ids for a page: with special tokens, such as <unk>, where it can name them."""
+    named: Decode = getattr(policy, "decode_with_special", policy.decode)
+    return named
 
 
 def _joined(values: Sequence[float], texts: Iterable[TokenText]) -> tuple[float, ...]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from rlhf_core.pages.document import escaped
 
-WIDTH, HEIGHT = 360, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 30
+WIDTH, HEIGHT = 360, 202
+LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 42
 MOST_POINTS = 300
 """Points of a drawn line; a longer curve is averaged over bins of steps, and the caption says so."""
 MOST_DOTS = 60
@@ -76,9 +76,17 @@ CSS = """
 .legend li { display: flex; align-items: center; gap: .4rem; min-width: 0; overflow-wrap: anywhere }
 .legend svg { flex: none; width: 26px; height: 10px }
 .numbers { margin-top: .3rem; font-size: .8125rem } .numbers summary { cursor: pointer; color: var(--muted) }
-.numbers div { overflow-x: auto; max-height: 18rem } .numbers table { border-collapse: collapse }
+.numbers div { overflow: auto; max-height: 18rem } .numbers table { border-collapse: collapse }
 .numbers th, .numbers td { padding: .1rem .6rem .1rem 0; text-align: right; white-space: nowrap;
                            font-variant-numeric: tabular-nums }
+@media (max-width: 40rem) {
+.numbers div { overflow: visible; max-height: none }
+.many thead { position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden; width: 1px }
+.many table, .many tbody, .many tr { display: block } .many tr { padding: .2rem 0; border-top: 1px solid var(--line) }
+.many tbody th { display: block; text-align: left; padding: 0 } .many tbody th::before { content: "step " }
+.many td { display: flex; justify-content: space-between; gap: 1rem; padding: 0 } .many td:empty { display: none }
+.many td::before { content: attr(data-is); text-align: left; white-space: normal; min-width: 0 }
+}
 .k0 { --k: #0067a5 } .k1 { --k: #c44e00 } .k2 { --k: #007a58 } .k3 { --k: #9a3d7c } .k4 { --k: #8a6500 }
 .k5 { --k: #5b4fc4 } .k6 { --k: #555 }
 .k1 .line { stroke-dasharray: 7 3 } .k2 .line { stroke-dasharray: 2 3 } .k3 .line { stroke-dasharray: 9 3 2 3 }
@@ -198,7 +206,8 @@ def _frame(axes: _Axes, curves: Sequence[Curve]) -> Iterator[str]:
         x = axes.x(step)
         anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"
         yield f'<text x="{x:.1f}" y="{bottom + 19}" text-anchor="{anchor}">{int(step)}</text>'
-    yield f'<text x="{LEFT - 16}" y="{bottom + 19}" text-anchor="end">step</text>'
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    yield f'<text x="{middle:.1f}" y="{bottom + 36}" text-anchor="middle">step</text>'  # clear of every tick
 
 
 def _tick(value: float) -> str:
@@ -274,19 +283,25 @@ def _caption(chart: Chart, shown: Sequence[Curve]) -> str:
 
 
 def _numbers(chart: Chart) -> str:
-    """A table of the curves' values; every few steps of a long one, the first and the last always."""
+    """A table of the curves' values: every few steps of a long one, and always the first and the last."""
     steps = sorted({step for curve in chart.curves for step in curve.steps})
     every = math.ceil(len(steps) / MOST_ROWS)
     shown = steps[::every] if steps[-1] in steps[::every] else [*steps[::every], steps[-1]]
     values = [dict(zip(curve.steps, _cells(curve), strict=True)) for curve in chart.curves]
     head = "".join(f'<th scope="col">{escaped(curve.label)}</th>' for curve in chart.curves)
     rows = "".join(
-        f'<tr><th scope="row">{step}</th>' + "".join(f"<td>{cells.get(step, '')}</td>" for cells in values) + "</tr>"
+        f'<tr><th scope="row">{step}</th>'
+        + "".join(
+            f'<td data-is="{escaped(curve.label)}">{cells.get(step, "")}</td>'
+            for curve, cells in zip(chart.curves, values, strict=True)
+        )
+        + "</tr>"
         for step in shown
     )
     which = "" if every == 1 else f", every {every} steps"
+    many = " many" if len(chart.curves) > 1 else ""  # a phone shows those as lines below each other
     return (
-        f'<details class="numbers"><summary>Numbers{which}</summary><div tabindex="0"><table>'
+        f'<details class="numbers{many}"><summary>Numbers{which}</summary><div tabindex="0"><table>'
         f'<thead><tr><th scope="col">step</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>'
     )
 

@@ -25,9 +25,9 @@ PROMPT = (600, 350, 150)
 LEGEND = (-10, -7, -4, 0, 4, 7, 10)
 """Places on the colour scale that the legend shows with their values."""
 HOW_TO_READ = (
-    "Each column is a token, each row a method. Blue adds to the score, red takes from it; a stronger colour is a "
-    "larger score. Point at a cell, tap it or move to it with the Tab key for its value. Σ is the sum of a row. A dot "
-    "stands for a space, ⏎ for a line's end."
+    "Each column is a token, each row a method. Blue adds to the score, red takes from it. The strength of the colour "
+    "grows with the square root of the value, so that small values show. Point at a cell, tap it or move to it with "
+    "the Tab key for its value. Σ is the sum of a row. A dot stands for a space, ⏎ for the end of a line."
 )
 
 
@@ -38,7 +38,8 @@ class CreditMap:
     ``tokens`` are texts, a column of the map each; ``counts`` says how many tokens a column joins (left out: one each).
     ``rows``: token scores by method, in score units, one scale for all. ``reference_rows``: other numbers of each
     token, such as the true contributions, each in its own unit and scale. ``template`` is what stands before and after
-    the prompt in all prompts of its kind; a page folds it.
+    the prompt in all prompts of its kind; a page folds it. ``read`` is what the model read, where ``prompt`` is not in
+    it word for word: a tokenizer may write <unk> for a word. It is None where ``prompt`` says it all.
 
     Raises:
         ValueError: no tokens, or a row or ``counts`` of another length than ``tokens``.
@@ -51,6 +52,7 @@ class CreditMap:
     reference_rows: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     counts: tuple[int, ...] = ()
     template: tuple[str, str] = ("", "")
+    read: str | None = None
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -89,6 +91,8 @@ CSS = (
           color: var(--ink); background: var(--paper); border-top: 1px solid var(--line); padding: 1rem 0 1.4rem;
           font: 15px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; text-align: left }
 .credit .prompt { color: var(--muted); margin: 0 0 .6rem; max-width: 60rem; white-space: pre-wrap }
+.credit .read { color: var(--muted); margin: -.4rem 0 .6rem; max-width: 60rem; font-size: .85rem;
+                white-space: pre-wrap }
 .credit details { display: inline-block; vertical-align: top }
 .credit details[open] { display: block; margin: .3rem 0 }
 .credit summary { display: inline-block; cursor: pointer; border: 1px solid var(--muted); border-radius: 1rem;
@@ -104,7 +108,8 @@ CSS = (
 .credit .block { margin-bottom: var(--line-gap) }
 .credit .label { white-space: nowrap; align-self: center; font-weight: 600 }
 .credit .reference { font-weight: 400; font-style: italic }
-.credit .columns { display: flex; flex-wrap: wrap; gap: var(--line-gap) 2px; margin-left: calc(var(--label) + .6rem) }
+.credit .columns, .credit .last { display: flex; flex-wrap: wrap; gap: var(--line-gap) 2px }
+.credit .columns { margin-left: calc(var(--label) + .6rem) } .credit .last { max-width: 100% }
 .credit .column { flex: none; min-width: 1.1rem }
 .credit .token { font-size: .8rem; line-height: var(--token-height); text-align: center; white-space: nowrap;
                  unicode-bidi: isolate; padding: 0 .2rem }
@@ -141,14 +146,15 @@ def section(example: CreditMap) -> str:
     heights = " ".join(f"calc({len(lines)} * var(--line-height))" for lines in labels.values()) or "0"
     columns = _columns(example)
     widths = [max(2, _width(token)) + 1 for token in example.tokens]
-    copies = min(len(columns), 2 * sum(widths) // NARROWEST + 2)  # two lines in a row hold more than one line's width
+    most = len(columns) + 1  # the last holds two, which a narrow page may part
+    copies = min(most, 2 * sum(widths) // NARROWEST + 2)  # two lines in a row hold more than one line's width
     block = _label_block(labels, example)
     label = max((_width(line) for lines in labels.values() for line in lines), default=0)
     hidden = block.replace('class="block"', 'class="block" aria-hidden="true"')
     return "\n".join(
         [
             '<section class="credit">',
-            f'<div class="prompt">{_prompt(example)}</div>',
+            f'<div class="prompt">{_prompt(example)}</div>{_read(example)}',
             _legend(example),
             f'<div class="map" style="--label: {label}ch; --heights: {heights}">',
             f'<div class="labels">{block}{hidden * (copies - 1)}</div>',
@@ -170,13 +176,28 @@ def write(title: str, examples: Sequence[CreditMap], path: Path, about: str = ""
 
 
 def _prompt(example: CreditMap) -> str:
-    before, after = (_folded(f"template, {len(text)} characters", text) if text else "" for text in example.template)
+    before, after = (_folded(f"template, {_characters(text)}", text) if text else "" for text in example.template)
+    return f"{before}{_shortly(example.prompt)}{after}"
+
+
+def _read(example: CreditMap) -> str:
+    """What the model read, where it is not what the caller wrote."""
+    if example.read is None:
+        return ""
+    return f'<div class="read">The model read: {_shortly(example.read) or "nothing"}</div>'
+
+
+def _shortly(text: str) -> str:
+    """A text whose middle is folded where it is long."""
     most, start, end = PROMPT
-    text = example.prompt
     if len(text) <= most:
-        return f"{before}{_lines(text)}{after}"
+        return _lines(text)
     middle = text[start:-end]
-    return f"{before}{_lines(text[:start])}{_folded(f'{len(middle)} more', middle)}{_lines(text[-end:])}{after}"
+    return f"{_lines(text[:start])}{_folded(f'{len(middle)} more', middle)}{_lines(text[-end:])}"
+
+
+def _characters(text: str) -> str:
+    return f"{len(text)} character{'' if len(text) == 1 else 's'}"
 
 
 def _folded(summary: str, text: str) -> str:
@@ -199,7 +220,7 @@ def _legend(example: CreditMap) -> str:
         for label in example.reference_rows
     )
     return (
-        f'<div class="scale"><b>score {signed(f"{example.score:+z.3f}")}</b><span>token score</span>'
+        f'<div class="scale"><b>score {signed(f"{example.score:+z.3f}")}</b><span>token score, square-root scale</span>'
         f'<span class="chips">{chips}</span>{own}</div>'
     )
 
@@ -224,7 +245,7 @@ def _label_block(labels: Mapping[str, Sequence[str]], example: CreditMap) -> str
 
 
 def _columns(example: CreditMap) -> list[str]:
-    """A column for each token, and one of sums."""
+    """A column for each token; beside the last one stands that of the sums."""
     rows, largest = {**example.rows, **example.reference_rows}, largest_values(example)
     counts = example.counts or (1,) * len(example.tokens)
     total, first, columns = sum(counts), 1, []
@@ -238,7 +259,8 @@ def _columns(example: CreditMap) -> list[str]:
         columns.append(f'<div class="column"><span class="token">{_token(token)}</span>{cells}</div>')
         first += count
     sums = "".join(_sum(label, math.fsum(values), example) for label, values in rows.items())
-    return [*columns, f'<div class="column sums"><span class="token">Σ</span>{sums}</div>']
+    sums = f'<div class="column sums"><span class="token">Σ</span>{sums}</div>'
+    return [*columns[:-1], f'<div class="last">{columns[-1]}{sums}</div>']  # a line never begins with the sums alone
 
 
 def _cell(label: str, value: float, largest: float, said: str, score: float) -> str:

@@ -1,6 +1,7 @@
 """The parts of pages on runs: sections with links to them, samples, settings, recorded credit."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,8 +35,20 @@ a { color: inherit; text-underline-offset: 2px } h2 { margin-top: 2.2rem }
            white-space: pre-wrap } .pair .end { color: var(--muted) }
 pre { white-space: pre-wrap; background: var(--card); border-radius: 8px; padding: .7rem .9rem; font-size: .8125rem }
 details > summary { cursor: pointer }
+.word { display: inline-block; max-width: 100% }
+@media (max-width: 40rem) {
+.stacks td[data-is="should be"] { grid-column: 1 / -1 }
+.settings tr { display: block; border-bottom: 1px solid var(--line); padding: .3rem 0 }
+.settings th, .settings td { display: block; border: 0; padding: 0 }
+}
 """
 )
+
+
+def unbroken(text: str) -> str:
+    """``text`` escaped, with each flag on one line where it fits: a browser would break ``--ppo.learning_rate`` after a
+    hyphen."""
+    return re.sub(r"(?<!\S)--\S+", lambda word: f'<span class="word">{word[0]}</span>', escaped(text))
 
 
 def sectioned(title: str, about: str, top: str, sections: Mapping[str, str]) -> str:
@@ -43,7 +56,7 @@ def sectioned(title: str, about: str, top: str, sections: Mapping[str, str]) -> 
     that are not empty, by heading, with links to each."""
     shown = {heading: body for heading, body in sections.items() if body}
     links = "".join(f'<a href="#{_anchor(heading)}">{escaped(heading)}</a>' for heading in shown)
-    parts = [f'<p class="lead">{escaped(about)}</p>', top, f"<nav>{links}</nav>"]
+    parts = [f'<p class="lead">{unbroken(about)}</p>', top, f"<nav>{links}</nav>"]
     parts += [
         f'<section><h2 id="{_anchor(heading)}">{escaped(heading)}</h2>{body}</section>'
         for heading, body in shown.items()
@@ -75,7 +88,7 @@ def settings_table(values: Mapping[str, Any]) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escaped(name)}</th><td>{escaped(str(value))}</td></tr>' for name, value in values.items()
     )
-    return f'<table class="plain"><tbody>{rows}</tbody></table>'
+    return f'<table class="plain settings"><tbody>{rows}</tbody></table>'
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

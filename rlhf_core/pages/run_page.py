@@ -9,7 +9,7 @@ from rlhf_core.pages import curves, heat_map
 from rlhf_core.pages import health as health_table
 from rlhf_core.pages.curves import Chart, Curve, number
 from rlhf_core.pages.document import escaped
-from rlhf_core.pages.parts import flat, noted_maps, sample_heading, sample_text, sectioned, settings_table
+from rlhf_core.pages.parts import flat, noted_maps, sample_heading, sample_text, sectioned, settings_table, unbroken
 from rlhf_core.pages.run_record import RunRecord
 
 
@@ -198,7 +198,7 @@ def credit(run: RunRecord) -> str:
 def repeat(run: RunRecord) -> str:
     """Command, versions and settings."""
     command = str(run.report.get("command", ""))
-    said = f"<pre>{escaped(command)}</pre>" if command else ""
+    said = f"<pre>{unbroken(command)}</pre>" if command else ""
     versions = run.report.get("versions")
     parts = {"Versions": versions if isinstance(versions, dict) else {}, "Settings": dict(flat(run.settings))}
     return said + "".join(

@@ -321,7 +321,7 @@ class Fit:
 def _said(plan: Plan, config: PPOConfig) -> str:
     """One line on what the run is about to do, above all the response lengths."""
     low, high = config.max_length
-    drawn = "" if low == high else f", the longest drawn from {low} to {high}"
+    drawn = "" if low == high else f" (each response's limit is drawn from {low} to {high})"
     return (
         f"{plan.steps} steps of {config.rollout_batch_size} responses of {config.min_length} to {high} tokens{drawn}; "
         f"{len(plan.prompts)} prompts, minibatches of {config.minibatch_size}"

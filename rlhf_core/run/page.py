@@ -20,7 +20,7 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.files.plain_files import read_object
 from rlhf_core.files.plain_files import replace as write_whole
 from rlhf_core.masking import last_token
-from rlhf_core.pages.credit_maps import credit_maps
+from rlhf_core.pages.credit_maps import credit_maps, decoder
 from rlhf_core.pages.heat_map import CreditMap
 from rlhf_core.pages.parts import noted
 from rlhf_core.pages.run_page import page
@@ -156,8 +156,8 @@ def credit(trainer: OnPage, rollout: Rollout, methods: Methods) -> list[CreditMa
     for name, row in {**candidates, **baselines(shown)}.items():
         if not any(torch.allclose(row, other) for other in rows.values()):
             rows[name] = row
-    decode = getattr(trainer.policy, "decode_with_special", trainer.policy.decode)  # which names special tokens
-    return credit_maps(shown, {name: row for name, row in rows.items() if bool(usable(row).all())}, decode)
+    known = {name: row for name, row in rows.items() if bool(usable(row).all())}
+    return credit_maps(shown, known, decoder(trainer.policy))
 
 
 def baselines(rollout: Rollout) -> dict[str, Tensor]:

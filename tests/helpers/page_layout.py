@@ -39,6 +39,21 @@ MEASURE = (
     if (one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).display !== "inline" && one.tagName !== "text")
       wrong.push("is cropped: " + one.tagName + " " + text(one));
   });
+  all(".numbers div, .scroll").forEach((one) => {
+    if (wide < 640 && (one.scrollWidth > one.clientWidth + 1 || one.scrollHeight > one.clientHeight + 1))
+      wrong.push("a table is cut: " + text(one));
+  });
+  all(".word").forEach((one) => {
+    const range = document.createRange();
+    range.selectNodeContents(one);
+    const lines = new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size;
+    if (lines > 1 && one.getBoundingClientRect().width < 0.8 * one.parentElement.clientWidth)
+      wrong.push("is broken: " + text(one));
+  });
+  all(".map .sums").forEach((one) => {
+    const last = one.previousElementSibling, top = one.getBoundingClientRect().top;
+    if (!last || Math.abs(last.getBoundingClientRect().top - top) > 1) wrong.push("sums stand alone: " + text(one));
+  });
   all(".chart svg[role=img]").forEach((picture) => {
     const boxes = all("text:not(.name)", picture).map((one) => [one, one.getBoundingClientRect()]);
     boxes.forEach(([one, a], i) => boxes.slice(i + 1).forEach(([other, b]) => {

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+COMMAND = "python train.py --ppo.rollout_batch_size 64 --ppo.learning_rate 1e-5"
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u202e&amp;"
 
 
@@ -63,6 +64,6 @@ def report(steps: int) -> dict[str, Any]:
         "rows": {"abc": even, "sparse": [*[0.0] * (len(tokens) - 1), 0.6]}, "reference_rows": {},
     }  # fmt: skip
     return {
-        "written": "2026-01-02 03:04 UTC", "last_step": 20, "command": f"python train.py --name '{HOSTILE}'",
+        "written": "2026-01-02 03:04 UTC", "last_step": 20, "command": f"{COMMAND} --name '{HOSTILE}'",
         "versions": {"torch": "2.13"}, "conserving": True, "credit_step": steps, "credit": [credit],
     }  # fmt: skip

@@ -22,6 +22,12 @@ MUTATIONS = (
         "tests/rlhf_core/pages/test_credit_maps.py::test_the_credit_of_a_split_character_is_the_sum_over_its_tokens",
     ),
     Mutation(
+        "rlhf_core/pages/credit_maps.py",
+        "read=None if shown in read else read,",
+        "read=None,",
+        "tests/rlhf_core/pages/test_credit_maps.py::test_the_callers_own_prompt_is_shown_where_the_model_read_another",
+    ),
+    Mutation(
         "rlhf_core/pages/shades.py",
         "return math.copysign(largest * (place / DEPTHS) ** 2, place)",
         "return largest * place / DEPTHS",

@@ -635,7 +635,8 @@ def test_fit_writes_metrics_samples_and_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "said"), [((3, 3), "of 2 to 3 tokens;"), ((2, 3), "of 2 to 3 tokens, the longest drawn from 2 to 3;")]
+    ("lengths", "said"),
+    [((3, 3), "of 2 to 3 tokens;"), ((2, 3), "of 2 to 3 tokens (each response's limit is drawn from 2 to 3);")],
 )
 def test_fit_says_first_how_long_responses_may_be(lengths, said, tmp_path, capsys):
     config = replace(CONFIG, max_length=lengths)

@@ -121,6 +121,11 @@ def title(content):
     return content.split("<h1>")[1].split("</h1>")[0]
 
 
+def test_the_table_of_many_runs_is_folded(out):
+    assert "<summary>All 8 runs: score, KL and health</summary>" in page_of(out, path=out / "report.html")
+    assert "All 4 runs" not in page_of(out / "runs" / "abc", path=out / "report.html")
+
+
 def test_the_title_is_that_of_the_runs_wherever_the_page_is_written(out, tmp_path):
     arms = [out / "runs" / arm for arm in ARMS]
     other = tmp_path / "another"
@@ -143,7 +148,7 @@ def test_the_title_is_that_of_the_runs_wherever_the_page_is_written(out, tmp_pat
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("width", [320, 375, 1280])
 def test_nothing_overflows_on_a_phone_or_a_desk(out, width, tmp_path):
     run_folder(out / "runs" / "an_arm_with_quite_a_long_name-beta0.8-layer3" / "seed-0")
     content = page_of(out, path=out / "report.html")

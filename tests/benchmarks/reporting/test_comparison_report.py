@@ -63,6 +63,17 @@ def test_iqm_ignores_a_diverged_seed():
     assert rows["average_score"]["sparse"].mean == pytest.approx(-19.2)
 
 
+def test_rows_that_would_repeat_the_average_are_left_out():
+    found = results({"sparse": 0.0}, seeds=3)
+    assert {"average_score", "final_score", "score_variance_across_seeds"} <= table(build(found)).keys()
+    assert "iqm" not in table(build(found))
+    short = {name: values[:, :LAST] for name, values in found.curves["sparse"].items()}
+    rows = table(build(Results(task="toy", seeds=(0, 1, 2), curves={"sparse": short})))
+    assert "final_score" not in rows
+    assert "kl" in rows
+    assert "score_variance_across_seeds" not in table(build(results({"sparse": 0.0}, seeds=1)))
+
+
 def test_difference_to_sparse_is_paired_and_corrected():
     rows = table(build(results({"sparse": 1.0, "uniform": 1.5, "abc": 2.0})))
     assert tables.text(rows["difference"]["abc"]) == "1.00"  # the same for every seed: no interval
@@ -105,7 +116,7 @@ def test_titles_say_how_many_steps_the_last_ones_are(steps, said):
     curves = {name: np.ones((2, steps)) for name in ("score", "kl", "length")}
     found = Results(task="toy", seeds=(0, 1), curves={"sparse": curves})
     titles = [row.title for row in build(found).rows]
-    assert f"final score ({said} steps)" in titles
+    assert (f"final score ({said} steps)" in titles) is (steps > LAST)
     assert f"length, tokens ({said})" in titles
     headings = arm_columns.headings(arm_columns.LAST_KL_AND_LENGTH, found)
     assert headings == (f"KL, {said}", f"length, {said}")

@@ -1,5 +1,7 @@
 """The heat map in the terminal: text is never markup or a control code, and colour is used where it may be."""
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -54,3 +56,10 @@ def test_a_log_file_gets_numbers():
         show([example(("a", " b"), "p", 2.0)], console)
     assert "a +0, b +2" in captured.get()
     assert "a +1, b +1" in captured.get()
+
+
+def test_what_the_model_read_stands_beside_the_callers_own_prompt():
+    console = Console(width=200, force_terminal=False, color_system=None)
+    with console.capture() as captured:
+        show([replace(example(("a", "b"), "a river", 2.0), read="a <unk>")], console)
+    assert "a river (the model read: a <unk>) … score +2.000" in captured.get()

@@ -74,7 +74,7 @@ def config(**changes):
 def test_it_holds_prompts_out_and_says_so(places, capsys):
     loaded = task(places).load()
     assert (len(loaded.train_prompts), len(loaded.held_out_prompts)) == (20, 4)
-    assert capsys.readouterr().out == "prompts.jsonl: 20 prompts to learn from, 4 held out\n"
+    assert capsys.readouterr().out == "prompts.jsonl: 20 prompts to train on, 4 held out\n"
     assert {*loaded.train_prompts[0]} == {"prompt", "answer"}
 
 
@@ -85,7 +85,7 @@ def test_more_held_out_than_were_asked_for_is_explained(places, tmp_path, capsys
     held_out = len(loaded.held_out_prompts)
     assert held_out > 2
     assert capsys.readouterr().out == (
-        f"many.jsonl: {81 - held_out} prompts to learn from, {held_out} held out (always the tenth that a hash of the "
+        f"many.jsonl: {81 - held_out} prompts to train on, {held_out} held out (always the tenth that a hash of the "
         "prompt picks; evaluated on: 2)\n"
     )
     assert [row["prompt"] for row in loaded.in_order()] == texts

@@ -1,11 +1,13 @@
 """Heat maps of a rollout: texts for ids, padding left out, split characters joined, and templates apart."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fakes import rollout_of, sequences_of
 from texts import byte_level
 
-from rlhf_core.pages.credit_maps import credit_maps, prompt_parts
+from rlhf_core.pages.credit_maps import credit_maps, own_words, prompt_parts
 
 TOKENIZER = byte_level()
 
@@ -42,6 +44,14 @@ def test_the_credit_of_a_split_character_is_the_sum_over_its_tokens():
     assert shown.rows["mine"] == (1.0, 14.0)
 
 
+def test_the_callers_own_prompt_is_shown_where_the_model_read_another():
+    both = rollout("the cat", "the")
+    written = replace(both.sequences, given=({"prompt": "a river"}, {"prompt": decode([[1]])[0]}))
+    first, second = credit_maps(replace(both, sequences=written), {}, decode)
+    assert (first.prompt, first.read) == ("a river", decode([[1]])[0])
+    assert (second.prompt, second.read) == (decode([[1]])[0], None)
+
+
 CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}]
 
 
@@ -51,10 +61,11 @@ CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "
         ("<user>Why?<assistant>", {"prompt": "Why?"}, ("<user>", "Why?", "<assistant>")),
         ("Why? is it: Why?", {"prompt": "Why?"}, ("Why? is it: ", "Why?", "")),
         ("Be kind. <user>Why?</user>", {"prompt": CHAT}, ("Be kind. <user>", "Why?", "</user>")),
-        ("Why?", {"prompt": "why?"}, ("", "Why?", "")),
+        ("<s>Why?", {"prompt": " Why? "}, ("<s>", "Why?", "")),
+        ("<unk>?", {"prompt": "Why?"}, ("", "Why?", "")),
         ("Why?", {"answer": "why?"}, ("", "Why?", "")),
         ("Why?", {"prompt": [{"role": "user", "content": [{"type": "text"}]}]}, ("", "Why?", "")),
     ],
 )
 def test_a_template_stands_apart_from_the_callers_own_words(text, given, parts):
-    assert prompt_parts(text, given) == parts
+    assert prompt_parts(text, own_words(given)) == parts

@@ -130,7 +130,20 @@ def test_one_scale_serves_all_methods_and_the_legend_has_its_numbers():
     four = example(("a", "b", "c", "d"), "p", 4.0)
     assert coloured(four)["sparse"][-1] == shade(4, 4)
     assert coloured(four)["uniform"][0] == shade(1, 4)
-    assert "token score−4−2−0.640+0.64+2+4" in shown(four)
+    assert "token score, square-root scale−4−2−0.640+0.64+2+4" in shown(four)
+
+
+def test_what_the_model_read_is_shown_where_it_is_not_what_the_caller_wrote():
+    assert "a riverThe model read: a <unk>\n" in shown(example(("a", "b"), "a river", read="a <unk>"))
+    assert "The model read: nothing" in shown(example(("a", "b"), "a river", read=""))
+    assert "The model read" not in shown(example(("a", "b"), "a river"))
+
+
+def test_the_sums_stand_beside_the_last_token():
+    columns = section(example(("a", "b"))).split('<div class="last">')
+    assert ">b</span>" in columns[1]
+    assert "Σ" in columns[1]
+    assert "Σ" not in columns[0]
 
 
 def test_spaces_and_line_ends_are_seen():

@@ -57,6 +57,7 @@ def test_a_page_has_every_section_and_says_where_the_run_stands(folder):
     assert "response 0 of step 0" in content
     assert "response 0 of step 12" in content
     assert is_ours(content)
+    assert '<span class="word">--ppo.learning_rate</span> 1e-5' in content
 
 
 def test_texts_of_models_become_no_markup_and_nothing_is_fetched_or_run(folder):
