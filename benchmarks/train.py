@@ -7,10 +7,12 @@ Without --policy, --data and --reward the embedded task is trained on. ``--push_
 the end; without it nothing is uploaded.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
 from benchmarks.base.command_line import command_line
+from benchmarks.base.resume_command import resume_command
 from benchmarks.experiments.settings import TrainSettings
 from models.policy.publishing import require_ready
 from rlhf_core.config import PPOConfig
@@ -39,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         try:
             run_training(settings, ppo, push_to=given.push_to_hub)
+        except (KeyboardInterrupt, SystemExit) as stopped:  # before the first step, or after one that is saved
+            print(f"stopped; to go on: {resume_command(overwrite=settings.overwrite)}", file=sys.stderr)
+            raise SystemExit(getattr(stopped, "code", 130)) from None
         except (RunFailed, NotPushed) as failed:
             parser.fail(failed)
     except (ValueError, OSError) as error:

@@ -108,20 +108,32 @@ def listed(problems: Sequence[str]) -> str:
     return "; ".join(problems[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
+def listed_by_reason(places: Mapping[str, Sequence[str]]) -> str:
+    """``places`` holds where each problem was found. Each is named once, at its first place, with the number of the
+    others and the last of them."""
+
+    def one(problem: str, where: Sequence[str]) -> str:
+        more = len(where) - 1
+        return f"{where[0]} {problem}" + (f" (and {more} more likewise, the last {where[-1]})" if more else "")
+
+    return listed([one(problem, where) for problem, where in places.items()])
+
+
 def _all_read(prompts: Any) -> list[Written]:
     _require_list(prompts)
-    written, problems = [], []
+    written, problems = list[Written](), dict[str, list[str]]()
     for place, given in enumerate(prompts):
         try:
             written.append(read_prompt(given))
         except ValueError as problem:
-            problems.append(f"prompt {place} {problem}")
+            problems.setdefault(str(problem), []).append(f"prompt {place}")
     every = {name for one in written for name in one.columns}
     for place, one in enumerate(written if not problems else ()):
         if lacking := every - one.columns:
-            problems.append(f"prompt {place} has no {', '.join(map(repr, sorted(lacking)))}, which others have")
+            lacks = f"has no {', '.join(map(repr, sorted(lacking)))}, which others have"
+            problems.setdefault(lacks, []).append(f"prompt {place}")
     if problems:
-        raise ValueError(listed(problems))
+        raise ValueError(listed_by_reason(problems))
     return written
 
 

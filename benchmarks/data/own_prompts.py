@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.data.hold_out import text_hash
 from benchmarks.data.records import read_rows, source_name
-from rlhf_core.prompts import listed, read_prompt
+from rlhf_core.prompts import listed_by_reason, read_prompt
 from rlhf_core.types import Row
 
 
@@ -17,9 +17,10 @@ def read_own_prompts(source: str) -> list[Row]:
     Raises:
         FileNotFoundError: no such file.
         ValueError: an unknown ending; no row at all; rows that are no such row, whose prompt is empty or stands in an
-            earlier row, or that lack a column of the first. All are listed, by file and line.
+            earlier row, or that lack a column of the first. All are listed, by file and line,
+            with a count of rows for each reason.
     """
-    name, rows, problems = source_name(source), list[Row](), list[str]()
+    name, rows, problems = source_name(source), list[Row](), dict[str, list[str]]()
     places = dict[str, str]()
     for number, written in enumerate(read_rows(source), 1):
         if isinstance(written, str) and not written.strip():
@@ -33,9 +34,9 @@ def read_own_prompts(source: str) -> list[Row]:
                 raise ValueError(f"has the prompt of {places[prompt_key(row)]} again; remove one")
             rows.append(row)
         except ValueError as problem:
-            problems.append(f"{place} {problem}")
+            problems.setdefault(str(problem), []).append(place)
     if problems:
-        raise ValueError(listed(problems))
+        raise ValueError(listed_by_reason(problems))
     if not rows:
         raise ValueError(f'{source} holds no prompts; write a line {{"prompt": "..."}} for each')
     return rows

@@ -46,7 +46,8 @@ class GenerationLength:
     lengths: tuple[tuple[int, int], ...] = ((20, 30), (40, 60), (90, 110), (140, 160))
     """Ranges of response tokens: the lower end is the minimum; each row's maximum is drawn from the range."""
     failed_below: float | None = None
-    """Mean score of the last 10 steps below which a run failed (paper: 6); null: midway from start to the best arm."""
+    """Mean score of the last 10 steps, or of all if fewer ran, below which a run failed (paper: 6); null: midway from
+    start to the best arm."""
 
     def __post_init__(self) -> None:
         for length in self.lengths:
@@ -111,8 +112,8 @@ class SamplingMismatch:
     lengths: tuple[tuple[int, int], ...] = ((8, 16), (90, 110))
     """Ranges of response tokens, upper end excluded."""
     failed_below: float | None = None
-    """Mean score of the last 10 steps below which a run failed (paper: 6); null: midway from start to the best arm of
-    our sampler at that length."""
+    """Mean score of the last 10 steps, or of all if fewer ran, below which a run failed (paper: 6); null: midway from
+    start to the best arm of our sampler at that length."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.samplers if name not in SAMPLER_NAMES]
@@ -127,7 +128,8 @@ class LearningCurves:
     """The threshold of a failed run."""
 
     failed_below: float | None = None
-    """Mean score of the last 10 steps below which a run failed (paper: 6); null: midway from start to the best arm."""
+    """Mean score of the last 10 steps, or of all if fewer ran, below which a run failed (paper: 6); null: midway from
+    start to the best arm."""
 
 
 @dataclass(frozen=True, kw_only=True)

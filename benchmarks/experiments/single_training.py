@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,11 +14,13 @@ from rich.console import Console
 
 from benchmarks.base.folder_lock import locked
 from benchmarks.base.quiet_libraries import quietly
+from benchmarks.reporting.ruined_runs import ruined_runs
 from benchmarks.runs.comparison import Panel, announced, plan, ppo_of
 from benchmarks.runs.settings import ComparisonSettings
-from benchmarks.runs.single_run import Run, log_of, require_prompts, require_runnable, require_scored, train
-from benchmarks.runs.worker_pool import failure
+from benchmarks.runs.single_run import Run, log_of, require_prompts, require_runnable, require_scored, run_name, train
+from benchmarks.runs.worker_pool import already_done, failure
 from models.policy.publishing import push_to_hub, require_shared_base
+from rlhf_core.pages.run_record import read_run
 from rlhf_core.run.checkpoint import POLICY, checkpoints
 from rlhf_core.run.run_folder import RunFolder
 
@@ -52,6 +55,8 @@ def run_training(settings: ComparisonSettings, ppo: Mapping[str, Any], *, push_t
         require_prompts(loaded, [run])
         require_runnable(loaded, run)
         require_scored(loaded, run.config)
+        if already := already_done([run], [run]):
+            print(already, file=sys.stderr, flush=True)
         try:
             figures = train(run, loaded)
         except (ValueError, OSError):
@@ -67,6 +72,8 @@ def run_training(settings: ComparisonSettings, ppo: Mapping[str, Any], *, push_t
         "run.json, the policy in"
     )
     console.print(f"{said}\n{policy}", markup=False, highlight=False, soft_wrap=True)
+    if warning := ruined_runs({run_name(run): read_run(run.folder)}):
+        console.print(warning, markup=False, highlight=False, soft_wrap=True)
     if push_to is not None:
         _push(policy, push_to, console)
     return policy

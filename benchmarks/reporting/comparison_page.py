@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.base.run_folder import RECORD, read_record
 from benchmarks.reporting import comparison_report, tables
 from benchmarks.reporting.curve_readings import LAST
+from benchmarks.reporting.ruined_runs import ruined_runs
 from benchmarks.reporting.run_sets import RunSet, find_runs, results, seed_of, sorted_into_arms
 from benchmarks.reporting.statistics import Array, Results, band, summarise
 from rlhf_core.files.plain_files import read_object, replace
@@ -131,6 +132,11 @@ def _counted(count: int, what: str) -> str:
 
 
 def _about(runs: RunSet, found: Results | None) -> str:
+    named = {f"{arm}, seed {seed_of(run)}": run for arm, some in runs.arms.items() for run in some}
+    return f"{ruined_runs(named)} {_conclusion(runs, found)}".strip()
+
+
+def _conclusion(runs: RunSet, found: Results | None) -> str:
     if found is None:
         return "No seed was run under every arm, so the arms are not compared; the curves show each by itself."
     reached = [run.step for run in runs.runs]
@@ -249,7 +255,6 @@ def _runs(comparison: Comparison) -> str:
     rows = []
     for arm, some in comparison.runs.arms.items():
         for run in some:
-            concerns = [row.name for row in health(run) if row.advice]
             cells = {
                 "seed": number(seed_of(run)),
                 "step": number(run.step),
@@ -257,9 +262,8 @@ def _runs(comparison: Comparison) -> str:
                 "KL": _last(run, "kl"),
             }
             shown = "".join(f'<td class="n" data-is="{name}">{value}</td>' for name, value in cells.items())
-            verdict = f'<span class="look">look</span> {escaped(", ".join(concerns))}' if concerns else "fine"
             name = _linked(run, comparison.home, arm)
-            rows.append(f'<tr><th scope="row">{name}</th>{shown}<td class="wide">{verdict}</td></tr>')
+            rows.append(f'<tr><th scope="row">{name}</th>{shown}<td class="wide">{_health(run)}</td></tr>')
     head = "".join(
         f'<th scope="col">{name}</th>' for name in ("arm", "seed", "step", "score, last", "KL, last", "health")
     )
@@ -271,6 +275,15 @@ def _folded(table: str, runs: int) -> str:
     if runs <= MOST_OPEN:
         return table
     return f"<details><summary>All {runs} runs: score, KL and health</summary>{table}</details>"
+
+
+def _health(run: RunRecord) -> str:
+    """The figures to look at; without any, those that have a note."""
+    found = health(run)
+    for verdict in ("look", "note"):
+        if names := [row.name for row in found if row.verdict == verdict]:
+            return f'<span class="{verdict}">{verdict}</span> {escaped(", ".join(names))}'
+    return "fine"
 
 
 def _linked(run: RunRecord, home: Path, arm: str) -> str:

@@ -180,9 +180,12 @@ def verdict(results: Results) -> str:
     best = max(arms, key=lambda arm: scores[arm].mean)
     rivals = [arm for arm in arms if arm != best and scores[best].overlaps(scores[arm])]
     if any(score.kind == "range" for score in scores.values()):
+        tied = [arm for arm in arms if number(scores[arm].mean) == number(scores[best].mean)]
+        highest = f"{best} has the highest average score, {tables.text(scores[best])}"
+        tie = f"{' and '.join(tied)} tie at the average score {number(scores[best].mean)}"
         said = (
             f"{_why_no_interval(len(results.seeds))}, so no method is called better "
-            f"({best} has the highest average score, {tables.text(scores[best])})"
+            f"({tie if len(tied) > 1 else highest})"
         )
     elif rivals:
         others = ", ".join(f"{arm} {tables.text(scores[arm])}" for arm in rivals)

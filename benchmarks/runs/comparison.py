@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.base.command_line import program
 from benchmarks.base.folder_lock import locked
 from benchmarks.base.json_files import jsonable
 from benchmarks.base.run_folder import claim_folder, require_claimable, run_record
@@ -22,7 +23,8 @@ from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import PLACES, Run, Task, require_prompts, require_runnable, require_scored
-from benchmarks.runs.worker_pool import run_all
+from benchmarks.runs.worker_pool import RunFailed, finished, run_all
+from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.config import PPOConfig
 
 MADE_BY = "a comparison"
@@ -69,6 +71,7 @@ def run_comparison(
     Raises:
         FileExistsError: the folder holds a comparison with other settings, all named, or something that is not ours.
         ValueError: an arm or a setting that cannot be; found before anything is trained with PPO.
+        RunFailed, Interrupted: as from :func:`benchmarks.runs.worker_pool.run_all`.
     """
     out, config = Path(settings.out), ppo_of(task, ppo)
     record = require_free(settings, task, config, options)
@@ -78,9 +81,21 @@ def run_comparison(
     record["datasets"] = {"prompts and models": fingerprint}
     with locked(out):
         claim_folder(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
-        run_all([run for some in runs_of.values() for run in some], settings.processes)
+        _run_or_say_what_is_there([run for some in runs_of.values() for run in some], settings)
     results = {name: load_results(settings.task, some) for name, some in runs_of.items()}
     return ComparisonResults(settings=settings, task=task, config=config, results=results)
+
+
+def _run_or_say_what_is_there(runs: Sequence[Run], settings: ComparisonSettings) -> None:
+    """Run all; where one fails, its error says that a page of the finished ones can be written."""
+    try:
+        run_all(runs, settings.processes)
+    except RunFailed as failed:
+        done = sum(map(finished, runs))
+        if not done:
+            raise
+        some = f"{done} of {len(runs)} runs have finished"
+        raise RunFailed(f"{failed}\n{some}: {program()} report {settings.out} writes a page of them") from failed
 
 
 def require_free(settings: ComparisonSettings, task: Task, config: PPOConfig, options: object = None) -> dict[str, Any]:
@@ -137,19 +152,49 @@ def plan(settings: ComparisonSettings, task: Task, panel: Panel, config: PPOConf
             panel=panel.name,
             folder=Path(settings.out) / "runs" / panel.name / arm.label / f"seed-{seed}",
         )
-        for arm in (settings.arms() if panel.arms is None else panel.arms)
+        for arm in (_without_repeats(settings, config) if panel.arms is None else panel.arms)
         for seed in settings.seed_list()
     ]
 
 
-def announced(settings: ComparisonSettings, runs: Sequence[Run]) -> tuple[str, str]:
+def left_out(settings: ComparisonSettings, panels: Sequence[Panel], config: PPOConfig) -> list[str]:
+    """Labels of the controls that :func:`plan` leaves out because they repeat an arm."""
+    planned = [panel for panel in panels if panel.arms is None]
+    repeats = (_repeats(settings, with_settings(config, panel.changes)) for panel in planned)
+    return list(dict.fromkeys(label for labels in repeats for label in labels))
+
+
+def _without_repeats(settings: ComparisonSettings, config: PPOConfig) -> list[Arm]:
+    repeats = _repeats(settings, config)
+    return [arm for arm in settings.arms() if arm.label not in repeats]
+
+
+def _repeats(settings: ComparisonSettings, config: PPOConfig) -> set[str]:
+    """Labels of the added controls whose runs would repeat those of another arm, number by number."""
+    controls = settings.added_controls()
+    others = [arm for arm in settings.arms() if arm not in controls]
+    return {control.label for control in controls if any(_alike(control, arm, config) for arm in others)}
+
+
+def _alike(control: Arm, arm: Arm, config: PPOConfig) -> bool:
+    """Whether two arms are the same method with the same settings. λ counts only with a critic: no other estimator
+    reads it."""
+    one, other = (with_settings(config, each.changes) for each in (control, arm))
+    if not ESTIMATORS[one.advantages].critic:
+        one = replace(one, lam=other.lam)
+    return (control.method, control.settings, one) == (arm.method, arm.settings, other)
+
+
+def announced(settings: ComparisonSettings, runs: Sequence[Run], left_out: Sequence[str] = ()) -> tuple[str, str]:
     """What is about to run, in two lines: first how long responses are, which decides what can be said at all, then how
-    many runs there are, and how many of them at a time."""
+    many runs there are, how many of them at a time, and which controls were ``left_out``."""
     low, high = min(run.config.min_length for run in runs), max(run.config.max_length[1] for run in runs)
     sizes = " or ".join(map(str, sorted({run.config.rollout_batch_size for run in runs})))
     labels = dict.fromkeys(run.arm.label for run in runs)
     controls = [arm.label for arm in settings.added_controls() if arm.label in labels]
     added = f" ({', '.join(controls)} runs besides as a control; --controls '' leaves it out)" if controls else ""
+    if left_out:
+        added += f" (without the control {', '.join(left_out)}, which would repeat another arm with these settings)"
     counted = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     return (
         f"{settings.task}: responses of {low} to {high} tokens, {sizes} a step (--ppo.max_length, "

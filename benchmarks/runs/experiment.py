@@ -9,13 +9,17 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from benchmarks.base.interruption import stoppable
 from benchmarks.base.quiet_libraries import quiet_libraries
+from benchmarks.base.resume_command import resume_command
 from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.ruined_runs import ruined_runs
 from benchmarks.reporting.tables import Table
-from benchmarks.runs.comparison import ComparisonResults, Panel, announced, plan, ppo_of, run_comparison
+from benchmarks.runs.comparison import ComparisonResults, Panel, announced, left_out, plan, ppo_of, run_comparison
 from benchmarks.runs.settings import ComparisonSettings
-from benchmarks.runs.single_run import Task
+from benchmarks.runs.single_run import Task, run_name
 from benchmarks.runs.worker_pool import Interrupted
+from rlhf_core.pages.run_record import read_run
 
 Write = Callable[[ComparisonResults, Any, Path, Console], None]
 
@@ -47,16 +51,18 @@ class Experiment:
         """Run the comparison and write what the experiment makes of it; raises like :func:`run_comparison`."""
         panels = self.panels(settings, options)
         runs = [run for panel in panels for run in plan(settings, task, panel, ppo_of(task, ppo))]
-        for line in announced(settings, runs):
+        for line in announced(settings, runs, left_out=left_out(settings, panels, ppo_of(task, ppo))):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         done = run_comparison(settings, task, ppo, panels, options)
         out = Path(settings.out, self.folder)
         out.mkdir(parents=True, exist_ok=True)
         self.write(done, options, out, console)
+        if warning := ruined_runs({run_name(run): read_run(run.folder) for run in runs}):
+            console.print(warning, markup=False, highlight=False, soft_wrap=True)
         return done
 
     def main(self, settings: ComparisonSettings, ppo: Mapping[str, Any], options: Any) -> None:
-        """As a command: Ctrl-C ends the process with status 130 and the way to go on.
+        """As a command: Ctrl-C ends the process with status 130 and the command to go on.
 
         Raises:
             ValueError, OSError: settings that cannot be, or a folder that may not be used.
@@ -66,8 +72,10 @@ class Experiment:
         for panel in self.panels(settings, options):
             plan(settings, task, panel, ppo_of(task, ppo))
         quiet_libraries()
+        go_on = resume_command(overwrite=settings.overwrite)
         try:
-            self.run(settings, task, ppo, Console(), options)
+            with stoppable(f"to go on: {go_on}"):
+                self.run(settings, task, ppo, Console(), options)
         except Interrupted as stopped:
-            print(f"\n{stopped}", file=sys.stderr)
+            print(f"{stopped}:\n{go_on}", file=sys.stderr)
             raise SystemExit(130) from None

@@ -15,8 +15,8 @@ from benchmarks.base.text_columns import counted, in_columns
 from benchmarks.cost.architectures import shape_of
 from benchmarks.cost.memory_prediction import ModelShape, predict
 from benchmarks.cost.memory_settings import GIB, MemorySettings
-from benchmarks.runs.arms import Arm
-from benchmarks.runs.comparison import Panel, plan, ppo_of, require_free
+from benchmarks.runs.comparison import Panel, left_out, plan, ppo_of, require_free
+from benchmarks.runs.contracts import is_registered
 from benchmarks.runs.script import as_typed_here
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import Run, Task, require_prompts, require_runnable
@@ -26,8 +26,6 @@ from models.policy.causal_policy import CausalPolicy
 from models.policy.critics import OwnTrunk
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.prompted_reward import PromptedReward
-from redistributors import REDISTRIBUTORS
-from redistributors.contract import ContractReport, contract_report
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import AttentionTap, EvidenceRequest
 from rlhf_core.probe import Experiment
@@ -81,10 +79,12 @@ def findings(settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], c
     config = ppo_of(task, ppo)
     runs = plan(settings, task, Panel(), config)
     arms = list({run.arm.label: run for run in runs}.values())  # one seed speaks for all
+    repeats = left_out(settings, [Panel()], config)
+    without = f"; without the control {', '.join(repeats)}, which would repeat another arm" if repeats else ""
     yield Finding(
         about="plan",
         said=f"{counted(len(arms), 'arm')} x {counted(len(settings.seed_list()), 'seed')} = "
-        f"{counted(len(runs), 'run')} of {counted(settings.steps, 'step')}; task {settings.task}",
+        f"{counted(len(runs), 'run')} of {counted(settings.steps, 'step')}; task {settings.task}{without}",
     )
     yield Finding(about="settings", said=_changed(config))
     yield _folder(settings, task, config)
@@ -150,27 +150,10 @@ def _arm(loaded: Loaded, run: Run) -> Finding:
     free = [type(need).__name__ for need in needs if not isinstance(need, Experiment)]
     parts = [f"reads {', '.join(free)} at no extra cost"] if free else []
     parts += [f"measures {', '.join(own)}, which takes extra passes"] if own else []
-    can_run = "can run; " + ("; ".join(parts) or "needs nothing but the score")
-    report = _contract(run.arm)
-    if report is None or report.passed:
-        return Finding(about=about, said=can_run + ("; keeps the contract of a redistributor" if report else ""))
-    failed = "; ".join(f"{test.name}: {test.seen}" for test in report.tests if test.result == "fail")
-    return Finding(
-        about=about, said=f"breaks the contract of a redistributor (redistributors.check): {failed}", wrong=True
-    )
-
-
-def _contract(arm: Arm) -> ContractReport | None:
-    """What the contract's tests say of a method from elsewhere, or of one that holds such a method; None for those of
-    the registry, which are tested here."""
-    return None if _is_registered(arm) else contract_report(arm.redistributor())
-
-
-def _is_registered(arm: Arm) -> bool:
-    inner = (value for value in arm.settings.values() if isinstance(value, Arm))
-    return (arm.method in REDISTRIBUTORS or arm.method.startswith("redistributors.")) and all(
-        map(_is_registered, inner)
-    )
+    parts = parts or ["needs nothing but the score"]
+    if not is_registered(run.arm) and run.config.first_step_checks == "error":  # then the plan has tried it
+        parts += ["keeps the contract of a redistributor"]
+    return Finding(about=about, said="; ".join(["can run", *parts]))
 
 
 def _sizes(

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
-from benchmarks.runs.single_run import Run
+from benchmarks.runs.single_run import Run, run_name
 
 LOOK_SECONDS = 2.0
 """Between two looks at the metrics."""
@@ -53,8 +53,8 @@ class Tail:
         """Such as "abc, seed 1, step 12 of 60: score 1.23, KL 4.56"."""
         known = [f"{title} {float(self.newest[name]):z.3g}" for name, title in SHOWN.items() if name in self.newest]
         run = self.run
-        place = [run.panel, run.arm.label, f"seed {run.config.seed}", f"step {self.steps} of {run.steps}"]
-        return ": ".join(filter(None, [", ".join(filter(None, place)), ", ".join(known)]))
+        place = f"{run_name(run)}, step {self.steps} of {run.steps}"
+        return ": ".join(filter(None, [place, ", ".join(known)]))
 
 
 SHOWN = {"score": "score", "kl": "KL"}

@@ -18,6 +18,7 @@ from benchmarks.base.run_folder import RECORD, run_record
 from benchmarks.reporting.run_sets import FINAL
 from benchmarks.reporting.statistics import nan_mean, rank_correlation
 from benchmarks.runs.arms import Arm
+from benchmarks.runs.contracts import require_contract
 from benchmarks.runs.samplers import SAMPLERS
 from benchmarks.tasks.loaded import Loaded, TaskPrompts
 from benchmarks.tasks.model_loading import optimizer_maker
@@ -89,6 +90,11 @@ class Run:
         numbers = {name: getattr(self, name) for name in ("steps", "eval_every", "eval_prompts", "sampler")}
         method = described(self.arm.redistributor())
         return {"task": identity(self.task), "redistributor": method, "ppo": jsonable(self.config), **numbers}
+
+
+def run_name(run: Run) -> str:
+    """A run's name in messages: its panel, arm and seed."""
+    return ", ".join(filter(None, [run.panel, run.arm.label, f"seed {run.config.seed}"]))
 
 
 def identity(task: Task) -> dict[str, Any]:
@@ -191,14 +197,15 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
     """Check before any run starts what a run would refuse later.
 
     Raises:
-        ValueError: evidence that the models do not give, a gamma the method cannot take, or dense credit that the
-            estimator would lose; names the arm.
+        ValueError: evidence that the models do not give, a method from elsewhere that breaks the contract, a gamma the
+            method cannot take, or dense credit that the estimator would lose; names the arm.
     """
     if reason := why_not_possible(run.arm.redistributor(), loaded):
         possible = [name for name, make in REDISTRIBUTORS.items() if not why_not_possible(make(), loaded)]
         way_out = "" if METHODS in reason else f". With this policy and reward there are {', '.join(possible)}"
         raise ValueError(f"{run.arm.label} is not possible here: {in_labels(run.arm, reason)}{way_out}")
     try:
+        require_contract(run.arm, run.config)
         PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
         require_kept(run.arm.redistributor(), run.config)
     except ValueError as error:

@@ -5,21 +5,25 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from types import FrameType
 
 import torch
 
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.run_folder import RECORD, read_record
 from benchmarks.runs.progress import LOOK_SECONDS, Progress, Tail
-from benchmarks.runs.single_run import Run, execute, in_labels, log_of
+from benchmarks.runs.single_run import Run, execute, in_labels, log_of, run_name
 from rlhf_core.files.differences import differences
 from rlhf_core.pages.run_record import SETTINGS
+from rlhf_core.run.checkpoint import checkpoints
 from rlhf_core.run.freed_memory import keep_freed_memory
+from rlhf_core.run.stopping import asked_to_stop
 
 
 class RunFailed(RuntimeError):
@@ -40,6 +44,8 @@ def run_all(runs: Sequence[Run], processes: int) -> None:
         Interrupted: Ctrl-C; runs in progress are ended after their step, with a checkpoint to go on from.
     """
     due = [run for run in runs if not finished(run)]
+    if already := already_done(runs, due):
+        print(already, file=sys.stderr, flush=True)
     if not due:
         return
     for run in due:
@@ -59,7 +65,9 @@ def _run_in_workers(due: Sequence[Run], processes: int, progress: Progress) -> N
     try:
         with _terminated_like_interrupted():
             _await({pool.submit(_execute, run): run for run in due}, progress)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        print(f"\n{asked_to_stop(number)}", file=sys.stderr, flush=True)  # once for all workers, which say nothing
         for process in multiprocessing.active_children():
             process.terminate()
         raise _interrupted(due) from None
@@ -101,16 +109,32 @@ def _watched(progress: Progress) -> Iterator[None]:
 def _interrupted(due: Sequence[Run]) -> Interrupted:
     done = sum(finished(run) for run in due)
     return Interrupted(
-        f"interrupted: {done} of {len(due)} runs that were due have finished; call again with the same settings to go "
-        "on with the others"
+        f"interrupted: {done} of {len(due)} runs that were due have finished; the same call goes on with the others"
     )
+
+
+def already_done(runs: Sequence[Run], due: Sequence[Run]) -> str:
+    """How much of ``runs`` earlier calls did, where only ``due`` have not finished: whole runs, and the steps up to the
+    checkpoints that the others go on from. Empty if nothing."""
+    total = sum(run.steps for run in runs)
+    steps = total - sum(run.steps - steps_saved(run) for run in due)
+    if not steps:
+        return ""
+    counted = f"{len(runs) - len(due)} of {len(runs)} runs and " if len(runs) > 1 else ""
+    return f"goes on from what is there: {counted}{steps} of {total} steps are already done"
+
+
+def steps_saved(run: Run) -> int:
+    """Steps of the newest checkpoint of a run; 0 without one, as it then begins again."""
+    saved = checkpoints(run.folder) if run.folder.is_dir() else []
+    return min(run.steps, int(saved[0].name.rpartition("-")[2])) if saved else 0
 
 
 def failure(run: Run, error: BaseException) -> RunFailed:
     """The error of a run that failed, in words."""
     plain = isinstance(error, ValueError | OSError | RuntimeError)
     said = in_labels(run.arm, f"{error}") if plain else f"{type(error).__name__}: {error}"
-    return RunFailed(f"{run.arm.label}, seed {run.config.seed} failed: {said} (more in {log_of(run)})")
+    return RunFailed(f"{run_name(run)} failed: {said} (more in {log_of(run)})")
 
 
 def progress_of(runs: Sequence[Run], due: Sequence[Run]) -> Progress:
@@ -138,15 +162,20 @@ def _await(run_of: Mapping[Future[None], Run], progress: Progress) -> None:
 
 @contextlib.contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends the experiment as Ctrl-C does: runs in progress get to save."""
+    """SIGTERM ends the experiment as Ctrl-C does: runs in progress get to save. The KeyboardInterrupt then holds the
+    signal's number; that of Ctrl-C holds nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
 
 
 @dataclass

@@ -15,6 +15,8 @@ from benchmarks.tasks.loaded import Loaded, task_fingerprint
 from benchmarks.tasks.model_loading import critic_model, held_policy, held_reward
 from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.ppo_settings import own_changes
+from models.rewards.classifier_reward import ClassifierReward
+from models.rewards.score_kinds import RewardNotNamed
 from models.weights.source import require_there
 from rlhf_core.scorers.signatures import HasFunction, require_columns, require_signature
 from rlhf_core.types import RewardModel, Row
@@ -70,7 +72,7 @@ class OwnTask:
         said = f"{len(train)} prompts to train on, {len(held_out)} held out{why}"
         print(f"{source_name(self.data)}: {said}", flush=True)
         with flag_named("reward", self.reward):
-            reward = function or held_reward(self.loading, self.reward, label=self.reward_label)
+            reward = function or self._classifier()
         models = [self.policy] if self.code else [self.policy, self.reward]
         content = task_fingerprint(models, self.loading, [sorted(row.items()) for row in rows])
         return Loaded(
@@ -81,6 +83,13 @@ class OwnTask:
             as_read=rows,
             fingerprint=fingerprint([content, code_fingerprint(function) if function else ""]),
         )
+
+    def _classifier(self) -> ClassifierReward:
+        """The reward model; where nothing says which of its labels is the reward, the error names the flag for it."""
+        try:
+            return held_reward(self.loading, self.reward, label=self.reward_label)
+        except RewardNotNamed as error:
+            raise ValueError(f"{error.problem}. Name its label with --reward_label, one of {error.labels}") from error
 
     def _name_reward(self) -> None:
         """Note the code of a reward function; raises ValueError where there is no such function, and no classifier."""

@@ -24,6 +24,17 @@ SEPARATE = ("regression", "multi_label_classification")
 """Problems whose labels are answers of their own, with nothing to hold one against."""
 
 
+class RewardNotNamed(ValueError):
+    """A classifier has several labels, and nothing says which is the reward.
+
+    A caller whose users choose in another way than by ``score`` and ``label`` makes its own message of ``problem`` and
+    ``labels``, the labels with their indices, in words."""
+
+    def __init__(self, problem: str, labels: str, way_out: str) -> None:
+        super().__init__(f"{problem}. {way_out}")
+        self.problem, self.labels = problem, labels
+
+
 def _log_odds(logits: Float[Tensor, "row label"], label: int) -> Float[Tensor, " row"]:
     others = [other for other in range(logits.shape[1]) if other != label]
     return logits[:, label] - logits[:, others].logsumexp(1)
@@ -56,8 +67,8 @@ def find_score(name: str, config: PreTrainedConfig, score: ScoreKind | None, lab
     """The score that ``score`` and ``label`` select for a classifier with this configuration, or the only possible one.
 
     Raises:
-        ValueError: there are several and nothing names one, or it cannot give the one that is named; ``name`` is the
-            classifier's, for the message.
+        RewardNotNamed: there are several, and nothing names one.
+        ValueError: it cannot give the one that is named; ``name`` is the classifier's, for the message.
     """
     labels: Any = config.id2label
     names = [str(labels[index]) for index in sorted(labels)]
@@ -88,9 +99,8 @@ def _only_kind(name: str, names: Sequence[str], separate: str, label: Label | No
         return "label_logit" if separate else "log_odds"
     if not separate and [each.casefold() for each in names] == ["negative", "positive"]:
         return "logit_difference"
-    raise ValueError(
-        f"{name} has {len(names)} labels, and nothing says which is the reward. {_choices(names, separate)}"
-    )
+    problem = f"{name} has {len(names)} labels, and nothing says which is the reward"
+    raise RewardNotNamed(problem, listed_labels(names), _choices(names, separate))
 
 
 def _choices(names: Sequence[str], separate: str) -> str:

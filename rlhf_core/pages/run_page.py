@@ -92,7 +92,9 @@ def summary(run: RunRecord) -> str:
     """The progress and the results of the run, in plain sentences."""
     planned, written = run.report.get("last_step"), run.report.get("written", "")
     of = f" of {planned}" if planned else ""
-    said = [f"Step {run.step}{of}{f', written {written}' if written else ''}."]
+    ruined = health_table.ruin(run)
+    said = [f"{ruined[0].upper()}{ruined[1:]}. Read the responses before you trust the score."] if ruined else []
+    said.append(f"Step {run.step}{of}{f', written {written}' if written else ''}.")
     error = run.report.get("error")
     if error:
         said.append(f"It ended with an error: {error} skipped.jsonl, if there is one, has what was skipped before it.")
@@ -104,11 +106,13 @@ def summary(run: RunRecord) -> str:
             f"The mean score of a step's responses {verb} from {number(begin)} (step {first}) to {number(end)} "
             f"(step {last}); one run alone cannot say how much of that is chance."
         )
-    concerns = [row.name for row in health_table.health(run) if row.advice]
+    found = health_table.health(run)
+    concerns, notes = ([row.name for row in found if row.verdict == verdict] for verdict in ("look", "note"))
     if concerns:
         said.append(f"Look at: {'; '.join(concerns)}.")
     elif run.metrics and not error:
-        said.append("All health figures are as they should be.")
+        further = f"; there are notes on: {'; '.join(notes)}" if notes else ""
+        said.append(f"All health figures are as they should be{further}.")
     return " ".join(said)
 
 

@@ -1,6 +1,7 @@
 """Stop requests: SIGTERM and SIGINT end a run after the current step, not within it."""
 
 import functools
+import multiprocessing
 import os
 import signal
 import threading
@@ -12,6 +13,8 @@ from typing import final
 
 AGAIN = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)"}
+"""What people call a signal, where that is not its name."""
 _handled: set[int] = set()
 _forking = threading.local()
 
@@ -28,21 +31,29 @@ class StopRequest:
     def note(self, number: int, _: FrameType | None) -> None:
         """Handle a signal: note the first; let a second act at once, as if this handler did not exist. A signal within
         a second of the first is ignored, because process groups often get a signal twice. A forked child (of a pool in
-        a reward, say) has nothing to save."""
+        a reward, say) has nothing to save.
+
+        A process that ``multiprocessing`` started prints nothing: its parent, which was asked to stop, says so once for
+        all of them."""
         if os.getpid() != self._process or (self.signal is not None and time.monotonic() - self._since > AGAIN):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         if self.signal is not None:
             return
         self.signal, self._since = number, time.monotonic()
-        name = signal.Signals(number).name
-        words = f"\n{name}: the step in progress is finished and saved; once more ends at once\n"
-        os.write(2, words.encode())  # print is not reentrant
+        if multiprocessing.parent_process() is None:
+            os.write(2, f"\n{asked_to_stop(number)}\n".encode())  # print is not reentrant
 
     @property
     def exit_status(self) -> int:
         """What a shell reports for a process that the signal ended: 130, 143."""
         return 128 + (self.signal or 0)
+
+
+def asked_to_stop(number: int) -> str:
+    """What is said of a first signal: what happens now, and what a second one does."""
+    name = NAMES.get(signal.Signals(number), signal.Signals(number).name)
+    return f"{name}: the step in progress is finished and saved; once more ends at once"
 
 
 @contextmanager

@@ -479,4 +479,23 @@ MUTATIONS = (
         "                if False:\n",
         "tests/benchmarks/tasks/test_task_critics.py::test_what_cannot_be_is_refused_before_anything_is_loaded",
     ),
+    Mutation(
+        "benchmarks/runs/comparison.py",
+        "one = replace(one, lam=other.lam)",
+        "one = replace(one, lam=one.lam)",
+        "tests/benchmarks/runs/test_comparison.py::test_a_control_that_would_repeat_an_arm_is_left_out_and_named",
+    ),
+    Mutation(
+        "benchmarks/runs/worker_pool.py",
+        "sum(run.steps - steps_saved(run) for run in due)",
+        "sum(run.steps for run in due)",
+        "tests/benchmarks/runs/test_progress.py::test_what_earlier_calls_did_is_counted_in_runs_and_steps",
+    ),
+    Mutation(
+        "benchmarks/runs/single_run.py",
+        "        require_contract(run.arm, run.config)\n",
+        "",
+        "tests/benchmarks/runs/test_preflight.py::"
+        "test_a_comparison_refuses_a_method_that_breaks_the_contract_before_any_run",
+    ),
 )

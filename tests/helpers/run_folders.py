@@ -11,7 +11,10 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u202e&
 def run_folder(folder: Path, *, seed: int = 0, steps: int = 12, shift: float = 0.0, **settings: Any) -> Path:
     """A run of so many steps, evaluated every third and at the end; its scores rise from ``shift``."""
     folder.mkdir(parents=True)
-    config = {"seed": seed, "lam": 0.95, "ratio_threshold": 10.0, "kl": {"adaptive": True, "target": 6.0}}
+    config = {
+        "seed": seed, "lam": 0.95, "ratio_threshold": 10.0, "rollout_batch_size": 64,
+        "kl": {"adaptive": True, "target": 6.0},
+    }  # fmt: skip
     given = {"redistributor": "RewardAttention(beta=0.8, layer=-1)", "eval_every": 3, "first_step": 0, **settings}
     (folder / "settings.json").write_text(json.dumps({**given, "trained": False, "models": {}, "config": config}))
     lines = [metrics(step, seed, shift, evaluated=step % 3 == 0 or step == steps) for step in range(1, steps + 1)]

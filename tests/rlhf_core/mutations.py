@@ -792,9 +792,34 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/pages/health.py",
-        "advice if known[-1] < known[0] / 10 else",
-        "advice if known[-1] > known[0] / 10 else",
-        "tests/rlhf_core/pages/test_run_page.py::test_a_figure_out_of_bounds_is_said_on_top_and_in_the_table[figures7-entropy]",
+        "return entropy[-1] < entropy[0] / 10 or",
+        "return entropy[-1] > entropy[0] / 10 or",
+        "tests/rlhf_core/pages/test_run_page.py::test_a_figure_out_of_bounds_is_said_on_top_and_in_the_table[figures5-entropy]",
+    ),
+    Mutation(
+        "rlhf_core/pages/health.py",
+        "if loss > DIVERGED * max(sizes[0], size)]",
+        "if loss > DIVERGED * sizes[0]]",
+        "tests/rlhf_core/pages/test_run_page.py::test_a_value_loss_is_held_against_the_returns_at_the_start_and_now",
+    ),
+    Mutation(
+        "rlhf_core/pages/health.py",
+        "limit = spread[0] * max(1.0, CHANCE * error)",
+        "limit = spread[0]",
+        "tests/rlhf_core/pages/test_run_page.py::test_means_of_few_responses_may_fall_by_chance",
+    ),
+    Mutation(
+        "rlhf_core/pages/health.py",
+        "best=max(means)",
+        "best=means[0]",
+        "tests/rlhf_core/pages/test_run_page.py::test_a_score_that_fell_is_said_first",
+    ),
+    Mutation(
+        "rlhf_core/pages/health.py",
+        "and (lately < WORSENED * known[0] or len(known) > DOZENS)",
+        "and len(known) > DOZENS",
+        "tests/rlhf_core/pages/test_run_page.py::"
+        "test_limits_part_runs_that_learn_from_runs_that_are_ruined[explained_variance_over_position-values13-look]",
     ),
     Mutation(
         "rlhf_core/critic.py",

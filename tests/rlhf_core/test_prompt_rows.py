@@ -111,10 +111,11 @@ def test_chats_that_cannot_be_written_are_refused_with_the_way_out(policy, templ
         ([{"prompt": None}, {"prompt": [1.5]}], r"prompt 0 must be .*, got None; prompt 1 must be .*, got \[1.5\]"),
         (
             [*ROWS[:2], "w2", {"prompt": CHATS[2]}],
-            "prompt 2 has no 'answer', which others have; prompt 3 has no",
+            r"prompt 2 has no 'answer', which others have \(and 1 more likewise, the last prompt 3\)",
         ),
         ([*CHATS, "w2"], "prompts must be of one kind, got 4 chats and 1 texts"),
-        ([{"prompt": None}] * 10, "prompt 7 .*; and 2 more"),
+        ([{"prompt": None}] * 10, r"got None \(and 9 more likewise, the last prompt 9\)$"),
+        ([{"prompt": float(n)} for n in range(10)], "prompt 7 .*; and 2 more"),
     ],
 )
 def test_what_is_no_list_of_prompts_is_refused_with_every_fault(policy, prompts, words):

@@ -45,6 +45,10 @@ def test_a_row_that_cannot_be_used_is_named_by_file_and_line(tmp_path, row, said
 def test_every_row_that_cannot_be_used_is_listed(tmp_path):
     with pytest.raises(ValueError, match=r"prompts.jsonl:2 .*; prompts.jsonl:3 .*"):
         read_own_prompts(written(tmp_path, {"prompt": "a"}, "x", "y"))
+    with pytest.raises(ValueError) as raised:
+        read_own_prompts(written(tmp_path, *({"text": str(n)} for n in range(8)), {"prompt": " "}))
+    alike = "prompts.jsonl:1 has no column 'prompt'; it has 'text' (and 7 more likewise, the last prompts.jsonl:8)"
+    assert str(raised.value) == f"{alike}; prompts.jsonl:9 has an empty prompt"
     with pytest.raises(ValueError, match="holds no prompts"):
         read_own_prompts(written(tmp_path, ""))
     with pytest.raises(FileNotFoundError, match="no file nowhere.jsonl"):

@@ -101,6 +101,12 @@ def test_a_winner_must_clear_every_other_arm():
     assert "p 0.125 after Holm" in said
 
 
+def test_a_tie_is_not_called_the_highest():
+    said = verdict(results({"sparse": 1.0, "abc": 1.0, "uniform": 0.5}, seeds=2))
+    assert "no method is called better (sparse and abc tie at the average score 1.00); " in said
+    assert "highest" not in said
+
+
 def test_three_seeds_never_give_a_winner_or_an_interval():
     report = build(results({"sparse": 1.0, "abc": 50.0}, seeds=3))
     assert "no method is called better" in report.verdict

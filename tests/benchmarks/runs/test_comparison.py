@@ -13,8 +13,9 @@ from table_task import PPO, TableTask, settings, table_loaded
 from benchmarks.base.presets import PRESETS
 from benchmarks.reporting.comparison_report import build
 from benchmarks.reporting.terminal_heat_map import terminal
+from benchmarks.runs import comparison
 from benchmarks.runs.arms import parse_arms
-from benchmarks.runs.comparison import Panel, announced, plan, ppo_of
+from benchmarks.runs.comparison import Panel, announced, left_out, plan, ppo_of
 from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.settings import ComparisonSettings
@@ -328,6 +329,41 @@ def test_the_first_lines_say_which_arms_run_and_which_was_added(tmp_path):
     assert said(redistributors="uniform", controls="sparse@lam=1").startswith(f"uniform, sparse-lam1{added}: 2 runs")
     assert said(redistributors="sparse@lam=1", controls="sparse@lam=1").startswith("sparse-lam1: 1 run of")
     assert said(redistributors="uniform", controls="").startswith("uniform: 1 run of")
+
+
+@pytest.mark.usefixtures("undrawn", "in_threads")
+def test_a_failed_comparison_says_how_to_see_what_has_finished(tmp_path, monkeypatch):
+    run_compare(settings(tmp_path, redistributors="sparse", seeds=1))
+
+    def fail(*_):
+        raise RunFailed("sparse, seed 1 failed: the disk is gone")
+
+    monkeypatch.setattr(comparison, "run_all", fail)
+    page = f"benchmarks report {tmp_path / 'out'} writes a page of them"
+    with pytest.raises(RunFailed, match=rf"disk is gone\n1 of 2 runs have finished: python -m {page}"):
+        run_compare(settings(tmp_path, redistributors="sparse", seeds=2))
+    with pytest.raises(RunFailed, match=r"disk is gone$"):
+        run_compare(settings(tmp_path / "other", redistributors="sparse", seeds=2))
+
+
+@pytest.mark.parametrize(
+    ("arms", "ppo", "runs", "without"),
+    [
+        ("sparse,uniform", {}, ["sparse", "uniform", "sparse-lam1"], []),
+        ("sparse", {"lam": 1.0}, ["sparse"], ["sparse-lam1"]),
+        ("sparse", {"advantages": "rloo", "responses_per_prompt": 2}, ["sparse"], ["sparse-lam1"]),
+        ("sparse@gamma=0.9", {"advantages": "reinforce_plus_plus"}, ["sparse-gamma0.9", "sparse-lam1"], []),
+        ("sparse@lam=1", {"advantages": "reinforce_plus_plus"}, ["sparse-lam1"], []),  # asked for, so it is no control
+    ],
+)
+def test_a_control_that_would_repeat_an_arm_is_left_out_and_named(tmp_path, arms, ppo, runs, without):
+    asked = settings(tmp_path, redistributors=arms, controls="sparse@lam=1", seeds=1)
+    config = ppo_of(TableTask(), {**PPO, **ppo})
+    planned = plan(asked, TableTask(), Panel(), config)
+    assert [run.arm.label for run in planned] == runs
+    assert left_out(asked, [Panel()], config) == without
+    named = "without the control sparse-lam1, which would repeat another arm with these settings"
+    assert (named in announced(asked, planned, left_out=without)[1]) == bool(without)
 
 
 @pytest.mark.parametrize("method", [Uniform(), RewardAttention()])

@@ -3,14 +3,18 @@
 import json
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from stub_hub import serving
 
 from benchmarks import train as train_command
 from benchmarks.compare import SCRIPT, compare, train
+from benchmarks.experiments import single_training
 from benchmarks.experiments.own_runs import _methods
+from benchmarks.runs import experiment
 from benchmarks.tasks.model_settings import Loading
 from models import LoraSettings, load_policy
 from models.tiny import save_tiny
@@ -34,6 +38,28 @@ def fails_later(prompts, responses):
     if len(CALLS) > 3:
         raise KeyError("late")
     return [0.0] * len(responses)
+
+
+@dataclass(frozen=True)
+class Raises:
+    """Called with anything, it raises ``error``."""
+
+    error: BaseException
+
+    def __call__(self, *_, **__):
+        raise self.error
+
+
+@dataclass(frozen=True)
+class Forgets:
+    """A method that says it conserves the score, and drops half of it."""
+
+    needs: ClassVar = frozenset()
+    causal: ClassVar = True
+    conserving: ClassVar = True
+
+    def __call__(self, rollout):
+        return Uniform()(rollout) / 2
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +112,16 @@ def test_one_run_is_trained_and_taken_further(policy, tmp_path, capsys):
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("start", "name"), [(train, "redistributor"), (lambda **all_: compare(**all_, seeds=1), "redistributors")]
+)
+def test_a_method_that_breaks_the_contract_is_refused_before_the_first_step(policy, tmp_path, start, name):
+    method = Forgets() if start is train else ["sparse", Forgets()]
+    with pytest.raises(ValueError, match=r"Forgets: breaks the contract of a redistributor .*sum: rows miss the score"):
+        start(**given(policy, tmp_path / "run", **{name: method}))
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
 def test_a_folder_that_holds_no_run_is_left_alone(policy, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").touch()
@@ -120,6 +156,26 @@ def test_the_command_trains_says_what_it_wrote_and_what_went_wrong(policy, tmp_p
         assert words.replace("\\", "") in error
     assert "KeyError: 'late'" in (tmp_path / "failed.log").read_text()
     assert SCRIPT.parser().parse_args([]).eval_prompts == 16
+
+
+def test_a_run_that_is_stopped_says_the_command_to_go_on(tmp_path, monkeypatch, capsys):
+    for stop, status in ((SystemExit(143), 143), (KeyboardInterrupt(), 130)):
+        monkeypatch.setattr(single_training, "run_training", Raises(stop))
+        monkeypatch.setattr(sys, "argv", ["dense-rlhf", "train", "--overwrite", "true"])
+        with pytest.raises(SystemExit) as ended:
+            train_command.main(["--out", str(tmp_path / "run"), "--overwrite", "true"])
+        assert ended.value.code == status
+        said = "stopped; to go on: dense-rlhf train --overwrite true --overwrite false\n"
+        assert capsys.readouterr().err == said
+
+
+def test_a_ruined_policy_is_said_at_the_end(policy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(single_training, "ruined_runs", lambda runs: f"Look at {', '.join(runs)}: [it] collapsed")
+    train(**given(policy, tmp_path / "run"))
+    assert capsys.readouterr().out.endswith("/policy\nLook at sparse, seed 0: [it] collapsed\n")
+    monkeypatch.setattr(experiment, "ruined_runs", lambda runs: f"Look at {', '.join(runs)}: [it] collapsed")
+    compare(**given(policy, tmp_path / "runs", redistributors="sparse", seeds=1, controls=""))
+    assert capsys.readouterr().out.endswith("\nLook at sparse, seed 0: [it] collapsed\n")
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # of huggingface_hub's own upload

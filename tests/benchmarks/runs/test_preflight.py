@@ -10,6 +10,7 @@ from table_task import PPO, TableTask, settings
 from benchmarks.check import main
 from benchmarks.runs import preflight
 from benchmarks.runs.comparison import ComparisonSettings, Panel, plan, ppo_of, run_comparison
+from benchmarks.runs.contracts import require_contract
 from benchmarks.runs.preflight import cost, findings, memory_settings, on_the_cpu
 from benchmarks.tasks.definitions import PositiveGeneration
 from benchmarks.tasks.model_settings import Loading
@@ -32,6 +33,12 @@ def test_a_good_comparison_is_told_arm_by_arm_and_nothing_is_written(tmp_path):
     assert re.fullmatch(r"8 to train on, 3 held out; 1\.\d tokens on average, 2 at most", found["prompts"].said)
     assert "language model" in found["memory"].said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_control_that_would_repeat_an_arm_is_told(tmp_path):
+    found = looked_at(settings(tmp_path, redistributors="sparse", controls="sparse@lam=1"), lam=1.0)
+    planned = "1 arms x 2 seeds = 2 runs of 2 steps; task toy; without the control sparse-lam1, which would repeat"
+    assert found["plan"].said.startswith(planned)
 
 
 def test_what_would_stop_the_comparison_is_told_for_each_arm(tmp_path):
@@ -66,6 +73,24 @@ def test_a_method_from_elsewhere_is_tried_against_the_contract(tmp_path, capsys)
     assert "; sum: rows miss the score by up to" in arms[1].said
     assert arms[2].said == "can run; needs nothing but the score; keeps the contract of a redistributor"
     assert capsys.readouterr().out == ""
+
+
+def test_a_comparison_refuses_a_method_that_breaks_the_contract_before_any_run(tmp_path):
+    asked = settings(tmp_path, redistributors=f"sparse,segment(inner={__name__}.Half())")
+    with pytest.raises(ValueError, match=r"Half.*: breaks the contract of a redistributor .*; sum: rows miss the scor"):
+        run_comparison(asked, TableTask(), PPO, [Panel()])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_contract_is_a_warning_where_checks_warn(tmp_path):
+    (run,) = plan(
+        settings(tmp_path, redistributors=f"{__name__}.Half", seeds=1),
+        TableTask(),
+        Panel(),
+        ppo_of(TableTask(), {"first_step_checks": "warn"}),
+    )
+    with pytest.warns(RuntimeWarning, match=r"Half: breaks the contract of a redistributor"):
+        require_contract(run.arm, run.config)
 
 
 def test_a_folder_of_another_comparison_is_told(tmp_path):

@@ -10,6 +10,7 @@ from table_task import TableTask, settings
 
 from benchmarks.runs.comparison import Panel, plan, ppo_of
 from benchmarks.runs.progress import LOG_SECONDS, Progress, Tail, duration
+from benchmarks.runs.worker_pool import already_done
 
 
 class Terminal(io.StringIO):
@@ -35,6 +36,17 @@ def write_steps(run, first, last, score=1.25):
     with (run.folder / "metrics.jsonl").open("a") as file:
         for step in range(first, last + 1):
             file.write(json.dumps({"step": step, "score": score, "kl": 0.5}) + "\n")
+
+
+def test_what_earlier_calls_did_is_counted_in_runs_and_steps(tmp_path):
+    runs = runs_in(tmp_path)
+    assert already_done(runs, runs) == ""
+    write_steps(runs[1], 1, 6)  # without a checkpoint it begins again
+    assert already_done(runs, runs) == ""
+    (runs[1].folder / "checkpoint-4").mkdir()
+    assert already_done(runs, runs) == "goes on from what is there: 0 of 2 runs and 4 of 20 steps are already done"
+    assert already_done(runs, runs[1:]) == "goes on from what is there: 1 of 2 runs and 14 of 20 steps are already done"
+    assert already_done(runs[1:], runs[1:]) == "goes on from what is there: 4 of 10 steps are already done"
 
 
 def test_only_whole_lines_that_are_new_are_read(tmp_path):

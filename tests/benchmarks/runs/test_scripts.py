@@ -205,7 +205,13 @@ def test_an_interrupted_experiment_ends_with_all_its_workers(tmp_path, how, code
     """Ctrl-C goes to the whole process group, as from a terminal; a kill only to the parent."""
     file = tmp_path / "child.py"
     file.write_text(CHILD.format(paths=sys.path, out=str(tmp_path)))
-    process = subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     metrics = tmp_path / "out" / "runs" / "sparse" / "seed-0" / "metrics.jsonl"
     deadline = time.monotonic() + 90
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
@@ -213,9 +219,11 @@ def test_an_interrupted_experiment_ends_with_all_its_workers(tmp_path, how, code
     assert metrics.stat().st_size > 0
     group = os.getpgid(process.pid)
     os.killpg(group, how) if how == signal.SIGINT else process.send_signal(how)
-    printed, _ = process.communicate(timeout=30)
+    printed, said = process.communicate(timeout=30)
     assert process.returncode == code
     assert ("0 of 4 runs that were due have finished" in printed) == (how == signal.SIGINT)
+    stops = ("Ctrl-C (SIGINT): the step in progress", "SIGTERM")
+    assert [said.count(stop) for stop in stops] == [how == signal.SIGINT, 0]  # not once for every worker
     for _ in range(50):
         try:
             os.killpg(group, 0)

@@ -168,7 +168,8 @@ def test_an_object_with_a_reward_and_a_classifier_are_taken_too(places):
     assert isinstance(task(places, "rewards_of_mine:by_ids").load().reward, TokenReward)
     assert not task(places, str(places / "reward1")).code
     assert task(places, str(places / "reward1")).load().reward.score_ids([[2, 3]]).shape == (1,)
-    with pytest.raises(ValueError, match="has 3 labels, and nothing says which is the reward"):
+    named = r"which is the reward. Name its label with --reward_label, one of 'LABEL_0' \(0\), 'LABEL_1' \(1\), 'LAB"
+    with pytest.raises(ValueError, match=f"has 3 labels, and nothing says {named}"):
         task(places, str(places / "reward3")).load()
     assert task(places, str(places / "reward3"), reward_label="LABEL_1").load().reward
 

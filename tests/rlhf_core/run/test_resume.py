@@ -443,13 +443,15 @@ def start(out: Path, steps: int, save_every: int) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(number, status, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "name", "status"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C (SIGINT)", 130)]
+)
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(number, name, status, tmp_path):
     process = start(tmp_path / "run", 10_000, 0)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == status
-    assert f"{number.name}: the step in progress is finished and saved; once more ends at once" in said
+    assert f"\n{name}: the step in progress is finished and saved; once more ends at once" in said
     folder, passed_over = newest_complete(tmp_path / "run")
     assert not passed_over
     done = int(folder.name.removeprefix("checkpoint-"))
