@@ -21,11 +21,12 @@ VALUE = re.compile(r"(?:Got value|Given value): (?:NestedArg\(key='[\w.]+', val=
 NO_SETTINGS = re.compile(r"Unable to load config ['\"](.*?)['\"]")
 BAD_FILE = re.compile(r"Problems parsing config: |Unexpected config: ")
 IN_PYTHON = re.compile(
-    r"(?:load_policy\(\.\.\., )?\b(?:(?:PPOConfig|config)\.)?(?P<name>[a-z]\w*)="
+    r"(?<![@,])(?:load_policy\(\.\.\., )?\b(?:(?:PPOConfig|config)\.)?(?P<name>[a-z]\w*)="
     r"(?P<value>LoraSettings\(\)|True|False|None|'[^']*'|\"[^\"]*\"|\([\d, ]+\)|\{[^{}]*\}\)?|[\d.]*\d|<[^<>]*>)"
     r"|\b(?:PPOConfig|config)\.(?P<alone>[a-z]\w*)|(?<!-)\b(?P<listed>[a-z]\w*)(?=, one of )"
 )
-"""A setting as Python takes it, such as ``dtype='float32'`` or ``PPOConfig.max_length``."""
+"""A setting as Python takes it, such as ``dtype='float32'`` or ``PPOConfig.max_length``; that of an arm, as in
+``sparse@lam=1,gamma=1``, is none: it is typed so."""
 VALUES = {"LoraSettings()": "'{}'", "True": "true", "False": "false", "None": "null"}
 OF_A_PART = re.compile(r"^\s*- (\w+: .+)$", re.MULTILINE)
 

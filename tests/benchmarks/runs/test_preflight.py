@@ -37,7 +37,7 @@ def test_a_good_comparison_is_told_arm_by_arm_and_nothing_is_written(tmp_path):
 
 def test_a_control_that_would_repeat_an_arm_is_told(tmp_path):
     found = looked_at(settings(tmp_path, redistributors="sparse", controls="sparse@lam=1"), lam=1.0)
-    planned = "1 arms x 2 seeds = 2 runs of 2 steps; task toy; without the control sparse-lam1, which would repeat"
+    planned = "1 arm x 2 seeds = 2 runs of 2 steps; task toy; without the control sparse-lam1, which would repeat"
     assert found["plan"].said.startswith(planned)
 
 
