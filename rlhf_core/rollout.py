@@ -56,7 +56,7 @@ def sample(policy: Policy, prompts: Ids, config: PPOConfig, draw: Draw, budgets:
         return parts[0][1]
     batches, drawn = zip(*parts, strict=True)
     together = Sequences.concatenate(drawn)
-    return together.select(torch.argsort(torch.cat(batches)).to(together.response_ids.device))
+    return together.select(torch.argsort(torch.cat(batches)))
 
 
 def _sample_rows(
@@ -220,7 +220,8 @@ def _evaluate(
         for request, whole in evidence.items():
             _put(whole, rows, part.evidence[request])
 
-    run_in_parts(measure_rows, partial(micro_batches, sequences), sequences.lengths, budget, phase="log-probabilities")
+    lengths = sequences.counts.total
+    run_in_parts(measure_rows, partial(micro_batches, sequences), lengths, budget, phase="log-probabilities")
     return Evaluation(logprobs=logprobs, values=values, entropy=entropy, evidence=evidence)
 
 
@@ -233,9 +234,8 @@ def _reference_logprobs(
     def measure_rows(rows: Int[Tensor, " row"]) -> None:
         _put(logprobs, rows, policy.reference_logprobs(sequences.select(rows), temperature=temperature))
 
-    run_in_parts(
-        measure_rows, partial(micro_batches, sequences), sequences.lengths, budget, phase="reference log-probabilities"
-    )
+    lengths = sequences.counts.total
+    run_in_parts(measure_rows, partial(micro_batches, sequences), lengths, budget, phase="reference log-probabilities")
     return logprobs
 
 
@@ -243,4 +243,4 @@ def _put(whole: Tensor, rows: Tensor, part: Tensor) -> None:
     """Copy the rows of a part, which may have fewer columns, to their places in the whole."""
     columns = part.shape[1] if part.ndim > 1 else 0
     home = whole[:, :columns] if columns else whole
-    home[rows] = part.to(whole.dtype)
+    home[rows.to(whole.device, non_blocking=True)] = part.to(whole.dtype)

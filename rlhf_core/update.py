@@ -103,7 +103,7 @@ def ppo_update(
     for epoch in range(config.epochs):
         generator = stream(config.seed, "minibatches", step, epoch)
         for minibatch in buffer.minibatches(config.minibatch_size, generator):
-            measured = _accumulate(
+            measured, norms = _accumulate(
                 policy, optimizer, minibatch, config=config, budget=budget, kl_coef=kl_coef, learns=learns
             )
             statistics.ratio_max = max(statistics.ratio_max, measured["ratio_max"])
@@ -119,9 +119,7 @@ def ppo_update(
                 statistics.skipped += 1
                 statistics.response_losses.append(0.0)
                 continue
-            with optimizer_step(optimizer):
-                norms = gradient_norms(policy)
-            norm = total_norm(norms)
+            norm = total_norm(measured[name] for name in norms)
             reason = guard.why_not_admit(measured["loss"], norm)
             if reason:
                 optimizer.zero_grad(set_to_none=True)
@@ -132,7 +130,7 @@ def ppo_update(
             with optimizer_step(optimizer):
                 _step(policy, optimizer, norms, config)
             guard.admit(norm)
-            statistics.taken.append({**measured, **{name: float(norm) for name, norm in norms.items()}})
+            statistics.taken.append(measured)
             statistics.response_losses.append(measured["response_loss"])
     optimizer.zero_grad(set_to_none=True)
     return statistics.summary()
@@ -147,35 +145,47 @@ def _accumulate(
     budget: TokenBudget,
     kl_coef: float,
     learns: Parameters | None,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Add up the minibatch's gradient, of ``learns`` (None: of all), over micro-batches; the figures that belong to it,
-    over all processes."""
-    tokens = int(global_sum(minibatch.sequences.response_mask.sum()))
+    over all processes, and the gradient's norms. The host waits for a card once, to read all of them."""
+    tokens = int(global_sum(minibatch.sequences.counts.response.sum()))
     rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
 
-    def backward(rows: Int[Tensor, " row"]) -> dict[str, float]:
-        """The micro-batch's contribution to each figure of the minibatch; for ``MAXIMA``, its own maximum."""
+    def backward(rows: Int[Tensor, " row"]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The micro-batch's figures, and by name what share of the minibatch's they are (``MAXIMA``: all)."""
         part = minibatch.select(rows)
-        token_share, row_share = int(part.sequences.response_mask.sum()) / tokens, len(part.sequences) / rows_in_all
+        token_share = int(part.sequences.counts.response.sum()) / tokens
+        row_share = len(part.sequences) / rows_in_all
         policy_share = token_share if config.loss_mean == "token" else row_share
         loss, means = _loss(policy, part, config, policy_weight=policy_share / token_share, kl_coef=kl_coef)
         (loss * token_share).backward(inputs=learns)  # type: ignore[no-untyped-call]
         shares = {"response_loss": row_share, "policy_loss": policy_share, **dict.fromkeys(MAXIMA, 1.0)}
-        return {name: float(mean) * shares.get(name, token_share) for name, mean in means.items()}
+        return means, {name: shares.get(name, token_share) for name in means}
 
-    parts = run_in_parts(
+    measured = run_in_parts(
         backward,
         partial(micro_batches, minibatch.sequences),
-        minibatch.sequences.lengths,
+        minibatch.sequences.counts.total,
         budget,
         phase="update",
         begin=partial(optimizer.zero_grad, set_to_none=True),
     )
+    with optimizer_step(optimizer):
+        norms = gradient_norms(policy)
+    numbers = iter(_read([*(mean for means, _ in measured for mean in means.values()), *norms.values()]))
+    parts = [{name: next(numbers) * share for name, share in shares.items()} for _, shares in measured]
     totals = {name: sum(part[name] for part in parts) for name in parts[0] if name not in MAXIMA}
     largest = {name: max(0.0, *(part[name] for part in parts)) for name in MAXIMA}
     totals = {name: float(global_sum(torch.tensor(total, dtype=torch.float64))) for name, total in totals.items()}
     largest = {name: float(global_max(torch.tensor(most, dtype=torch.float64))) for name, most in largest.items()}
-    return {**totals, **largest, "tokens": float(tokens)}
+    return {**totals, **largest, "tokens": float(tokens), **dict(zip(norms, numbers, strict=True))}, norms
+
+
+def _read(numbers: list[Tensor]) -> list[float]:
+    """All ``numbers`` in one transfer."""
+    device = numbers[0].device  # the norm of no gradient at all is made on the CPU
+    read: list[float] = torch.stack([number.to(device, non_blocking=True) for number in numbers]).tolist()
+    return read
 
 
 def _loss(

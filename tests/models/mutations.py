@@ -185,8 +185,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/passes/forward.py",
-        "rows.response_positions[response_mask] - 1",
-        "rows.response_positions[response_mask]",
+        "rows.response_positions[row, step] - 1",
+        "rows.response_positions[row, step]",
         "tests/models/passes/test_value_head.py::test_a_value_is_that_of_the_state_before_its_token",
     ),
     Mutation(
@@ -527,7 +527,7 @@ MUTATIONS = (
     ),
     Mutation(
         "models/passes/distribution.py",
-        "tempered[:, start:end] = -torch.inf",
+        "tempered[:, start:end].fill_(-torch.inf)",
         "pass",
         "tests/models/policy/test_unnamed_ids.py::test_everything_is_measured_among_ids_that_are_tokens[llama-padded-whole]",
     ),

@@ -805,7 +805,7 @@ MUTATIONS = (
     Mutation(
         "rlhf_core/critic.py",
         "clip_grads_with_norm_(group, limit, norms[name])",
-        'clip_grads_with_norm_(group, limit, norms["gradient_norm"].new_tensor(total_norm(norms)))',
+        'clip_grads_with_norm_(group, limit, norms["gradient_norm"].new_tensor(total_norm(map(float, norms.values()))))',
         "tests/rlhf_core/test_critic.py::test_a_critic_apart_is_clipped_by_its_own_norm[WithCritic-False]",
     ),
     Mutation(
