@@ -110,11 +110,19 @@ def inverse_cdf(logprobs: Float[Tensor, "row vocab"], uniforms: Float[Tensor, " 
 
     A token of probability zero is never drawn, at u = 0 and just below 1 neither.
     """
-    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
+    cumulative = _cumulative(logprobs.exp())
     total = cumulative[:, -1:].contiguous()
     drawn = torch.searchsorted(cumulative, uniforms.double()[:, None] * total, right=True)
     last = torch.searchsorted(cumulative, total)
     return torch.minimum(drawn, last)[:, 0].clamp(max=logprobs.shape[1] - 1)  # beyond it are rows of NaN
+
+
+def _cumulative(probabilities: Float[Tensor, "row vocab"]) -> Float[Tensor, "row vocab"]:
+    """Sums from the first token on. A card has no deterministic ones, so under
+    ``torch.use_deterministic_algorithms`` the CPU adds up, and the host waits at every token."""
+    if probabilities.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return probabilities.cumsum(-1, dtype=torch.float64)
+    return probabilities.cpu().cumsum(-1, dtype=torch.float64).to(probabilities.device)
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ Every operation, those of the backward pass too, goes through a ``TorchDispatchM
 
 - raises ``MixedDevices`` where CUDA would: tensors of card and CPU in one operation, a CPU generator, ``.numpy()``;
 - counts operations (``launches``), and those at which the host waits for the card (``waits``), by line of the project;
-- raises ``torch.OutOfMemoryError`` once more than ``limit`` bytes are held.
+- raises ``torch.OutOfMemoryError`` once more than ``limit`` bytes are held;
+- refuses, under ``torch.use_deterministic_algorithms``, the cumulative sum of floats, which CUDA cannot repeat.
 
 Numbers are the CPU's. Kernels, streams, autocast and a second card are not pretended. Written for torch 2.13.
 """
@@ -142,6 +143,14 @@ def require_one_device(call: Call) -> None:
         )
 
 
+def require_deterministic(call: Call) -> None:
+    """Raise RuntimeError for what CUDA cannot repeat, where that is forbidden."""
+    if call.name != "cumsum" or not torch.are_deterministic_algorithms_enabled():
+        return
+    if call.args[0].is_floating_point() or call.kwargs.get("dtype") in (torch.float32, torch.float64):
+        raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation (pretended card)")
+
+
 def host_waits(call: Call) -> bool:
     """Whether the host waits until the card has come this far."""
     args = call.args
@@ -196,6 +205,7 @@ class PretendedCard(TorchDispatchMode):
         call = Call.of(func, args, dict(kwargs or {}), told=self.moving)
         if call.there or call.asked == "cuda":
             require_one_device(call)
+            require_deterministic(call)
             if not (func.is_view or call.name in NO_LAUNCH):
                 place = (line(), call.name)
                 self.launches[place] += 1
