@@ -272,13 +272,16 @@ def _surface(card: PretendedCard) -> list[tuple[object, str, object]]:
         finally:
             card.moving = False
 
-    def from_host_only(name):
-        def convert(self, *args, **kwargs):
-            if on_card(self):
-                raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
-            return REAL[name](self, *args, **kwargs)
+    def refused(self, *_):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
 
-        return convert
+    def numpy(self, *, force: bool = False):
+        if force:
+            return REAL["numpy"](self.detach().cpu(), force=True)
+        return refused(self) if on_card(self) else REAL["numpy"](self)
+
+    def array(self, *args, **kwargs):
+        return refused(self) if on_card(self) else REAL["__array__"](self, *args, **kwargs)
 
     def tolist(self):
         if on_card(self):
@@ -314,8 +317,8 @@ def _surface(card: PretendedCard) -> list[tuple[object, str, object]]:
         "cpu": lambda self, *_, **__: self.to("cpu"),
         "cuda": lambda self, *_, **__: self.to("cuda"),
         "pin_memory": lambda self, *_: self,
-        "numpy": from_host_only("numpy"),
-        "__array__": from_host_only("__array__"),
+        "numpy": numpy,
+        "__array__": array,
         "tolist": tolist,
     }
     state = torch.zeros(16, dtype=torch.uint8)
