@@ -784,6 +784,24 @@ MUTATIONS = (
         "tests/models/passes/test_rotary.py::test_sampling_is_the_teacher_forced_pass_across_the_switch",
     ),
     Mutation(
+        "models/passes/sampling.py",
+        "positions = positions.clamp(max=self._last_position)",
+        "pass",
+        "tests/models/passes/test_sampling.py::test_rows_that_wait_to_leave_change_nothing[gpt2-8]",
+    ),
+    Mutation(
+        "models/passes/sampling.py",
+        "torch.where(going, tokens, 0)",
+        "tokens",
+        "tests/models/passes/test_sampling.py::test_rows_that_wait_to_leave_change_nothing[llama-8]",
+    ),
+    Mutation(
+        "models/passes/sampling.py",
+        "torch.where(going & unusable, self._unusable[rows].clamp(max=step), self._unusable[rows])",
+        "torch.where(going & unusable, step, self._unusable[rows])",
+        "tests/models/passes/test_sampling.py::test_logits_that_are_not_numbers_are_told_with_their_first_step",
+    ),
+    Mutation(
         "models/passes/length_switches.py",
         "setattr(owner, name, NEAR)",
         "setattr(owner, name, getattr(owner, name))",
