@@ -1,7 +1,7 @@
 """The update: epochs of minibatches, each one optimizer step on a loss normalised by the minibatch's tokens."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,6 +26,8 @@ from rlhf_core.types import Policy
 
 EARLY_STOP_FACTOR = 1.5
 FirstMinibatch = Callable[[float, float], None]
+Measured = tuple[dict[str, Tensor], dict[str, float]]
+"""Figures of a micro-batch, still on their device, and the share of its minibatch's that each is."""
 
 
 @dataclass
@@ -103,7 +105,7 @@ def ppo_update(
     for epoch in range(config.epochs):
         generator = stream(config.seed, "minibatches", step, epoch)
         for minibatch in buffer.minibatches(config.minibatch_size, generator):
-            measured, norms = _accumulate(
+            measured = _accumulate(
                 policy, optimizer, minibatch, config=config, budget=budget, kl_coef=kl_coef, learns=learns
             )
             statistics.ratio_max = max(statistics.ratio_max, measured["ratio_max"])
@@ -119,7 +121,10 @@ def ppo_update(
                 statistics.skipped += 1
                 statistics.response_losses.append(0.0)
                 continue
-            norm = total_norm(measured[name] for name in norms)
+            with optimizer_step(optimizer):
+                norms = gradient_norms(policy)
+            sizes = dict(zip(norms, _read(norms.values()), strict=True))
+            norm = total_norm(sizes.values())
             reason = guard.why_not_admit(measured["loss"], norm)
             if reason:
                 optimizer.zero_grad(set_to_none=True)
@@ -130,7 +135,7 @@ def ppo_update(
             with optimizer_step(optimizer):
                 _step(policy, optimizer, norms, config)
             guard.admit(norm)
-            statistics.taken.append(measured)
+            statistics.taken.append({**measured, **sizes})
             statistics.response_losses.append(measured["response_loss"])
     optimizer.zero_grad(set_to_none=True)
     return statistics.summary()
@@ -145,13 +150,13 @@ def _accumulate(
     budget: TokenBudget,
     kl_coef: float,
     learns: Parameters | None,
-) -> tuple[dict[str, float], dict[str, Tensor]]:
+) -> dict[str, float]:
     """Add up the minibatch's gradient, of ``learns`` (None: of all), over micro-batches; the figures that belong to it,
-    over all processes, and the gradient's norms. The host waits for a card once, to read all of them."""
+    over all processes. The host waits for a card once, to read all of them."""
     tokens = int(global_sum(minibatch.sequences.counts.response.sum()))
     rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
 
-    def backward(rows: Int[Tensor, " row"]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def backward(rows: Int[Tensor, " row"]) -> Measured:
         """The micro-batch's figures, and by name what share of the minibatch's they are (``MAXIMA``: all)."""
         part = minibatch.select(rows)
         token_share = int(part.sequences.counts.response.sum()) / tokens
@@ -170,20 +175,24 @@ def _accumulate(
         phase="update",
         begin=partial(optimizer.zero_grad, set_to_none=True),
     )
-    with optimizer_step(optimizer):
-        norms = gradient_norms(policy)
-    numbers = iter(_read([*(mean for means, _ in measured for mean in means.values()), *norms.values()]))
-    parts = [{name: next(numbers) * share for name, share in shares.items()} for _, shares in measured]
+    parts = _contributions(measured)
     totals = {name: sum(part[name] for part in parts) for name in parts[0] if name not in MAXIMA}
     largest = {name: max(0.0, *(part[name] for part in parts)) for name in MAXIMA}
     totals = {name: float(global_sum(torch.tensor(total, dtype=torch.float64))) for name, total in totals.items()}
     largest = {name: float(global_max(torch.tensor(most, dtype=torch.float64))) for name, most in largest.items()}
-    return {**totals, **largest, "tokens": float(tokens), **dict(zip(norms, numbers, strict=True))}, norms
+    return {**totals, **largest, "tokens": float(tokens)}
 
 
-def _read(numbers: list[Tensor]) -> list[float]:
-    """All ``numbers`` in one transfer."""
-    device = numbers[0].device  # the norm of no gradient at all is made on the CPU
+def _contributions(measured: Sequence[Measured]) -> list[dict[str, float]]:
+    """What each micro-batch adds to the figures of its minibatch, all of them read at once."""
+    numbers = iter(_read([mean for means, _ in measured for mean in means.values()]))
+    return [{name: next(numbers) * share for name, share in shares.items()} for _, shares in measured]
+
+
+def _read(numbers: Collection[Tensor]) -> list[float]:
+    """The ``numbers`` in one transfer."""
+    # where nothing has a gradient, its norm is made on the CPU
+    device = max((number.device for number in numbers), key=lambda device: device.type != "cpu")
     read: list[float] = torch.stack([number.to(device, non_blocking=True) for number in numbers]).tolist()
     return read
 

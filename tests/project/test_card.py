@@ -13,6 +13,7 @@ from models.training.settings import TrainingSettings
 from models.training.supervised import train_language_model
 from redistributors import RewardAttention, Sparse
 from rlhf_core import PPOTrainer
+from rlhf_core.masking import masked_mean, masked_whiten
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")]
 MIXED = "Expected all tensors to be on the same device|indices should be"
@@ -76,6 +77,16 @@ def test_views_parameters_and_copies_are_where_their_storage_is():
     there(torch.ones(1, 2, device="cuda")).sum().backward()
     assert there.weight.grad.device == there.weight.device
     assert there.cpu().weight.device.type == "cpu"
+
+
+def test_what_is_undefined_is_not_a_number():
+    """To raise an error, the host would have to look, and wait."""
+    mask = torch.tensor([True, True, False], device="cuda")
+    assert masked_mean(torch.ones(3, device="cuda"), ~mask & mask).isnan()
+    assert masked_whiten(torch.tensor([1e30, -1e30, 0.0], device="cuda"), mask).isnan().tolist() == [True, True, False]
+    assert masked_whiten(torch.tensor([1.0, 3.0, 9.0], device="cuda"), mask).tolist() == pytest.approx(
+        [-(0.5**0.5), 0.5**0.5, 0]
+    )
 
 
 @pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])

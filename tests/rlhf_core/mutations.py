@@ -282,7 +282,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/masking.py",
-        "    if overflows:",
+        "    if overflow:",
         "    if False:",
         "tests/rlhf_core/test_properties.py::test_whitening_has_mean_0_and_variance_1_or_says_that_squares_overflow",
     ),
