@@ -254,4 +254,5 @@ def _check_shapes(prompts: Sequence[Sequence[int]], limits: Limits, uniforms: Te
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on ``device``; the host does not wait for its arrival."""
-    return tensor.to(device, non_blocking=True)
+    sent: Tensor = tensor.to(device, non_blocking=True)
+    return sent
