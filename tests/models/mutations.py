@@ -773,8 +773,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/passes/sampling.py",
-        "with grows_to(self._longest):",
-        "with grows_to(self._mask.sum(1)):",
+        "with grows_to(self._longest), padding",
+        "with grows_to(self._mask.sum(1)), padding",
         "tests/models/passes/test_rotary.py::test_every_cached_step_gives_the_logits_of_the_pass_over_the_whole_response",
     ),
     Mutation(
