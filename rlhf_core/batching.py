@@ -39,7 +39,7 @@ def micro_batches(sequences: Sequences, token_budget: int) -> Iterator[Int[Tenso
     holds an eighth of the budget: padding costs as much as text. Longest first, so that running out of memory happens
     at once.
     """
-    lengths = sequences.lengths
+    lengths = sequences.counts.total
     order = torch.argsort(lengths, descending=True, stable=True)
     ordered, start = lengths[order].tolist(), 0
     while start < len(ordered):

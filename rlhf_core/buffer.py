@@ -28,7 +28,7 @@ class Minibatch:
     def select(self, rows: Int[Tensor, " row"]) -> "Minibatch":
         """The given rows, trimmed to the longest prompt and response among them."""
         sequences = self.sequences.select(rows)
-        width = sequences.response_ids.shape[1]
+        width, rows = sequences.response_ids.shape[1], rows.to(self.returns.device, non_blocking=True)
         return Minibatch(sequences=sequences, **{name: getattr(self, name)[rows, :width] for name in TOKEN_FIELDS})
 
 
@@ -78,7 +78,7 @@ class RolloutBuffer:
             advantages=self._scaled(held.advantages, held.sequences.response_mask),
             returns=held.returns,
         )
-        order = torch.from_numpy(generator.permutation(len(self))).to(held.returns.device)
+        order = torch.from_numpy(generator.permutation(len(self)))
         for start in range(0, len(order), size):
             yield whole.select(order[start : start + size])
 

@@ -93,9 +93,9 @@ def gradient_norms(policy: Policy) -> dict[str, Tensor]:
     }
 
 
-def total_norm(norms: Mapping[str, Tensor]) -> float:
+def total_norm(norms: Iterable[float]) -> float:
     """2-norm of all gradients together."""
-    return math.hypot(*(float(norm) for norm in norms.values()))
+    return math.hypot(*norms)
 
 
 def clip(policy: Policy, norms: Mapping[str, Tensor], limit: float) -> None:

@@ -1,6 +1,7 @@
 """Statistics over the tokens that a mask selects. Each function has one meaning and no flags.
 
-Masked slots go through ``torch.where``, never through a product: NaN x 0 is NaN.
+Masked slots go through ``torch.where``, never through a product: NaN x 0 is NaN. What raises on a CPU is NaN on a card:
+to look first would make the host wait for the card, at every mean.
 """
 
 import torch
@@ -14,7 +15,7 @@ WHITENING_EPSILON = 1e-8
 
 def masked_mean(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, ""]:
     """Mean of ``x`` where ``mask``, over this process's tokens; raises ValueError where nothing is selected."""
-    if not bool(mask.any()):
+    if mask.device.type == "cpu" and not bool(mask.any()):
         raise ValueError(f"masked_mean: the mask of shape {tuple(mask.shape)} selects nothing")
     return torch.where(mask, x, 0).sum() / mask.sum()
 
@@ -52,15 +53,18 @@ def last_token(mask: Bool[Tensor, "batch response"]) -> Bool[Tensor, "batch resp
 def _moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance over the selected elements of all processes; this one may have none of them."""
     count = global_sum(mask.sum())
-    if int(count) == 0:
-        raise ValueError(f"masked_var, masked_whiten: the mask of shape {tuple(mask.shape)} selects nothing")
     smallest = global_min(torch.where(mask, x, torch.inf).min())
     largest = global_max(torch.where(mask, x, -torch.inf).max())
     mean = global_sum(torch.where(mask, x, 0).sum()) / count
     # A mean lies among its elements; rounding may put it outside, and whitening equal elements would magnify that.
     mean = mean.clamp(smallest, largest)
     squares = global_sum(torch.where(mask, x - mean, 0).square().sum())
-    if bool(torch.isinf(squares)) and bool(torch.isfinite(largest - smallest)):
+    overflow = torch.isinf(squares) & torch.isfinite(largest - smallest)
+    if mask.device.type != "cpu":
+        return mean, torch.where(overflow, torch.nan, squares / (count - 1).clamp(min=1))
+    if int(count) == 0:
+        raise ValueError(f"masked_var, masked_whiten: the mask of shape {tuple(mask.shape)} selects nothing")
+    if overflow:
         raise FloatingPointError(
             f"masked_var, masked_whiten: values from {float(smallest):.3g} to {float(largest):.3g} have a variance "
             f"beyond {x.dtype}; scale them (ScoreConfig(scaling='running_std') does so for scores)"

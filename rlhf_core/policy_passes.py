@@ -31,7 +31,8 @@ def evaluate(
         for request, whole in evidence.items():
             _put(whole, rows, part.evidence[request])
 
-    run_in_parts(measure_rows, partial(micro_batches, sequences), sequences.lengths, budget, phase="log-probabilities")
+    lengths = sequences.counts.total
+    run_in_parts(measure_rows, partial(micro_batches, sequences), lengths, budget, phase="log-probabilities")
     return Evaluation(logprobs=logprobs, values=values, entropy=entropy, evidence=evidence)
 
 
@@ -45,9 +46,8 @@ def reference_logprobs(
     def measure_rows(rows: Int[Tensor, " row"]) -> None:
         _put(logprobs, rows, policy.reference_logprobs(sequences.select(rows), temperature=temperature))
 
-    run_in_parts(
-        measure_rows, partial(micro_batches, sequences), sequences.lengths, budget, phase="reference log-probabilities"
-    )
+    lengths = sequences.counts.total
+    run_in_parts(measure_rows, partial(micro_batches, sequences), lengths, budget, phase="reference log-probabilities")
     return logprobs
 
 
@@ -55,4 +55,4 @@ def _put(whole: Tensor, rows: Tensor, part: Tensor) -> None:
     """Copy the rows of a part, which may have fewer columns, to their places in the whole."""
     columns = part.shape[1] if part.ndim > 1 else 0
     home = whole[:, :columns] if columns else whole
-    home[rows] = part.to(whole.dtype)
+    home[rows.to(whole.device, non_blocking=True)] = part.to(whole.dtype)

@@ -57,7 +57,7 @@ def sample(policy: Policy, prompts: Ids, config: PPOConfig, draw: Draw, budgets:
         return parts[0][1]
     batches, drawn = zip(*parts, strict=True)
     together = Sequences.concatenate(drawn)
-    return together.select(torch.argsort(torch.cat(batches)).to(together.response_ids.device))
+    return together.select(torch.argsort(torch.cat(batches)))
 
 
 def _sample_rows(

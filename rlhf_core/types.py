@@ -5,6 +5,7 @@ Every ``(batch, response)`` tensor is 0 where ``response_mask`` is False.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.token_counts import TokenCounts, checked_counts, require_tensors
 
 Message = Mapping[str, Any]
 """One turn of a chat: ``role``, ``content``, and what else the tokenizer's template reads."""
@@ -45,19 +47,26 @@ class Sequences:
     given: tuple[Row, ...] = ()
 
     def __post_init__(self) -> None:
-        _require_tensors(self)
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        require_tensors(tensors)
         if self.given and len(self.given) != len(self):
             raise ValueError(f"Sequences: given holds {len(self.given)} rows for {len(self)} responses")
-        _require_padding(self.prompt_mask.flip(1), "prompt_mask", "left-padded")
-        _require_padding(self.response_mask, "response_mask", "right-padded")
-        lengths = self.response_mask.sum(1)
-        wrong = (lengths > self.max_lengths) | (self.min_lengths > self.max_lengths) | (self.min_lengths < 0)
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"Sequences: row {row} has {int(lengths[row])} response tokens with "
-                f"min_lengths {int(self.min_lengths[row])} and max_lengths {int(self.max_lengths[row])}"
-            )
+        vars(self)["counts"] = checked_counts(tensors)
+
+    @staticmethod
+    def known(counts: TokenCounts, given: tuple[Row, ...] = (), **tensors: Tensor) -> "Sequences":
+        """Sequences made of ``tensors`` whose masks are known to be in order, with ``counts`` tokens in their rows.
+
+        Nothing is checked, so the host does not wait for a device. Use it where the masks were made or checked before.
+        """
+        made = object.__new__(Sequences)
+        vars(made).update(tensors, counts=counts, given=given)
+        return made
+
+    @cached_property
+    def counts(self) -> TokenCounts:
+        """Tokens of each row, on the CPU; read once, when the sequences are checked."""
+        return TokenCounts(prompt=self.prompt_lengths.cpu(), response=self.response_lengths.cpu())
 
     def __len__(self) -> int:
         return self.prompt_ids.shape[0]
@@ -85,23 +94,34 @@ class Sequences:
         """
         if not len(rows):
             raise ValueError("Sequences.select: rows are empty; there is nothing to select")
-        chosen = {name: getattr(self, name)[rows] for name in TENSORS}
-        prompt = int(chosen["prompt_mask"].sum(1).max())
-        response = int(chosen["response_mask"].sum(1).max())
+        rows = rows.cpu()
+        counts, there = self.counts.of(rows), rows.to(self.prompt_ids.device, non_blocking=True)
+        chosen = {name: getattr(self, name)[there] for name in TENSORS}
+        left, right = self.prompt_ids.shape[1] - int(counts.prompt.max()), int(counts.response.max())
         for name in ("prompt_ids", "prompt_mask"):
-            chosen[name] = chosen[name][:, chosen[name].shape[1] - prompt :]
+            chosen[name] = chosen[name][:, left:]
         for name in ("response_ids", "response_mask"):
-            chosen[name] = chosen[name][:, :response]
+            chosen[name] = chosen[name][:, :right]
         given = tuple(self.given[row] for row in rows.tolist()) if self.given else ()
-        return Sequences(**chosen, given=given)
+        return Sequences.known(counts, given, **chosen)
+
+    def to(self, device: torch.device) -> "Sequences":
+        """The same sequences on ``device``."""
+        if self.prompt_ids.device == device:
+            return self
+        ahead = device.type != "cpu"  # the host must not read what has not arrived
+        moved = {name: getattr(self, name).to(device, non_blocking=ahead) for name in TENSORS}
+        return Sequences.known(self.counts, self.given, **moved)
 
     def prompts(self) -> list[list[int]]:
         """Prompt token ids, without padding."""
-        return _rows(self.prompt_ids, self.prompt_mask)
+        ids, width = self.prompt_ids.tolist(), self.prompt_ids.shape[1]
+        return [row[width - count :] for row, count in zip(ids, self.counts.prompt.tolist(), strict=True)]
 
     def responses(self) -> list[list[int]]:
         """Response token ids, without padding."""
-        return _rows(self.response_ids, self.response_mask)
+        ids = self.response_ids.tolist()
+        return [row[:count] for row, count in zip(ids, self.counts.response.tolist(), strict=True)]
 
     @staticmethod
     def concatenate(parts: "Sequence[Sequences]") -> "Sequences":
@@ -118,44 +138,14 @@ class Sequences:
                     tensor = torch.nn.functional.pad(tensor, (0, response - tensor.shape[1]))
                 values.append(tensor)
         given = tuple(row for part in parts for row in part.given)
-        return Sequences(**{name: torch.cat(values) for name, values in padded.items()}, given=given)
+        counts = TokenCounts(
+            prompt=torch.cat([part.counts.prompt for part in parts]),
+            response=torch.cat([part.counts.response for part in parts]),
+        )
+        return Sequences.known(counts, given, **{name: torch.cat(values) for name, values in padded.items()})
 
 
 TENSORS = tuple(field.name for field in fields(Sequences) if field.name != "given")
-
-
-def _require_tensors(sequences: Sequences) -> None:
-    """Kinds and shapes, which annotations promise and nothing else would check where no type checker runs."""
-    shapes: dict[str, tuple[int, ...]] = {
-        part: tuple(getattr(getattr(sequences, f"{part}_ids"), "shape", ())) for part in ("prompt", "response")
-    }
-    rows = shapes["prompt"][:1]
-    if len(shapes["prompt"]) != 2 or rows == (0,):
-        raise ValueError(f"Sequences: prompt_ids must be at least one row of token ids, got shape {shapes['prompt']}")
-    shapes["response"] = rows + shapes["response"][1:2]
-    for name in TENSORS:
-        tensor, shape = getattr(sequences, name), shapes.get(name.split("_")[0], rows)
-        kind = "bool" if name.endswith("_mask") or name == "finished" else "int"
-        if not isinstance(tensor, Tensor) or tensor.shape != shape or not _is(tensor, kind):
-            got = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
-            raise ValueError(f"Sequences: {name} must be a tensor of kind {kind} and shape {shape}, got {got}")
-
-
-def _is(tensor: Tensor, kind: str) -> bool:
-    whole = not tensor.is_floating_point() and not tensor.is_complex()
-    return tensor.dtype == torch.bool if kind == "bool" else whole and tensor.dtype != torch.bool
-
-
-def _require_padding(mask: Tensor, name: str, wanted: str) -> None:
-    """``mask`` must be a run of True followed by False in every row, and never empty."""
-    holes = (mask[:, 1:] & ~mask[:, :-1]).any(1) | ~mask.any(1)
-    if bool(holes.any()):
-        row = int(holes.nonzero()[0])
-        raise ValueError(f"Sequences: row {row} of {name} is empty or not {wanted}: {mask[row].tolist()}")
-
-
-def _rows(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

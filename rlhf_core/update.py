@@ -1,7 +1,7 @@
 """The update: epochs of minibatches, each one optimizer step on a loss normalised by the minibatch's tokens."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,6 +26,8 @@ from rlhf_core.types import Policy
 
 EARLY_STOP_FACTOR = 1.5
 FirstMinibatch = Callable[[float, float], None]
+Measured = tuple[dict[str, Tensor], dict[str, float]]
+"""Figures of a micro-batch, still on their device, and the share of its minibatch's that each is."""
 
 
 @dataclass
@@ -121,7 +123,8 @@ def ppo_update(
                 continue
             with optimizer_step(optimizer):
                 norms = gradient_norms(policy)
-            norm = total_norm(norms)
+            sizes = dict(zip(norms, _read(norms.values()), strict=True))
+            norm = total_norm(sizes.values())
             reason = guard.why_not_admit(measured["loss"], norm)
             if reason:
                 optimizer.zero_grad(set_to_none=True)
@@ -132,7 +135,7 @@ def ppo_update(
             with optimizer_step(optimizer):
                 _step(policy, optimizer, norms, config)
             guard.admit(norm)
-            statistics.taken.append({**measured, **{name: float(norm) for name, norm in norms.items()}})
+            statistics.taken.append({**measured, **sizes})
             statistics.response_losses.append(measured["response_loss"])
     optimizer.zero_grad(set_to_none=True)
     return statistics.summary()
@@ -149,33 +152,49 @@ def _accumulate(
     learns: Parameters | None,
 ) -> dict[str, float]:
     """Add up the minibatch's gradient, of ``learns`` (None: of all), over micro-batches; the figures that belong to it,
-    over all processes."""
-    tokens = int(global_sum(minibatch.sequences.response_mask.sum()))
+    over all processes. The host waits for a card once, to read all of them."""
+    tokens = int(global_sum(minibatch.sequences.counts.response.sum()))
     rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
 
-    def backward(rows: Int[Tensor, " row"]) -> dict[str, float]:
-        """The micro-batch's contribution to each figure of the minibatch; for ``MAXIMA``, its own maximum."""
+    def backward(rows: Int[Tensor, " row"]) -> Measured:
+        """The micro-batch's figures, and by name what share of the minibatch's they are (``MAXIMA``: all)."""
         part = minibatch.select(rows)
-        token_share, row_share = int(part.sequences.response_mask.sum()) / tokens, len(part.sequences) / rows_in_all
+        token_share = int(part.sequences.counts.response.sum()) / tokens
+        row_share = len(part.sequences) / rows_in_all
         policy_share = token_share if config.loss_mean == "token" else row_share
         loss, means = _loss(policy, part, config, policy_weight=policy_share / token_share, kl_coef=kl_coef)
         (loss * token_share).backward(inputs=learns)  # type: ignore[no-untyped-call]
         shares = {"response_loss": row_share, "policy_loss": policy_share, **dict.fromkeys(MAXIMA, 1.0)}
-        return {name: float(mean) * shares.get(name, token_share) for name, mean in means.items()}
+        return means, {name: shares.get(name, token_share) for name in means}
 
-    parts = run_in_parts(
+    measured = run_in_parts(
         backward,
         partial(micro_batches, minibatch.sequences),
-        minibatch.sequences.lengths,
+        minibatch.sequences.counts.total,
         budget,
         phase="update",
         begin=partial(optimizer.zero_grad, set_to_none=True),
     )
+    parts = _contributions(measured)
     totals = {name: sum(part[name] for part in parts) for name in parts[0] if name not in MAXIMA}
     largest = {name: max(0.0, *(part[name] for part in parts)) for name in MAXIMA}
     totals = {name: float(global_sum(torch.tensor(total, dtype=torch.float64))) for name, total in totals.items()}
     largest = {name: float(global_max(torch.tensor(most, dtype=torch.float64))) for name, most in largest.items()}
     return {**totals, **largest, "tokens": float(tokens)}
+
+
+def _contributions(measured: Sequence[Measured]) -> list[dict[str, float]]:
+    """What each micro-batch adds to the figures of its minibatch, all of them read at once."""
+    numbers = iter(_read([mean for means, _ in measured for mean in means.values()]))
+    return [{name: next(numbers) * share for name, share in shares.items()} for _, shares in measured]
+
+
+def _read(numbers: Collection[Tensor]) -> list[float]:
+    """The ``numbers`` in one transfer."""
+    # where nothing has a gradient, its norm is made on the CPU
+    device = max((number.device for number in numbers), key=lambda device: device.type != "cpu")
+    read: list[float] = torch.stack([number.to(device, non_blocking=True) for number in numbers]).tolist()
+    return read
 
 
 def _loss(

@@ -22,6 +22,18 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def card():
+    """The pretended card (tests/helpers/carded), with nothing counted yet and no limit."""
+    from pretended_card import PretendedCard
+
+    if PretendedCard.current is None:
+        pytest.skip("counts operations, and limits memory, of a pretended card")
+    PretendedCard.current.reset()
+    yield PretendedCard.current
+    PretendedCard.current.limit = None
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Real data to check with, where it is at hand."""

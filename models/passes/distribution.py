@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from models.passes.layout import token_places
 from rlhf_core.types import Sequences
 
 # Largest (token, vocab) block of float32 log-probabilities made at a time: 64 MiB, or what a CPU's cache holds.
@@ -36,7 +37,7 @@ class Targets:
     @staticmethod
     def of(sequences: Sequences) -> "Targets":
         """Those of a batch."""
-        row, step = sequences.response_mask.nonzero(as_tuple=True)
+        row, step = token_places(sequences.response_mask, int(sequences.counts.response.sum()))
         return Targets(tokens=sequences.response_ids[row, step], steps=step, min_lengths=sequences.min_lengths[row])
 
     def split(self, size: int) -> "Iterator[Targets]":
@@ -101,11 +102,11 @@ def token_distribution(
     ``steps`` counts a row's response tokens from 0; every id of ``eos_ids`` is banned alike. A row whose logits hold
     NaN or +inf, or whose tokens are all banned, comes out as NaN.
     """
-    tempered, columns = logits.float() / temperature, list(eos_ids)
-    too_early = (steps < min_lengths)[:, None]
-    tempered[:, columns] = tempered[:, columns].masked_fill(too_early, -torch.inf)
+    tempered, too_early = logits.float() / temperature, (steps < min_lengths)
+    for token in eos_ids:  # a list of columns would be sent to a card anew
+        tempered[:, token].masked_fill_(too_early, -torch.inf)
     for start, end in unnamed:
-        tempered[:, start:end] = -torch.inf
+        tempered[:, start:end].fill_(-torch.inf)
     return tempered.log_softmax(-1)
 
 

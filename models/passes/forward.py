@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from models.passes.layout import PaddedRows
+from models.passes.layout import PaddedRows, token_places
+from models.passes.padding_known import padding_known
 from models.passes.rotary import grows_to
 
 Select = Callable[[Tensor], Tensor]
@@ -67,7 +68,7 @@ def response_hidden(
 ) -> Float[Tensor, "token hidden"]:
     """The last hidden state that predicts each response token, from the pass of :func:`response_predictions` without
     the head."""
-    with grows_to(rows.longest):
+    with grows_to(rows.longest), padding_known(False):
         output = lm.base_model(**hiding_nothing(rows.input_ids), use_cache=False, return_dict=True)
     hidden: Tensor = output.last_hidden_state[_predicting(rows, response_mask)]
     return hidden
@@ -100,7 +101,7 @@ def response_predictions(
     """Teacher-forced pass over right-padded rows, none of it hidden: a causal model never sees padding on its right."""
     where = _predicting(rows, response_mask)
     inputs = {**hiding_nothing(rows.input_ids), "use_cache": False}
-    with grows_to(rows.longest):
+    with grows_to(rows.longest), padding_known(False):
         output = language_model_pass(lm, inputs, lambda hidden: hidden[where][None])
     return Predictions(logits=output.logits[0], hidden=output.hidden[0])
 
@@ -113,4 +114,5 @@ def hiding_nothing(input_ids: Int[Tensor, "row position"]) -> dict[str, Tensor]:
 
 def _predicting(rows: PaddedRows, response_mask: Bool[Tensor, "batch response"]) -> tuple[Tensor, Tensor]:
     """Row and column of the position that predicts each response token."""
-    return response_mask.nonzero()[:, 0], rows.response_positions[response_mask] - 1
+    row, step = token_places(response_mask, rows.response_tokens)
+    return row, rows.response_positions[row, step] - 1

@@ -4,14 +4,14 @@ Left padding would move absolute positions and need position ids that some model
 causal model never sees it, so a response is the same alone and in any batch.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf_core.evidence import Layout
-from rlhf_core.types import TENSORS, Sequences
+from rlhf_core.types import Sequences
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -21,6 +21,8 @@ class PaddedRows:
     input_ids: Int[Tensor, "batch position"]
     attention_mask: Bool[Tensor, "batch position"]
     response_positions: Int[Tensor, "batch response"]
+    response_tokens: int
+    """Of all rows together."""
     longest: Int[Tensor, " batch"]
     """How long each row may grow, for models that read a text by its length (see :mod:`models.passes.rotary`)."""
 
@@ -31,7 +33,7 @@ def right_padded(sequences: Sequences) -> PaddedRows:
     lengths = prompt_lengths + response_lengths
     ids = torch.cat([sequences.prompt_ids, sequences.response_ids], dim=1)
     left_padding = sequences.prompt_ids.shape[1] - prompt_lengths
-    columns = torch.arange(int(lengths.max()), device=ids.device)
+    columns = torch.arange(int(sequences.counts.total.max()), device=ids.device)
     attention_mask = columns < lengths[:, None]
     gathered = ids.gather(1, (columns + left_padding[:, None]).clamp(max=ids.shape[1] - 1))
     steps = torch.arange(sequences.response_ids.shape[1], device=ids.device)
@@ -39,6 +41,7 @@ def right_padded(sequences: Sequences) -> PaddedRows:
         input_ids=torch.where(attention_mask, gathered, 0),
         attention_mask=attention_mask,
         response_positions=torch.where(sequences.response_mask, prompt_lengths[:, None] + steps, 0),
+        response_tokens=int(sequences.counts.response.sum()),
         longest=prompt_lengths + sequences.max_lengths,
     )
 
@@ -56,11 +59,11 @@ def onto_responses(
     flat: Float[Tensor, " token"], mask: Bool[Tensor, "batch response"]
 ) -> Float[Tensor, "batch response"]:
     """Put one number per response token where the token stands, 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+    places = token_places(mask, len(flat))
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).index_put(places, flat)
 
 
-def on_device(sequences: Sequences, device: torch.device) -> Sequences:
-    """The same sequences there."""
-    if sequences.prompt_ids.device == device:
-        return sequences
-    return replace(sequences, **{name: getattr(sequences, name).to(device) for name in TENSORS})
+def token_places(mask: Bool[Tensor, "batch response"], tokens: int) -> tuple[Tensor, Tensor]:
+    """Row and column of each of the ``tokens`` that the mask selects; no host waits, as their number is given."""
+    rows, columns = torch.nonzero_static(mask, size=tokens).unbind(1)
+    return rows, columns

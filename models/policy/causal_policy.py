@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from models.passes.distribution import Distribution, Targets, gaps
 from models.passes.forward import Predictions, head_ends_it, response_hidden, response_predictions
 from models.passes.gradient_checkpointing import pass_mode
-from models.passes.layout import PaddedRows, on_device, onto_responses, policy_layout, right_padded
+from models.passes.layout import PaddedRows, onto_responses, policy_layout, right_padded
 from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
 from models.policy.critics import Critic
@@ -240,7 +240,7 @@ class CausalPolicy:
             ValueError: evidence this model does not provide, or evidence asked for with gradients enabled.
         """
         self._require_evidence(needs)
-        sequences, of = on_device(sequences, self.device), self._distribution(temperature)
+        sequences, of = sequences.to(self.device), self._distribution(temperature)
         rows, targets, mask = right_padded(sequences), Targets.of(sequences), sequences.response_mask
         beside: dict[EvidenceRequest, Tensor] = {  # first, while no logits of the policy are held
             request: self._logprobs_under(self._network.auxiliaries[request.name], sequences, of)
@@ -273,7 +273,7 @@ class CausalPolicy:
     def reference_logprobs(self, sequences: Sequences, *, temperature: float = 1.0) -> Float[Tensor, "batch response"]:
         """Log-probabilities of the responses of ``sequences`` under the frozen reference, in the same distribution."""
         of = self._distribution(temperature)
-        return self._logprobs_under(self._network.reference, on_device(sequences, self.device), of)
+        return self._logprobs_under(self._network.reference, sequences.to(self.device), of)
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The trainable ones: all weights or the adapter's, then the critic's own, the value head's last."""

@@ -47,6 +47,7 @@ def _states(trunk: PreTrainedModel, ids: list[list[int]]) -> Tensor:
         input_ids=torch.tensor([row + [0] * (width - len(row)) for row in ids], device=trunk.device),
         attention_mask=mask,
         response_positions=columns[1:].expand(len(ids), -1),
+        response_tokens=sum(map(len, ids)) - len(ids),
         longest=lengths,
     )
     return response_hidden(trunk, rows, mask[:, 1:]).float()

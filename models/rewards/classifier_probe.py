@@ -188,6 +188,7 @@ class ClassifierProbe:
             input_ids=inputs.input_ids.to(device),
             attention_mask=inputs.attention_mask.to(device),
             response_positions=inputs.response_positions.to(device),
+            response_tokens=inputs.response_tokens,
             longest=inputs.longest.to(device),
         )
         return moved, part.response_mask.to(device)

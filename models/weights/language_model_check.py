@@ -66,6 +66,7 @@ def _evaluated(lm: PreTrainedModel, ids: list[list[int]]) -> tuple[Tensor, int]:
         input_ids=torch.tensor([row + [0] * (width - len(row)) for row in ids], device=lm.device),
         attention_mask=columns < lengths[:, None],
         response_positions=columns[1:].expand(len(ids), -1),
+        response_tokens=sum(map(len, ids)) - len(ids),
         longest=lengths,
     )
     predictions = response_predictions(lm, rows, rows.attention_mask[:, 1:])
@@ -75,8 +76,8 @@ def _evaluated(lm: PreTrainedModel, ids: list[list[int]]) -> tuple[Tensor, int]:
 def _sampled(lm: PreTrainedModel, ids: list[list[int]]) -> Tensor:
     """Logits at the last column but one of both rows, and, from a cached step without the first, the second's last."""
     decoder = CachedDecoder(lm, room=torch.ones(len(ids), dtype=torch.long))
-    first = decoder.start(*left_padded([row[:-1] for row in ids], lm.device))
-    decoder.keep(torch.tensor([1], device=lm.device))
+    first = decoder.start(*left_padded([row[:-1] for row in ids], torch.device("cpu")))
+    decoder.keep(torch.tensor([1]))
     return torch.cat([first, decoder.advance(torch.tensor([ids[1][-1]], device=lm.device))])
 
 

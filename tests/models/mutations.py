@@ -185,8 +185,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/passes/forward.py",
-        "rows.response_positions[response_mask] - 1",
-        "rows.response_positions[response_mask]",
+        "rows.response_positions[row, step] - 1",
+        "rows.response_positions[row, step]",
         "tests/models/passes/test_value_head.py::test_a_value_is_that_of_the_state_before_its_token",
     ),
     Mutation(
@@ -527,7 +527,7 @@ MUTATIONS = (
     ),
     Mutation(
         "models/passes/distribution.py",
-        "tempered[:, start:end] = -torch.inf",
+        "tempered[:, start:end].fill_(-torch.inf)",
         "pass",
         "tests/models/policy/test_unnamed_ids.py::test_everything_is_measured_among_ids_that_are_tokens[llama-padded-whole]",
     ),
@@ -773,8 +773,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/passes/sampling.py",
-        "with grows_to(self._longest):",
-        "with grows_to(self._mask.sum(1)):",
+        "with grows_to(self._longest), padding",
+        "with grows_to(self._mask.sum(1)), padding",
         "tests/models/passes/test_rotary.py::test_every_cached_step_gives_the_logits_of_the_pass_over_the_whole_response",
     ),
     Mutation(
@@ -782,6 +782,24 @@ MUTATIONS = (
         "self._mask, self._longest = self._mask[rows], self._longest[rows]",
         "self._mask, self._longest = self._mask[rows], self._longest[: len(rows)]",
         "tests/models/passes/test_rotary.py::test_sampling_is_the_teacher_forced_pass_across_the_switch",
+    ),
+    Mutation(
+        "models/passes/sampling.py",
+        "positions = positions.clamp(max=self._last_position)",
+        "pass",
+        "tests/models/passes/test_sampling.py::test_rows_that_wait_to_leave_change_nothing[gpt2-8]",
+    ),
+    Mutation(
+        "models/passes/sampling.py",
+        "torch.where(going, tokens, 0)",
+        "tokens",
+        "tests/models/passes/test_sampling.py::test_rows_that_wait_to_leave_change_nothing[llama-8]",
+    ),
+    Mutation(
+        "models/passes/sampling.py",
+        "torch.where(going & unusable, self._unusable[rows].clamp(max=step), self._unusable[rows])",
+        "torch.where(going & unusable, step, self._unusable[rows])",
+        "tests/models/passes/test_sampling.py::test_logits_that_are_not_numbers_are_told_with_their_first_step",
     ),
     Mutation(
         "models/passes/length_switches.py",

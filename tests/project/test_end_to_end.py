@@ -81,6 +81,7 @@ def test_a_step_of_every_method_on_real_architectures(folders, name, kind):
     assert np.isfinite(list(second.values())).all()
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", sorted(REDISTRIBUTORS))

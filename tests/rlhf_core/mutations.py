@@ -288,8 +288,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/masking.py",
-        "if bool(torch.isinf(squares)) and",
-        "if False and",
+        "    if overflow:",
+        "    if False:",
         "tests/rlhf_core/test_properties.py::test_whitening_has_mean_0_and_variance_1_or_says_that_squares_overflow",
     ),
     Mutation(
@@ -318,21 +318,27 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/types.py",
-        "        _require_tensors(self)\n",
+        "        require_tensors(tensors)\n",
         "        pass\n",
         "tests/rlhf_core/test_bad_input.py::test_tensors_of_other_kinds_or_shapes_are_refused_by_name",
     ),
     Mutation(
-        "rlhf_core/types.py",
+        "rlhf_core/token_counts.py",
         "& ~mask[:, :-1]).any(1) | ~mask.any(1)",
         "& ~mask[:, :-1]).any(1)",
         "tests/rlhf_core/test_engine.py::test_sequences_refuse_masks_with_holes_and_empty_rows",
     ),
     Mutation(
         "rlhf_core/update.py",
-        "tokens = int(global_sum(minibatch.sequences.response_mask.sum()))",
+        "tokens = int(global_sum(minibatch.sequences.counts.response.sum()))",
         "tokens = int(global_sum(torch.tensor(minibatch.sequences.response_mask.numel())))",
         "tests/rlhf_core/test_trainer.py::test_the_loss_is_a_mean_over_real_tokens",
+    ),
+    Mutation(
+        "rlhf_core/types.py",
+        "        counts, there = self.counts.of(rows)",
+        "        counts, there = self.counts.of(rows.sort().values)",
+        "tests/rlhf_core/test_engine.py::test_selected_moved_and_stacked_rows_know_their_tokens",
     ),
     Mutation(
         "rlhf_core/policy_passes.py",
@@ -836,7 +842,7 @@ MUTATIONS = (
     Mutation(
         "rlhf_core/critic.py",
         "clip_grads_with_norm_(group, limit, norms[name])",
-        'clip_grads_with_norm_(group, limit, norms["gradient_norm"].new_tensor(total_norm(norms)))',
+        'clip_grads_with_norm_(group, limit, norms["gradient_norm"].new_tensor(total_norm(map(float, norms.values()))))',
         "tests/rlhf_core/test_critic.py::test_a_critic_apart_is_clipped_by_its_own_norm[WithCritic-False]",
     ),
     Mutation(

@@ -62,6 +62,16 @@ def test_select_trims_and_concatenate_pads():
     assert again.prompts() == [whole.prompts()[row] for row in order]
 
 
+def test_selected_moved_and_stacked_rows_know_their_tokens():
+    whole = ragged_sequences()
+    some = whole.select(torch.tensor([2, 0]))
+    for sequences in (whole, some, Sequences.concatenate([some, whole]), some.to(torch.device("meta"))):
+        real = some if sequences.prompt_ids.is_meta else sequences
+        assert torch.equal(sequences.counts.prompt, real.prompt_mask.sum(1))
+        assert torch.equal(sequences.counts.response, real.response_mask.sum(1))
+        assert torch.equal(sequences.counts.total, real.lengths)
+
+
 @pytest.mark.parametrize("budget", [1, 7, 12, 10_000])
 def test_micro_batches_hold_every_row_once_within_the_budget(budget):
     sequences = ragged_sequences()

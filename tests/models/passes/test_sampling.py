@@ -10,9 +10,9 @@ from scipy.stats import chisquare
 
 from models import CausalPolicy, load_policy
 from models.passes.distribution import entropy, full_kl, token_distribution
-from models.passes.sampling import inverse_cdf, sample_responses
+from models.passes.sampling import READ_EVERY, inverse_cdf, sample_responses
 from models.tiny import save_tiny
-from rlhf_core.types import Limits, Sequences
+from rlhf_core.types import TENSORS, Limits, Sequences
 
 INF = float("inf")
 CPU = torch.device("cpu")
@@ -263,3 +263,36 @@ def test_greedy_tokens_of_the_cached_pass_are_those_of_the_full_pass(policy):
             logits = policy._lm(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].clone()
         logits[:, 1] = -INF
         assert logits.argmax(-1).tolist() == response
+
+
+@pytest.mark.parametrize("every", [2, 8, 50])
+def test_rows_that_wait_to_leave_change_nothing(policy, every, monkeypatch):
+    """As on a card, where the host asks only now and then who has ended; positions go beyond the context there."""
+    prompts, bounds = [[5], [6, 7, 8, 9], [4] * 60, [9, 3]], limits([1, 2, 0, 3], [12, 20, 4, 7])
+    numbers = uniforms(4, 20, seed=3)
+    at_once = policy.sample(prompts, bounds, numbers)
+    monkeypatch.setitem(READ_EVERY, "cpu", every)
+    later = policy.sample(prompts, bounds, numbers)
+    assert later.responses() == at_once.responses()
+    assert len({len(row) for row in later.responses()}) > 2
+    for name in TENSORS:
+        assert torch.equal(getattr(later, name), getattr(at_once, name)), name
+
+
+def test_logits_that_are_not_numbers_are_told_with_their_first_step(monkeypatch):
+    logits = torch.zeros(4, 5, 5)
+    logits[3, :, 4] = 50.0
+    logits[3, 4] = torch.nan  # row 1 draws token 4, and has nothing to draw after it
+    monkeypatch.setitem(READ_EVERY, "cpu", 8)
+    with pytest.raises(FloatingPointError, match=r"at response token 1 are NaN, .* in rows \[1\]"):
+        drawn(logits, [[2], [3], [2]], limits([6] * 3, [6] * 3), uniforms(3, 6))
+
+
+def test_under_deterministic_algorithms_the_same_tokens_are_drawn():
+    logprobs, numbers = torch.randn(50, 9).log_softmax(-1), uniforms(50, 1)[:, 0]
+    expected = inverse_cdf(logprobs, numbers)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(inverse_cdf(logprobs, numbers), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -33,7 +33,7 @@ HELPERS = ROOT / "tests" / "helpers"
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": f"{HELPERS}{os.pathsep}{ROOT}",
+    "PYTHONPATH": os.pathsep.join([str(HELPERS), str(ROOT), os.environ.get("PYTHONPATH", "")]),
     "HF_HUB_OFFLINE": "1",
 }
 KIND_OF = {"uniform": "llama-lora", "abc": "llama-lora", "abc-d2": "llama-lora", "log-ratio": "llama-lora"}
@@ -72,6 +72,7 @@ def test_six_steps_are_k_and_the_rest_in_a_new_process(method, k, tmp_path):
     require_six_are_k_and_the_rest(KIND_OF.get(method, "gpt2"), method, k, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
 def test_on_a_card_too_under_deterministic_algorithms(tmp_path):
