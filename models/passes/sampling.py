@@ -202,7 +202,7 @@ class _Drawn:
 
     def read(self) -> Bool[Tensor, " batch"]:
         """Which rows go on, on the CPU; raises FloatingPointError for logits that are not a distribution."""
-        going, unusable, self._counts = torch.stack([self._going.long(), self._unusable, self._lengths]).cpu()
+        going, unusable, self._counts = torch.stack([self._going.long(), self._unusable, self._lengths]).cpu().unbind()
         step = int(unusable.min())
         if step < self.longest:
             raise FloatingPointError(
@@ -210,7 +210,7 @@ class _Drawn:
                 f"{(unusable == step).nonzero().flatten().tolist()}: the weights diverged (lower learning_rate, set "
                 "max_grad_norm) or dtype overflows"
             )
-        return going.bool()
+        return going != 0
 
     def sequences(
         self, prompt_ids: Int[Tensor, "batch prompt"], prompt_mask: Bool[Tensor, "batch prompt"]

@@ -3,5 +3,3 @@
 Token ids come in; folders that ``load_policy`` and ``load_reward_model`` read come out.
 Start at :mod:`~models.training.supervised`.
 """
-
-import models.weights.four_bit  # noqa: F401  # first: Trainer imports PEFT, and PEFT bitsandbytes, which has much to say

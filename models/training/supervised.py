@@ -4,6 +4,9 @@ Token ids in, metrics out: :func:`model_input` is the one place that says what a
 prompt and its response stand side by side and EOS is there exactly when the policy ended.
 """
 
+import models.weights.four_bit  # noqa: F401  # first: Trainer imports PEFT, and PEFT bitsandbytes, which has much to say
+
+# isort: split
 import copy
 import math
 import tempfile

@@ -1,7 +1,8 @@
 """The health of a run: metrics that show whether it can be trusted, with the values they should have.
 
 The limits part runs that learn from runs that are ruined. They were set with the embedded task at its own settings, at
-ten times its learning rate, and at a learning rate of 1.0. docs/metrics.md gives the reason for each.
+ten times its learning rate, and at a learning rate of 1.0. docs/metrics.md (in the project's repository) gives the
+reason for each.
 """
 
 import math

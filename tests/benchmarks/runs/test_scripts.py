@@ -155,7 +155,7 @@ def refused(chosen, ppo=None, task=None):
 @pytest.mark.usefixtures("in_threads")
 def test_what_cannot_run_is_refused_before_anything_runs(tmp_path):
     chosen = settings(tmp_path)
-    assert "uniform: " in refused(chosen, {"gamma": 0.9})
+    assert refused(chosen, {"gamma": 0.9}).startswith("uniform conserves the score")
     assert "abc is not possible here: " in refused(replace(chosen, redistributors=["sparse", "abc"]))
     assert "eval_prompts 9 exceed the task's 3" in refused(replace(chosen, eval_prompts=9))
     models = tmp_path / "out" / "models"
