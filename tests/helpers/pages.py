@@ -11,7 +11,7 @@ BLOCK = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<text>.*?)^```$", re.DOTALL |
 SAVED = re.compile(r"Save this as `([\w.]+)`[^`]*\Z")
 NOT_RUN = re.compile(
     r"(#!.*\n(#SBATCH.*\n)*)?"
-    r"# (Needs a GPU|Needs a cluster|Needs SLURM|Needs verl|Needs the hub|Needs data|Takes minutes|Takes an hour|Takes hours)"
+    r"# (Needs (a GPU|a cluster|SLURM|verl|the hub|data)|Takes (minutes|an hour|hours))"
 )
 """How a block says, in its first line (of a script: below its head), that no test runs it: its names and flags are only
 looked up."""
