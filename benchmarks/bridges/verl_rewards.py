@@ -1,4 +1,4 @@
-"""A reward manager for verl 0.9.1 that gives every token its own reward. docs/scaling.md has the YAML.
+"""A reward manager for verl 0.9.1 that gives every token its own reward.
 
 verl loads a manager by name (``reward.reward_manager.source: importlib``), asks it for the reward of each response
 (``run_single``, in its reward workers), and then once per batch for a tensor of them (``assemble_rm_scores``, in the
@@ -164,7 +164,8 @@ def require_token_rewards(config: Any) -> None:
 
 def _response_part(data: Any) -> Tensor:
     """Where the tokens of the responses are, (batch, response)."""
-    return data.batch["attention_mask"][:, data.batch["prompts"].shape[1] :].bool()
+    mask: Tensor = data.batch["attention_mask"]
+    return mask[:, data.batch["prompts"].shape[1] :].bool()
 
 
 def _rows(data: Any) -> tuple[list[list[int]], list[list[int]]]:

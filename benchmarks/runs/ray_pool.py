@@ -87,7 +87,7 @@ def _require_gpus(ray: Any, gpus: float) -> None:
 def _do(ray: Any, due: list[Run], progress: Progress, stop: Any, gpus: float) -> None:
     """Raises RunFailed for the first run that failed, once those in progress have ended, and Interrupted."""
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_run_in_worker)
-    waiting, run_of = list(due), {}
+    waiting, run_of = list(due), dict[Any, Run]()
     try:
         with terminated_like_interrupted():
             while waiting or run_of:

@@ -71,8 +71,7 @@ class ComparisonSettings:
     processes: int = 2
     """Runs at a time, each in a process of its own with one thread; 0: one after the other in this process."""
     executor: Literal["processes", "ray"] = "processes"
-    """Who does the runs: processes of this machine, or a Ray cluster (docs/scaling.md; pip install
-    'dense-rlhf[cluster]')."""
+    """Who does the runs: processes of this machine, or a Ray cluster (pip install 'dense-rlhf[cluster]')."""
     ray_address: str | None = None
     """ray: where the cluster is, as HOST:6379, or auto for the one this machine belongs to; without it (and without
     RAY_ADDRESS) one is started here, with as many CPUs as processes."""

@@ -2,12 +2,14 @@
 
 import ast
 import importlib.util
+import typing
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typing_extensions
 
 from benchmarks.bridges.group_estimator import NAME, rloo_to_go
 from benchmarks.bridges.skyrl_rewards import with_token_rewards
@@ -49,8 +51,9 @@ def test_the_fields_are_skyrls():
 
 @needs_skyrl
 @pytest.mark.filterwarnings("default")
-def test_which_estimators_of_skyrl_lose_credit_per_token():
+def test_which_estimators_of_skyrl_lose_credit_per_token(monkeypatch):
     """The same totals on the first tokens or on the last, through the package's own dispatch."""
+    monkeypatch.setattr(typing, "TypedDict", typing_extensions.TypedDict)  # pydantic wants it below Python 3.12
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
