@@ -105,7 +105,7 @@ def two_nodes(monkeypatch):
 def test_a_killed_node_loses_only_the_steps_since_a_checkpoint(tmp_path, two_nodes):
     """One of two runs goes on elsewhere; both end as they do in this process, to the bit."""
     cluster, second = two_nodes
-    asked = {"steps": 30, "eval_every": 30, "save_every": 5}
+    asked = {"steps": 80, "eval_every": 80, "save_every": 5}
     plain = runs_of(tmp_path / "plain", SlowTask(calls=str(tmp_path / "plain-calls")), **asked)
     run_all(plain, 0)
     runs = runs_of(tmp_path / "ray", SlowTask(calls=str(tmp_path / "ray-calls")), **asked)
