@@ -3,6 +3,7 @@
 # make docs    set up .venv and build the book of docs/ in build/docs; a warning is an error
 # make test-oldest, make test-newest   the core tests with the oldest and newest packages that setup.cfg admits (torch: the
 #              pinned one), each in an environment of its own
+# make test-bridges   the tests of the bridges with verl's and SkyRL's own packages, in an environment of their own
 # PIP_OPTIONS  is passed to pip, for another build of torch: make demo PIP_OPTIONS="--index-url ..."
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ PIP_OPTIONS ?=
 OUT ?= runs/demo
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest test-newest lint docs
+.PHONY: demo test test-slow test-bridges test-oldest test-newest lint docs
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks value_loss_variance --config demo --out $(OUT)
@@ -20,6 +21,13 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n 2 -m "slow and not gpu"
+
+test-bridges: $(VENV)-bridges/.installed
+	$(VENV)-bridges/bin/python -m pytest tests/benchmarks/bridges
+
+$(VENV)-bridges/.installed: $(INSTALLED) benchmarks/bridges/install.sh
+	PATH="$(abspath $(VENV))/bin:$$PATH" benchmarks/bridges/install.sh $(VENV)-bridges
+	touch $@
 
 docs: $(INSTALLED)
 	$(VENV)/bin/sphinx-build -W --keep-going -q docs build/docs
@@ -53,5 +61,5 @@ lint: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt --editable '.[dev,docs]'
+	$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --constraint constraints.txt --editable '.[dev,docs,cluster]'
 	touch $@

@@ -22,6 +22,7 @@ from .run.loggers import JSONLines, Logger, TensorBoard, WeightsAndBiases
 from .scorers.callables import TextReward, TokenReward
 from .scorers.token_scorer import PerTokenReward, SpanReward
 from .step_guard import Diverged, UnusableRollout
+from .token_rewards import token_rewards
 from .trainer import PPOTrainer
 from .types import (
     Evaluation,
@@ -94,5 +95,6 @@ __all__ = [
     "masked_whiten",
     "policy_loss",
     "ppo_update",
+    "token_rewards",
     "value_loss",
 ]

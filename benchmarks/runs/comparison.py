@@ -21,6 +21,7 @@ from benchmarks.reporting.statistics import Results
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
+from benchmarks.runs.ray_pool import chosen_executor
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import PLACES, Run, Task, require_prompts, require_runnable, require_scored
 from benchmarks.runs.worker_pool import RunFailed, finished, run_all
@@ -28,7 +29,10 @@ from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.config import PPOConfig
 
 MADE_BY = "a comparison"
-MAY_CHANGE = ("redistributors", "controls", "seeds", "processes", "save_every", "options", "paper_curves", *PLACES)
+MAY_CHANGE = (
+    *("redistributors", "controls", "seeds", "processes", "executor", "ray_address", "gpus_per_run", "save_every"),
+    *("options", "paper_curves", *PLACES),
+)
 """What a later call may ask for differently: it adds runs or pictures, and changes no run that is there."""
 
 
@@ -89,7 +93,7 @@ def run_comparison(
 def _run_or_say_what_is_there(runs: Sequence[Run], settings: ComparisonSettings) -> None:
     """Run all; where one fails, its error says that a page of the finished ones can be written."""
     try:
-        run_all(runs, settings.processes)
+        run_all(runs, settings.processes, chosen_executor(settings))
     except RunFailed as failed:
         done = sum(map(finished, runs))
         if not done:
@@ -199,17 +203,19 @@ def announced(settings: ComparisonSettings, runs: Sequence[Run], left_out: Seque
     return (
         f"{settings.task}: responses of {low} to {high} tokens, {sizes} a step (--ppo.max_length, "
         "--ppo.rollout_batch_size)",
-        f"{', '.join(labels)}{added}: {counted} of {settings.steps} steps{_at_a_time(settings.processes, len(runs))}, "
+        f"{', '.join(labels)}{added}: {counted} of {settings.steps} steps{_at_a_time(settings, len(runs))}, "
         f"in {settings.out}",
     )
 
 
-def _at_a_time(processes: int, runs: int) -> str:
+def _at_a_time(settings: ComparisonSettings, runs: int) -> str:
     if runs == 1:
         return ""
-    if processes == 0:
+    if settings.executor == "ray":
+        return ", as many at a time as the Ray cluster has room for"
+    if settings.processes == 0:
         return ", one after the other (processes=2 runs two at a time)"
-    return f", {min(processes, runs)} at a time"
+    return f", {min(settings.processes, runs)} at a time"
 
 
 def ppo_of(task: Task, ppo: Mapping[str, Any]) -> PPOConfig:

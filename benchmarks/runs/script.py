@@ -14,6 +14,7 @@ SECTIONS = {
     "what is compared": ("task", "redistributors", "controls", "seeds", "steps", "out"),
     "models and data": ("models", "cache", "policy", "data", "reward", "reward_label", "template", "reward_template"),
     "how it runs": ("eval_every", "eval_prompts", "save_every", "processes", "paper_curves", "overwrite"),
+    "on a Ray cluster": ("executor", "ray_address", "gpus_per_run"),
 }
 ABOUT_PPO = "PPO settings are --ppo.NAME, on top of the task's own."
 

@@ -70,6 +70,13 @@ class ComparisonSettings:
     """Steps between checkpoints, from which a killed run resumes; 0: it starts again. Ctrl-C always saves one."""
     processes: int = 2
     """Runs at a time, each in a process of its own with one thread; 0: one after the other in this process."""
+    executor: Literal["processes", "ray"] = "processes"
+    """Who does the runs: processes of this machine, or a Ray cluster (pip install 'dense-rlhf[cluster]')."""
+    ray_address: str | None = None
+    """ray: where the cluster is, as HOST:6379, or auto for the one this machine belongs to; without it (and without
+    RAY_ADDRESS) one is started here, with as many CPUs as processes."""
+    gpus_per_run: float = 0
+    """ray: GPUs that a run takes, besides one CPU; runs may share one, as with 0.5."""
     paper_curves: str | None = None
     """The paper's own curves (paper_curves.json.gz), drawn behind ours if the task is the same."""
     overwrite: bool = False
@@ -79,6 +86,7 @@ class ComparisonSettings:
         for name, least in {"steps": 1, "eval_every": 1, "eval_prompts": 1, "processes": 0, "save_every": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        self._require_executor()
         own = {"policy": self.policy, "data": self.data, "reward": self.reward}
         if self.task in ("toy", "own") and any(own.values()):
             object.__setattr__(self, "task", "own")
@@ -99,6 +107,17 @@ class ComparisonSettings:
             ran = ", ".join(PAPER_TASKS)
             raise ValueError(f"--paper_curves: the paper did not run the task {self.task!r}; it ran {ran}")
         require_all(*(partial(read_arm, text, METHOD_NAMES) for text in self._arm_texts()))
+
+    def _require_executor(self) -> None:
+        if self.gpus_per_run < 0:
+            raise ValueError(f"gpus_per_run must be 0 or more, got {self.gpus_per_run}")
+        if self.executor != "ray" and (self.ray_address is not None or self.gpus_per_run):
+            raise ValueError("--ray_address and --gpus_per_run are settings of a Ray cluster; add --executor ray")
+        if self.executor == "ray" and self.loading.device.startswith("cuda") and not self.gpus_per_run:
+            raise ValueError(
+                "--executor ray hands out cards only to runs that ask for them; add --gpus_per_run 1 (or a share, such "
+                "as 0.5)"
+            )
 
     def _arm_texts(self) -> list[str]:
         return [*arm_texts(self.redistributors), *arm_texts(self.controls)]

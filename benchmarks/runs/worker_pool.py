@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from types import FrameType
@@ -34,9 +34,14 @@ class Interrupted(RuntimeError):
     """The user ended the experiment; calling it again goes on with the runs that had not finished."""
 
 
-def run_all(runs: Sequence[Run], processes: int) -> None:
+Executor = Callable[[Sequence[Run], Progress], None]
+"""Does the runs that are due, and raises as :func:`run_all` does."""
+
+
+def run_all(runs: Sequence[Run], processes: int, executor: Executor | None = None) -> None:
     """Do every run that has not finished, ``processes`` at a time, and say on standard error what they are learning.
-    With 0 processes they are done in this one, one after the other: what it defines need not be imported then.
+    With 0 processes they are done in this one, one after the other: what it defines need not be imported then. An
+    ``executor`` does them elsewhere, and ``processes`` play no part.
 
     Raises:
         FileExistsError: a finished run has other settings than the one asked for; nothing is run then.
@@ -51,7 +56,9 @@ def run_all(runs: Sequence[Run], processes: int) -> None:
     for run in due:
         if run.folder.exists() and not (run.folder / SETTINGS).exists():
             shutil.rmtree(run.folder)  # nothing to go on from, and inside a folder that is ours and locked
-    if processes:
+    if executor is not None:
+        executor(due, progress_of(runs, due))
+    elif processes:
         _run_in_workers(due, processes, progress_of(runs, due))
     else:
         _run_here(due, progress_of(runs, due))
@@ -63,26 +70,25 @@ def _run_in_workers(due: Sequence[Run], processes: int, progress: Progress) -> N
         min(processes, len(due)), mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)
     )
     try:
-        with _terminated_like_interrupted():
+        with terminated_like_interrupted():
             _await({pool.submit(_execute, run): run for run in due}, progress)
     except KeyboardInterrupt as stop:
-        number = stop.args[0] if stop.args else signal.SIGINT
-        print(f"\n{asked_to_stop(number)}", file=sys.stderr, flush=True)  # once for all workers, which say nothing
+        say_asked_to_stop(stop)
         for process in multiprocessing.active_children():
             process.terminate()
-        raise _interrupted(due) from None
+        raise interrupted(due) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _run_here(due: Sequence[Run], progress: Progress) -> None:
-    with _terminated_like_interrupted():
+    with terminated_like_interrupted():
         for run in due:
             try:
                 with _watched(progress):
                     execute(run)
             except (KeyboardInterrupt, SystemExit):  # a run that has begun saves a checkpoint, and exits
-                raise _interrupted(due) from None
+                raise interrupted(due) from None
             except Exception as error:
                 raise failure(run, error) from error
             progress.finished(run)
@@ -106,7 +112,13 @@ def _watched(progress: Progress) -> Iterator[None]:
         watcher.join()
 
 
-def _interrupted(due: Sequence[Run]) -> Interrupted:
+def say_asked_to_stop(stop: KeyboardInterrupt) -> None:
+    """Say it once for all workers, which say nothing."""
+    print(f"\n{asked_to_stop(stop.args[0] if stop.args else signal.SIGINT)}", file=sys.stderr, flush=True)
+
+
+def interrupted(due: Sequence[Run]) -> Interrupted:
+    """What to raise when the user ended the experiment while these runs were due."""
     done = sum(finished(run) for run in due)
     return Interrupted(
         f"interrupted: {done} of {len(due)} runs that were due have finished; the same call goes on with the others"
@@ -161,7 +173,7 @@ def _await(run_of: Mapping[Future[None], Run], progress: Progress) -> None:
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM ends the experiment as Ctrl-C does: runs in progress get to save. The KeyboardInterrupt then holds the
     signal's number; that of Ctrl-C holds nothing."""
     if threading.current_thread() is not threading.main_thread():

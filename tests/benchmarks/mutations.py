@@ -4,6 +4,37 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "benchmarks/bridges/group_estimator.py",
+        "    rows = mask.any(1)\n",
+        "    rows = mask.any(1) | True\n",
+        "tests/benchmarks/bridges/test_verl_rewards.py::test_the_group_estimator_is_the_engines",
+    ),
+    Mutation(
+        "benchmarks/bridges/verl_rewards.py",
+        "if not reward.reward_model.enable or reward.reward_model.enable_resource_pool:",
+        "if not reward.reward_model.enable:",
+        "tests/benchmarks/bridges/test_verl_rewards.py::test_configurations_that_would_lose_credit_are_refused",
+    ),
+    Mutation(
+        "benchmarks/bridges/verl_rewards.py",
+        "        await asyncio.sleep(0)  #",
+        "        # ",
+        "tests/benchmarks/bridges/test_verl_rewards.py::"
+        "test_responses_of_a_batch_are_scored_together_and_come_back_to_their_rows",
+    ),
+    Mutation(
+        "benchmarks/bridges/skyrl_rewards.py",
+        "if any(mask) and not all(mask):",
+        "if any(mask) and False:",
+        "tests/benchmarks/bridges/test_skyrl_rewards.py::test_tokens_that_are_not_trained_on_are_refused",
+    ),
+    Mutation(
+        "benchmarks/runs/settings.py",
+        'if self.executor != "ray" and (self.ray_address is not None or self.gpus_per_run):',
+        'if self.executor != "ray" and self.ray_address is not None:',
+        "tests/benchmarks/runs/test_ray_pool.py::test_settings_that_contradict_each_other_are_refused",
+    ),
+    Mutation(
         "benchmarks/base/command_line.py",
         "allow_abbrev=False",
         "allow_abbrev=True",

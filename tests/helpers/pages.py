@@ -9,8 +9,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
 BLOCK = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 SAVED = re.compile(r"Save this as `([\w.]+)`[^`]*\Z")
-NOT_RUN = re.compile(r"# (Needs a GPU|Needs the hub|Needs data|Takes minutes|Takes an hour|Takes hours)")
-"""How a block says, in its first line, that no test runs it: its names and flags are only looked up."""
+NOT_RUN = re.compile(
+    r"(#!.*\n(#SBATCH.*\n)*)?"
+    r"# (Needs (a GPU|a cluster|SLURM|verl|the hub|data)|Takes (minutes|an hour|hours))"
+)
+"""How a block says, in its first line (of a script: below its head), that no test runs it: its names and flags are only
+looked up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +36,13 @@ class Block:
 def commands(block: Block) -> list[list[str]]:
     """The project's commands in a shell block, as words; ``...`` for "the same as above" is left out."""
     found, line = [], ""
-    for part in block.text.replace("\\\n", " ").splitlines():
+    for part in block.text.replace("\\\n", " ").replace("$SLURM_ARRAY_TASK_ID", "0").splitlines():
         line += part
         try:
             words = [word for word in shlex.split(line, comments=True) if word != "..."]
         except ValueError:  # a quotation that goes on in the next line
             continue
+        words = words[words[:1] == ["srun"] :]
         found += [words] if words[:1] == ["dense-rlhf"] or words[1:3] == ["-m", "benchmarks"] else []
         found += [words] if words[:2] == ["python", "-m"] and words[2].startswith("benchmarks.") else []
         line = ""

@@ -24,7 +24,7 @@ from models.tiny import llama_config, tiny_tokenizer
 from rlhf_core import PPOConfig, PPOTrainer
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
-LANGUAGES = {"python", "sh", "text", "", "{toctree}", "{eval-rst}"}
+LANGUAGES = {"python", "sh", "text", "yaml", "", "{toctree}", "{eval-rst}"}
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" and block.run for block in blocks(page))]
 WORDS = [
     *("Tell", "me", "about", "tea.", "What", "is", "a", "quark?", "please", "This", "film", "was", "good", "bad"),
