@@ -13,7 +13,7 @@ from rlhf_core.batching import Budgets, TokenBudget, micro_batches, run_in_parts
 from rlhf_core.buffer import Minibatch, RolloutBuffer
 from rlhf_core.config import PPOConfig
 from rlhf_core.critic import Parameters, clip, gradient_norms, learning, total_norm
-from rlhf_core.distributed import global_max, global_sum
+from rlhf_core.distributed import count, gathered, gathered_with_gradients, rank
 from rlhf_core.kl import kl_estimate
 from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean
@@ -119,20 +119,15 @@ def ppo_update(
                 statistics.skipped += 1
                 statistics.response_losses.append(0.0)
                 continue
-            with optimizer_step(optimizer):
-                norms = gradient_norms(policy)
-            norm = total_norm(norms)
-            reason = guard.why_not_admit(measured["loss"], norm)
+            norms, reason = _step(policy, optimizer, config, guard=guard, loss=measured["loss"])
             if reason:
                 optimizer.zero_grad(set_to_none=True)
                 statistics.refused += 1
                 place = {"step": step + 1, "what": "minibatch", "epoch": epoch, "reason": reason}
                 guard.skip({**place, "rows": offending_rows(policy, minibatch, config.temperature)})
                 continue
-            with optimizer_step(optimizer):
-                _step(policy, optimizer, norms, config)
-            guard.admit(norm)
-            statistics.taken.append({**measured, **{name: float(norm) for name, norm in norms.items()}})
+            guard.admit(math.hypot(*norms.values()))
+            statistics.taken.append({**measured, **norms})
             statistics.response_losses.append(measured["response_loss"])
     optimizer.zero_grad(set_to_none=True)
     return statistics.summary()
@@ -148,14 +143,14 @@ def _accumulate(
     kl_coef: float,
     learns: Parameters | None,
 ) -> dict[str, float]:
-    """Add up the minibatch's gradient, of ``learns`` (None: of all), over micro-batches; the figures that belong to it,
-    over all processes."""
-    tokens = int(global_sum(minibatch.sequences.response_mask.sum()))
-    rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
+    """Add up the gradient, of ``learns`` (None: of all), of this process's share of the minibatch over micro-batches;
+    the figures of the whole minibatch."""
+    tokens, rows_in_all = int(minibatch.sequences.response_mask.sum()), len(minibatch.sequences)
+    own = _own_share(minibatch)
 
-    def backward(rows: Int[Tensor, " row"]) -> dict[str, float]:
+    def backward(share: Minibatch, rows: Int[Tensor, " row"]) -> dict[str, float]:
         """The micro-batch's contribution to each figure of the minibatch; for ``MAXIMA``, its own maximum."""
-        part = minibatch.select(rows)
+        part = share.select(rows)
         token_share, row_share = int(part.sequences.response_mask.sum()) / tokens, len(part.sequences) / rows_in_all
         policy_share = token_share if config.loss_mean == "token" else row_share
         loss, means = _loss(policy, part, config, policy_weight=policy_share / token_share, kl_coef=kl_coef)
@@ -163,19 +158,32 @@ def _accumulate(
         shares = {"response_loss": row_share, "policy_loss": policy_share, **dict.fromkeys(MAXIMA, 1.0)}
         return {name: float(mean) * shares.get(name, token_share) for name, mean in means.items()}
 
-    parts = run_in_parts(
-        backward,
-        partial(micro_batches, minibatch.sequences),
-        minibatch.sequences.lengths,
-        budget,
-        phase="update",
-        begin=partial(optimizer.zero_grad, set_to_none=True),
-    )
+    def own_parts() -> list[dict[str, float]]:
+        if own is None:
+            optimizer.zero_grad(set_to_none=True)
+            return []
+        return run_in_parts(
+            partial(backward, own),
+            partial(micro_batches, own.sequences),
+            own.sequences.lengths,
+            budget,
+            phase="update",
+            begin=partial(optimizer.zero_grad, set_to_none=True),
+        )
+
+    parts = [part for of_one in gathered_with_gradients(own_parts, policy.parameters()) for part in of_one]
     totals = {name: sum(part[name] for part in parts) for name in parts[0] if name not in MAXIMA}
     largest = {name: max(0.0, *(part[name] for part in parts)) for name in MAXIMA}
-    totals = {name: float(global_sum(torch.tensor(total, dtype=torch.float64))) for name, total in totals.items()}
-    largest = {name: float(global_max(torch.tensor(most, dtype=torch.float64))) for name, most in largest.items()}
     return {**totals, **largest, "tokens": float(tokens)}
+
+
+def _own_share(minibatch: Minibatch) -> Minibatch | None:
+    """Rows of this process, dealt out from the longest on, so that all have about as much to do; None where there are
+    more processes than rows."""
+    if count() == 1:
+        return minibatch
+    rows = torch.argsort(minibatch.sequences.lengths, descending=True, stable=True)[rank() :: count()]
+    return minibatch.select(rows) if len(rows) else None
 
 
 def _loss(
@@ -214,11 +222,36 @@ def _loss(
     return loss, {name: value.detach() for name, value in (own | policy_stats | value_stats).items()}
 
 
-def _step(policy: Policy, optimizer: torch.optim.Optimizer, norms: Mapping[str, Tensor], config: PPOConfig) -> None:
-    """Clip the gradient, and apply it."""
-    if config.max_grad_norm is not None:  # scaling by 1 would still read and write every gradient
-        clip(policy, norms, config.max_grad_norm)
-    optimizer.step()
+def _step(
+    policy: Policy, optimizer: torch.optim.Optimizer, config: PPOConfig, *, guard: StepGuard, loss: float
+) -> tuple[dict[str, float], str]:
+    """Clip the gradient and apply it, unless ``guard`` refuses the step; its norms before, and why it was refused."""
+
+    def own() -> tuple[dict[str, float], str]:
+        with optimizer_step(optimizer):
+            norms = gradient_norms(policy)
+        reason = guard.why_not_admit(loss, total_norm(norms))
+        if reason:
+            return _numbers(norms), reason
+        with optimizer_step(optimizer):
+            if config.max_grad_norm is not None:  # scaling by 1 would still read and write every gradient
+                clip(policy, norms, config.max_grad_norm)
+            optimizer.step()
+        return _numbers(norms), reason
+
+    found = gathered(own)
+    sizes = [math.hypot(*norms.values()) for norms, _ in found]
+    if math.isfinite(sizes[0]) and not all(math.isclose(size, sizes[0], rel_tol=1e-4) for size in sizes):
+        raise RuntimeError(
+            f"the processes have one gradient, and find its norm to be {sizes}, by rank: they no longer train the same "
+            "parameters, perhaps because a script changed them in one. Go on from the last checkpoint with "
+            "fit(..., resume=True)"
+        )
+    return found[0]
+
+
+def _numbers(norms: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(norm) for name, norm in norms.items()}
 
 
 @torch.no_grad()
