@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from rlhf_core.batching import Budgets
 from rlhf_core.config import PPOConfig
-from rlhf_core.distributed import by_first, gathered, writes
+from rlhf_core.distributed import by_first, gathered, require_same, writes
 from rlhf_core.files.differences import differences
 from rlhf_core.metrics import rollout_metrics
 from rlhf_core.pages.run_record import METRICS, SAMPLES
@@ -120,11 +120,24 @@ class Fit:
     def __call__(self) -> None:
         """Begin or resume the run, and take its steps."""
         with lasting_output():
+            require_same("arguments of fit", self._arguments())
             resumed = self.plan.resume and by_first(lambda: self.run.begun)
             before = None if resumed else self._before()
             with self._claimed():
                 first = self._take_up() if before is None else self._begin(*before)
                 self._loop(first)
+
+    def _arguments(self) -> dict[str, object]:
+        """Those that decide how many steps are taken, and what is done between them."""
+        plan = self.plan
+        return {
+            "steps": plan.steps,
+            "eval_every": plan.eval_every,
+            "save_every": plan.save_every,
+            "resume": plan.resume,
+            "out": str(plan.out),
+            **self._prompts(),
+        }
 
     def _loop(self, first: int) -> None:
         last, who = first + self.plan.steps, type(self.trainer.redistributor).__name__

@@ -15,7 +15,7 @@ from several import in_processes
 
 from redistributors import PotentialProjection, Sparse, Uniform
 from redistributors.parts.state_features import Position
-from rlhf_core import JSONLines, KLConfig, PPOConfig, PPOTrainer, ScoreConfig, TokenReward, distributed
+from rlhf_core import JSONLines, KLConfig, PPOConfig, PPOTrainer, ScoreConfig, TensorBoard, TokenReward, distributed
 
 PROMPTS = [[1], [2, 3], [4, 5, 1], [5], [3, 3, 1], [2], [1, 1], [4]]
 CONFIG = PPOConfig(
@@ -159,8 +159,17 @@ def other_settings():
     return trainer(replace(CONFIG, seed=this_rank()))
 
 
+def other_arguments():
+    trainer().fit(PROMPTS, 1 + this_rank(), out="never made")
+
+
 @pytest.mark.parametrize(
-    ("work", "said"), [(other_prompts, "other prompts"), (other_settings, "other settings than rank 0: config.seed")]
+    ("work", "said"),
+    [
+        (other_prompts, "other prompts"),
+        (other_settings, "other settings than rank 0: config.seed"),
+        (other_arguments, "other arguments of fit than rank 0: steps"),
+    ],
 )
 def test_processes_that_are_given_different_things_are_refused(work, said):
     for answer in in_processes(2, work):
@@ -179,12 +188,12 @@ def test_weights_are_those_of_the_first_process():
 def test_more_processes_than_rows():
     def work():
         learner = trainer(replace(CONFIG, rollout_batch_size=2, minibatch_size=1))
-        return learner.evaluate(PROMPTS[:1]), learner.step(PROMPTS[:2])["kl"]
+        return learner.evaluate(PROMPTS[:1]), learner.step(PROMPTS[:2])["score"]
 
     one = work()
-    for evaluated, kl in in_processes(3, work):
+    for evaluated, score in in_processes(3, work):
         assert evaluated == pytest.approx(one[0])
-        assert kl == pytest.approx(one[1])
+        assert score == pytest.approx(one[1])
 
 
 def test_gradients_are_summed_and_stay_absent_where_nobody_has_one(monkeypatch):
@@ -246,6 +255,17 @@ def test_one_process_writes_and_another_number_goes_on(tmp_path):
                 due = other[key] if isinstance(other[key], str) else pytest.approx(other[key], rel=1e-3, abs=1e-4)
                 assert one[key] == due, key
     assert [one["step"] for one in records(tmp_path / "run-4.jsonl")] == [3, 4]
+
+
+@pytest.mark.parametrize("kind", [JSONLines, TensorBoard])
+def test_a_logger_that_another_process_makes_writes_nothing(kind, monkeypatch, tmp_path):
+    (tmp_path / "first.jsonl").write_text("{}\n")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    logger = kind(tmp_path / "first.jsonl")
+    logger.log(1, {"score": 1.0})
+    logger.close()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["{}\n"]
 
 
 def test_a_signal_to_one_process_ends_all_with_a_checkpoint(tmp_path):
