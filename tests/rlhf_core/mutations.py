@@ -762,8 +762,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/rollout.py",
-        "normalise_scores(raw, moments.including(raw_scores), config.score)",
-        "(raw, 1.0)",
+        "found[GreedyScores()], _ = normalise_scores(found[GreedyScores()], now, config.score)",
+        "pass",
         "tests/rlhf_core/test_advantages.py::test_a_greedy_score_is_centred_and_scaled_as_the_others_are",
     ),
     Mutation(
