@@ -140,7 +140,7 @@ MUTATIONS = (
         "rlhf_core/distributed.py",
         "if _met() or not _started():",
         "if True:",
-        "tests/rlhf_core/test_distributed.py::test_a_logger_that_another_process_makes_writes_nothing[JSONLines]",
+        "tests/rlhf_core/test_distributed.py::test_a_logger_that_another_process_makes_writes_nothing[lines]",
     ),
     Mutation(
         "rlhf_core/masking.py",

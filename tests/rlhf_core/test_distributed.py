@@ -257,7 +257,7 @@ def test_one_process_writes_and_another_number_goes_on(tmp_path):
     assert [one["step"] for one in records(tmp_path / "run-4.jsonl")] == [3, 4]
 
 
-@pytest.mark.parametrize("kind", [JSONLines, TensorBoard])
+@pytest.mark.parametrize("kind", [JSONLines, lambda path: TensorBoard(str(path.parent))], ids=["lines", "board"])
 def test_a_logger_that_another_process_makes_writes_nothing(kind, monkeypatch, tmp_path):
     (tmp_path / "first.jsonl").write_text("{}\n")
     monkeypatch.setenv("WORLD_SIZE", "2")
