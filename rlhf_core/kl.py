@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_core.config import MAX_RELATIVE_ERROR
+from rlhf_core.config import MAX_RELATIVE_ERROR, KLConfig
 
 KL_ESTIMATORS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "k1": lambda log_ratio: log_ratio,
@@ -96,3 +96,8 @@ class AdaptiveKL:
         error = mean_response_kl / self.target - 1
         clipped = min(max(error, -MAX_RELATIVE_ERROR), MAX_RELATIVE_ERROR)
         self.coef *= 1 + clipped * n_responses / self.horizon
+
+
+def kl_controller(config: KLConfig) -> KLController:
+    """The controller a configuration asks for."""
+    return AdaptiveKL(config.init_coef, config.target, config.horizon) if config.adaptive else FixedKL(config.init_coef)

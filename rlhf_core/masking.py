@@ -8,20 +8,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlhf_core.distributed import global_max, global_min, global_sum
-
 WHITENING_EPSILON = 1e-8
 
 
 def masked_mean(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, ""]:
-    """Mean of ``x`` where ``mask``, over this process's tokens; raises ValueError where nothing is selected."""
+    """Mean of ``x`` where ``mask``; raises ValueError where nothing is selected."""
     if mask.device.type == "cpu" and not bool(mask.any()):
         raise ValueError(f"masked_mean: the mask of shape {tuple(mask.shape)} selects nothing")
     return torch.where(mask, x, 0).sum() / mask.sum()
 
 
 def masked_var(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, ""]:
-    """Unbiased variance (ddof 1) of ``x`` where ``mask``, over all processes; 0 for a single element.
+    """Unbiased variance (ddof 1) of ``x`` where ``mask``; 0 for a single element.
 
     Raises:
         ValueError: nothing is selected.
@@ -32,7 +30,7 @@ def masked_var(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[
 
 
 def masked_whiten(x: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
-    """(x − mean) · rsqrt(var + 1e-8) where ``mask``, 0 elsewhere; moments are over all processes.
+    """(x − mean) · rsqrt(var + 1e-8) where ``mask``, 0 elsewhere.
 
     Defined for one element and for equal elements (all 0). The epsilon is TRL 0.7.4's, so that settings carry over.
 
@@ -51,14 +49,14 @@ def last_token(mask: Bool[Tensor, "batch response"]) -> Bool[Tensor, "batch resp
 
 
 def _moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance over the selected elements of all processes; this one may have none of them."""
-    count = global_sum(mask.sum())
-    smallest = global_min(torch.where(mask, x, torch.inf).min())
-    largest = global_max(torch.where(mask, x, -torch.inf).max())
-    mean = global_sum(torch.where(mask, x, 0).sum()) / count
+    """Mean and unbiased variance over the selected elements."""
+    count = mask.sum()
+    smallest = torch.where(mask, x, torch.inf).min()
+    largest = torch.where(mask, x, -torch.inf).max()
+    mean = torch.where(mask, x, 0).sum() / count
     # A mean lies among its elements; rounding may put it outside, and whitening equal elements would magnify that.
     mean = mean.clamp(smallest, largest)
-    squares = global_sum(torch.where(mask, x - mean, 0).square().sum())
+    squares = torch.where(mask, x - mean, 0).square().sum()
     overflow = torch.isinf(squares) & torch.isfinite(largest - smallest)
     if mask.device.type != "cpu":
         return mean, torch.where(overflow, torch.nan, squares / (count - 1).clamp(min=1))

@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rlhf_core.checks import conservation_error
-from rlhf_core.distributed import global_sum
 from rlhf_core.masking import masked_mean, masked_var
 from rlhf_core.types import Experience, Rollout
 
@@ -34,15 +33,9 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
 
 
 def mean_response_kl(rollout: Rollout) -> float:
-    """k1 = log π − log π_ref, summed over a response, mean over the responses of all processes: what the KL controller
-    is fed."""
-    total = global_sum((rollout.logprobs - rollout.ref_logprobs).sum(1).sum())
-    return float(total / response_count(rollout))
-
-
-def response_count(rollout: Rollout) -> int:
-    """Responses of all processes."""
-    return int(global_sum(torch.tensor(len(rollout.sequences))))
+    """k1 = log π − log π_ref, summed over a response, mean over the responses: what the KL controller is fed."""
+    total = (rollout.logprobs - rollout.ref_logprobs).sum(1).sum()
+    return float(total / len(rollout.sequences))
 
 
 def credit_metrics(token_scores: Float[Tensor, "batch response"], rollout: Rollout) -> dict[str, float]:

@@ -250,8 +250,7 @@ def repeated(given: Sequence[Item], times: int) -> list[Item]:
 
 
 def prompt_groups(sequences: Sequences, times: int) -> Int[Tensor, " batch"]:
-    """Number of each row's prompt where :func:`repeated` laid the rows out, so row // times. Rows of one process never
-    belong to a group of another's.
+    """Number of each row's prompt where :func:`repeated` laid the rows out, so row // times.
 
     Raises:
         ValueError: rows that are no multiple of ``times``, or a run of ``times`` rows whose prompts differ.

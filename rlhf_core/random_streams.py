@@ -26,6 +26,8 @@ def seed_of(seed: int, name: Stream) -> int:
     return int(stream(seed, name).integers(2**63))
 
 
-def uniforms(seed: int, name: Stream, step: int, rows: int, positions: int) -> Float[Tensor, "row position"]:
-    """Float64 uniforms in [0, 1), fixed by (seed, step, row, position): a longer limit only appends columns."""
-    return torch.stack([torch.from_numpy(stream(seed, name, step, row).random(positions)) for row in range(rows)])
+def uniforms(seed: int, name: Stream, step: int, rows: int | range, positions: int) -> Float[Tensor, "row position"]:
+    """Float64 uniforms in [0, 1), fixed by (seed, step, row, position): a longer limit only appends columns. ``rows``
+    is how many, from the first on, or the places of some."""
+    places = range(rows) if isinstance(rows, int) else rows
+    return torch.stack([torch.from_numpy(stream(seed, name, step, row).random(positions)) for row in places])

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_core.config import ScoreConfig
-from rlhf_core.distributed import global_sum
 
 
 @dataclass(frozen=True)
@@ -19,12 +18,12 @@ class ScoreMoments:
     squares: float = 0.0
 
     def including(self, scores: Float[Tensor, " batch"]) -> "ScoreMoments":
-        """The moments with one more batch, that of all processes (Chan, Golub and LeVeque 1979)."""
+        """The moments with one more batch (Chan, Golub and LeVeque 1979)."""
         values = scores.double()
-        n = int(global_sum(torch.tensor(len(values))))
-        mean = float(global_sum(values.sum())) / n
+        n = len(values)
+        mean = float(values.sum()) / n
         count, delta = self.count + n, mean - self.mean
-        within = float(global_sum((values - mean).square().sum()))
+        within = float((values - mean).square().sum())
         squares = self.squares + within + delta**2 * self.count * n / count
         return ScoreMoments(count, self.mean + delta * n / count, squares)
 

@@ -9,16 +9,20 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from rlhf_core.batching import Budgets, TokenBudget, row_batches, run_in_parts
+from rlhf_core.batching import Budgets, row_batches, run_in_parts
 from rlhf_core.checks import require_usable
 from rlhf_core.config import PPOConfig
-from rlhf_core.continuations import continuation_values, greedy_scores
-from rlhf_core.evidence import ContinuationValues, EvidenceRequest, FullKL, GreedyScores
+from rlhf_core.continuations import greedy_scores
+from rlhf_core.distributed import own_share
+from rlhf_core.evidence import EvidenceRequest, FullKL, GreedyScores
+from rlhf_core.evidence_of_rollout import by_who_answers, values_of_continuations
+from rlhf_core.gathering import gathered_rollout
 from rlhf_core.kl import kl_estimate
 from rlhf_core.policy_passes import evaluate, reference_logprobs
+from rlhf_core.prompts import repeated
 from rlhf_core.random_streams import Stream, stream, uniforms
 from rlhf_core.rewards import ScoreMoments, normalise_scores
-from rlhf_core.types import Limits, Policy, RewardModel, Rollout, Scored, Sequences
+from rlhf_core.types import Limits, Policy, RewardModel, Rollout, Row, Scored, Sequences
 
 Ids = Sequence[Sequence[int]]
 """Prompts as token ids."""
@@ -35,15 +39,26 @@ class Draw:
 
 
 @torch.no_grad()
-def sample(policy: Policy, prompts: Ids, config: PPOConfig, draw: Draw, budgets: Budgets | None = None) -> Sequences:
+def sample(
+    policy: Policy,
+    prompts: Ids,
+    config: PPOConfig,
+    draw: Draw,
+    budgets: Budgets | None = None,
+    *,
+    rows: range | None = None,
+) -> Sequences:
     """One response per prompt, limits and uniforms from the named streams, so many tokens at a time as ``budgets``
-    (the config's, unless given) allow; fewer, of the same rows, where memory runs out.
+    (the config's, unless given) allow; fewer, of the same rows, where memory runs out. ``rows`` are the places of the
+    prompts to answer (None: all); a row's numbers are those of its place, whatever else is sampled beside it.
 
     Raises:
         MemoryError: a single row ran out of memory.
     """
-    limits = _limits(config, len(prompts), draw)
-    uniform = uniforms(draw.seed, draw.name, draw.step, len(prompts), int(limits.max_lengths.max()))
+    places = range(len(prompts)) if rows is None else rows
+    limits, longest = _limits(config, len(prompts), draw, places)
+    uniform = uniforms(draw.seed, draw.name, draw.step, places, longest)
+    prompts = [prompts[place] for place in places]
     lengths = torch.tensor([len(prompt) for prompt in prompts]) + limits.max_lengths
 
     def draw_rows(rows: Int[Tensor, " row"]) -> tuple[Int[Tensor, " row"], Sequences]:
@@ -92,7 +107,7 @@ def measure(
     budgets: Budgets | None = None,
 ) -> Rollout:
     """Everything the later stages need to know about ``sequences``, in passes of what ``budgets`` (the config's, unless
-    given) allow, or less where memory runs out.
+    given) allow, or less where memory runs out. ``moments`` are those of the scores of earlier steps.
 
     Raises:
         MemoryError: a single row ran out of memory.
@@ -100,9 +115,57 @@ def measure(
             the row.
         ValueError: a reward model that does not return one score per response.
     """
-    continued, of_policy, of_reward = _by_who_answers(needs - {GreedyScores()})
+    raw = _measured(policy, reward, sequences, needs, config=config, budgets=budgets or Budgets.of(config))
+    return _normalised(raw, policy, moments=moments, config=config)
+
+
+@torch.no_grad()
+def collected(
+    policy: Policy,
+    reward: RewardModel,
+    prompts: Ids,
+    given: Sequence[Row],
+    needs: frozenset[EvidenceRequest],
+    *,
+    times: int,
+    config: PPOConfig,
+    draw: Draw,
+    moments: ScoreMoments,
+    budgets: Budgets,
+) -> Rollout:
+    """``times`` responses to each of the ``prompts``, sampled and measured; ``given`` holds a row for each response, or
+    none. Where several processes train together, each does so for its share of the prompts, and all get the whole.
+
+    Raises:
+        As :func:`sample` and :func:`measure`, in all processes for a fault in one of them.
+    """
+    share = own_share(len(prompts))
+    rows = range(share.start * times, share.stop * times)
+
+    def own_part() -> Rollout | None:
+        if not rows:
+            return None
+        drawn = sample(policy, repeated(prompts, times), config, draw, budgets, rows=rows)
+        sequences = replace(drawn, given=tuple(given[rows.start : rows.stop]))
+        return _measured(policy, reward, sequences, needs, config=config, budgets=budgets)
+
+    home = next(iter(policy.parameters())).device
+    return _normalised(gathered_rollout(own_part, given, needs, home), policy, moments=moments, config=config)
+
+
+def _measured(
+    policy: Policy,
+    reward: RewardModel,
+    sequences: Sequences,
+    needs: frozenset[EvidenceRequest],
+    *,
+    config: PPOConfig,
+    budgets: Budgets,
+) -> Rollout:
+    """A rollout whose ``scores``, and scores of greedy responses, are still the raw ones."""
+    continued, of_policy, of_reward = by_who_answers(needs - {GreedyScores()})
     asked = of_policy | ({FullKL()} if config.kl.kind == "full" else frozenset())
-    budget = (budgets or Budgets.of(config)).micro_batch
+    budget = budgets.micro_batch
     evaluation = evaluate(policy, sequences, asked, config.temperature, budget)
     ref_logprobs = reference_logprobs(policy, sequences, config.temperature, budget)
     if config.kl.kind == "full":
@@ -119,16 +182,13 @@ def measure(
         ("raw_scores", raw_scores),
     ):
         require_usable(name, values, policy, sequences)
-    moments, sampling = moments.including(raw_scores), (budgets or Budgets.of(config)).sampling
-    scores, scale = normalise_scores(raw_scores, moments, config.score)
-    require_usable("scores", scores, policy, sequences)
     evidence = {request: evaluation.evidence[request] for request in of_policy}
     evidence |= {request: scored.evidence[request].to(kl.device) for request in of_reward}
-    evidence |= _continued(continued, policy, reward, sequences, config=config, budget=sampling)
+    evidence |= values_of_continuations(continued, policy, reward, sequences, config=config, budget=budgets.sampling)
     if GreedyScores() in needs:
         times = config.responses_per_prompt
-        raw = greedy_scores(policy, reward, sequences, responses_per_prompt=times, budget=sampling).to(raw_scores)
-        evidence[GreedyScores()], _ = normalise_scores(raw, moments, config.score)
+        greedy = greedy_scores(policy, reward, sequences, responses_per_prompt=times, budget=budgets.sampling)
+        evidence[GreedyScores()] = greedy.to(raw_scores)
     for request, values in evidence.items():
         require_usable(f"evidence {request!r}", values, policy, sequences)
     return Rollout(
@@ -138,50 +198,21 @@ def measure(
         values=evaluation.values,
         kl=kl,
         raw_scores=raw_scores,
-        scores=scores,
-        score_scale=scale,
+        scores=raw_scores,
+        score_scale=1.0,
         evidence=evidence,
     )
 
 
-@torch.no_grad()
-def with_evidence(
-    rollout: Rollout,
-    needs: frozenset[EvidenceRequest],
-    *,
-    policy: Policy,
-    reward: RewardModel,
-    config: PPOConfig,
-    budgets: Budgets,
-) -> Rollout:
-    """``rollout`` with the evidence ``needs`` and no other; everything else stays as it was measured.
-
-    Only the models that ``needs`` name are asked again, so that sparse credit costs nothing.
-
-    Raises:
-        MemoryError: a single row ran out of memory.
-        FloatingPointError: a piece of evidence is not finite, or too large; names the row.
-    """
-    continued, of_policy, of_reward = _by_who_answers(needs)
-    evidence: dict[EvidenceRequest, Tensor] = {}
-    if of_policy:
-        evidence |= evaluate(policy, rollout.sequences, of_policy, config.temperature, budgets.micro_batch).evidence
-    if of_reward:
-        evidence |= reward.score(rollout.sequences, of_reward).evidence
-    evidence |= _continued(continued, policy, reward, rollout.sequences, config=config, budget=budgets.sampling)
-    found = {request: evidence[request].to(rollout.kl.device) for request in needs}
-    for request, values in found.items():
-        require_usable(f"evidence {request!r}", values, policy, rollout.sequences)
-    return replace(rollout, evidence=found)
-
-
-def _by_who_answers(
-    needs: frozenset[EvidenceRequest],
-) -> tuple[frozenset[ContinuationValues], frozenset[EvidenceRequest], frozenset[EvidenceRequest]]:
-    """What policy and reward model answer together, what the policy answers, and what the reward model does."""
-    together = frozenset(request for request in needs if isinstance(request, ContinuationValues))
-    of_policy = frozenset(request for request in needs - together if request.source != "reward")
-    return together, of_policy, needs - together - of_policy
+def _normalised(rollout: Rollout, policy: Policy, *, moments: ScoreMoments, config: PPOConfig) -> Rollout:
+    """The rollout with scores that are centred, scaled and clipped, by the moments of all scores so far and its own."""
+    now, found = moments.including(rollout.raw_scores), dict(rollout.evidence)
+    scores, scale = normalise_scores(rollout.raw_scores, now, config.score)
+    require_usable("scores", scores, policy, rollout.sequences)
+    if GreedyScores() in found:
+        found[GreedyScores()], _ = normalise_scores(found[GreedyScores()], now, config.score)
+        require_usable(f"evidence {GreedyScores()!r}", found[GreedyScores()], policy, rollout.sequences)
+    return replace(rollout, scores=scores, score_scale=scale, evidence=found)
 
 
 def _scored(reward: RewardModel, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
@@ -195,24 +226,10 @@ def _scored(reward: RewardModel, sequences: Sequences, needs: frozenset[Evidence
     return scored
 
 
-def _continued(
-    needs: frozenset[ContinuationValues],
-    policy: Policy,
-    reward: RewardModel,
-    sequences: Sequences,
-    *,
-    config: PPOConfig,
-    budget: TokenBudget,
-) -> dict[EvidenceRequest, Tensor]:
-    """Evidence for which the policy goes on from inside the responses."""
-    return {
-        request: continuation_values(request, policy, reward, sequences, config=config, budget=budget)
-        for request in needs
-    }
-
-
-def _limits(config: PPOConfig, rows: int, draw: Draw) -> Limits:
+def _limits(config: PPOConfig, rows: int, draw: Draw, places: range) -> tuple[Limits, int]:
+    """Limits of the rows at ``places``, and the longest of all ``rows``."""
     low, high = config.max_length
     generator = stream(draw.seed, LENGTHS[draw.name], draw.step)
     longest = torch.from_numpy(generator.integers(low, high + 1, size=rows))
-    return Limits(min_lengths=torch.full((rows,), config.min_length), max_lengths=longest)
+    own = longest[places.start : places.stop]
+    return Limits(min_lengths=torch.full((len(own),), config.min_length), max_lengths=own), int(longest.max())

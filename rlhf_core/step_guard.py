@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from rlhf_core.config import PPOConfig
+from rlhf_core.types import Learns, Rollout
 
 SETTLED = 20
 """Optimizer steps before ``spike_factor`` applies."""
@@ -83,3 +86,27 @@ class StepGuard:
 def step_guard(config: PPOConfig) -> StepGuard:
     """The guard a configuration asks for."""
     return StepGuard(max_skipped=config.max_skipped, spike_factor=config.spike_factor)
+
+
+def observed(method: Learns, rollout: Rollout, guard: StepGuard, *, step: int) -> dict[str, float]:
+    """Let the ``method`` learn from the ``rollout``. Where what it learned is not finite, or it fails, it knows what it
+    knew before, and the ``guard`` notes it under ``step``. Returns figures only then.
+
+    Raises:
+        Diverged: one step too many in a row could not be learned from.
+    """
+    before = {name: tensor.clone() for name, tensor in method.state().items()}
+    try:
+        method.observe(rollout)
+        wrong = [name for name, tensor in method.state().items() if not bool(torch.isfinite(tensor).all())]
+        reason = f"{method!r} learned {', '.join(wrong)} that are not finite" if wrong else ""
+    except FloatingPointError as error:
+        reason = str(error)
+    except BaseException:
+        method.load_state(before)
+        raise
+    if not reason:
+        return {}
+    method.load_state(before)
+    guard.skip({"step": step, "what": "observation", "reason": reason})
+    return {"skipped_observation": 1.0}

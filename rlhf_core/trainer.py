@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,15 @@ from rlhf_core.checks import (
 )
 from rlhf_core.config import PPOConfig
 from rlhf_core.critic import check_critic, in_warmup, warmup_figures
-from rlhf_core.distributed import require_one_process
+from rlhf_core.distributed import agreement, join, require_own_cards, require_same, share_weights
 from rlhf_core.evidence import EvidenceRequest
-from rlhf_core.kl import AdaptiveKL, FixedKL, KLController
-from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, response_count, rollout_metrics
+from rlhf_core.kl import kl_controller
+from rlhf_core.metrics import credit_metrics, critic_metrics, mean_response_kl, rollout_metrics
 from rlhf_core.optimizer import make_optimizer, make_schedule
 from rlhf_core.plain_numbers import further_figures
-from rlhf_core.prompts import Prompts, encoded, own_rows, repeated
+from rlhf_core.prompts import Prompts, encoded, own_rows
 from rlhf_core.rewards import ScoreMoments, penalised
-from rlhf_core.rollout import Draw, measure, sample
+from rlhf_core.rollout import Draw, collected
 from rlhf_core.run import trainer_state
 from rlhf_core.run.checkpoint import TrainerState
 from rlhf_core.run.fit import Fit, Plan, evaluation_figures
@@ -48,7 +47,7 @@ from rlhf_core.run.identity import trainer_settings
 from rlhf_core.run.loggers import Logger
 from rlhf_core.scorers.callables import as_reward_model
 from rlhf_core.scorers.signatures import RewardFunction
-from rlhf_core.step_guard import UnusableRollout, step_guard
+from rlhf_core.step_guard import UnusableRollout, observed, step_guard
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
 from rlhf_core.update import ppo_update
 
@@ -68,6 +67,9 @@ class PPOTrainer:
     of the config's size takes ``rollout_batch_size / responses_per_prompt`` of them. Each gets ``responses_per_prompt``
     responses, in rows one after the other.
 
+    Under ``torchrun`` or ``accelerate launch`` all processes train one model. Each is given all the prompts and answers
+    its share of them; a rollout, and every figure, is that of all responses.
+
     Args:
         policy: what is trained, with its value head and its frozen reference. Trainers may share one.
         reward: a reward model, or a function ``def reward(prompts, responses, answer)`` that returns a number per
@@ -83,7 +85,8 @@ class PPOTrainer:
         TypeError: ``redistributor`` or ``reward`` is something else, or a callable with another signature.
         ValueError: the models have different tokenizers, or the policy draws ids that the reward model cannot read;
             the redistributor needs evidence that they cannot give, or cannot be discounted by gamma; the policy has
-            a critic of its own that the estimator would not train; this is one of several processes.
+            a critic of its own that the estimator would not train; one of several processes that cannot find each
+            other, or have other settings.
 
     Warns of credit that sums to the score where the estimator (``prime``) adds the score itself.
     """
@@ -99,7 +102,7 @@ class PPOTrainer:
         instruments: Sequence[Instrument] = (),
         optimizer: MakeOptimizer = make_optimizer,
     ) -> None:
-        require_one_process()
+        self.processes = join()
         self.policy, self.reward = policy, as_reward_model(reward, policy)
         self.redistributor = redistributor
         self.config, self.estimator = config, ESTIMATORS[config.advantages]
@@ -113,7 +116,7 @@ class PPOTrainer:
             warn_if_counted_twice(redistributor, config.advantages)
         self.optimizer = optimizer(policy.parameters(), config)
         self.schedule = make_schedule(self.optimizer, config)
-        self.kl_controller = _kl_controller(config)
+        self.kl_controller = kl_controller(config.kl)
         self.score_moments = ScoreMoments()
         self.guard = step_guard(config)
         self.budgets = Budgets.of(config)
@@ -121,6 +124,10 @@ class PPOTrainer:
         self.trained, self.to_conclude = False, False  # whether an update has begun; whether one awaits conclude
         self.settings = trainer_settings(config, redistributor, policy, self.reward, self.optimizer)
         self.run: dict[str, Any] | None = None
+        if self.processes > 1:
+            require_same("settings", self.settings)
+            require_own_cards(next(iter(policy.parameters())).device)
+            share_weights(policy.parameters())
 
     def step(self, prompts: Prompts) -> dict[str, float]:
         """One PPO step on the given ``prompts``; its metrics (see docs/metrics.md in the repository). Writes nothing to
@@ -160,7 +167,8 @@ class PPOTrainer:
                 why, before anything is sampled.
             RuntimeError: an update was not concluded.
         """
-        require_one_process()
+        if join() != self.processes:
+            raise ValueError("the process group was made after the trainer; make the group first, then the trainer")
         if self.to_conclude:
             raise RuntimeError(
                 "collect: the last update was not concluded; call conclude(rollout) with the rollout it learned from, "
@@ -174,6 +182,7 @@ class PPOTrainer:
             report(why_not_reference(rollout, self.policy.compute_dtype), self.config.first_step_checks)
         return rollout
 
+    @agreement()
     def redistribute(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
         """The redistributor's token scores for ``rollout``, in score units, checked against its contract.
 
@@ -196,6 +205,7 @@ class PPOTrainer:
         report(wrong, self.config.first_step_checks)
         return token_scores
 
+    @agreement()
     def estimate_returns(self, rollout: Rollout, token_scores: Float[Tensor, "batch response"]) -> Experience:
         """Subtract the KL penalty of ``rollout`` from ``token_scores``; then advantages and returns (score units), as
         ``config.advantages`` says.
@@ -236,6 +246,7 @@ class PPOTrainer:
         figures = self.estimator.defined(figures) | warmup_figures(self.config, self.steps_done)
         return figures | {"learning_rate": float(learning_rate)}
 
+    @agreement()
     def conclude(self, rollout: Rollout) -> dict[str, float]:
         """End a step: show ``rollout`` to a redistributor that learns, move the KL coefficient, store the running score
         moments, count the step. Returns figures only where the redistributor could not learn.
@@ -243,32 +254,17 @@ class PPOTrainer:
         Raises:
             Diverged: one step too many in a row could not be learned from.
         """
-        figures = self._observe(rollout, self.redistributor) if isinstance(self.redistributor, Learns) else {}
+        method, figures = self.redistributor, dict[str, float]()
+        if isinstance(method, Learns):
+            figures = observed(method, rollout, self.guard, step=self.steps_done + 1)
         if not in_warmup(self.config, self.steps_done):  # else the policy could not have moved
-            self.kl_controller.update(mean_response_kl(rollout), response_count(rollout))
+            self.kl_controller.update(mean_response_kl(rollout), len(rollout.sequences))
         self.score_moments = self.score_moments.including(rollout.raw_scores)
         self.steps_done += 1
         self.to_conclude = False
         return figures
 
-    def _observe(self, rollout: Rollout, method: Learns) -> dict[str, float]:
-        """Let the method learn; where what it learned is not finite, or it fails, it knows what it knew before."""
-        before = {name: tensor.clone() for name, tensor in method.state().items()}
-        try:
-            method.observe(rollout)
-            wrong = [name for name, tensor in method.state().items() if not bool(torch.isfinite(tensor).all())]
-            reason = f"{method!r} learned {', '.join(wrong)} that are not finite" if wrong else ""
-        except FloatingPointError as error:
-            reason = str(error)
-        except BaseException:
-            method.load_state(before)
-            raise
-        if not reason:
-            return {}
-        method.load_state(before)
-        self.guard.skip({"step": self.steps_done + 1, "what": "observation", "reason": reason})
-        return {"skipped_observation": 1.0}
-
+    @agreement()
     def figures(
         self, rollout: Rollout, token_scores: Float[Tensor, "batch response"], experience: Experience
     ) -> dict[str, float]:
@@ -359,6 +355,7 @@ class PPOTrainer:
         """Why ``checkpoint`` cannot be restored here, whichever run it is of; empty if it can."""
         return trainer_state.why_not_restored(self, checkpoint)
 
+    @agreement()
     def restore(self, checkpoint: Path) -> None:
         """Put policy and trainer back to what they were when ``checkpoint`` was saved.
 
@@ -370,15 +367,18 @@ class PPOTrainer:
         trainer_state.restore(self, checkpoint)
 
     def _measured(self, prompts: Prompts, times: int, draw: Draw, needs: frozenset[EvidenceRequest]) -> Rollout:
-        ids = repeated(encoded(self.policy, self.reward, prompts, self.config), times)
-        drawn = sample(self.policy, ids, self.config, draw, self.budgets)
-        sequences = replace(drawn, given=own_rows(prompts, times))
-        return measure(
+        with agreement():
+            ids, given = encoded(self.policy, self.reward, prompts, self.config), own_rows(prompts, times)
+        require_same("prompts", (self.steps_done, ids))
+        return collected(
             self.policy,
             self.reward,
-            sequences,
+            ids,
+            given,
             needs,
+            times=times,
             config=self.config,
+            draw=draw,
             moments=self.score_moments,
             budgets=self.budgets,
         )
@@ -396,8 +396,3 @@ class PPOTrainer:
         if not self.trained:
             report(why_not_repeated(largest, mean, self.policy.compute_dtype), self.config.first_step_checks)
         self.trained = True
-
-
-def _kl_controller(config: PPOConfig) -> KLController:
-    kl = config.kl
-    return AdaptiveKL(kl.init_coef, kl.target, kl.horizon) if kl.adaptive else FixedKL(kl.init_coef)

@@ -1,8 +1,7 @@
 """The update: epochs of minibatches, each one optimizer step on a loss normalised by the minibatch's tokens."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -13,7 +12,7 @@ from rlhf_core.batching import Budgets, TokenBudget, micro_batches, run_in_parts
 from rlhf_core.buffer import Minibatch, RolloutBuffer
 from rlhf_core.config import PPOConfig
 from rlhf_core.critic import Parameters, clip, gradient_norms, learning, total_norm
-from rlhf_core.distributed import global_max, global_sum
+from rlhf_core.distributed import count, gathered, gathered_with_gradients, rank
 from rlhf_core.kl import kl_estimate
 from rlhf_core.losses import policy_loss, value_loss
 from rlhf_core.masking import masked_mean
@@ -23,53 +22,10 @@ from rlhf_core.random_streams import stream
 from rlhf_core.step_guard import StepGuard, step_guard
 from rlhf_core.surrogates import LOSS_MEANS
 from rlhf_core.types import Policy
+from rlhf_core.update_figures import MAXIMA, Measured, UpdateStatistics, contributions, read_at_once
 
 EARLY_STOP_FACTOR = 1.5
 FirstMinibatch = Callable[[float, float], None]
-Measured = tuple[dict[str, Tensor], dict[str, float]]
-"""Figures of a micro-batch, still on their device, and the share of its minibatch's that each is."""
-
-
-@dataclass
-class UpdateStatistics:
-    """Sums over the minibatches of one update, and the metrics computed from them."""
-
-    taken: list[dict[str, float]] = field(default_factory=list)
-    skipped: int = 0
-    refused: int = 0
-    stopped_early: bool = False
-    ratio_max: float = 0.0
-    response_losses: list[float] = field(default_factory=list)
-    first: dict[str, float] = field(default_factory=dict)
-
-    def summary(self) -> dict[str, float]:
-        """Metrics of the update. Means are over the tokens of all minibatches that were stepped on."""
-        tokens = sum(minibatch["tokens"] for minibatch in self.taken)
-        means = {
-            name: sum(minibatch[name] * minibatch["tokens"] for minibatch in self.taken) / tokens
-            for name in MEANS
-            if tokens
-        }
-        for name in NORMS if self.taken else ():
-            if name in self.taken[0]:
-                means[name] = sum(minibatch[name] for minibatch in self.taken) / len(self.taken)
-        if self.response_losses:
-            means["value_loss_paper"] = sum(self.response_losses) / len(self.response_losses)
-        if self.first:
-            means["first_log_ratio_max"] = self.first["log_ratio_max"]
-            means["first_log_ratio_mean"] = self.first["log_ratio"]
-        return {
-            **means,
-            "ratio_max": self.ratio_max,
-            "skipped_minibatches": float(self.skipped),
-            "refused_minibatches": float(self.refused),
-            "stopped_early": float(self.stopped_early),
-        }
-
-
-MAXIMA = ("ratio_max", "log_ratio_max")
-NORMS = ("gradient_norm", "critic_gradient_norm")
-MEANS = ("policy_loss", "value_loss", "entropy", "clip_fraction", "value_clip_fraction", "approx_kl", "logprob_drop")
 
 
 def ppo_update(
@@ -121,21 +77,15 @@ def ppo_update(
                 statistics.skipped += 1
                 statistics.response_losses.append(0.0)
                 continue
-            with optimizer_step(optimizer):
-                norms = gradient_norms(policy)
-            sizes = dict(zip(norms, _read(norms.values()), strict=True))
-            norm = total_norm(sizes.values())
-            reason = guard.why_not_admit(measured["loss"], norm)
+            norms, reason = _step(policy, optimizer, config, guard=guard, loss=measured["loss"])
             if reason:
                 optimizer.zero_grad(set_to_none=True)
                 statistics.refused += 1
                 place = {"step": step + 1, "what": "minibatch", "epoch": epoch, "reason": reason}
                 guard.skip({**place, "rows": offending_rows(policy, minibatch, config.temperature)})
                 continue
-            with optimizer_step(optimizer):
-                _step(policy, optimizer, norms, config)
-            guard.admit(norm)
-            statistics.taken.append({**measured, **sizes})
+            guard.admit(total_norm(norms.values()))
+            statistics.taken.append({**measured, **norms})
             statistics.response_losses.append(measured["response_loss"])
     optimizer.zero_grad(set_to_none=True)
     return statistics.summary()
@@ -151,14 +101,14 @@ def _accumulate(
     kl_coef: float,
     learns: Parameters | None,
 ) -> dict[str, float]:
-    """Add up the minibatch's gradient, of ``learns`` (None: of all), over micro-batches; the figures that belong to it,
-    over all processes. The host waits for a card once, to read all of them."""
-    tokens = int(global_sum(minibatch.sequences.counts.response.sum()))
-    rows_in_all = int(global_sum(torch.tensor(len(minibatch.sequences))))
+    """Add up the gradient, of ``learns`` (None: of all), of this process's share of the minibatch over micro-batches;
+    the figures of the whole minibatch. The host waits for a card once, to read all of them."""
+    tokens, rows_in_all = int(minibatch.sequences.counts.response.sum()), len(minibatch.sequences)
+    own = _own_share(minibatch)
 
-    def backward(rows: Int[Tensor, " row"]) -> Measured:
+    def backward(share: Minibatch, rows: Int[Tensor, " row"]) -> Measured:
         """The micro-batch's figures, and by name what share of the minibatch's they are (``MAXIMA``: all)."""
-        part = minibatch.select(rows)
+        part = share.select(rows)
         token_share = int(part.sequences.counts.response.sum()) / tokens
         row_share = len(part.sequences) / rows_in_all
         policy_share = token_share if config.loss_mean == "token" else row_share
@@ -167,34 +117,33 @@ def _accumulate(
         shares = {"response_loss": row_share, "policy_loss": policy_share, **dict.fromkeys(MAXIMA, 1.0)}
         return means, {name: shares.get(name, token_share) for name in means}
 
-    measured = run_in_parts(
-        backward,
-        partial(micro_batches, minibatch.sequences),
-        minibatch.sequences.counts.total,
-        budget,
-        phase="update",
-        begin=partial(optimizer.zero_grad, set_to_none=True),
-    )
-    parts = _contributions(measured)
+    def own_parts() -> list[dict[str, float]]:
+        if own is None:
+            optimizer.zero_grad(set_to_none=True)
+            return []
+        measured = run_in_parts(
+            partial(backward, own),
+            partial(micro_batches, own.sequences),
+            own.sequences.counts.total,
+            budget,
+            phase="update",
+            begin=partial(optimizer.zero_grad, set_to_none=True),
+        )
+        return contributions(measured)
+
+    parts = [part for of_one in gathered_with_gradients(own_parts, policy.parameters()) for part in of_one]
     totals = {name: sum(part[name] for part in parts) for name in parts[0] if name not in MAXIMA}
     largest = {name: max(0.0, *(part[name] for part in parts)) for name in MAXIMA}
-    totals = {name: float(global_sum(torch.tensor(total, dtype=torch.float64))) for name, total in totals.items()}
-    largest = {name: float(global_max(torch.tensor(most, dtype=torch.float64))) for name, most in largest.items()}
     return {**totals, **largest, "tokens": float(tokens)}
 
 
-def _contributions(measured: Sequence[Measured]) -> list[dict[str, float]]:
-    """What each micro-batch adds to the figures of its minibatch, all of them read at once."""
-    numbers = iter(_read([mean for means, _ in measured for mean in means.values()]))
-    return [{name: next(numbers) * share for name, share in shares.items()} for _, shares in measured]
-
-
-def _read(numbers: Collection[Tensor]) -> list[float]:
-    """The ``numbers`` in one transfer."""
-    # where nothing has a gradient, its norm is made on the CPU
-    device = max((number.device for number in numbers), key=lambda device: device.type != "cpu")
-    read: list[float] = torch.stack([number.to(device, non_blocking=True) for number in numbers]).tolist()
-    return read
+def _own_share(minibatch: Minibatch) -> Minibatch | None:
+    """Rows of this process, dealt out from the longest on, so that all have about as much to do; None where there are
+    more processes than rows."""
+    if count() == 1:
+        return minibatch
+    rows = torch.argsort(minibatch.sequences.counts.total, descending=True, stable=True)[rank() :: count()]
+    return minibatch.select(rows) if len(rows) else None
 
 
 def _loss(
@@ -233,11 +182,33 @@ def _loss(
     return loss, {name: value.detach() for name, value in (own | policy_stats | value_stats).items()}
 
 
-def _step(policy: Policy, optimizer: torch.optim.Optimizer, norms: Mapping[str, Tensor], config: PPOConfig) -> None:
-    """Clip the gradient, and apply it."""
-    if config.max_grad_norm is not None:  # scaling by 1 would still read and write every gradient
-        clip(policy, norms, config.max_grad_norm)
-    optimizer.step()
+def _step(
+    policy: Policy, optimizer: torch.optim.Optimizer, config: PPOConfig, *, guard: StepGuard, loss: float
+) -> tuple[dict[str, float], str]:
+    """Clip the gradient and apply it, unless ``guard`` refuses the step; its norms before, and why it was refused."""
+
+    def own() -> tuple[dict[str, float], str]:
+        with optimizer_step(optimizer):
+            norms = gradient_norms(policy)
+        sizes = dict(zip(norms, read_at_once(norms.values()), strict=True))
+        reason = guard.why_not_admit(loss, total_norm(sizes.values()))
+        if reason:
+            return sizes, reason
+        with optimizer_step(optimizer):
+            if config.max_grad_norm is not None:  # scaling by 1 would still read and write every gradient
+                clip(policy, norms, config.max_grad_norm)
+            optimizer.step()
+        return sizes, reason
+
+    found = gathered(own)
+    sizes = [total_norm(norms.values()) for norms, _ in found]
+    if math.isfinite(sizes[0]) and not all(math.isclose(size, sizes[0], rel_tol=1e-4) for size in sizes):
+        raise RuntimeError(
+            f"the processes have one gradient, and find its norm to be {sizes}, by rank: they no longer train the same "
+            "parameters, perhaps because a script changed them in one. Go on from the last checkpoint with "
+            "fit(..., resume=True)"
+        )
+    return found[0]
 
 
 @torch.no_grad()

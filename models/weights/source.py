@@ -13,6 +13,7 @@ from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 
 from models.weights.dtype_names import DType
 from models.weights.integrity import check_folder
+from rlhf_core.distributed import take_own_card
 from rlhf_core.names import nearest
 from rlhf_core.run.model_card import HUB_NAME
 
@@ -114,3 +115,5 @@ def _require_device(device: str) -> None:
         raise ValueError(f"device must be 'cpu', 'cuda' or kin, got {device!r}") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r}: torch finds no CUDA device on this machine")
+    if kind == "cuda":
+        take_own_card()

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_core.distributed import global_sum
 from rlhf_core.files.tensor_files import require_same_tensors
 
 
@@ -38,12 +37,12 @@ class RecursiveRidge:
         return float(self._weight)
 
     def observe(self, x: Float[Tensor, "observation feature"], y: Float[Tensor, " observation"]) -> None:
-        """Add data, from all processes."""
+        """Add data."""
         x, y = x.double().cpu(), y.double().cpu()
         count = torch.tensor(float(len(y)), dtype=torch.float64)
-        self._gram = self._decay * self._gram + global_sum(x.T @ x)
-        self._product = self._decay * self._product + global_sum(x.T @ y)
-        self._weight = self._decay * self._weight + global_sum(count)
+        self._gram = self._decay * self._gram + x.T @ x
+        self._product = self._decay * self._product + x.T @ y
+        self._weight = self._decay * self._weight + count
 
     def weights(self) -> Float[Tensor, " feature"]:
         """w; 0 for a feature that has been 0 so far."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from rlhf_core.batching import Budgets
 from rlhf_core.config import PPOConfig
+from rlhf_core.distributed import by_first, gathered, require_same, writes
 from rlhf_core.files.differences import differences
 from rlhf_core.metrics import rollout_metrics
 from rlhf_core.pages.run_record import METRICS, SAMPLES
@@ -117,37 +119,64 @@ class Fit:
 
     def __call__(self) -> None:
         """Begin or resume the run, and take its steps."""
-        resumed = self.plan.resume and self.run.begun
         with lasting_output():
+            require_same("arguments of fit", self._arguments())
+            resumed = self.plan.resume and by_first(lambda: self.run.begun)
             before = None if resumed else self._before()
-            with self.run.claimed():
+            with self._claimed():
                 first = self._take_up() if before is None else self._begin(*before)
                 self._loop(first)
+
+    def _arguments(self) -> dict[str, object]:
+        """Those that decide how many steps are taken, and what is done between them."""
+        plan = self.plan
+        return {
+            "steps": plan.steps,
+            "eval_every": plan.eval_every,
+            "save_every": plan.save_every,
+            "resume": plan.resume,
+            "out": str(plan.out),
+            **self._prompts(),
+        }
 
     def _loop(self, first: int) -> None:
         last, who = first + self.plan.steps, type(self.trainer.redistributor).__name__
         begun = self.trainer.steps_done
-        tqdm.write(f"{who}: {_said(self.plan, self.trainer.config)}", file=sys.stderr)
+        silent = None if writes() else True  # None: no progress bar in a log file
+        if writes():
+            tqdm.write(f"{who}: {_said(self.plan, self.trainer.config)}", file=sys.stderr)
         with (
-            page_at_the_end(self.run.path),
+            page_at_the_end(self.run.path) if writes() else contextlib.nullcontext(),
             stop_requests() as asked,
-            # no progress bar in a log file
-            tqdm(total=last, initial=begun, desc=who, unit="step", dynamic_ncols=True, disable=None) as bar,
+            tqdm(total=last, initial=begun, desc=who, unit="step", dynamic_ncols=True, disable=silent) as bar,
         ):
-            while self.trainer.steps_done < last and asked.signal is None:
+            while self.trainer.steps_done < last and not self._asked_to_stop(asked):
                 self._step(last)
                 bar.set_postfix(_postfix(self.figures))
                 bar.update()
             self._end(asked, first)
 
+    @contextlib.contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """The right to write into the folder, which the process that writes takes for all."""
+        with contextlib.ExitStack() as held:
+            by_first(lambda: held.enter_context(self.run.claimed()))
+            yield
+
+    def _asked_to_stop(self, asked: StopRequest) -> bool:
+        """Whether a signal has asked any of the processes to stop; then all know which."""
+        asked.signal = next((number for number in gathered(lambda: asked.signal) if number is not None), None)
+        return asked.signal is not None
+
     def _before(self) -> tuple[Rollout | None, dict[str, Any]]:
         """Measurements before a run begins, so that a failing reward fails before anything is written."""
-        self.run.require_free()
+        by_first(self.run.require_free)
         return self._evaluation(), self._models()
 
     def _begin(self, rollout: Rollout | None, models: dict[str, Any]) -> int:
-        self.run.require_free()
-        self.run.begin({**self._stage(), **self._settings(), "models": models})
+        settings = {**self._stage(), **self._settings(), "models": models}
+        by_first(self.run.require_free)
+        by_first(lambda: self.run.begin(settings))
         self.trainer.run = self._run(models)
         self._write_evaluation(rollout)
         self._write_page(rollout, self.trainer.steps_done + self.plan.steps)
@@ -162,7 +191,7 @@ class Fit:
         Raises:
             ValueError: settings or models differ from those of the run.
         """
-        noted = self.run.settings()
+        noted = by_first(self.run.settings)
         first, trained, models = (noted.pop(name) for name in ("first_step", "trained", "models"))
         changed = differences(noted, self._settings(), free=MAY_CHANGE)
         now = self._models() if not changed else {}
@@ -170,8 +199,7 @@ class Fit:
         if changed:
             raise ValueError(f"fit: {self.plan.out} holds a run with other settings: {'; '.join(changed)}")
         self.trainer.run = self._run(models)
-        newest = self.run.newest_checkpoint(self.trainer.why_not_restored)
-        sweep(self.run.path)
+        newest = by_first(lambda: self.run.newest_checkpoint(self.trainer.why_not_restored))
         if newest is not None:
             self.trainer.restore(newest)
         elif self._stage() != {"first_step": first, "trained": trained}:
@@ -185,15 +213,20 @@ class Fit:
                 f"{self.plan.steps} asks for {first + self.plan.steps} in all"
             )
         last = self.trainer.steps_done if newest else first - 1  # without a checkpoint, its first samples come again
-        self.run.cut(last)
-        for logger in self.trainer.loggers:
-            if isinstance(logger, Rewinds):
-                logger.rewind(last)
+        by_first(lambda: self._rewind(last))
         if newest is None:
             rollout = self._evaluation()
             self._write_evaluation(rollout)
             self._write_page(rollout, first + self.plan.steps)
         return int(first)
+
+    def _rewind(self, last: int) -> None:
+        """Drop what was written after the step ``last``."""
+        sweep(self.run.path)
+        self.run.cut(last)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, Rewinds):
+                logger.rewind(last)
 
     def _settings(self) -> dict[str, Any]:
         plan = self.plan
@@ -211,7 +244,16 @@ class Fit:
         return prompt_settings(plan.prompts, plan.held_out, plan.given, plan.held_out_given)
 
     def _models(self) -> dict[str, Any]:
-        return model_measurement(self.trainer, self.plan.prompts, self.trainer.config.max_length[1])
+        """A measurement of the models, the same in all processes up to rounding."""
+        longest = self.trainer.config.max_length[1]
+        every = gathered(lambda: model_measurement(self.trainer, self.plan.prompts, longest))
+        for place, measured in enumerate(every):
+            if changed := [*changed_models(every[0], measured, self.trainer.policy.compute_dtype)]:
+                said = (
+                    "; ".join(changed).replace(" were ", " are in rank 0 ").replace(" and are ", f", in rank {place} ")
+                )
+                raise ValueError(f"fit: the processes hold different models: {said}. Load the same ones in each")
+        return every[0]
 
     def _step(self, last: int) -> None:
         """Take a step and record its metrics."""
@@ -221,14 +263,17 @@ class Fit:
         if due:
             rollout = self._evaluated()
             figures |= self._evaluation_figures(rollout)
-        with contextlib.closing(self.run.record(METRICS)) as metrics:
-            for logger in (metrics, *self.trainer.loggers):
-                logger.log(done, figures)
+        by_first(lambda: self._log(done, figures))
         if due:
             self._write_page(rollout, last)
         sound = self.trainer.guard.in_a_row == 0  # else the last good checkpoint might be pruned for a bad one
         if done == last or (sound and plan.save_every and done % plan.save_every == 0):
             self._save()
+
+    def _log(self, done: int, figures: dict[str, float]) -> None:
+        with contextlib.closing(self.run.record(METRICS)) as metrics:
+            for logger in (metrics, *self.trainer.loggers):
+                logger.log(done, figures)
 
     def _evaluated(self) -> Rollout | None:
         """Evaluate and record samples; None if a number cannot be used."""
@@ -245,7 +290,7 @@ class Fit:
         return {f"eval_{name}": value for name, value in figures.items()}
 
     def _write_page(self, rollout: Rollout | None, last: int) -> None:
-        update_page(self.run.path, self.trainer, rollout, last, self.plan.methods)
+        by_first(lambda: update_page(self.run.path, self.trainer, rollout, last, self.plan.methods))
 
     def _evaluation(self) -> Rollout | None:
         """None, and a record with the guard, where a number of it cannot be used."""
@@ -258,7 +303,7 @@ class Fit:
     def _write_evaluation(self, rollout: Rollout | None) -> None:
         self._write_skipped()
         if rollout is not None:
-            self._write_samples(rollout)
+            by_first(lambda: self._write_samples(rollout))
 
     def _guarded_step(self) -> dict[str, float]:
         """A step, or, where its rollout has figures that are not finite, its being skipped."""
@@ -275,11 +320,14 @@ class Fit:
         if asked.signal is None:
             return
         done = self.trainer.steps_done
-        if done > first and f"checkpoint-{done}" not in {folder.name for folder in checkpoints(self.run.path)}:
+        if done > first and not by_first(lambda: f"checkpoint-{done}" in _names(checkpoints(self.run.path))):
             self._save()
         raise SystemExit(asked.exit_status)
 
     def _save(self) -> None:
+        by_first(self._write_checkpoint)
+
+    def _write_checkpoint(self) -> None:
         self.run.flush()
         trainer = self.trainer
         folder = self.run.path / f"checkpoint-{trainer.steps_done}"
@@ -310,12 +358,17 @@ class Fit:
 
     def _write_skipped(self) -> None:
         """Write the guard's records to disk."""
-        if not self.trainer.guard.skipped:
+        if not (self.trainer.guard.skipped and writes()):
+            self.trainer.guard.skipped.clear()
             return
         with contextlib.closing(self.run.record(SKIPPED)) as file:
             for record in self.trainer.guard.skipped:
                 file.write(record)
         self.trainer.guard.skipped.clear()
+
+
+def _names(folders: Iterable[Path]) -> set[str]:
+    return {folder.name for folder in folders}
 
 
 def _said(plan: Plan, config: PPOConfig) -> str:

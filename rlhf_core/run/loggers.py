@@ -1,4 +1,7 @@
-"""Loggers of a run's metrics: JSON lines always, TensorBoard and Weights & Biases as extras."""
+"""Loggers of a run's metrics: JSON lines always, TensorBoard and Weights & Biases as extras.
+
+Of several processes that train together, the first alone logs; a logger that another one makes writes nothing.
+"""
 
 import contextlib
 import json
@@ -10,6 +13,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from rlhf_core.distributed import writes
 from rlhf_core.files.disk_errors import told_where_unwritable
 from rlhf_core.files.plain_files import open_plain, replace
 from rlhf_core.plain_numbers import shown
@@ -56,6 +60,8 @@ class JSONLines:
     """
 
     def __init__(self, path: Path, mode: Literal["new", "append"] = "new") -> None:
+        if not writes():
+            path, mode = Path(os.devnull), "append"
         if mode == "new" and path.exists():
             raise FileExistsError(f"{path} exists; choose another folder, or move that file away")
         self._path = path
@@ -134,25 +140,28 @@ class TensorBoard:
         except ImportError as error:
             raise ImportError("TensorBoard logging needs: pip install 'dense-rlhf[tensorboard]'") from error
         self._write_from = partial(SummaryWriter, folder)
-        self._writer = self._write_from()
+        self._writer = self._write_from() if writes() else None
 
     def rewind(self, step: int) -> None:
         """Continue in a new event file that replaces the later steps of the others."""
-        self._writer.close()
+        self.close()
         self._writer = self._write_from(purge_step=step + 1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One scalar per metric."""
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+            if self._writer:
+                self._writer.add_scalar(name, value, step)
 
     def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """One text of all samples, each word for word."""
-        self._writer.add_text("samples", "\n\n".join(map(_as_markdown, samples)), step)
+        if self._writer:
+            self._writer.add_text("samples", "\n\n".join(map(_as_markdown, samples)), step)
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
 
 
 class WeightsAndBiases:
@@ -174,6 +183,8 @@ class WeightsAndBiases:
         except ImportError as error:
             raise ImportError("Weights & Biases logging needs: pip install 'dense-rlhf[wandb]'") from error
         going_on = {} if run_id is None else {"id": run_id, "resume": "allow"}
+        if not writes():
+            going_on["mode"] = "disabled"
         self._run = wandb.init(project=project, name=name, **going_on)
         self._wandb = wandb
         self._sent = -1 if run_id is None else self._run.starting_step - 1

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from rlhf_core.batching import Budgets
 from rlhf_core.checks import usable
 from rlhf_core.config import PPOConfig
+from rlhf_core.evidence_of_rollout import with_evidence
 from rlhf_core.files.plain_files import read_object
 from rlhf_core.files.plain_files import replace as write_whole
 from rlhf_core.masking import last_token
@@ -25,7 +26,6 @@ from rlhf_core.pages.heat_map import CreditMap
 from rlhf_core.pages.parts import noted
 from rlhf_core.pages.run_page import page
 from rlhf_core.pages.run_record import PAGE, REPORT, read_run
-from rlhf_core.rollout import with_evidence
 from rlhf_core.run.description import SECRET
 from rlhf_core.run.model_card import versions
 from rlhf_core.scorers.callables import in_own_words, texts

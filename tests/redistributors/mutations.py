@@ -149,8 +149,8 @@ MUTATIONS = (
     ),
     Mutation(
         "redistributors/parts/ridge.py",
-        "self._product = self._decay * self._product + global_sum(x.T @ y)",
-        "self._product = self._product + global_sum(x.T @ y)",
+        "self._product = self._decay * self._product + x.T @ y",
+        "self._product = self._product + x.T @ y",
         "tests/redistributors/test_potential_projection.py::test_the_recursive_fit_is_the_closed_form_on_all_that_was_seen",
     ),
     Mutation(

@@ -1,167 +1,317 @@
-"""Two processes see what one process would: threads that meet wherever numbers of several processes do."""
+"""Several processes train what one process would: gloo processes, forked from the one that tests."""
 
-import threading
+import json
+import os
+import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from fakes import TablePolicy, WithCritic, ragged_sequences, rollout_of
+from fakes import TablePolicy
+from several import in_processes
 
-from redistributors import Uniform
-from rlhf_core import (
-    Experience,
-    PPOConfig,
-    PPOTrainer,
-    Rollout,
-    RolloutBuffer,
-    TokenReward,
-    distributed,
-    masking,
-    metrics,
-    rewards,
-    update,
+from redistributors import PotentialProjection, Sparse, Uniform
+from redistributors.parts.state_features import Position
+from rlhf_core import JSONLines, KLConfig, PPOConfig, PPOTrainer, ScoreConfig, TensorBoard, TokenReward, distributed
+
+PROMPTS = [[1], [2, 3], [4, 5, 1], [5], [3, 3, 1], [2], [1, 1], [4]]
+CONFIG = PPOConfig(
+    rollout_batch_size=8,
+    minibatch_size=3,
+    epochs=2,
+    learning_rate=0.01,
+    max_length=(2, 8),
+    kl=KLConfig(init_coef=0.1, target=0.01, horizon=20.0),
+    score=ScoreConfig(centring="running_mean", scaling="running_std"),
+    seed=3,
 )
-from rlhf_core.masking import masked_var, masked_whiten
-from rlhf_core.rewards import ScoreMoments
-from rlhf_core.update import ppo_update
+RUN_TIME = {"seconds", "tokens_per_second"}
 
 
-@dataclass
-class Pair:
-    """Runs a stage on two shards at once; each reduction waits for the other's value."""
-
-    barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(2, timeout=20))
-    values: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def reduction(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-        def meet(value: torch.Tensor) -> torch.Tensor:
-            if not threading.current_thread().name.startswith("shard"):
-                return value
-            self.values[threading.get_ident()] = value
-            self.barrier.wait()
-            both = torch.stack([self.values[thread] for thread in sorted(self.values)])
-            self.barrier.wait()
-            return reduce(both)
-
-        return meet
-
-    def run(self, stage, shards):
-        with ThreadPoolExecutor(2, thread_name_prefix="shard") as pool:
-            return list(pool.map(stage, shards))
+def share_of_threes(prompts, responses):
+    return [row.count(3) / len(row) for row in responses]
 
 
-@pytest.fixture
-def pair(monkeypatch) -> Pair:
-    processes = Pair()
-    reductions = {
-        "global_sum": lambda both: both.sum(0),
-        "global_min": lambda both: both.amin(0),
-        "global_max": lambda both: both.amax(0),
+def trainer(config=CONFIG, reward=share_of_threes, method=None, policy=None) -> PPOTrainer:
+    return PPOTrainer(policy or TablePolicy(), TokenReward(reward), method or Uniform(), config)
+
+
+def this_rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def potential_of_position() -> PotentialProjection:
+    """A method that learns."""
+    return PotentialProjection(inner=Uniform(), features=(Position(),))
+
+
+def trained(config: PPOConfig, steps: int, method=None) -> dict[str, Any]:
+    learner = trainer(config, method=method)
+    prompts = PROMPTS[: config.rollout_batch_size // config.responses_per_prompt]
+    figures = [learner.step(prompts) for _ in range(steps)]
+    state = learner.state()
+    return {
+        "weights": [parameter.detach() for parameter in learner.policy.parameters()],
+        "figures": [{name: one[name] for name in one if name not in RUN_TIME} for one in figures],
+        "tensors": dict(state.tensors),
+        "numbers": {name: state.numbers[name] for name in ("kl_coef", "score_moments", "guard")},
     }
-    for name, reduce in reductions.items():
-        for module in (masking, metrics, rewards, update):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, processes.reduction(reduce))
-    return processes
 
 
-def shards_of(x, mask, first):
-    return [(x[:first], mask[:first]), (x[first:], mask[first:])]
+def require_one_run(parts: list[Any], whole: dict[str, Any]) -> None:
+    """All processes are equal to the bit, and one process within 1e-5."""
+    for part in parts:
+        assert not isinstance(part, BaseException), part
+        assert all(torch.equal(one, other) for one, other in zip(part["weights"], parts[0]["weights"], strict=True))
+        assert all(torch.equal(tensor, parts[0]["tensors"][name]) for name, tensor in part["tensors"].items())
+        assert part["figures"] == parts[0]["figures"]
+        assert part["numbers"] == parts[0]["numbers"]
+    for one, other in zip(parts[0]["weights"], whole["weights"], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    for one, other in zip(parts[0]["figures"], whole["figures"], strict=True):
+        assert without_rounding(one) == pytest.approx(without_rounding(other), rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("selected", ["some in both", "none in the first"])
-def test_moments_and_whitening_are_those_of_one_process(pair, selected):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(5, 4, generator=generator) + torch.tensor([9.0, 8, 0, 0, 0])[:, None]  # the shards' ranges differ
-    mask = torch.rand(5, 4, generator=generator) < 0.7
-    if selected == "none in the first":
-        mask[:2] = False
-    white, variance = masked_whiten(x, mask), masked_var(x, mask)
-    parts = pair.run(lambda shard: (masked_whiten(*shard), masked_var(*shard)), shards_of(x, mask, 2))
-    torch.testing.assert_close(torch.cat([part[0] for part in parts]), white)
-    assert all(float(part[1]) == pytest.approx(float(variance)) for part in parts)
-    assert float(white[mask].mean()) == pytest.approx(0, abs=1e-6)
+def without_rounding(figures: dict[str, float]) -> dict[str, float]:
+    """The share of clipped values counts ties, which rounding decides."""
+    return {name: value for name, value in figures.items() if name != "value_clip_fraction"}
 
 
-def test_nothing_selected_in_any_process_is_an_error(pair):
-    def refused(shard):
-        with pytest.raises(ValueError, match="selects nothing"):
-            masked_whiten(*shard)
-        return True
-
-    assert all(pair.run(refused, shards_of(torch.ones(4, 3), torch.zeros(4, 3, dtype=torch.bool), 1)))
-
-
-def part_of(rollout: Rollout, rows: list[int]) -> Rollout:
-    chosen = torch.tensor(rows)
-    sequences = rollout.sequences.select(chosen)
-    width = sequences.response_ids.shape[1]
-    per_token = {name: getattr(rollout, name)[chosen, :width] for name in ("logprobs", "ref_logprobs", "values", "kl")}
-    per_row = {name: getattr(rollout, name)[chosen] for name in ("raw_scores", "scores")}
-    return replace(rollout, sequences=sequences, **per_token, **per_row)
-
-
-def trainer() -> PPOTrainer:
-    return PPOTrainer(TablePolicy(), TokenReward(lambda prompts, responses: []), Uniform(), PPOConfig())
+@pytest.mark.parametrize(
+    ("count", "settings", "method"),
+    [
+        (2, {"advantages": "gae"}, potential_of_position),
+        (3, {"advantages": "rloo", "responses_per_prompt": 2, "minibatch_size": 4}, Sparse),
+        pytest.param(3, {"advantages": "gae"}, potential_of_position, marks=pytest.mark.slow),
+        pytest.param(2, {"advantages": "rloo_to_go", "responses_per_prompt": 4}, Uniform, marks=pytest.mark.slow),
+        pytest.param(2, {"advantages": "remax", "responses_per_prompt": 2}, Uniform, marks=pytest.mark.slow),
+        pytest.param(2, {"loss_mean": "response", "surrogate": "gspo"}, Uniform, marks=pytest.mark.slow),
+        pytest.param(3, {"minibatch_size": 1, "max_grad_norm": 0.01}, Uniform, marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_train_what_one_would(count, settings, method):
+    config = replace(CONFIG, **settings)
+    steps = 5
+    parts = in_processes(count, lambda: trained(config, steps, method()))
+    require_one_run(parts, trained(config, steps, method()))
 
 
-def test_the_kl_controller_is_fed_the_responses_of_all_processes(pair):
-    rollout, fed = rollout_of(ragged_sequences(), [1.0, -2.0, 0.5, 3.0]), []
-
-    def conclude(part):
-        learner = trainer()
-        learner.kl_controller.update = lambda kl, n: fed.append((kl, n))
-        learner.conclude(part)
-
-    conclude(rollout)
-    pair.run(conclude, [part_of(rollout, [0]), part_of(rollout, [1, 2, 3])])
-    assert fed[1:] == [(pytest.approx(fed[0][0]), 4)] * 2
-    assert fed[0][1] == 4
+def test_what_decides_is_the_whole_batch():
+    """Skipped minibatches and an early stop, in all processes alike."""
+    config = replace(CONFIG, target_kl=1e-4, learning_rate=0.3)
+    parts = in_processes(2, lambda: trained(config, 2))
+    require_one_run(parts, whole := trained(config, 2))
+    assert whole["figures"][-1]["stopped_early"] == 1
 
 
-def test_score_moments_are_those_of_one_process(pair):
-    scores = torch.tensor([1.0, 5.0, -2.0, 0.0, 7.0])
-    first, second = [scores[:1], scores[1:]], [scores[3:] * 2, scores[:3] * 2]
-    whole = ScoreMoments().including(scores).including(scores * 2)
-    for moments in pair.run(
-        lambda shard: ScoreMoments().including(shard[0]).including(shard[1]), list(zip(first, second))
-    ):
-        assert (moments.count, moments.mean) == (10, pytest.approx(whole.mean))
-        assert moments.std == pytest.approx(whole.std) == pytest.approx(np.std([*scores, *(2 * scores)], ddof=1))
+def fails_in_rank_1(error: Exception) -> Callable[..., list[float]]:
+    def reward(prompts, responses):
+        if this_rank() == 1:
+            raise error
+        return share_of_threes(prompts, responses)
+
+    return reward
 
 
-@pytest.mark.parametrize(("policy_of", "warmup"), [(TablePolicy, 0), (WithCritic, 0), (WithCritic, 1)])
-def test_an_update_measures_and_whitens_over_all_processes(pair, policy_of, warmup):
-    """The learning rate is 0, so that what differs between processes is not the weights."""
-    rollout = rollout_of(ragged_sequences(), [0.0] * 4)
-    random = rollout.values * torch.tensor([[5.0], [1], [1], [1]])
+class Local(ValueError):
+    """An error that its own process alone can build."""
 
-    def figures(rows):
-        part = part_of(replace(rollout, kl=random), rows)
-        buffer = RolloutBuffer()
-        tensors = {
-            "logprobs": part.logprobs - 1,
-            "ref_logprobs": part.logprobs,
-            "values": part.values,
-            "advantages": part.kl,
-            "returns": part.kl,
-        }
-        buffer.add(Experience(sequences=part.sequences, **tensors))
-        policy = policy_of()
-        optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
-        config = PPOConfig(minibatch_size=8, epochs=1, micro_batch_tokens=12, ratio_threshold=1e6, critic_warmup=warmup)
-        return ppo_update(policy, optimizer, buffer, config, step=0, check_first=lambda largest, mean: None)
-
-    whole = figures([0, 1, 2, 3])
-    for part in pair.run(figures, [[0, 1], [2, 3]]):
-        for name in whole.keys() - {"gradient_norm", "critic_gradient_norm"}:
-            assert part[name] == pytest.approx(whole[name], rel=1e-5), name
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
 
 
-def test_one_process_meets_nobody():
-    value = torch.tensor([1.0, -2.0])
-    for reduction in (distributed.global_sum, distributed.global_min, distributed.global_max):
-        assert reduction(value) is value
+@pytest.mark.parametrize(
+    ("error", "kind"), [(ValueError("no answer"), ValueError), (Local("no", "answer"), (Local, RuntimeError))]
+)
+def test_an_error_in_one_process_is_the_same_in_all_and_names_its_rank(error, kind):
+    for answer in in_processes(2, lambda: trainer(reward=fails_in_rank_1(error)).step(PROMPTS)):
+        assert isinstance(answer, kind)
+        assert "rank 1 of 2" in str(answer)
+        assert "answer" in str(answer)
+
+
+def test_scores_of_one_process_that_are_not_finite_skip_the_step_in_all(tmp_path):
+    def reward(prompts, responses):
+        return [float("nan") if this_rank() == 1 and calls[0] == 2 else 0.5 for _ in responses]
+
+    calls = [0]
+
+    def work():
+        learner = trainer(reward=lambda *given: calls.__setitem__(0, calls[0] + 1) or reward(*given))
+        learner.fit(PROMPTS, 3, out=tmp_path / "run")
+        return learner.steps_done, [parameter.detach() for parameter in learner.policy.parameters()]
+
+    (done, weights), (done2, weights2) = in_processes(2, work)
+    assert done == done2 == 3
+    assert all(torch.equal(one, other) for one, other in zip(weights, weights2, strict=True))
+    (record,) = map(json.loads, (tmp_path / "run/skipped.jsonl").read_text().splitlines())
+    assert record["reason"].startswith("rank 1 of 2: raw_scores")
+
+
+def other_prompts():
+    return trainer().step(PROMPTS[this_rank() :])
+
+
+def other_settings():
+    return trainer(replace(CONFIG, seed=this_rank()))
+
+
+def other_arguments():
+    trainer().fit(PROMPTS, 1 + this_rank(), out="never made")
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (other_prompts, "other prompts"),
+        (other_settings, "other settings than rank 0: config.seed"),
+        (other_arguments, "other arguments of fit than rank 0: steps"),
+    ],
+)
+def test_processes_that_are_given_different_things_are_refused(work, said):
+    for answer in in_processes(2, work):
+        assert isinstance(answer, ValueError)
+        assert f"rank 1 of 2 processes has {said}" in str(answer)
+
+
+def test_weights_are_those_of_the_first_process():
+    def work():
+        return [one.detach() for one in trainer(policy=TablePolicy(seed=this_rank())).policy.parameters()]
+
+    for weights in in_processes(2, work):
+        assert all(torch.equal(one, other) for one, other in zip(weights, TablePolicy(seed=0).parameters()))
+
+
+def test_more_processes_than_rows():
+    def work():
+        learner = trainer(replace(CONFIG, rollout_batch_size=2, minibatch_size=1))
+        return learner.evaluate(PROMPTS[:1]), learner.step(PROMPTS[:2])["score"]
+
+    one = work()
+    for evaluated, score in in_processes(3, work):
+        assert evaluated == pytest.approx(one[0])
+        assert score == pytest.approx(one[1])
+
+
+def test_gradients_are_summed_and_stay_absent_where_nobody_has_one(monkeypatch):
+    monkeypatch.setattr(distributed, "BUCKET", 4)  # several messages
+
+    def work():
+        distributed.join()
+        shapes = {"both": (2, 2), "second": (3,), "nobody": (2,), "half": (5,)}
+        made = {name: torch.nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
+        made["half"].data = made["half"].data.to(torch.bfloat16)
+
+        def backward() -> int:
+            made["both"].grad = torch.full((2, 2), 1.0 + this_rank())
+            made["half"].grad = torch.full((5,), 0.5, dtype=torch.bfloat16)
+            if this_rank() == 1:
+                made["second"].grad = torch.tensor([1.0, 2, 3])
+            return this_rank()
+
+        ranks = distributed.gathered_with_gradients(backward, made.values())
+        return ranks, {name: one.grad for name, one in made.items()}
+
+    for ranks, gradients in in_processes(2, work):
+        assert ranks == [0, 1]
+        assert gradients["both"].tolist() == [[3.0, 3], [3, 3]]
+        assert gradients["second"].tolist() == [1, 2, 3]
+        assert gradients["half"].tolist() == [1.0] * 5
+        assert gradients["nobody"] is None
+
+
+def begun(out: Path, steps: int, **settings: Any) -> Callable[[], PPOTrainer]:
+    def work():
+        logger = JSONLines(out.with_name(f"{out.name}-{steps}.jsonl"))
+        learner = PPOTrainer(TablePolicy(), TokenReward(share_of_threes), Uniform(), CONFIG, [logger])
+        learner.fit(PROMPTS, steps, out=out, eval_prompts=PROMPTS[:3], eval_every=2, save_every=2, **settings)
+        logger.close()
+        return [parameter.detach() for parameter in learner.policy.parameters()]
+
+    return work
+
+
+def records(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_one_process_writes_and_another_number_goes_on(tmp_path):
+    whole = begun(tmp_path / "whole", 6)()
+    parts = in_processes(2, begun(tmp_path / "run", 2))
+    assert all(isinstance(part, list) for part in parts), parts
+    parts = in_processes(3, begun(tmp_path / "run", 4, resume=True))
+    assert all(isinstance(part, list) for part in parts), parts
+    last = begun(tmp_path / "run", 6, resume=True)()
+    for one, other in zip(last, whole, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        found, wanted = (records(tmp_path / run / name) for run in ("run", "whole"))
+        assert [one["step"] for one in found] == [one["step"] for one in wanted]
+        for one, other in zip(found, wanted, strict=True):
+            for key in one.keys() - RUN_TIME - {"value_clip_fraction"}:
+                due = other[key] if isinstance(other[key], str) else pytest.approx(other[key], rel=1e-3, abs=1e-4)
+                assert one[key] == due, key
+    assert [one["step"] for one in records(tmp_path / "run-4.jsonl")] == [3, 4]
+
+
+@pytest.mark.parametrize("kind", [JSONLines, lambda path: TensorBoard(str(path.parent))], ids=["lines", "board"])
+def test_a_logger_that_another_process_makes_writes_nothing(kind, monkeypatch, tmp_path):
+    (tmp_path / "first.jsonl").write_text("{}\n")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    logger = kind(tmp_path / "first.jsonl")
+    logger.log(1, {"score": 1.0})
+    logger.close()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["{}\n"]
+
+
+def test_a_signal_to_one_process_ends_all_with_a_checkpoint(tmp_path):
+    calls = []
+
+    def reward(prompts, responses):
+        calls.append(1)
+        if this_rank() == 1 and len(calls) == 2:  # in the first step; the first call is an evaluation
+            os.kill(os.getpid(), signal.SIGTERM)
+        return share_of_threes(prompts, responses)
+
+    def work():
+        try:
+            trainer(reward=reward).fit(PROMPTS, 50, out=tmp_path / "run")
+        except SystemExit as end:
+            return end.code
+
+    assert in_processes(2, work) == [143, 143]
+    assert (tmp_path / "run/checkpoint-1/manifest.json").is_file()
+
+
+def test_a_folder_that_is_not_free_is_refused_in_all(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    for answer in in_processes(2, lambda: trainer().fit(PROMPTS, 1, out=tmp_path)):
+        assert isinstance(answer, FileExistsError)
+
+
+@pytest.mark.parametrize("at", ["sampling", "update"])
+def test_a_process_that_dies_ends_the_others_at_once(at, tmp_path):
+    class Dies(TablePolicy):
+        def evaluate(self, sequences, needs, **settings):
+            if this_rank() == 1 and torch.is_grad_enabled() == (at == "update"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().evaluate(sequences, needs, **settings)
+
+    first, killed = in_processes(2, lambda: trainer(policy=Dies()).step(PROMPTS), timeout=60)
+    assert isinstance(killed, TimeoutError)
+    assert isinstance(first, distributed.ProcessLost)
+    assert "resume=True" in str(first)
+
+
+def test_one_process_meets_nobody(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_gather_object", None)
+    monkeypatch.setattr(torch.distributed, "all_reduce", None)
+    made = object()
+    assert distributed.gathered(lambda: made) == [made]
+    assert distributed.by_first(lambda: made) is made
+    assert distributed.own_share(5) == range(5)
+    trainer().step(PROMPTS)
