@@ -13,7 +13,6 @@ process nothing here does anything.
 import atexit
 import copy
 import os
-import pickle
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -256,10 +255,12 @@ def _named(error: Exception) -> Exception:
     else:
         error.add_note(f"({where})")
     try:
-        pickle.dumps(copy.copy(error))
-    except Exception:  # made in a function, say, or built from other arguments than it keeps
+        copy.copy(error)
+    except Exception:  # built from other arguments than it keeps
         return plain
-    return error
+    held = (*error.args, *vars(error).values())
+    known = all(isinstance(value, str | int | float | list | None) for value in held)
+    return error if known and "<locals>" not in type(error).__qualname__ else plain
 
 
 def _carried(tensor: Tensor) -> tuple[Tensor, Any]:
