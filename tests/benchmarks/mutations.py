@@ -472,4 +472,10 @@ MUTATIONS = (
         "                if False:\n",
         "tests/benchmarks/tasks/test_task_critics.py::test_what_cannot_be_is_refused_before_anything_is_loaded",
     ),
+    Mutation(
+        "benchmarks/experiments/critics.py",
+        "(name, arm): values - found[first, arm] for",
+        "(name, arm): values for",
+        "tests/benchmarks/runs/test_critic_panels.py::test_comparisons_are_paired_by_seed_and_corrected_within_a_question",
+    ),
 )
