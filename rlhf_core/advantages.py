@@ -27,6 +27,7 @@ OF_A_CRITIC = frozenset(
     {
         *("value_loss", "value_loss_paper", "value_clip_fraction", "return_mean", "return_variance"),
         *("return_variance_within_position", "explained_variance", "explained_variance_over_position"),
+        "explained_variance_within_position",
     }
 )
 """Figures that say something about a critic only."""

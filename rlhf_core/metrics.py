@@ -56,7 +56,9 @@ def critic_metrics(experience: Experience) -> dict[str, float]:
 
     ``explained_variance``: 1 − Var(R − V) / Var(R) over all tokens. ``explained_variance_over_position``:
     1 − mean((R − V)²) / within-position variance of R: 0 for a critic that knows a token's position and nothing
-    else, which plain explained variance rewards under dense credit.
+    else, which plain explained variance rewards under dense credit. ``explained_variance_within_position``: the same
+    with the within-position variance of R − V, so that an error of the level at a position does not count: whether the
+    critic tells the states of one position apart.
     """
     mask = experience.sequences.response_mask
     returns, values = experience.returns, experience.values
@@ -73,6 +75,8 @@ def critic_metrics(experience: Experience) -> dict[str, float]:
         figures["return_variance_within_position"] = float(within)
         if within > 0:
             figures["explained_variance_over_position"] = float(1 - masked_mean(errors.square(), mask) / within)
+            unexplained = within_position_variance(errors, mask)
+            figures["explained_variance_within_position"] = float(1 - unexplained / within)
     return figures
 
 

@@ -17,6 +17,7 @@ OF_THE_ENGINE = frozenset(
         *("first_log_ratio_max", "first_log_ratio_mean", "ratio_max", "skipped_minibatches", "refused_minibatches"),
         *("stopped_early", "skipped_rollout", "skipped_observation", "learning_rate", "seconds", "tokens_per_second"),
         *("eval_score", "eval_kl", "eval_length", "critic_gradient_norm", "critic_warmup_steps"),
+        "explained_variance_within_position",
     }
 )
 """Names that a step, or the row it is logged in, gives a meaning of its own."""

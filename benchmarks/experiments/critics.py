@@ -3,26 +3,33 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from benchmarks.experiments.settings import Critics
 from benchmarks.reporting import arm_columns, figures
-from benchmarks.reporting.curve_readings import LAST
+from benchmarks.reporting.curve_readings import LAST, REFERENCE, last_steps
+from benchmarks.reporting.publishing import publish
+from benchmarks.reporting.statistics import Array, differences_to
 from benchmarks.reporting.tables import Table
 from benchmarks.runs.comparison import ComparisonResults, Panel
-from benchmarks.runs.experiment import Experiment, published
+from benchmarks.runs.experiment import Experiment
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import Task
 from models.policy.critic_names import CriticKind
 
-OVER_POSITION = "explained_variance_over_position"
+OVER_POSITION, WITHIN_POSITION = "explained_variance_over_position", "explained_variance_within_position"
 COLUMNS: arm_columns.Columns = {
     "value loss": arm_columns.average("value_loss"),
-    f"normalised, last {LAST}": arm_columns.average("value_loss_normalised", LAST),
-    f"explained, last {LAST}": arm_columns.average("explained_variance", LAST),
+    "normalised": arm_columns.average("value_loss_normalised"),
+    "normalised, last {last}": arm_columns.average("value_loss_normalised", LAST),
+    "explained, last {last}": arm_columns.average("explained_variance", LAST),
     "over position": arm_columns.average(OVER_POSITION),
-    f"over position, last {LAST}": arm_columns.average(OVER_POSITION, LAST),
+    "over position, last {last}": arm_columns.average(OVER_POSITION, LAST),
+    "within position, last {last}": arm_columns.average(WITHIN_POSITION, LAST),
     **arm_columns.LAST_SCORE,
     **arm_columns.LAST_KL_AND_LENGTH,
 }
@@ -65,10 +72,51 @@ def table(done: ComparisonResults, _: Critics) -> Table:
     rows = tuple((name, *row) for name, results in done.results.items() for row in arm_columns.rows(COLUMNS, results))
     notes = (
         "Normalised: value loss over the variance of the returns within a position; over position: explained variance "
-        "that a mean per position does not have. Above 0.5 and below 0, the critic is worse than such a mean.",
-        f"Averages over all steps, or the last {LAST}; {figures.band_meaning(next(iter(done.results.values())))}.",
+        "that a mean per position does not have. Above 0.5 and below 0, the critic is worse than such a mean. Within "
+        "position: the same once the critic's mean error at each position is taken off.",
+        f"Averages over all steps unless stated; {figures.band_meaning(next(iter(done.results.values())))}.",
     )
-    return Table(title="critics", columns=("critic", "arm", *COLUMNS), rows=rows, notes=notes)
+    columns = ("critic", "arm", *arm_columns.headings(COLUMNS, *done.results.values()))
+    return Table(title="critics", columns=columns, rows=rows, notes=notes)
 
 
-EXPERIMENT = Experiment(write=published("critics", table, draw), folder="critics", panels=panels)
+def comparisons(done: ComparisonResults, _: Critics) -> Table:
+    """Explained variance over position at the end: of every critic and arm against 0; of every critic against the
+    first; of every arm against sparse. Paired by seed, Holm's correction within each of the three."""
+    found = {
+        (name, arm): results.per_seed(arm, OVER_POSITION, LAST)
+        for name, results in done.results.items()
+        for arm in results.arms
+    }
+    first = next(iter(done.results))
+    against: dict[str, dict[tuple[str, str], Array]] = {
+        "0, a mean per position": found,
+        f"critic {first!r}": {
+            (name, arm): values - found[first, arm] for (name, arm), values in found.items() if name != first
+        },
+        REFERENCE: {
+            (name, arm): values - found[name, REFERENCE]
+            for (name, arm), values in found.items()
+            if arm != REFERENCE and (name, REFERENCE) in found
+        },
+    }
+    rows = []
+    for what, cells in against.items():
+        tested = differences_to(np.zeros(1), {f"{name}/{arm}": values for (name, arm), values in cells.items()})
+        rows += [(what, *cell, one, one.p, one.p_holm) for cell, one in zip(cells, tested.values(), strict=True)]
+    notes = (
+        f"Explained variance over position, mean of the last {last_steps(*done.results.values())} steps; brackets: "
+        "percentile bootstrap over seeds, nominally 95 %; p: sign-flip test, two-sided.",
+        "Holm: corrected for how many comparisons have the same first column.",
+    )
+    columns = ("against", "critic", "arm", "difference", "p", "p, Holm")
+    return Table(title="comparisons", columns=columns, rows=tuple(rows), notes=notes)
+
+
+def write(done: ComparisonResults, options: Critics, out: Path, console: Console) -> None:
+    """Both tables and the figure."""
+    publish(comparisons(done, options), {}, out, console, name="comparisons")
+    publish(table(done, options), {"critics": draw(done, options)}, out, console)
+
+
+EXPERIMENT = Experiment(write=write, folder="critics", panels=panels)

@@ -529,4 +529,10 @@ MUTATIONS = (
         "tests/benchmarks/runs/test_preflight.py::"
         "test_a_comparison_refuses_a_method_that_breaks_the_contract_before_any_run",
     ),
+    Mutation(
+        "benchmarks/experiments/critics.py",
+        "(name, arm): values - found[first, arm] for",
+        "(name, arm): values for",
+        "tests/benchmarks/runs/test_critic_panels.py::test_comparisons_are_paired_by_seed_and_corrected_within_a_question",
+    ),
 )

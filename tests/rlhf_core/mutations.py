@@ -216,6 +216,12 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/metrics.py",
+        "unexplained = within_position_variance(errors, mask)",
+        "unexplained = masked_var(errors, mask)",
+        "tests/rlhf_core/test_trainer.py::test_a_critic_that_knows_the_position_only_explains_nothing_over_it",
+    ),
+    Mutation(
+        "rlhf_core/metrics.py",
         "total = (rollout.logprobs - rollout.ref_logprobs).sum(1).sum()",
         "total = (rollout.logprobs - rollout.ref_logprobs).mean(1).sum()",
         "tests/rlhf_core/test_trainer.py::test_metrics_by_hand",

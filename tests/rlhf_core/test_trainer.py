@@ -604,7 +604,11 @@ def test_a_critic_that_knows_the_position_only_explains_nothing_over_it():
     assert position_only["explained_variance"] > 0.9
     # in sample: the means were fitted to these very rows, (8 - 1) / 8 of the variance is left
     assert position_only["explained_variance_over_position"] == pytest.approx(1 - 7 / 8, abs=1e-5)
+    assert position_only["explained_variance_within_position"] == pytest.approx(0, abs=1e-6)
     assert figures(returns)["explained_variance_over_position"] == 1
+    late = figures(returns - torch.arange(5))  # a level that lags at every position hides what the critic knows
+    assert late["explained_variance_over_position"] < -1
+    assert late["explained_variance_within_position"] == pytest.approx(1, abs=1e-6)
     variance = within_position_variance(returns, mask)
     torch.testing.assert_close(variance, returns.var(0).mean())
 

@@ -3,17 +3,21 @@
 import io
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 from table_task import settings
 from tiny_toy import TINY
 
 from benchmarks.critics import SCRIPT
-from benchmarks.experiments.critics import EXPERIMENT, panels, with_critic
+from benchmarks.experiments.critics import EXPERIMENT, OVER_POSITION, comparisons, panels, with_critic
 from benchmarks.experiments.settings import Critics
+from benchmarks.reporting.statistics import Results
+from benchmarks.runs.comparison import ComparisonResults
 from benchmarks.tasks.definitions import Toy
 from benchmarks.tasks.model_settings import Loading
 from models.weights.lora_settings import LoraSettings
+from rlhf_core.config import PPOConfig
 
 LOADING = Loading(lora=LoraSettings(rank=2))
 PPO = {"rollout_batch_size": 4, "minibatch_size": 4, "epochs": 1, "critic_warmup": 1, "max_length": [8, 8]}
@@ -27,12 +31,40 @@ def test_every_critic_has_its_rows(tmp_path):
     done = EXPERIMENT.run(chosen, task, PPO, Console(file=text, width=160), Critics())
     assert list(done.results) == ["shared", "adapter", "model"]
     lines = (tmp_path / "out" / "critics" / "table.md").read_text().splitlines()
+    assert "over position, last 2" in lines[0]
     assert [line.split(" | ")[:2] for line in lines[2:5]] == [["| " + name, "sparse"] for name in done.results]
     assert "critic_gradient_norm" in done.results["adapter"].curves["sparse"]
     assert "critic_gradient_norm" not in done.results["shared"].curves["sparse"]
     first = [results.curves["sparse"]["score"][:, :2] for results in done.results.values()]
     assert (first[0] == first[1]).all()  # in the warm-up all see the same policy
     assert (first[0] == first[2]).all()
+
+
+def test_comparisons_are_paired_by_seed_and_corrected_within_a_question(tmp_path):
+    seeds = (0, 1, 2, 3)
+
+    def curves(*ends):
+        """Explained variance over position of each seed, far from its end in all but the last ten steps."""
+        explained = np.array([[9.0] * 5 + [end] * 10 for end in ends])
+        return {OVER_POSITION: explained, "score": explained}
+
+    shared = {"sparse": curves(-0.3, -0.2, -0.4, -0.1), "abc": curves(-0.2, -0.1, -0.3, 0.0)}
+    model = {"sparse": curves(0.3, 0.4, 0.2, 0.5), "abc": curves(0.3, 0.4, 0.2, 0.5)}
+    found = {
+        name: Results(task="toy", seeds=seeds, curves=by_arm) for name, by_arm in (("shared", shared), ("model", model))
+    }
+    done = ComparisonResults(settings=settings(tmp_path), task=Toy(), config=PPOConfig(), results=found)
+    rows = {row[:3]: row[3:] for row in comparisons(done, Critics()).rows}
+    assert list(rows) == [
+        *(("0, a mean per position", name, arm) for name in found for arm in ("sparse", "abc")),
+        *(("critic 'shared'", "model", arm) for arm in ("sparse", "abc")),
+        *(("sparse", name, "abc") for name in found),
+    ]
+    means = [one.mean for one, *_ in rows.values()]
+    assert means == pytest.approx([-0.25, -0.15, 0.35, 0.35, 0.6, 0.5, 0.1, 0])
+    p, corrected = rows["critic 'shared'", "model", "sparse"][1:]
+    assert (p, corrected) == (pytest.approx(1 / 8), pytest.approx(1 / 4))
+    assert rows["0, a mean per position", "model", "sparse"][2] == pytest.approx(4 / 8)
 
 
 def test_a_panel_is_a_task_whose_policy_has_that_critic(tmp_path):

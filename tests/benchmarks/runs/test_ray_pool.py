@@ -52,7 +52,7 @@ def runs_of(place, task, **changes):
 
 def curves(runs):
     found = load_results("table", runs).curves["sparse"]
-    return {name: values.tolist() for name, values in found.items() if name not in TIMES}
+    return {name: repr(values.tolist()) for name, values in found.items() if name not in TIMES}  # NaN equals nothing
 
 
 def test_the_settings_choose_it(tmp_path):
