@@ -257,7 +257,8 @@ class CausalPolicy:
             return _evaluation(logprobs, values, entropies, mask, beside | free)
         with self._mode():
             predictions, evidence = self._read("policy", self._lm, needs, sequences)
-            ref_evidence, ref_logits = self._reference_pass(sequences, needs) if _beyond(needs) else ({}, None)
+            of_both = any(isinstance(request, FullKL) or request.source == "reference" for request in needs)
+            ref_evidence, ref_logits = self._reference_pass(sequences, needs) if of_both else ({}, None)
             values = self._network.critic.values(rows, mask, predictions.hidden)
         logprobs, entropies = token_statistics(predictions.logits, targets, of)
         full = {
@@ -395,8 +396,3 @@ def _evaluation(
     """Numbers of response tokens, put where the tokens stand."""
     numbers = {"logprobs": logprobs, "values": values, "entropy": entropies}
     return Evaluation(**{name: onto_responses(flat, mask) for name, flat in numbers.items()}, evidence=evidence)
-
-
-def _beyond(needs: frozenset[EvidenceRequest]) -> bool:
-    """Whether the reference has to run."""
-    return any(isinstance(request, FullKL) or request.source == "reference" for request in needs)
