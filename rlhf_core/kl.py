@@ -99,5 +99,5 @@ class AdaptiveKL:
 
 
 def kl_controller(config: KLConfig) -> KLController:
-    """The controller a configuration asks for."""
+    """The controller that ``config`` asks for."""
     return AdaptiveKL(config.init_coef, config.target, config.horizon) if config.adaptive else FixedKL(config.init_coef)

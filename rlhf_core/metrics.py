@@ -76,6 +76,7 @@ def critic_metrics(experience: Experience) -> dict[str, float]:
         if within > 0:
             figures["explained_variance_over_position"] = float(1 - masked_mean(errors.square(), mask) / within)
             unexplained = within_position_variance(errors, mask)
+            assert unexplained is not None  # it is None where the variance of the returns is
             figures["explained_variance_within_position"] = float(1 - unexplained / within)
     return figures
 

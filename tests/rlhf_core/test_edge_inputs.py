@@ -50,7 +50,7 @@ QUICK = {"integrated-gradients": {"max_steps": 16}}
     ("folders", "ends"),
     [
         pytest.param("gpt2", True, id="gpt2, only EOS"),
-        pytest.param("llama", False, id="llama, one token, cut"),
+        pytest.param("llama", False, id="llama, one token, cut", marks=pytest.mark.slow),
         pytest.param("gpt2", False, id="gpt2, one token, cut", marks=pytest.mark.slow),
         pytest.param("llama", True, id="llama, only EOS", marks=pytest.mark.slow),
     ],

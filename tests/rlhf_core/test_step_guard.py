@@ -179,6 +179,7 @@ PPOTrainer(TablePolicy(), TokenReward(score), Sparse(), small_run()).fit([[1], [
 """
 
 
+@pytest.mark.slow
 def test_a_run_outlives_the_reader_of_its_output(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", PIPED, str(tmp_path / "run")]

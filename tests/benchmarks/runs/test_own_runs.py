@@ -169,6 +169,7 @@ def test_a_run_that_is_stopped_says_the_command_to_go_on(tmp_path, monkeypatch, 
         assert capsys.readouterr().err == said
 
 
+@pytest.mark.slow
 def test_a_ruined_policy_is_said_at_the_end(policy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(single_training, "ruined_runs", lambda runs: f"Look at {', '.join(runs)}: [it] collapsed")
     train(**given(policy, tmp_path / "run"))

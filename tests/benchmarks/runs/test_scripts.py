@@ -40,7 +40,7 @@ OPTIONS = {
 }
 
 
-FAST = ("reward_kl", "sampling_mismatch")
+FAST = ("reward_kl",)
 """One of a kind; the others are slow tests."""
 
 
@@ -78,6 +78,7 @@ def test_a_script_writes_its_table_and_a_figure_one_can_look_at(name, tmp_path):
 
 
 @pytest.mark.usefixtures("in_threads", "undrawn")
+@pytest.mark.slow
 def test_scripts_share_the_runs_of_one_folder(tmp_path):
     chosen = settings(tmp_path, steps=3)
     run("value_loss_variance", chosen)

@@ -103,6 +103,7 @@ def test_ppo_on_prepared_summaries(summaries, tmp_path, arm):
     assert lines[1]["kl"] != 0
 
 
+@pytest.mark.slow
 def test_dialogue_in_4_bit_with_adapters_and_a_reward_model_of_its_own_template(rows, tmp_path):
     """Policy, reference, value head and reward model on 4-bit Llamas: the shape of the paper's third task."""
     pytest.importorskip("bitsandbytes")

@@ -55,6 +55,7 @@ def test_toy_truth_counts_the_prompt_but_credits_the_response(toy_task):
     assert loaded.contributions(sequences)[0] == pytest.approx([-2 / 3, 0, 0])
 
 
+@pytest.mark.slow
 def test_a_task_travels_to_another_process_and_loads_the_same_again(toy_task):
     again = pickle.loads(pickle.dumps(toy_task))
     assert again == toy_task

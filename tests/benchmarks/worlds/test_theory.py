@@ -253,6 +253,7 @@ def test_shaping_error_knows_a_potential_from_a_look_ahead():
 TABLES = ("table", "claims", "estimator_bias", "estimator_noise")
 
 
+@pytest.mark.slow
 def test_every_registered_method_keeps_what_it_declares(tmp_path):
     text = io.StringIO()
     assert run(REDISTRIBUTORS, SMALL, tmp_path, Console(file=text, width=200)), text.getvalue()

@@ -174,10 +174,10 @@ def resealed(folder, state):
     manifest.seal(folder)
 
 
-OF_OTHER_KINDS = [pytest.param(damage, marks=pytest.mark.slow) for damage in ([], {}, True)]
+OF_OTHER_KINDS = [pytest.param(damage, marks=pytest.mark.slow) for damage in ([], {}, True, None, -1, 10**400)]
 
 
-@pytest.mark.parametrize("damage", ["drop", None, "text", -1, 10**400, *OF_OTHER_KINDS])
+@pytest.mark.parametrize("damage", ["drop", "text", *OF_OTHER_KINDS])
 def test_whatever_is_wrong_in_a_resealed_state_is_one_clear_error(damage, tmp_path):
     run = begun(tmp_path / "run", steps=1)
     whole = (run / "checkpoint-1/state.json").read_text()

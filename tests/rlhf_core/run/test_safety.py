@@ -356,6 +356,7 @@ except OSError:
 """
 
 
+@pytest.mark.slow
 def test_a_run_from_local_folders_asks_no_network_and_writes_no_secret(good, tmp_path):
     """Hub online, tokens set: a fresh process loads, trains, records, saves and loads again without one connection."""
     online = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
@@ -401,7 +402,9 @@ except ImportError:
     ("statement", "fetched", "found"),
     [
         ("import bitsandbytes", True, "None False"),
-        ("import benchmarks.cost.memory_measurement", False, "1 True"),  # which imports models, and uses PEFT itself
+        pytest.param(
+            "import benchmarks.cost.memory_measurement", False, "1 True", marks=pytest.mark.slow
+        ),  # which imports models, and uses PEFT itself
         ("import models.training.supervised", False, "1 True"),  # which imports Trainer, and Trainer PEFT
     ],
 )
