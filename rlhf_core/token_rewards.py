@@ -15,8 +15,8 @@ from rlhf_core.types import HasIdRange, Learns, Redistributor, RewardModel, Roll
 def token_rewards(
     reward_model: RewardModel, redistributor: Redistributor, prompt_ids: Rows, response_ids: Rows
 ) -> list[list[float]]:
-    """Score each response with ``reward_model`` and spread the score over its tokens with ``redistributor``: the rewards
-    that a trainer of another library takes.
+    """Score each response with ``reward_model``, and spread the score over its tokens with ``redistributor``: the
+    rewards that a trainer of another library takes.
 
     ``prompt_ids`` and ``response_ids`` are token ids of the reward model's tokenizer, a row for each response, without
     padding; rows may differ in length. Every response counts as finished, not as cut at a length limit. The answer has

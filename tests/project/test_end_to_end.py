@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import TablePolicy
+from often import fast
 
 from models.policy.loading import load_policy
 from models.rewards.loading import load_reward_model
@@ -53,7 +54,7 @@ def prompts_for(policy, n=8):
     return [generator.integers(4, size, generator.integers(1, 6)).tolist() for _ in range(n)]
 
 
-@pytest.mark.parametrize("name", sorted(REDISTRIBUTORS))
+@pytest.mark.parametrize("name", fast(("abc", "abc-d", "monte-carlo", "potential-projection"), sorted(REDISTRIBUTORS)))
 @pytest.mark.parametrize(
     ("folders", "kind"),
     [

@@ -40,6 +40,7 @@ def run_on_a_pretended_card(which: str) -> None:
     assert " skipped" not in done.stdout, "these tests need a card, and there was one"
 
 
+@pytest.mark.slow
 def test_what_needs_a_card_runs_on_a_pretended_one():
     run_on_a_pretended_card("not slow")
 

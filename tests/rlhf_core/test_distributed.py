@@ -83,7 +83,7 @@ def without_rounding(figures: dict[str, float]) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("count", "settings", "method"),
     [
-        (2, {"advantages": "gae"}, potential_of_position),
+        pytest.param(2, {"advantages": "gae"}, potential_of_position, marks=pytest.mark.slow),
         (3, {"advantages": "rloo", "responses_per_prompt": 2, "minibatch_size": 4}, Sparse),
         pytest.param(3, {"advantages": "gae"}, potential_of_position, marks=pytest.mark.slow),
         pytest.param(2, {"advantages": "rloo_to_go", "responses_per_prompt": 4}, Uniform, marks=pytest.mark.slow),
@@ -238,6 +238,7 @@ def records(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_one_process_writes_and_another_number_goes_on(tmp_path):
     whole = begun(tmp_path / "whole", 6)()
     parts = in_processes(2, begun(tmp_path / "run", 2))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import TablePolicy
+from often import fast
 from reward_rows import MambaClassifier
 from transformers import MambaConfig, PreTrainedTokenizerFast
 
@@ -45,7 +46,7 @@ def models(folders, **settings):
 QUICK = {"integrated-gradients": {"max_steps": 16}}
 
 
-@pytest.mark.parametrize("name", sorted(REDISTRIBUTORS))
+@pytest.mark.parametrize("name", fast(("sparse", "abc", "abc-d", "leave-one-out"), sorted(REDISTRIBUTORS)))
 @pytest.mark.parametrize(
     ("folders", "ends"),
     [

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import ragged_sequences
+from often import fast
 from torch import nn
 
 from models import load_policy, load_reward_model
@@ -124,7 +125,7 @@ def assert_same(rollout: Rollout, other: Rollout) -> None:
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", fast(("update", "scoring"), PHASES))
 def test_steps_that_run_out_of_memory_learn_the_same(phase, folders, plain):
     trainer, gradients = make_trainer(folders)
     device = limited(trainer, phase)
@@ -144,6 +145,7 @@ def test_steps_that_run_out_of_memory_learn_the_same(phase, folders, plain):
         assert (one - two).abs().max() < 1e-6
 
 
+@pytest.mark.slow
 def test_each_budget_is_halved_where_it_did_not_suffice(folders):
     trainer, _ = make_trainer(folders)
     devices = {phase: limited(trainer, phase) for phase in ("sampling", "update", "scoring")}

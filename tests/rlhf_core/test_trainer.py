@@ -30,7 +30,7 @@ from rlhf_core.types import Scored
 from rlhf_core.update import ppo_update
 
 
-@pytest.mark.parametrize("redistributor", [Sparse(), Uniform()])
+@pytest.mark.parametrize("redistributor", [Sparse(), pytest.param(Uniform(), marks=pytest.mark.slow)])
 def test_it_learns(redistributor):
     learner = trainer(redistributor)
     for _ in range(40):

@@ -245,7 +245,9 @@ STEPS = [
     pytest.param("gpt2", {}, {**FULL, "evidence": "decoder"}, marks=pytest.mark.slow),
     pytest.param("gptj", {}, {"four_bit": "none"}, marks=pytest.mark.slow),
     pytest.param("llama", {}, {"four_bit": "both", "critic": "adapter"}, marks=pytest.mark.slow),
-    ("gpt2", {}, {"four_bit": "none", "critic": "adapter", "gradient_checkpointing": False}),
+    pytest.param(
+        "gpt2", {}, {"four_bit": "none", "critic": "adapter", "gradient_checkpointing": False}, marks=pytest.mark.slow
+    ),
     pytest.param("llama", {}, {"four_bit": "none", "critic": "model"}, marks=pytest.mark.slow),
     pytest.param("gpt2", {}, {**FULL, "critic": "model", "gradient_checkpointing": False}, marks=pytest.mark.slow),
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from often import fast
 from rich.console import Console
 from table_task import PPO, TableTask, settings, table_loaded
 
@@ -261,7 +262,11 @@ def test_controls_join_unless_already_there():
     assert [arm.label for arm in twice.arms()] == ["sparse-lam1"]
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "preset",
+    fast(("demo", "positive_generation_cpu"), sorted(PRESETS.glob("*.yaml")), lambda path: path.stem),
+    ids=lambda path: path.stem,
+)
 def test_presets_can_be_run(preset):
     given = SCRIPT.parser().parse_args(["--config", str(preset)], defaults=False).as_dict()
     chosen = ComparisonSettings(

@@ -190,6 +190,7 @@ def length_after(method, value, steps=12):
     return float(trainer.evaluation_rollout([[1]] * 64).sequences.response_lengths.float().mean())
 
 
+@pytest.mark.slow
 def test_uniform_credit_grows_responses_worth_something_and_shrinks_the_others():
     torch.manual_seed(0)
     grown, shrunk = (length_after(Uniform(), value) for value in (1.0, -1.0))

@@ -98,6 +98,7 @@ def saved(tmp_path_factory):
     return root, made, load_file(root / "found.safetensors"), json.loads((root / "tokens.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_plain_libraries_in_a_fresh_process_compute_the_same(saved, family, kind):
     root, made, logits, tokens = saved

@@ -35,7 +35,7 @@ def source(base, four_bit):
     return ModelSource(name_or_path=base, four_bit=four_bit, dtype=dtype)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["float32", "4-bit"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["float32", "4-bit"])
 def made(request, base, tmp_path_factory):
     """An SFT adapter and a reward adapter, trained a little and saved."""
     root = tmp_path_factory.mktemp("made")

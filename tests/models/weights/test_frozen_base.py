@@ -61,10 +61,10 @@ def without_reference_adapter(hashes: dict[str, str]) -> dict[str, str]:
     ("start", "settings"),
     [
         ("full", {}),
-        ("fresh adapter", {}),
+        pytest.param("fresh adapter", {}, marks=pytest.mark.slow),
         ("continued adapter", {}),
         ("fresh adapter", {"four_bit": True}),
-        ("continued adapter", {"four_bit": True}),
+        pytest.param("continued adapter", {"four_bit": True}, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_frozen_stays_bit_for_bit(base, tmp_path, start, settings):

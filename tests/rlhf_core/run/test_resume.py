@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import TablePolicy
+from often import fast
 from resumable import CONFIG, PROMPTS, fit, left_behind, share_of_threes, trainer
 from table_trainer import Learner
 
@@ -221,7 +222,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize("fault", fast(("bit", "up", "link"), BROKEN))
 def test_a_broken_checkpoint_is_passed_over_set_aside_and_the_run_ends_alike(fault, whole, tmp_path):
     breaks, words = BROKEN[fault]
     shutil.copytree(whole("uniform", 4), tmp_path / "run")
