@@ -17,12 +17,12 @@ from .losses import policy_loss, value_loss
 from .masking import masked_mean, masked_var, masked_whiten
 from .probe import Experiment, Probe, Variants
 from .returns import discounted_returns, generalized_advantages, lambda_returns
+from .reward_per_token import token_rewards
 from .run.freed_memory import keep_freed_memory
 from .run.loggers import JSONLines, Logger, TensorBoard, WeightsAndBiases
 from .scorers.callables import TextReward, TokenReward
 from .scorers.token_scorer import PerTokenReward, SpanReward
 from .step_guard import Diverged, UnusableRollout
-from .token_rewards import token_rewards
 from .trainer import PPOTrainer
 from .types import (
     Evaluation,

@@ -8,7 +8,7 @@ tokens, and so does ``benchmarks.bridges.group_estimator.rloo_to_go``, once it i
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_core.token_rewards import token_rewards
+from rlhf_core.reward_per_token import token_rewards
 from rlhf_core.types import Redistributor, RewardModel
 
 
@@ -22,7 +22,7 @@ def with_token_rewards(
 
     Raises:
         ValueError: a response of which some tokens are not trained on (``loss_masks`` 0), so that their credit would be
-            lost; what :func:`rlhf_core.token_rewards.token_rewards` refuses.
+            lost; what :func:`rlhf_core.token_rewards` refuses.
     """
     for row, mask in enumerate(output["loss_masks"]):
         if any(mask) and not all(mask):  # none at all: SkyRL leaves out the whole response

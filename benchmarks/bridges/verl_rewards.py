@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.bridges.group_estimator import NAME
 from models.rewards.loading import load_reward_model
 from redistributors.registry import REDISTRIBUTORS
-from rlhf_core.token_rewards import require_policy_free, token_rewards
+from rlhf_core.reward_per_token import require_policy_free, token_rewards
 from rlhf_core.types import Redistributor, RewardModel
 
 TokenRewards = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], list[list[float]]]
@@ -48,7 +48,7 @@ def credited_rewards(
 
     Raises:
         KeyError: an unknown method.
-        ValueError: what :func:`rlhf_core.token_rewards.token_rewards` refuses.
+        ValueError: what :func:`rlhf_core.token_rewards` refuses.
     """
     reward, redistributor = _loaded(model, method, device, tuple(sorted(settings.items())))
     return token_rewards(reward, redistributor, prompt_ids, response_ids)

@@ -4,19 +4,19 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
-        "rlhf_core/token_rewards.py",
+        "rlhf_core/reward_per_token.py",
         'if request.source != "reward":',
         'if request.source == "reference":',
         "tests/rlhf_core/test_token_rewards.py::test_methods_that_cannot_be_served_are_refused_by_name",
     ),
     Mutation(
-        "rlhf_core/token_rewards.py",
+        "rlhf_core/reward_per_token.py",
         "unknown = torch.where(mask, torch.nan, 0.0)",
         "unknown = torch.where(mask, 0.0, 0.0)",
         "tests/rlhf_core/test_token_rewards.py::test_what_a_policy_would_know_is_never_read_unnoticed",
     ),
     Mutation(
-        "rlhf_core/token_rewards.py",
+        "rlhf_core/reward_per_token.py",
         "wrong = [token for token in ids if not 0 <= token < size]",
         "wrong = [token for token in ids if not 0 <= token]",
         "tests/rlhf_core/test_token_rewards.py::test_rows_and_ids_are_checked",

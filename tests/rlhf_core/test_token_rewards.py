@@ -18,7 +18,7 @@ from redistributors import (
     Uniform,
 )
 from rlhf_core import PerTokenReward, TokenReward, token_rewards
-from rlhf_core.token_rewards import require_policy_free
+from rlhf_core.reward_per_token import require_policy_free
 from rlhf_core.types import Learns
 
 PROMPTS, RESPONSES = [[4, 5], [6], [2, 3, 4]], [[3, 7, 2], [9], [5, 6, 7, 8]]
