@@ -12,6 +12,8 @@ HELPERS = ROOT / "tests" / "helpers"
 REAL_ONLY = (  # of models as large as the paper's, or with kernels that only a card has
     "tests/benchmarks/cost/test_memory.py::test_prediction_and_measurement_agree_on_a_card",
     "tests/benchmarks/cost/test_memory.py::test_the_whole_command_on_a_card",
+    # whose new tensors are then filled with NaN, which a pretended card's kernels meet
+    "tests/rlhf_core/run/test_resume.py::test_on_a_card_too_under_deterministic_algorithms",
 )
 
 
@@ -27,6 +29,8 @@ def run_on_a_pretended_card(which: str) -> None:
     }
     command = [sys.executable, "-m", "pytest", "-m", f"gpu and {which}", "--tb", "short", "-p", "no:cacheprovider"]
     command += ["-W", "ignore:Module already imported"]  # by what looks for a card, before pytest comes to it
+    command += ["-W", "ignore:'pin_memory' argument"]  # of a card that is not there
+    command += ["-k", "not (steps_on_a_gpu and llama)"]  # one family of models is enough to see mixed devices
     left_out = [word for test in REAL_ONLY for word in ("--deselect", test)]
     done = subprocess.run(
         [*command, *left_out, *map(str, files)],
