@@ -11,7 +11,7 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.continuations import continuation_values
 from rlhf_core.evidence import ContinuationValues, EvidenceRequest
 from rlhf_core.policy_passes import evaluate
-from rlhf_core.types import Policy, RewardModel, Rollout, Sequences
+from rlhf_core.types import Policy, RewardModel, Rollout, Scored, Sequences
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def with_evidence(
     if of_policy:
         evidence |= evaluate(policy, rollout.sequences, of_policy, config.temperature, budgets.micro_batch).evidence
     if of_reward:
-        evidence |= reward.score(rollout.sequences, of_reward).evidence
+        evidence |= scored_responses(reward, rollout.sequences, of_reward).evidence
     evidence |= values_of_continuations(
         continued, policy, reward, rollout.sequences, config=config, budget=budgets.sampling
     )
@@ -54,6 +54,17 @@ def by_who_answers(
     together = frozenset(request for request in needs if isinstance(request, ContinuationValues))
     of_policy = frozenset(request for request in needs - together if request.source != "reward")
     return together, of_policy, needs - together - of_policy
+
+
+def scored_responses(reward: RewardModel, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
+    """One score per response, and evidence; raises ValueError for another number of scores."""
+    scored = reward.score(sequences, needs)
+    if scored.scores.shape != (len(sequences),):  # one score would be broadcast to every response
+        raise ValueError(
+            f"{type(reward).__name__}.score returned scores of shape {tuple(scored.scores.shape)} for {len(sequences)} "
+            "responses"
+        )
+    return scored
 
 
 def values_of_continuations(

@@ -7,6 +7,7 @@ import torch
 
 from rlhf_core.checks import require_token_scores, why_not_provided
 from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.evidence_of_rollout import scored_responses
 from rlhf_core.given_sequences import Rows, given_sequences
 from rlhf_core.types import HasIdRange, Learns, Redistributor, RewardModel, Rollout, Sequences
 
@@ -84,13 +85,8 @@ def _require_known_ids(reward_model: RewardModel, prompt_ids: Rows, response_ids
 
 def _scored(reward_model: RewardModel, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Rollout:
     """A rollout of what a reward model knows; what a policy would know is NaN, so that no method reads it unnoticed."""
-    scored = reward_model.score(sequences, needs)
+    scored = scored_responses(reward_model, sequences, needs)
     scores, mask = scored.scores.detach().to("cpu", torch.float32), sequences.response_mask
-    if scores.shape != (len(sequences),):
-        raise ValueError(
-            f"token_rewards: {type(reward_model).__name__}.score returned scores of shape {tuple(scores.shape)} for "
-            f"{len(sequences)} responses"
-        )
     _require_finite(scores)
     unknown = torch.where(mask, torch.nan, 0.0)
     return Rollout(

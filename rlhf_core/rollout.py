@@ -15,14 +15,14 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.continuations import greedy_scores
 from rlhf_core.distributed import own_share
 from rlhf_core.evidence import EvidenceRequest, FullKL, GreedyScores
-from rlhf_core.evidence_of_rollout import by_who_answers, values_of_continuations
+from rlhf_core.evidence_of_rollout import by_who_answers, scored_responses, values_of_continuations
 from rlhf_core.gathering import gathered_rollout
 from rlhf_core.kl import kl_estimate
 from rlhf_core.policy_passes import evaluate, reference_logprobs
 from rlhf_core.prompts import repeated
 from rlhf_core.random_streams import Stream, stream, uniforms
 from rlhf_core.rewards import ScoreMoments, normalise_scores
-from rlhf_core.types import Limits, Policy, RewardModel, Rollout, Row, Scored, Sequences
+from rlhf_core.types import Limits, Policy, RewardModel, Rollout, Row, Sequences
 
 Ids = Sequence[Sequence[int]]
 """Prompts as token ids."""
@@ -172,7 +172,7 @@ def _measured(
         kl = evaluation.evidence[FullKL()]
     else:
         kl = kl_estimate(evaluation.logprobs, ref_logprobs, config.kl.kind)
-    scored = _scored(reward, sequences, of_reward)
+    scored = scored_responses(reward, sequences, of_reward)
     raw_scores = scored.scores.detach().to(kl.device, torch.float32)
     for name, values in (
         ("logprobs", evaluation.logprobs),
@@ -213,17 +213,6 @@ def _normalised(rollout: Rollout, policy: Policy, *, moments: ScoreMoments, conf
         found[GreedyScores()], _ = normalise_scores(found[GreedyScores()], now, config.score)
         require_usable(f"evidence {GreedyScores()!r}", found[GreedyScores()], policy, rollout.sequences)
     return replace(rollout, scores=scores, score_scale=scale, evidence=found)
-
-
-def _scored(reward: RewardModel, sequences: Sequences, needs: frozenset[EvidenceRequest]) -> Scored:
-    """One score per response, and evidence; raises ValueError for another number of scores."""
-    scored = reward.score(sequences, needs)
-    if scored.scores.shape != (len(sequences),):  # one score would be broadcast to every response
-        raise ValueError(
-            f"{type(reward).__name__}.score returned scores of shape {tuple(scored.scores.shape)} for {len(sequences)} "
-            "responses"
-        )
-    return scored
 
 
 def _limits(config: PPOConfig, rows: int, draw: Draw, places: range) -> tuple[Limits, int]:

@@ -26,7 +26,7 @@ class Tail:
 
     run: Run
     steps: int = 0
-    """Steps written so far."""
+    """Steps taken so far."""
     newest: Mapping[str, Any] = field(default_factory=dict)
     """The last step's metrics."""
     offset: int = 0
@@ -41,12 +41,15 @@ class Tail:
         if size == self.offset:
             return False
         with path.open("rb") as lines:
-            lines.seek(self.offset)
+            lines.seek(max(0, self.offset - 1))
+            if self.offset and lines.read(1) != b"\n":  # cut, and grown beyond where it ended, between two looks
+                self.offset = lines.seek(0)
             whole, end, _ = lines.read().rpartition(b"\n")
         self.offset += len(whole) + len(end)
         added = whole.split(b"\n") if end else []
-        self.steps += len(added)
-        self.newest = json.loads(added[-1]) if added else self.newest
+        if added:
+            self.newest = json.loads(added[-1])
+            self.steps = self.newest["step"]  # not the number of lines: some may have come a second time
         return bool(added)
 
     def __str__(self) -> str:

@@ -503,7 +503,7 @@ MUTATIONS = (
         "tests/rlhf_core/run/test_resume.py::test_a_run_with_other_settings_is_refused_with_every_difference",
     ),
     Mutation(
-        "rlhf_core/rollout.py",
+        "rlhf_core/evidence_of_rollout.py",
         "if scored.scores.shape != (len(sequences),):",
         "if False:",
         "tests/rlhf_core/test_trainer.py::test_a_reward_model_that_returns_another_number_of_scores_is_named[shape0]",

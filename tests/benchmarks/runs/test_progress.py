@@ -67,6 +67,12 @@ def test_only_whole_lines_that_are_new_are_read(tmp_path):
     write_steps(run, 1, 1)
     assert tail.advance()
     assert tail.steps == 1
+    write_steps(run, 2, 4)
+    assert tail.advance()
+    os.truncate(run.folder / "metrics.jsonl", 0)  # and was quicker than we looked
+    write_steps(run, 1, 5, score=1.0)
+    assert tail.advance()
+    assert str(tail) == "sparse, seed 0, step 5 of 10: score 1, KL 0.5"
     assert str(Tail(replace(run, panel="8-16-dropout"))) == "8-16-dropout, sparse, seed 0, step 0 of 10"
 
 
