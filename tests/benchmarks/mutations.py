@@ -320,8 +320,8 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/runs/progress.py",
+        'self.steps = self.newest["step"]',
         "self.steps += len(added)",
-        "self.steps = len(added)",
         "tests/benchmarks/runs/test_progress.py::test_only_whole_lines_that_are_new_are_read",
     ),
     Mutation(
