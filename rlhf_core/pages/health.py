@@ -59,7 +59,7 @@ CSS = """
 .scroll { overflow-x: auto } table.plain { border-collapse: collapse; width: 100%; font-size: .875rem }
 .plain th, .plain td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
                        border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
-.plain thead th { color: var(--muted); font-weight: 500 } .plain tbody th { font-weight: 500 }
+.plain thead th { color: var(--muted); font-weight: 500; overflow-wrap: normal } .plain tbody th { font-weight: 500 }
 .plain td.n { font-variant-numeric: tabular-nums; white-space: nowrap }
 .ok { color: var(--good) } .note { color: var(--muted); font-weight: 600 } .look { color: var(--bad); font-weight: 600 }
 @media (max-width: 40rem) {
