@@ -106,7 +106,7 @@ def comparisons(done: ComparisonResults, _: Critics) -> Table:
         rows += [(what, *cell, one, one.p, one.p_holm) for cell, one in zip(cells, tested.values(), strict=True)]
     notes = (
         f"Explained variance over position, mean of the last {last_steps(*done.results.values())} steps; brackets: "
-        "percentile bootstrap over seeds, nominally 95 %; p: sign-flip test, two-sided.",
+        "95 % t-interval over seeds; p: paired t-test, two-sided.",
         "Holm: corrected for how many comparisons have the same first column.",
     )
     columns = ("against", "critic", "arm", "difference", "p", "p, Holm")

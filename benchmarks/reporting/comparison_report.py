@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from benchmarks.base.json_files import jsonable, write_json
 from benchmarks.base.text_columns import counted
 from benchmarks.reporting import statistics, tables
 from benchmarks.reporting.curve_readings import LAST, REFERENCE, last_steps
-from benchmarks.reporting.statistics import FEWEST_SEEDS, Array, Difference, Results, Summary, summarise
+from benchmarks.reporting.power import POWER, detectable_difference
+from benchmarks.reporting.statistics import FEWEST_SEEDS, LEVEL, Array, Difference, Results, Summary, summarise
 from benchmarks.reporting.tables import Table, number
 
 
@@ -125,10 +126,25 @@ def _beside_the_average(results: Results) -> list[ArmsRow]:
     if found := differences_to_reference(results):
         differences = {arm: found.get(arm, math.nan) for arm in results.arms}
         rows.append(ArmsRow("difference", f"average score, paired difference to {REFERENCE}", differences))
+        if (unit := initial_deviation(results)) > 0:
+            effects = {arm: _scaled(found[arm], 1 / unit) if arm in found else math.nan for arm in results.arms}
+            rows.append(ArmsRow("effect", "… in initial standard deviations of the score", effects))
         corrected = {arm: _p(found.get(arm)) for arm in results.arms}
         if not all(map(math.isnan, corrected.values())):
             rows.append(ArmsRow("p_holm", "p of it, Holm-corrected", corrected))
     return rows
+
+
+def initial_deviation(results: Results) -> float:
+    """Standard deviation of the score over the responses of the first step, mean over the reference's seeds: a unit
+    that differences on different tasks share. NaN where it was not recorded."""
+    curves = results.curves[REFERENCE]
+    return float(curves["score_std"][:, 0].mean()) if "score_std" in curves else math.nan
+
+
+def _scaled(difference: Difference, factor: float) -> Difference:
+    low, high = (None if end is None else factor * end for end in (difference.low, difference.high))
+    return replace(difference, mean=factor * difference.mean, low=low, high=high)
 
 
 def _p(difference: Difference | None) -> float:
@@ -155,9 +171,7 @@ def notes(results: Results) -> tuple[str, ...]:
         )
     else:
         brackets = (
-            f"Brackets: 95 % t-interval over {seeds} seeds; for the difference a percentile bootstrap over seeds, "
-            "nominally 95 %, which covers less with few seeds (80 to 85 % at 4 or 5): read its p instead. "
-            f"p: sign-flip test, two-sided, at least {statistics.smallest_p(seeds):.2g} before correction."
+            f"Brackets: 95 % t-interval over {seeds} seeds; a difference is tested by the paired t-test, two-sided."
         )
     return (
         f"{results.task}, {counted(results.steps, 'step')}; averages are over all steps unless the row says otherwise. "
@@ -169,34 +183,67 @@ def notes(results: Results) -> tuple[str, ...]:
 
 
 def verdict(results: Results) -> str:
-    """The verdict in one sentence: it names a best method only if its interval overlaps no other's, and adds length and
-    KL."""
+    """What a reader may take home: which arms differ from sparse in average score, and what the others could differ by
+    without these seeds finding it; without sparse, the best arm if its interval overlaps no other's. Length and KL
+    follow."""
     arms = results.arms
     if len(arms) < 2:
         return "One arm ran; there is nothing to compare."
     scores = {arm: summarise(results.per_seed(arm, AVERAGE_SCORE.metric)) for arm in arms}
     if any(math.isnan(score.mean) for score in scores.values()):
         return "An arm has no defined average score; nothing is concluded."
-    best = max(arms, key=lambda arm: scores[arm].mean)
-    rivals = [arm for arm in arms if arm != best and scores[best].overlaps(scores[arm])]
-    if any(score.kind == "range" for score in scores.values()):
-        tied = [arm for arm in arms if number(scores[arm].mean) == number(scores[best].mean)]
-        highest = f"{best} has the highest average score, {tables.text(scores[best])}"
-        tie = f"{' and '.join(tied)} tie at the average score {number(scores[best].mean)}"
-        said = (
-            f"{_why_no_interval(len(results.seeds))}, so no method is called better "
-            f"({tie if len(tied) > 1 else highest})"
-        )
-    elif rivals:
-        others = ", ".join(f"{arm} {tables.text(scores[arm])}" for arm in rivals)
-        said = f"No winner: the interval of {best}, {tables.text(scores[best])}, overlaps that of {others}"
-    else:
-        said = (
-            f"{best} has the highest average score, {tables.text(scores[best])}, and its interval overlaps no other's"
-        )
-        difference = differences_to_reference(results).get(best)
-        said += f" (against {REFERENCE}: p {number(_p(difference))} after Holm's correction)" if difference else ""
+    said = _said_of_ranges(results, scores) or _said_of_differences(results) or _said_of_the_best(scores)
     return f"{said}; {_ranged(results, 'length', 'tokens')} and {_ranged(results, 'kl', 'nats of KL')} at the end."
+
+
+def _said_of_ranges(results: Results, scores: Mapping[str, Summary]) -> str:
+    """Why nothing can be said, where an arm has a range only; "" where all have intervals."""
+    if all(score.kind != "range" for score in scores.values()):
+        return ""
+    best = max(scores, key=lambda arm: scores[arm].mean)
+    tied = [arm for arm in scores if number(scores[arm].mean) == number(scores[best].mean)]
+    highest = f"{best} has the highest average score, {tables.text(scores[best])}"
+    tie = f"{' and '.join(tied)} tie at the average score {number(scores[best].mean)}"
+    why = _why_no_interval(len(results.seeds))
+    return f"{why}, so no method is called better ({tie if len(tied) > 1 else highest})"
+
+
+def _said_of_differences(results: Results) -> str:
+    """Differences to sparse that are decided, and the smallest one that these seeds find; "" where none is tested."""
+    tested = {arm: one for arm, one in differences_to_reference(results).items() if one.spread is not None}
+    if not tested:
+        return ""
+    decided = [arm for arm, one in tested.items() if _p(one) <= 1 - LEVEL]
+    parts = [
+        f"{arm} scores {'higher' if tested[arm].mean > 0 else 'lower'} than {REFERENCE}, by "
+        f"{tables.text(_scaled(tested[arm], math.copysign(1, tested[arm].mean)))} (p {number(_p(tested[arm]))})"
+        for arm in decided
+    ]
+    if rest := [arm for arm in tested if arm not in decided]:
+        listed = ", ".join(f"{arm} {tables.text(tested[arm])}" for arm in rest)
+        spread = max(tested[arm].spread or 0.0 for arm in rest)
+        least = detectable_difference(spread, len(results.seeds), len(tested))
+        parts.append(
+            f"{'no' if not decided else 'no other'} difference to {REFERENCE} is decided: {listed}. These "
+            f"{len(results.seeds)} seeds find a difference of {_in_both_units(least, results)} in {100 * POWER:.0f} % of cases"
+        )
+    said = "; ".join(parts)
+    return said if decided and said.startswith(decided[0]) else said[0].upper() + said[1:]
+
+
+def _in_both_units(difference: float, results: Results) -> str:
+    """ "0.31 (0.16 initial standard deviations)"."""
+    unit = initial_deviation(results)
+    return number(difference) + (f" ({number(difference / unit)} initial standard deviations)" if unit > 0 else "")
+
+
+def _said_of_the_best(scores: Mapping[str, Summary]) -> str:
+    best = max(scores, key=lambda arm: scores[arm].mean)
+    rivals = [arm for arm in scores if arm != best and scores[best].overlaps(scores[arm])]
+    if rivals:
+        others = ", ".join(f"{arm} {tables.text(scores[arm])}" for arm in rivals)
+        return f"No winner: the interval of {best}, {tables.text(scores[best])}, overlaps that of {others}"
+    return f"{best} has the highest average score, {tables.text(scores[best])}, and its interval overlaps no other's"
 
 
 def _why_no_interval(seeds: int) -> str:
@@ -225,7 +272,7 @@ def write(report: Report, folder: Path) -> None:
 def _numbers(value: Number) -> dict[str, object]:
     if isinstance(value, float):
         return {"value": _finite(value), "low": None, "high": None, "kind": ""}
-    kind = value.kind if isinstance(value, Summary) else "nominal 95 % paired bootstrap"
+    kind = value.kind if isinstance(value, Summary) else "95 % interval, paired"
     return {"value": _finite(value.mean), "low": _finite(value.low), "high": _finite(value.high), "kind": kind}
 
 

@@ -63,15 +63,17 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Mean paired difference of an arm to the reference: percentile bootstrap interval over seeds, and the exact
-    sign-flip permutation p-value, two-sided, before and after Holm's correction. None below ``FEWEST_SEEDS``; no
-    interval where all differences are equal, as every resample would be."""
+    """Mean paired difference of an arm to the reference: its t-interval over seeds, and the p-value of the paired
+    t-test, two-sided, before and after Holm's correction. None below ``FEWEST_SEEDS``, and where all differences are
+    equal: a spread of 0 is no certainty."""
 
     mean: float
     low: float | None
     high: float | None
     p: float | None
     p_holm: float | None
+    spread: float | None = None
+    """Standard deviation of the differences over seeds."""
 
 
 def nan_mean(curve: Array) -> Array:
@@ -124,18 +126,13 @@ def differences_to(reference: Array, others: Mapping[str, Array]) -> dict[str, D
 
 def _paired(differences: Array) -> Difference:
     mean = float(differences.mean())
-    if len(differences) < FEWEST_SEEDS or np.isnan(mean):
+    nothing = len(differences) < FEWEST_SEEDS or np.isnan(mean)
+    if nothing or np.ptp(differences) <= 1e-9 * abs(mean):
         return Difference(mean=mean, low=None, high=None, p=None, p_holm=None)
-    test = stats.permutation_test(
-        (differences, np.zeros_like(differences)),
-        lambda a, b, axis: np.mean(a - b, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=RESAMPLES,  # every sign pattern, hence exact, up to 13 seeds
-        rng=np.random.default_rng(0),
-    )
-    low, high = (None, None) if np.ptp(differences) <= 1e-9 * abs(mean) else bootstrap_interval(differences)
-    return Difference(mean=mean, low=low, high=high, p=float(test.pvalue), p_holm=None)
+    tested = stats.ttest_1samp(differences, 0.0)
+    low, high = tested.confidence_interval(LEVEL)
+    spread = float(differences.std(ddof=1))
+    return Difference(mean=mean, low=float(low), high=float(high), p=float(tested.pvalue), p_holm=None, spread=spread)
 
 
 def bootstrap_interval(values: Array) -> tuple[float, float]:
@@ -162,12 +159,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty(len(p_values))
     corrected[order] = stepped
     return [float(p) for p in corrected]
-
-
-def smallest_p(seeds: int) -> float:
-    """The least two-sided p-value the sign-flip test can give with so many paired seeds: 2 / 2ⁿ while every pattern of
-    signs is tried, then 2 over the number of random ones."""
-    return max(float(2.0 ** (1 - seeds)), 2 / (RESAMPLES + 1))
 
 
 def rank_correlation(credit: Array, truth: Array) -> float:

@@ -9,25 +9,27 @@ import pytest
 from matplotlib.figure import Figure
 from rich.cells import cell_len
 from rich.console import Console
+from scipy import stats
 
 from benchmarks.reporting import arm_columns, figures, tables
-from benchmarks.reporting.comparison_report import build, verdict, write
+from benchmarks.reporting.comparison_report import build, differences_to_reference, verdict, write
 from benchmarks.reporting.curve_readings import LAST
+from benchmarks.reporting.power import detectable_difference
 from benchmarks.reporting.statistics import Results, Summary
 from rlhf_core.pages.heat_map import CreditMap
 
 STEPS = 20
 
 
-def curve(level, spread, seeds):
-    """Seeds spread evenly around a level, constant over steps."""
-    return np.repeat(level + spread * np.linspace(-1, 1, seeds)[:, None], STEPS, axis=1)
+def curve(level, spread, seeds, turn=0):
+    """Seeds spread evenly around a level, constant over steps; ``turn`` is where the lowest stands."""
+    return np.repeat(level + spread * np.roll(np.linspace(-1, 1, seeds), turn)[:, None], STEPS, axis=1)
 
 
 def results(levels, spread=0.1, seeds=5, **more):
     curves = {
         arm: {
-            "score": curve(level, spread, seeds),
+            "score": curve(level, spread, seeds, turn=i),
             "length": curve(10 + i, 0, seeds),
             "kl": curve(3 - i, 0, seeds),
             "value_loss": curve(1.0, 0.1, seeds),
@@ -76,29 +78,54 @@ def test_rows_that_would_repeat_the_average_are_left_out():
 
 def test_difference_to_sparse_is_paired_and_corrected():
     rows = table(build(results({"sparse": 1.0, "uniform": 1.5, "abc": 2.0})))
-    assert tables.text(rows["difference"]["abc"]) == "1.00"  # the same for every seed: no interval
+    differences = 1 + 0.1 * (np.roll(np.linspace(-1, 1, 5), 2) - np.linspace(-1, 1, 5))
+    tested = stats.ttest_1samp(differences, 0)
+    assert rows["difference"]["abc"].mean == pytest.approx(1)
+    assert rows["difference"]["abc"].low == pytest.approx(tested.confidence_interval().low)
     assert tables.text(rows["difference"]["sparse"]) == "–"
-    assert rows["p_holm"]["abc"] == pytest.approx(2 * 0.0625)
+    assert rows["p_holm"]["abc"] == pytest.approx(2 * tested.pvalue)
+
+
+def test_effects_are_in_initial_standard_deviations():
+    levels = {"sparse": 1.0, "abc": 2.0}
+    assert "effect" not in table(build(results(levels)))
+    found = results(levels, score_std={"sparse": curve(4.0, 0, 5), "abc": curve(9.0, 0, 5)})
+    rows = table(build(found))
+    for part in ("mean", "low", "high"):
+        assert getattr(rows["effect"]["abc"], part) == pytest.approx(getattr(rows["difference"]["abc"], part) / 4)
+    assert "initial standard deviations" in verdict(
+        results({"sparse": 1.0, "abc": 1.05}, score_std={"sparse": curve(4.0, 0, 5)})
+    )
 
 
 def test_without_sparse_nothing_is_compared_with_it():
     assert "difference" not in table(build(results({"uniform": 1.0, "abc": 2.0})))
 
 
-def test_no_winner_where_intervals_overlap():
-    said = verdict(results({"sparse": 1.0, "abc": 1.05}))
-    assert said.startswith("No winner: the interval of abc")
+def test_an_undecided_difference_comes_with_the_smallest_one_that_would_be_found():
+    found = results({"sparse": 1.0, "abc": 1.05})
+    said = verdict(found)
+    assert said.startswith("No difference to sparse is decided: abc 0.0500 [-0.0")
+    difference = differences_to_reference(found)["abc"]
+    least = tables.number(detectable_difference(difference.spread, 5))
+    assert f"These 5 seeds find a difference of {least} in 80 % of cases" in said
     assert "10.0 (sparse) to 11.0 (abc) tokens" in said
     assert "2.00 (abc) to 3.00 (sparse) nats of KL" in said
 
 
-def test_a_winner_must_clear_every_other_arm():
-    said = verdict(results({"sparse": 1.0, "abc": 3.0, "sparse-lam1": 2.98}))
-    assert said.startswith("No winner")
+def test_decided_and_undecided_differences_stand_side_by_side():
+    said = verdict(results({"sparse": 1.0, "abc": 3.0, "uniform": 0.2, "abc-d": 1.02}))
+    assert said.startswith("abc scores higher than sparse, by 2.00 [")
+    assert "; uniform scores lower than sparse, by 0.800 [" in said
+    assert "; no other difference to sparse is decided: abc-d 0.0200 [" in said
+
+
+def test_without_sparse_a_winner_must_clear_every_other_arm():
+    said = verdict(results({"uniform": 1.0, "abc": 3.0, "sparse-lam1": 2.98}))
+    assert said.startswith("No winner: the interval of abc")
     assert "sparse-lam1" in said
-    said = verdict(results({"sparse": 1.0, "abc": 3.0, "sparse-lam1": 2.0}))
+    said = verdict(results({"uniform": 1.0, "abc": 3.0, "sparse-lam1": 2.0}))
     assert said.startswith("abc has the highest average score")
-    assert "p 0.125 after Holm" in said
 
 
 def test_a_tie_is_not_called_the_highest():
