@@ -221,11 +221,12 @@ def _said_of_differences(results: Results) -> str:
     ]
     if rest := [arm for arm in tested if arm not in decided]:
         listed = ", ".join(f"{arm} {tables.text(tested[arm])}" for arm in rest)
+        seeds = f"These {len(results.seeds)} seeds"
         spread = max(tested[arm].spread or 0.0 for arm in rest)
         least = detectable_difference(spread, len(results.seeds), len(tested))
         parts.append(
-            f"{'no' if not decided else 'no other'} difference to {REFERENCE} is decided: {listed}. These "
-            f"{len(results.seeds)} seeds find a difference of {_in_both_units(least, results)} in {100 * POWER:.0f} % of cases"
+            f"{'no' if not decided else 'no other'} difference to {REFERENCE} is decided: {listed}. {seeds} find a "
+            f"difference of {_in_both_units(least, results)} in {100 * POWER:.0f} % of cases"
         )
     said = "; ".join(parts)
     return said if decided and said.startswith(decided[0]) else said[0].upper() + said[1:]

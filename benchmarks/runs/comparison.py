@@ -6,7 +6,8 @@ repeated.
 """
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from benchmarks.base.command_line import program
 from benchmarks.base.folder_lock import locked
 from benchmarks.base.json_files import jsonable
 from benchmarks.base.run_folder import claim_folder, require_claimable, run_record
-from benchmarks.reporting.statistics import Results
+from benchmarks.reporting.curve_readings import REFERENCE
+from benchmarks.reporting.statistics import FEWEST_SEEDS, Results
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.finished_runs import load_results
+from benchmarks.runs.pilot import Planned, pilot_runs, what_can_be_found
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.ray_pool import chosen_executor
 from benchmarks.runs.settings import ComparisonSettings
@@ -31,7 +34,7 @@ from rlhf_core.config import PPOConfig
 MADE_BY = "a comparison"
 MAY_CHANGE = (
     *("redistributors", "controls", "seeds", "processes", "executor", "ray_address", "gpus_per_run", "save_every"),
-    *("options", "paper_curves", *PLACES),
+    *("options", "paper_curves", "power", *PLACES),
 )
 """What a later call may ask for differently: it adds runs or pictures, and changes no run that is there."""
 
@@ -68,26 +71,82 @@ class ComparisonResults:
 
 
 def run_comparison(
-    settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], panels: Sequence[Panel], options: object = None
+    settings: ComparisonSettings,
+    task: Task,
+    ppo: Mapping[str, Any],
+    panels: Sequence[Panel],
+    options: object = None,
+    *,
+    say: Callable[[str], object] = print,
 ) -> ComparisonResults:
-    """Run what has not run, and read all curves. ``ppo`` changes the task's PPO settings.
+    """Run what has not run, and read all curves. ``ppo`` changes the task's PPO settings. ``say`` is handed, line by
+    line, what the comparison can find, once its pilot has run.
 
     Raises:
         FileExistsError: the folder holds a comparison with other settings, all named, or something that is not ours.
         ValueError: an arm or a setting that cannot be; found before anything is trained with PPO.
         RunFailed, Interrupted: as from :func:`benchmarks.runs.worker_pool.run_all`.
     """
+    with _claimed(settings, task, ppo, panels, options) as runs_of:
+        runs = [run for some in runs_of.values() for run in some]
+        if not all(map(finished, runs)):
+            _run_pilot(runs, settings, say)
+        _run_or_say_what_is_there(runs, settings)
+    results = {name: load_results(settings.task, some) for name, some in runs_of.items()}
+    return ComparisonResults(settings=settings, task=task, config=ppo_of(task, ppo), results=results)
+
+
+def run_pilot(
+    settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], panels: Sequence[Panel], options: object = None
+) -> None:
+    """Run the pilot alone, which a later :func:`run_comparison` in the same folder goes on from, and print what the
+    comparison can find.
+
+    Raises:
+        ValueError: no pilot is possible: sparse is not among the arms of the one panel, or has fewer than
+            ``FEWEST_SEEDS`` seeds.
+        FileExistsError, RunFailed, Interrupted: as from :func:`run_comparison`.
+    """
+    planned = [run for panel in panels for run in plan(settings, task, panel, ppo_of(task, ppo))]
+    if not _pilot_of(planned):
+        raise ValueError(
+            f"--power needs {REFERENCE} and another arm, with {FEWEST_SEEDS} seeds or more, and one panel; got "
+            f"--redistributors {settings.redistributors}, --seeds {settings.seeds}"
+        )
+    with _claimed(settings, task, ppo, panels, options) as runs_of:
+        _run_pilot([run for some in runs_of.values() for run in some], settings, print)
+
+
+@contextmanager
+def _claimed(
+    settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], panels: Sequence[Panel], options: object
+) -> Iterator[dict[str, list[Run]]]:
+    """The runs by panel, checked, in a folder that no other process uses meanwhile."""
     out, config = Path(settings.out), ppo_of(task, ppo)
     record = require_free(settings, task, config, options)
     runs_of = {panel.name: plan(settings, task, panel, config) for panel in panels}
     fingerprint = _checked(task, [run for some in runs_of.values() for run in some])
-    runs_of = {name: [replace(run, fingerprint=fingerprint) for run in some] for name, some in runs_of.items()}
     record["datasets"] = {"prompts and models": fingerprint}
     with locked(out):
         claim_folder(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
-        _run_or_say_what_is_there([run for some in runs_of.values() for run in some], settings)
-    results = {name: load_results(settings.task, some) for name, some in runs_of.items()}
-    return ComparisonResults(settings=settings, task=task, config=config, results=results)
+        yield {name: [replace(run, fingerprint=fingerprint) for run in some] for name, some in runs_of.items()}
+
+
+def _pilot_of(runs: Sequence[Run]) -> list[Run]:
+    return pilot_runs(runs) if len({run.panel for run in runs}) == 1 else []
+
+
+def _run_pilot(runs: Sequence[Run], settings: ComparisonSettings, say: Callable[[str], object]) -> None:
+    """Run the pilot, if these runs have one, and say what they can find."""
+    pilot = _pilot_of(runs)
+    if not pilot:
+        return
+    if not all(map(finished, pilot)):
+        _run_or_say_what_is_there(pilot, settings)
+    arms, seeds = len({run.arm.label for run in runs}), len(settings.seed_list())
+    planned = Planned(arms=arms, seeds=seeds, at_a_time=min(max(settings.processes, 1), len(runs)))
+    for line in what_can_be_found(pilot, planned):
+        say(line)
 
 
 def _run_or_say_what_is_there(runs: Sequence[Run], settings: ComparisonSettings) -> None:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,16 @@ from benchmarks.base.resume_command import resume_command
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.ruined_runs import ruined_runs
 from benchmarks.reporting.tables import Table
-from benchmarks.runs.comparison import ComparisonResults, Panel, announced, left_out, plan, ppo_of, run_comparison
+from benchmarks.runs.comparison import (
+    ComparisonResults,
+    Panel,
+    announced,
+    left_out,
+    plan,
+    ppo_of,
+    run_comparison,
+    run_pilot,
+)
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import Task, run_name
 from benchmarks.runs.worker_pool import Interrupted
@@ -49,16 +59,17 @@ class Experiment:
         self, settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], console: Console, options: Any = None
     ) -> ComparisonResults:
         """Run the comparison and write what the experiment makes of it; raises like :func:`run_comparison`."""
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
         panels = self.panels(settings, options)
         runs = [run for panel in panels for run in plan(settings, task, panel, ppo_of(task, ppo))]
         for line in announced(settings, runs, left_out=left_out(settings, panels, ppo_of(task, ppo))):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        done = run_comparison(settings, task, ppo, panels, options)
+            say(line)
+        done = run_comparison(settings, task, ppo, panels, options, say=say)
         out = Path(settings.out, self.folder)
         out.mkdir(parents=True, exist_ok=True)
         self.write(done, options, out, console)
         if warning := ruined_runs({run_name(run): read_run(run.folder) for run in runs}):
-            console.print(warning, markup=False, highlight=False, soft_wrap=True)
+            say(warning)
         return done
 
     def main(self, settings: ComparisonSettings, ppo: Mapping[str, Any], options: Any) -> None:
@@ -75,7 +86,10 @@ class Experiment:
         go_on = resume_command(overwrite=settings.overwrite)
         try:
             with stoppable(f"to go on: {go_on}"):
-                self.run(settings, task, ppo, Console(), options)
+                if settings.power:
+                    run_pilot(settings, task, ppo, self.panels(settings, options), options)
+                else:
+                    self.run(settings, task, ppo, Console(), options)
         except Interrupted as stopped:
             print(f"{stopped}:\n{go_on}", file=sys.stderr)
             raise SystemExit(130) from None

@@ -62,6 +62,9 @@ class ComparisonSettings:
     """Number of seeds (0, 1, ...), or a list of them."""
     steps: int = 60
     """PPO steps of a run."""
+    power: bool = False
+    """Only say how large a difference these seeds can find, and how many seeds and hours a difference of 0.25 initial
+    standard deviations takes, from the first 4 runs of sparse. The comparison itself begins by saying it too."""
     eval_every: int = 20
     """Steps between evaluations on held-out prompts."""
     eval_prompts: int = 64
