@@ -118,21 +118,27 @@ def variance_across_seeds(curve: Array) -> float:
 
 def differences_to(reference: Array, others: Mapping[str, Array]) -> dict[str, Difference]:
     """Each arm's per-seed values against the reference's, paired by seed, corrected for how many arms there are."""
-    raw = {name: _paired(values - reference) for name, values in others.items()}
+    raw = {name: paired(values - reference) for name, values in others.items()}
     tested = {name: one.p for name, one in raw.items() if one.p is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     return {name: replace(one, p_holm=corrected.get(name)) for name, one in raw.items()}
 
 
-def _paired(differences: Array) -> Difference:
+def paired(differences: Array, level: float = LEVEL) -> Difference:
+    """The paired t-test of differences by seed, with the interval of this ``level``."""
     mean = float(differences.mean())
     nothing = len(differences) < FEWEST_SEEDS or np.isnan(mean)
     if nothing or np.ptp(differences) <= 1e-9 * abs(mean):
-        return Difference(mean=mean, low=None, high=None, p=None, p_holm=None)
+        return untested(differences)
     tested = stats.ttest_1samp(differences, 0.0)
-    low, high = tested.confidence_interval(LEVEL)
+    low, high = tested.confidence_interval(level)
     spread = float(differences.std(ddof=1))
     return Difference(mean=mean, low=float(low), high=float(high), p=float(tested.pvalue), p_holm=None, spread=spread)
+
+
+def untested(differences: Array) -> Difference:
+    """A mean alone."""
+    return Difference(mean=float(differences.mean()), low=None, high=None, p=None, p_holm=None)
 
 
 def bootstrap_interval(values: Array) -> tuple[float, float]:
