@@ -1,5 +1,6 @@
 """The page of several runs: arms side by side, intervals over seeds, credit, and the verdict."""
 
+import dataclasses
 import math
 import os
 import re
@@ -111,7 +112,7 @@ def _task(record: Mapping[str, Any]) -> str | None:
 
 def page(comparison: Comparison) -> str:
     """The whole HTML document."""
-    found = results(comparison.runs, comparison.name)
+    found = _looked_at(results(comparison.runs, comparison.name), comparison.record)
     sections = {
         "Curves": _charts(comparison.runs),
         "Credit of the same responses": _examples(comparison.examples),
@@ -125,6 +126,15 @@ def page(comparison: Comparison) -> str:
     title = f"{comparison.name}: {_counted(arms, 'arm')}, {_counted(runs, 'run')}"
     tiles = "" if found is None else _tiles(found)
     return sectioned(title, MINUS.sub("−", _about(comparison.runs, found)), tiles, sections)
+
+
+def _looked_at(found: Results | None, record: Mapping[str, Any]) -> Results | None:
+    """With the most seeds of a comparison that looks several times."""
+    settings = record.get("settings", {})
+    if found is None or settings.get("until") is None:
+        return found
+    seeds = settings["seeds"]
+    return dataclasses.replace(found, most=seeds if isinstance(seeds, int) else len(seeds))
 
 
 def _counted(count: int, what: str) -> str:

@@ -10,8 +10,9 @@ from benchmarks.base.json_files import jsonable, write_json
 from benchmarks.base.text_columns import counted
 from benchmarks.reporting import statistics, tables
 from benchmarks.reporting.curve_readings import LAST, REFERENCE, last_steps
-from benchmarks.reporting.power import POWER, detectable_difference
-from benchmarks.reporting.statistics import FEWEST_SEEDS, LEVEL, Array, Difference, Results, Summary, summarise
+from benchmarks.reporting.power import POWER, TARGET, detectable_difference
+from benchmarks.reporting.sequential import LOOKS, Stand, is_hopeless, looks, stand
+from benchmarks.reporting.statistics import FEWEST_SEEDS, Array, Difference, Results, Summary, summarise
 from benchmarks.reporting.tables import Table, number
 
 
@@ -152,12 +153,33 @@ def _p(difference: Difference | None) -> float:
 
 
 def differences_to_reference(results: Results) -> dict[str, Difference]:
-    """Average score of every arm against sparse, paired by seed; empty if sparse did not run."""
+    """Average score of every arm against sparse, paired by seed; empty if sparse did not run. Where the comparison
+    looks several times, each as it stands at the look that decided it, or at the newest."""
     if REFERENCE not in results.curves:
         return {}
-    reference = results.per_seed(REFERENCE, AVERAGE_SCORE.metric)
-    others = {arm: results.per_seed(arm, AVERAGE_SCORE.metric) for arm in results.arms if arm != REFERENCE}
-    return statistics.differences_to(reference, others)
+    if results.most is not None:
+        return {arm: found.difference for arm, found in stands(results).items()}
+    return statistics.differences_to(*_scores(results))
+
+
+def stands(results: Results) -> dict[str, Stand]:
+    """Where the arms of a comparison that looks several times stand."""
+    reference, others = _scores(results)
+    schedule = looks(results.most or 0, len(others))
+    return {arm: stand(values - reference, schedule) for arm, values in others.items()}
+
+
+def hopeless(results: Results) -> list[str]:
+    """Arms that the seeds still to come would hardly decide, even if their difference to sparse were ``TARGET``."""
+    found = stands(results)
+    schedule, target = looks(results.most or 0, len(found)), TARGET * initial_deviation(results)
+    return [arm for arm, each in found.items() if is_hopeless(each, target, schedule)]
+
+
+def _scores(results: Results) -> tuple[Array, dict[str, Array]]:
+    """Average scores by seed: of sparse, and of every other arm."""
+    values = {arm: results.per_seed(arm, AVERAGE_SCORE.metric) for arm in results.arms}
+    return values.pop(REFERENCE), values
 
 
 def notes(results: Results) -> tuple[str, ...]:
@@ -172,6 +194,11 @@ def notes(results: Results) -> tuple[str, ...]:
     else:
         brackets = (
             f"Brackets: 95 % t-interval over {seeds} seeds; a difference is tested by the paired t-test, two-sided."
+        )
+    if results.most is not None:
+        brackets += (
+            f" It looks up to {LOOKS} times on the way to at most {results.most} seeds: brackets of a difference "
+            "are repeated confidence intervals, which keep to 5 % over all looks and arms."
         )
     return (
         f"{results.task}, {counted(results.steps, 'step')}; averages are over all steps unless the row says otherwise. "
@@ -213,23 +240,34 @@ def _said_of_differences(results: Results) -> str:
     tested = {arm: one for arm, one in differences_to_reference(results).items() if one.spread is not None}
     if not tested:
         return ""
-    decided = [arm for arm, one in tested.items() if _p(one) <= 1 - LEVEL]
+    decided = [arm for arm, one in tested.items() if one.decided]
     parts = [
         f"{arm} scores {'higher' if tested[arm].mean > 0 else 'lower'} than {REFERENCE}, by "
-        f"{tables.text(_scaled(tested[arm], math.copysign(1, tested[arm].mean)))} (p {number(_p(tested[arm]))})"
+        f"{tables.text(_scaled(tested[arm], math.copysign(1, tested[arm].mean)))}{_p_in_brackets(tested[arm])}"
         for arm in decided
     ]
     if rest := [arm for arm in tested if arm not in decided]:
         listed = ", ".join(f"{arm} {tables.text(tested[arm])}" for arm in rest)
-        seeds = f"These {len(results.seeds)} seeds"
-        spread = max(tested[arm].spread or 0.0 for arm in rest)
-        least = detectable_difference(spread, len(results.seeds), len(tested))
-        parts.append(
-            f"{'no' if not decided else 'no other'} difference to {REFERENCE} is decided: {listed}. {seeds} find a "
-            f"difference of {_in_both_units(least, results)} in {100 * POWER:.0f} % of cases"
-        )
+        said = f"{'no' if not decided else 'no other'} difference to {REFERENCE} is decided: {listed}"
+        parts.append(f"{said}. {_what_is_open(results, max(tested[arm].spread or 0.0 for arm in rest))}")
     said = "; ".join(parts)
     return said if decided and said.startswith(decided[0]) else said[0].upper() + said[1:]
+
+
+def _what_is_open(results: Results, spread: float) -> str:
+    """How small a difference would still have been found."""
+    seeds = len(results.seeds)
+    if results.most is not None and (left := hopeless(results)):
+        return (
+            f"Stopped after {seeds} of at most {results.most} seeds: even a true difference of {TARGET} initial "
+            f"standard deviations would hardly be decided by the last ({', '.join(left)})"
+        )
+    least = detectable_difference(spread, seeds, len(results.arms) - 1)
+    return f"These {seeds} seeds find a difference of {_in_both_units(least, results)} in {100 * POWER:.0f} % of cases"
+
+
+def _p_in_brackets(difference: Difference) -> str:
+    return "" if difference.p_holm is None else f" (p {number(difference.p_holm)})"
 
 
 def _in_both_units(difference: float, results: Results) -> str:

@@ -13,6 +13,8 @@ from benchmarks.reporting.statistics import FEWEST_SEEDS, LEVEL
 
 POWER = 0.8
 """How often a difference of the size named is found."""
+TARGET = 0.25
+"""The difference that comparisons are planned for, in initial standard deviations of the score."""
 MOST_SEEDS = 100_000
 
 

@@ -9,7 +9,7 @@ and Turnbull 2000, Group Sequential Methods, section 3.8). Of several arms, each
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -38,7 +38,6 @@ class Stand:
 
     look: Look
     difference: Difference
-    decided: bool
 
 
 @cache
@@ -60,21 +59,21 @@ def stand(differences: Array, schedule: Sequence[Look]) -> Stand:
     that all its seeds have reached."""
     reached = [look for look in schedule if look.seeds <= len(differences)]
     if not reached:
-        return Stand(look=schedule[0], difference=untested(differences), decided=False)
-    found = Stand(look=reached[0], difference=untested(differences), decided=False)
-    for look in reached:
-        difference = paired(differences[: look.seeds], 1 - look.p)
-        found = Stand(look=look, difference=difference, decided=difference.p is not None and difference.p < look.p)
-        if found.decided:
-            break
-    return found
+        return Stand(look=schedule[0], difference=untested(differences))
+    stands = (_at(look, differences) for look in reached)
+    return next((found for found in stands if found.difference.decided), None) or _at(reached[-1], differences)
+
+
+def _at(look: Look, differences: Array) -> Stand:
+    found = paired(differences[: look.seeds], 1 - look.p)
+    return Stand(look=look, difference=replace(found, decided=found.p is not None and found.p < look.p))
 
 
 def is_hopeless(found: Stand, target: float, schedule: Sequence[Look]) -> bool:
     """Whether, even if the true difference were ``target`` in either direction, the last look would find it in fewer
     than ``HOPELESS`` of cases, given what has been seen (Lan and Wittes 1988, Biometrics 44:579)."""
     last, difference = schedule[-1], found.difference
-    if found.decided or found.look == last or not difference.spread:
+    if difference.decided or found.look == last or not difference.spread:
         return False
     fraction = found.look.seeds / last.seeds
     seen = difference.mean / difference.spread * math.sqrt(found.look.seeds * fraction)

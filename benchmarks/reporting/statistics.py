@@ -30,6 +30,8 @@ class Results:
     task: str
     seeds: tuple[int, ...]
     curves: Mapping[str, Mapping[str, Array]]
+    most: int | None = None
+    """The most seeds, where the comparison looks several times and may stop before; None where it looks once."""
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -74,6 +76,8 @@ class Difference:
     p_holm: float | None
     spread: float | None = None
     """Standard deviation of the differences over seeds."""
+    decided: bool = False
+    """Whether it differs from 0, with a chance of error of 5 % over all arms."""
 
 
 def nan_mean(curve: Array) -> Array:
@@ -121,7 +125,10 @@ def differences_to(reference: Array, others: Mapping[str, Array]) -> dict[str, D
     raw = {name: paired(values - reference) for name, values in others.items()}
     tested = {name: one.p for name, one in raw.items() if one.p is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return {name: replace(one, p_holm=corrected.get(name)) for name, one in raw.items()}
+    return {
+        name: replace(one, p_holm=corrected.get(name), decided=corrected.get(name, 1.0) <= 1 - LEVEL)
+        for name, one in raw.items()
+    }
 
 
 def paired(differences: Array, level: float = LEVEL) -> Difference:

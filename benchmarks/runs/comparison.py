@@ -18,7 +18,9 @@ from benchmarks.base.command_line import program
 from benchmarks.base.folder_lock import locked
 from benchmarks.base.json_files import jsonable
 from benchmarks.base.run_folder import claim_folder, require_claimable, run_record
+from benchmarks.reporting.comparison_report import differences_to_reference, hopeless
 from benchmarks.reporting.curve_readings import REFERENCE
+from benchmarks.reporting.sequential import looks
 from benchmarks.reporting.statistics import FEWEST_SEEDS, Results
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.finished_runs import load_results
@@ -37,6 +39,9 @@ MAY_CHANGE = (
     *("options", "paper_curves", "power", *PLACES),
 )
 """What a later call may ask for differently: it adds runs or pictures, and changes no run that is there."""
+
+LOOKED_AT = ("redistributors", "controls", "seeds")
+"""Of these, what a comparison that looks several times may not change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +92,17 @@ def run_comparison(
         ValueError: an arm or a setting that cannot be; found before anything is trained with PPO.
         RunFailed, Interrupted: as from :func:`benchmarks.runs.worker_pool.run_all`.
     """
+    if settings.until is not None:
+        _require_pilot(settings, task, ppo, panels)
     with _claimed(settings, task, ppo, panels, options) as runs_of:
         runs = [run for some in runs_of.values() for run in some]
         if not all(map(finished, runs)):
             _run_pilot(runs, settings, say)
-        _run_or_say_what_is_there(runs, settings)
-    results = {name: load_results(settings.task, some) for name, some in runs_of.items()}
+        if settings.until is None:
+            _run_or_say_what_is_there(runs, settings)
+            results = {name: load_results(settings.task, some) for name, some in runs_of.items()}
+        else:
+            results = {panels[0].name: _until_decided(runs, settings, say)}
     return ComparisonResults(settings=settings, task=task, config=ppo_of(task, ppo), results=results)
 
 
@@ -107,12 +117,7 @@ def run_pilot(
             ``FEWEST_SEEDS`` seeds.
         FileExistsError, RunFailed, Interrupted: as from :func:`run_comparison`.
     """
-    planned = [run for panel in panels for run in plan(settings, task, panel, ppo_of(task, ppo))]
-    if not _pilot_of(planned):
-        raise ValueError(
-            f"--power needs {REFERENCE} and another arm, with {FEWEST_SEEDS} seeds or more, and one panel; got "
-            f"--redistributors {settings.redistributors}, --seeds {settings.seeds}"
-        )
+    _require_pilot(settings, task, ppo, panels)
     with _claimed(settings, task, ppo, panels, options) as runs_of:
         _run_pilot([run for some in runs_of.values() for run in some], settings, print)
 
@@ -128,8 +133,17 @@ def _claimed(
     fingerprint = _checked(task, [run for some in runs_of.values() for run in some])
     record["datasets"] = {"prompts and models": fingerprint}
     with locked(out):
-        claim_folder(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
+        claim_folder(out, record, overwrite=settings.overwrite, may_change=_may_change(settings))
         yield {name: [replace(run, fingerprint=fingerprint) for run in some] for name, some in runs_of.items()}
+
+
+def _require_pilot(settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], panels: Sequence[Panel]) -> None:
+    planned = [run for panel in panels for run in plan(settings, task, panel, ppo_of(task, ppo))]
+    if not _pilot_of(planned):
+        raise ValueError(
+            f"--power and --until need {REFERENCE} and another arm, with {FEWEST_SEEDS} seeds or more, and a script of "
+            f"one panel; got --redistributors {settings.redistributors}, --seeds {settings.seeds}"
+        )
 
 
 def _pilot_of(runs: Sequence[Run]) -> list[Run]:
@@ -149,6 +163,26 @@ def _run_pilot(runs: Sequence[Run], settings: ComparisonSettings, say: Callable[
         say(line)
 
 
+def _until_decided(runs: Sequence[Run], settings: ComparisonSettings, say: Callable[[str], object]) -> Results:
+    """Run so many seeds, look, and go on until every difference to sparse is decided or hopeless, or no seed is left;
+    the results of those that ran."""
+    by_seed = sorted(runs, key=lambda run: run.config.seed)
+    seeds = sorted(settings.seed_list())
+    for look in looks(len(seeds), len({run.arm.label for run in runs}) - 1):
+        some = [run for run in by_seed if run.config.seed in seeds[: look.seeds]]
+        _run_or_say_what_is_there(some, settings)
+        results = replace(load_results(settings.task, some), most=len(seeds))
+        decided = [arm for arm, found in differences_to_reference(results).items() if found.decided]
+        hopeless_ones = hopeless(results)
+        say(
+            f"look after {look.seeds} of at most {len(seeds)} seeds: decided {', '.join(decided) or 'nothing'}; "
+            f"hopeless {', '.join(hopeless_ones) or 'nothing'}"
+        )
+        if len(decided) + len(hopeless_ones) == len(results.arms) - 1:
+            break
+    return results
+
+
 def _run_or_say_what_is_there(runs: Sequence[Run], settings: ComparisonSettings) -> None:
     """Run all; where one fails, its error says that a page of the finished ones can be written."""
     try:
@@ -159,6 +193,11 @@ def _run_or_say_what_is_there(runs: Sequence[Run], settings: ComparisonSettings)
             raise
         some = f"{done} of {len(runs)} runs have finished"
         raise RunFailed(f"{failed}\n{some}: {program()} report {settings.out} writes a page of them") from failed
+
+
+def _may_change(settings: ComparisonSettings) -> tuple[str, ...]:
+    """Where the comparison looks several times, its arms and seeds decide when, and are fixed beforehand."""
+    return tuple(name for name in MAY_CHANGE if settings.until is None or name not in LOOKED_AT)
 
 
 def require_free(settings: ComparisonSettings, task: Task, config: PPOConfig, options: object = None) -> dict[str, Any]:
@@ -178,7 +217,7 @@ def require_free(settings: ComparisonSettings, task: Task, config: PPOConfig, op
         "options": jsonable(options),
     }
     record = run_record(recorded, {}, made_by=MADE_BY)
-    require_claimable(out, record, overwrite=settings.overwrite, may_change=MAY_CHANGE)
+    require_claimable(out, record, overwrite=settings.overwrite, may_change=_may_change(settings))
     return record
 
 

@@ -28,7 +28,7 @@ from benchmarks.runs.comparison import (
 )
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import Task, run_name
-from benchmarks.runs.worker_pool import Interrupted
+from benchmarks.runs.worker_pool import Interrupted, finished
 from rlhf_core.pages.run_record import read_run
 
 Write = Callable[[ComparisonResults, Any, Path, Console], None]
@@ -68,7 +68,7 @@ class Experiment:
         out = Path(settings.out, self.folder)
         out.mkdir(parents=True, exist_ok=True)
         self.write(done, options, out, console)
-        if warning := ruined_runs({run_name(run): read_run(run.folder) for run in runs}):
+        if warning := ruined_runs({run_name(run): read_run(run.folder) for run in runs if finished(run)}):
             say(warning)
         return done
 

@@ -13,16 +13,13 @@ from scipy import stats
 from benchmarks.base.text_columns import counted
 from benchmarks.reporting.comparison_report import AVERAGE_SCORE, initial_deviation
 from benchmarks.reporting.curve_readings import REFERENCE
-from benchmarks.reporting.power import MOST_SEEDS, POWER, detectable_difference, seeds_for
+from benchmarks.reporting.power import MOST_SEEDS, POWER, TARGET, detectable_difference, seeds_for
 from benchmarks.reporting.statistics import FEWEST_SEEDS, LEVEL
 from benchmarks.reporting.tables import number
 from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.progress import duration
 from benchmarks.runs.single_run import Run
 from benchmarks.runs.worker_pool import finished
-
-TARGET = 0.25
-"""The difference whose seeds are counted, in initial standard deviations of the score."""
 
 
 @dataclass(frozen=True, kw_only=True)

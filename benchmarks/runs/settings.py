@@ -65,6 +65,9 @@ class ComparisonSettings:
     power: bool = False
     """Only say how large a difference these seeds can find, and how many seeds and hours a difference of 0.25 initial
     standard deviations takes, from the first 4 runs of sparse. The comparison itself begins by saying it too."""
+    until: Literal["decided"] | None = None
+    """decided: look after every fifth of the seeds, and stop once every difference to sparse is decided or hopeless;
+    intervals take the looks into account, and --seeds is the most. Without it, all seeds run."""
     eval_every: int = 20
     """Steps between evaluations on held-out prompts."""
     eval_prompts: int = 64
@@ -100,6 +103,8 @@ class ComparisonSettings:
             raise ValueError(
                 f"seeds must be how many, 1 or more, or different numbers, 0 or more, as [0, 1]; got {self.seeds}"
             )
+        if self.until is not None and len(seeds) < 4:
+            raise ValueError(f"--until decided looks at 4 seeds or more, got --seeds {self.seeds}")
         if self.models is not None:
             beside = [name for name in ("policy", "reward", "data", "template") if getattr(self, name) is not None]
             if beside:

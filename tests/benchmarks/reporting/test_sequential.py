@@ -26,7 +26,7 @@ def test_all_of_the_error_is_spent_at_the_end():
 def test_it_holds_its_error_rate_and_its_intervals_cover(most, tests):
     generator, schedule, truth = np.random.default_rng(0), looks(most, tests), 0.3
     stopped = [stand(row, schedule) for row in generator.normal(size=(3000, most))]
-    assert np.mean([each.decided for each in stopped]) <= 0.05 / tests + 0.01
+    assert np.mean([each.difference.decided for each in stopped]) <= 0.05 / tests + 0.01
     shifted = [stand(row, schedule).difference for row in generator.normal(truth, size=(1500, most))]
     assert np.mean([each.low <= truth <= each.high for each in shifted]) >= 1 - 0.05 / tests - 0.012
 
@@ -45,12 +45,12 @@ def test_the_interval_excludes_zero_exactly_where_it_is_decided_and_a_decision_s
     for shift in (0.2, 0.6, 1.5):
         for row in generator.normal(shift, size=(60, 20)):
             found = stand(row, schedule)
-            assert found.decided is not (found.difference.low <= 0 <= found.difference.high)
-            if found.decided:
+            assert found.difference.decided is not (found.difference.low <= 0 <= found.difference.high)
+            if found.difference.decided:
                 later = np.concatenate([row[: found.look.seeds], -50 + row])
                 assert stand(later, schedule) == found
     early = stand(generator.normal(size=3), schedule)
-    assert (early.decided, early.difference.low, early.look.seeds) == (False, None, 4)
+    assert (early.difference.decided, early.difference.low, early.look.seeds) == (False, None, 4)
 
 
 def test_hopeless_is_what_a_simulation_of_the_rest_says():

@@ -1,18 +1,24 @@
-"""What a comparison can find, told from the first runs of sparse before the others begin."""
+"""What a comparison can find, told from the first runs of sparse; and one that stops once that is decided."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 from table_task import TableTask, settings
 
-from benchmarks.reporting.comparison_report import AVERAGE_SCORE
+from benchmarks.reporting import comparison_report
+from benchmarks.reporting.comparison_report import AVERAGE_SCORE, build
 from benchmarks.reporting.power import detectable_difference, seeds_for
 from benchmarks.reporting.tables import number
 from benchmarks.runs.comparison import Panel, plan, ppo_of, run_pilot
 from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.pilot import Planned, pilot_runs, what_can_be_found
 from benchmarks.value_loss_variance import SCRIPT
+
+
+QUICK = {"learning_rate": 0.3}
+"""So that two arms differ after two steps."""
 
 
 def asked(tmp_path, **changes):
@@ -61,6 +67,31 @@ def test_its_lines_by_hand(tmp_path):
 )
 def test_power_alone_is_refused_where_nothing_can_be_told(tmp_path, changes):
     chosen = asked(tmp_path, power=True, **changes)
-    with pytest.raises(ValueError, match="needs sparse and another arm, with 4 seeds or more"):
+    with pytest.raises(ValueError, match="need sparse and another arm, with 4 seeds or more"):
         run_pilot(chosen, TableTask(), {}, [Panel()])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_that_looks_stops_once_everything_is_decided_or_hopeless(tmp_path, monkeypatch):
+    chosen = asked(tmp_path, seeds=10, until="decided")
+    monkeypatch.setattr(comparison_report, "is_hopeless", lambda *_: True)
+    printed = io.StringIO()
+    done = SCRIPT.experiment().run(chosen, TableTask(), QUICK, Console(file=printed, width=400))
+    assert done.only.seeds == (0, 1, 2, 3)
+    assert "look after 4 of at most 10 seeds: decided nothing; hopeless uniform" in printed.getvalue()
+    verdict = build(done.only).verdict
+    assert "Stopped after 4 of at most 10 seeds: even a true difference of 0.25 initial standard deviations" in verdict
+    assert verdict.partition(";")[0] in (tmp_path / "out" / "report.html").read_text()  # read back from the runs
+    with pytest.raises(FileExistsError, match="seeds was 10 and is 12"):
+        SCRIPT.experiment().run(replace(chosen, seeds=12), TableTask(), QUICK, Console(file=io.StringIO()))
+    with pytest.raises(FileExistsError, match="until was 'decided' and is None"):
+        SCRIPT.experiment().run(replace(chosen, until=None), TableTask(), QUICK, Console(file=io.StringIO()))
+
+
+def test_it_goes_on_to_the_last_seed_while_anything_is_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison_report, "is_hopeless", lambda *_: False)
+    chosen = asked(tmp_path, seeds=5, until="decided", redistributors="sparse,uniform", controls="")
+    done = SCRIPT.experiment().run(chosen, TableTask(), QUICK, Console(file=io.StringIO()))
+    assert (done.only.seeds, done.only.most) == ((0, 1, 2, 3, 4), 5)
+    with pytest.raises(ValueError, match="--until decided looks at 4 seeds or more, got --seeds 3"):
+        asked(tmp_path, seeds=3, until="decided")
