@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.passes.repeated_prompts import every_copy_read
 from models.policy.causal_policy import CausalPolicy
 from rlhf_core.types import Limits, Policy, Sequences
 
@@ -64,7 +65,7 @@ def with_dropout(
     """
     if not any(bool(parameter.any()) for parameter in policy.value_head.parameters()):
         return policy.sample(prompts, limits, uniforms, temperature=temperature)
-    with torch.random.fork_rng(), dropped(policy, DROPOUT):
+    with torch.random.fork_rng(), dropped(policy, DROPOUT), every_copy_read():
         torch.manual_seed(int(uniforms[0, 0] * 2**53))
         return policy.sample(prompts, limits, uniforms, temperature=temperature)
 

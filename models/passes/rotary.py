@@ -59,6 +59,13 @@ def read_rows_alone(model: nn.Module) -> None:
             parent.register_forward_pre_hook(_tell_lengths, with_kwargs=True)
 
 
+def table_numbers(model: nn.Module, lengths: Int[Tensor, " row"]) -> Int[Tensor, "row embedding"]:
+    """A number for each of the model's embeddings that :func:`read_rows_alone` changed; rows with equal numbers use the
+    same tables in texts of these ``lengths``. Without such embeddings, no number at all."""
+    kinds = [module.kinds(lengths) for module in model.modules() if isinstance(module, TableARow)]
+    return torch.stack(kinds, dim=1) if kinds else lengths.new_zeros(len(lengths), 0)
+
+
 @final
 class TableARow(nn.Module):
     """A rotary embedding that is asked once for every length among the rows.
@@ -82,11 +89,15 @@ class TableARow(nn.Module):
         lengths = self.lengths.to(position_ids)
         positions = position_ids.expand(*position_ids.shape[:-2], len(lengths), -1)
         positions = positions.minimum(lengths[:, None] - 1)  # what lies beyond is padding
-        kinds = lengths.clamp(self.switch, self.longest)
+        kinds = self.kinds(lengths)
         groups = [(kinds == length).nonzero()[:, 0] for length in torch.unique(kinds)]
         found = [ask(positions.index_select(-2, rows), kinds[rows[0]]) for rows in groups]
         back = torch.cat(groups).argsort()
         return _shaped([torch.cat(tables, -3).index_select(-3, back) for tables in zip(*found, strict=True)])
+
+    def kinds(self, lengths: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+        """Equal numbers for texts of lengths that share a table."""
+        return lengths.clamp(self.switch, self.longest)
 
     def _tables(
         self, x: Tensor, others: tuple[Any, ...], named: dict[str, Any], positions: Tensor, length: Tensor

@@ -15,7 +15,8 @@ from models.passes.context_length import context_length
 from models.passes.distribution import Gap, token_distribution
 from models.passes.forward import language_model_pass
 from models.passes.padding_known import padding_known
-from models.passes.rotary import grows_to
+from models.passes.repeated_prompts import first_copies
+from models.passes.rotary import grows_to, table_numbers
 from rlhf_core.token_counts import TokenCounts
 from rlhf_core.types import Limits, Sequences
 
@@ -32,7 +33,7 @@ class Decoder(Protocol):
     """
 
     def start(self, ids: Int[Tensor, "row prompt"], mask: Bool[Tensor, "row prompt"]) -> Float[Tensor, "row vocab"]:
-        """Logits after left-padded prompts."""
+        """Logits after left-padded prompts, which may repeat."""
         ...
 
     def advance(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
@@ -46,6 +47,9 @@ class Decoder(Protocol):
 
 class CachedDecoder:
     """A transformers language model with its key-value cache, left padding, explicit mask and positions.
+
+    It reads a prompt once, however often the prompt stands in the batch, and then gives every copy a row of the cache.
+    A product with fewer rows may round otherwise, so logits equal those of copies that are all read up to rounding.
 
     ``room``: how many tokens each row may grow by. Others may go on longer; what a row then gets has no meaning.
 
@@ -63,13 +67,18 @@ class CachedDecoder:
         self._recurrent = getattr(lm, "_is_stateful", False) and not self._takes_positions
 
     def start(self, ids: Int[Tensor, "row prompt"], mask: Bool[Tensor, "row prompt"]) -> Float[Tensor, "row vocab"]:
-        """Prefill."""
-        self._hidden = (~mask).sum(1)
+        """Prefill each prompt once, then give every copy of it a row of the cache."""
         longest, device = mask.sum(1) + self._room, self._lm.device
-        self._mask, self._longest = _sent(mask.long(), device), _sent(longest, device)
+        first, copies = first_copies(torch.cat([table_numbers(self._lm, longest), mask, ids], dim=1))
+        self._hidden = (~mask[first]).sum(1)
+        self._mask, self._longest = _sent(mask[first].long(), device), _sent(longest[first], device)
         self._cache: Any = None
-        logits = self._forward(_sent(ids, device), (self._mask.cumsum(1) - 1).clamp(min=0))
-        make_room(self._cache, int(self._room.max()))
+        logits = self._forward(_sent(ids[first], device), (self._mask.cumsum(1) - 1).clamp(min=0))
+        if len(first) < len(copies):
+            self.keep(copies)
+            self._longest = _sent(longest, device)  # each copy has its own
+            logits = logits[_sent(copies, device)]
+        make_room(self._cache, int(self._room.max()))  # after that, as a layer with room takes no further rows
         return logits
 
     def advance(self, tokens: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
@@ -81,7 +90,7 @@ class CachedDecoder:
         return self._forward(tokens[:, None], positions)
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Select rows of mask, lengths and cache."""
+        """Select rows of mask, lengths and cache; before the cache has room, rows may repeat."""
         self._hidden, rows = self._hidden[rows], _sent(rows, self._lm.device)
         self._mask, self._longest = self._mask[rows], self._longest[rows]
         self._cache.reorder_cache(rows)

@@ -74,11 +74,13 @@ def _evaluated(lm: PreTrainedModel, ids: list[list[int]]) -> tuple[Tensor, int]:
 
 
 def _sampled(lm: PreTrainedModel, ids: list[list[int]]) -> Tensor:
-    """Logits at the last column but one of both rows, and, from a cached step without the first, the second's last."""
-    decoder = CachedDecoder(lm, room=torch.ones(len(ids), dtype=torch.long))
-    first = decoder.start(*left_padded([row[:-1] for row in ids], torch.device("cpu")))
-    decoder.keep(torch.tensor([1]))
-    return torch.cat([first, decoder.advance(torch.tensor([ids[1][-1]], device=lm.device))])
+    """Logits at the last column but one of both rows, and, from a cached step of a copy of the second alone, its
+    last."""
+    prompts = [row[:-1] for row in (*ids, ids[1])]
+    decoder = CachedDecoder(lm, room=torch.ones(len(prompts), dtype=torch.long))
+    first = decoder.start(*left_padded(prompts, torch.device("cpu")))
+    decoder.keep(torch.tensor([2]))
+    return torch.cat([first[[0, 2]], decoder.advance(torch.tensor([ids[1][-1]], device=lm.device))])
 
 
 def _compare(

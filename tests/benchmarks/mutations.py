@@ -127,6 +127,12 @@ MUTATIONS = (
         "tests/benchmarks/runs/test_samplers.py::test_unrestricted_logprobs_miss_the_mass_of_eos_and_nothing_else",
     ),
     Mutation(
+        "benchmarks/runs/samplers.py",
+        "dropped(policy, DROPOUT), every_copy_read():",
+        "dropped(policy, DROPOUT):",
+        "tests/benchmarks/runs/test_samplers.py::test_under_dropout_copies_of_a_prompt_share_no_noise",
+    ),
+    Mutation(
         "benchmarks/data/preference_formats.py",
         "(texts[choice], texts[1 - choice])",
         "(texts[1 - choice], texts[choice])",

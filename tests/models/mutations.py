@@ -785,6 +785,42 @@ MUTATIONS = (
     ),
     Mutation(
         "models/passes/sampling.py",
+        "self._longest = _sent(longest, device)  # each",
+        "pass  # each",
+        "tests/models/passes/test_rotary.py::test_copies_of_a_prompt_share_its_prefill_where_they_share_a_table",
+    ),
+    Mutation(
+        "models/passes/sampling.py",
+        "first_copies(torch.cat([table_numbers(self._lm, longest), mask,",
+        "first_copies(torch.cat([mask,",
+        "tests/models/passes/test_rotary.py::test_copies_of_a_prompt_share_its_prefill_where_they_share_a_table",
+    ),
+    Mutation(
+        "models/passes/sampling.py",
+        "longest), mask, ids]",
+        "longest), ids]",
+        "tests/models/passes/test_repeated_prompts.py::test_each_prompt_is_read_once_and_padding_is_no_part_of_it",
+    ),
+    Mutation(
+        "models/passes/sampling.py",
+        "self.keep(copies)",
+        "self.keep(copies.sort().values)",
+        "tests/models/passes/test_repeated_prompts.py::test_every_kind_of_cache_gives_its_rows_to_copies",
+    ),
+    Mutation(
+        "models/passes/sampling.py",
+        "logits[_sent(copies, device)]",
+        "logits[_sent(copies.sort().values, device)]",
+        "tests/models/passes/test_repeated_prompts.py::test_every_kind_of_cache_gives_its_rows_to_copies",
+    ),
+    Mutation(
+        "models/passes/repeated_prompts.py",
+        "if _each_alone.get():",
+        "if True:",
+        "tests/models/passes/test_repeated_prompts.py::test_four_responses_need_a_quarter_of_the_prefill",
+    ),
+    Mutation(
+        "models/passes/sampling.py",
         "positions = positions.clamp(max=self._last_position)",
         "pass",
         "tests/models/passes/test_sampling.py::test_rows_that_wait_to_leave_change_nothing[gpt2-8]",

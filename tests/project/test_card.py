@@ -14,6 +14,7 @@ from models.training.supervised import train_language_model
 from redistributors import RewardAttention, Sparse
 from rlhf_core import PPOTrainer
 from rlhf_core.masking import masked_mean, masked_whiten
+from rlhf_core.types import Limits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")]
 MIXED = "Expected all tensors to be on the same device|indices should be"
@@ -95,6 +96,19 @@ def test_the_host_waits_once_per_eight_tokens_and_twice_per_minibatch(family, ca
     for name, most in (("sampled token", TOKENS / 8), ("minibatch", 2 * MINIBATCHES)):
         assert found[name].launches
         assert sum(found[name].waits.values()) <= most, found[name].waits
+
+
+def test_copies_of_a_prompt_share_its_prefill_on_a_card_without_a_wait(folders, card):
+    policy, rows = load_policy(folders[0], device="cuda"), []
+    policy.language_model.get_input_embeddings().register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    limits = Limits(min_lengths=torch.full((6,), 16), max_lengths=torch.full((6,), 16))
+    uniforms = torch.rand(6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    card.reset()
+    drawn = policy.sample([[5, 6], [7], [5, 6]] * 2, limits, uniforms)
+    assert rows == [2] + [6] * 15
+    assert sum(card.waits.values()) <= 2, card.waits
+    here = load_policy(folders[0]).sample([[5, 6], [7], [5, 6]] * 2, limits, uniforms)
+    assert drawn.responses() == here.responses()
 
 
 def test_a_card_draws_and_learns_what_the_cpu_does(folders):

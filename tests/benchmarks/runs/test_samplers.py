@@ -47,6 +47,17 @@ def test_dropout_changes_what_is_drawn_after_the_first_update_and_repeats(folder
     assert draw(policy).response_ids.equal(plain.response_ids)  # nothing is left behind
 
 
+def test_under_dropout_copies_of_a_prompt_share_no_noise(folders):
+    policy = load_policy(folders["gpt2"])
+    with torch.no_grad():
+        policy.value_head.linear.bias += 1.0
+    limits = Limits(min_lengths=torch.ones(24, dtype=torch.long), max_lengths=torch.ones(24, dtype=torch.long))
+    alike = torch.full((24, 1), 0.5, dtype=torch.float64)
+    plain, dropped = (sampler.sample([[3, 5]] * 24, limits, alike) for sampler in (policy, SAMPLERS["dropout"](policy)))
+    assert len(plain.response_ids.unique()) == 1
+    assert len(dropped.response_ids.unique()) > 1
+
+
 def test_dropout_needs_modules_to_act_on(folders):
     policy = load_policy(folders["llama"])
     with torch.no_grad():

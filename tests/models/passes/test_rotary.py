@@ -1,6 +1,7 @@
 """A row's numbers do not depend on its company or on the steps before it, whatever the rotary embedding looks at."""
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from transformers import (
 from models import load_policy, load_reward_model
 from models.passes.forward import response_predictions
 from models.passes.layout import right_padded as right_padded_rows
+from models.passes.repeated_prompts import every_copy_read
 from models.passes.rotary import TableARow, read_rows_alone
 from models.passes.sampling import CachedDecoder, left_padded
 from models.rewards.classifier_head import find_head, require_own_logits
@@ -204,6 +206,27 @@ def test_every_cached_step_gives_the_logits_of_the_pass_over_the_whole_response(
     )
     whole = response_predictions(model, right_padded_rows(sequences), sequences.response_mask).logits.view(2, 7, -1)
     torch.testing.assert_close(torch.stack(steps, dim=1), whole, rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["phi3", "llama dynamic"])
+def test_copies_of_a_prompt_share_its_prefill_where_they_share_a_table(name: str) -> None:
+    """Dynamic NTK has a table for every length beyond the switch, LongRoPE one for all."""
+    model, shapes = drawn_wide(MODELS[name]()), list[int]()
+    read_rows_alone(model)
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, given: shapes.append(len(given[0])))
+    prompt, most = list(range(4, 10)), torch.tensor([2, 7, 20, 14, 20])
+    tokens = torch.randint(2, 32, (12, 5), generator=torch.Generator().manual_seed(0))
+    found = []
+    for reading in (nullcontext, every_copy_read):
+        with reading():
+            decoder = CachedDecoder(model, room=most)
+            steps = [decoder.start(*left_padded([prompt] * 5, torch.device("cpu"))), *map(decoder.advance, tokens)]
+        found.append(torch.stack(steps))
+    assert (shapes[0], shapes[13]) == (2 if name == "phi3" else 3, 5)
+    for row, length in enumerate(most.tolist()):
+        once, each = (steps[: length + 1, row] for steps in found)
+        torch.testing.assert_close(once, each, rtol=1e-4, atol=2e-5)
 
 
 def test_without_a_table_a_row_such_models_are_refused() -> None:
