@@ -115,6 +115,48 @@ MUTATIONS = (
         "tests/benchmarks/reporting/test_statistics.py::test_overlap_is_symmetric",
     ),
     Mutation(
+        "benchmarks/reporting/power.py",
+        "freedom, shift = seeds - 1, abs(difference) / spread * math.sqrt(seeds)",
+        "freedom, shift = seeds, abs(difference) / spread * math.sqrt(seeds)",
+        "tests/benchmarks/reporting/test_power.py::test_it_is_how_often_the_test_of_the_report_finds_the_difference[5]",
+    ),
+    Mutation(
+        "benchmarks/reporting/power.py",
+        "(1 - LEVEL) / tests / 2",
+        "(1 - LEVEL) / 2",
+        "tests/benchmarks/reporting/test_power.py::test_the_inverses_agree",
+    ),
+    Mutation(
+        "benchmarks/reporting/sequential.py",
+        "return float(4 * stats.norm.sf(stats.norm.isf(alpha / 4) / math.sqrt(fraction)))",
+        "return float(2 * stats.norm.sf(stats.norm.isf(alpha / 2) / math.sqrt(fraction)))",
+        "tests/benchmarks/reporting/test_sequential.py::test_limits_are_the_published_ones",
+    ),
+    Mutation(
+        "benchmarks/reporting/sequential.py",
+        "found = paired(differences[: look.seeds], 1 - look.p)",
+        "found = paired(differences, 1 - look.p)",
+        "tests/benchmarks/reporting/test_sequential.py::test_the_interval_excludes_zero_exactly_where_it_is_decided_and_a_decision_stays",
+    ),
+    Mutation(
+        "benchmarks/reporting/sequential.py",
+        "to_come = target / difference.spread * math.sqrt(last.seeds) * (1 - fraction)",
+        "to_come = target / difference.spread * math.sqrt(last.seeds)",
+        "tests/benchmarks/reporting/test_sequential.py::test_hopeless_is_what_a_simulation_of_the_rest_says",
+    ),
+    Mutation(
+        "benchmarks/runs/pilot.py",
+        "math.sqrt(2) * float(scores.std(ddof=1))",
+        "float(scores.std(ddof=1))",
+        "tests/benchmarks/runs/test_pilot.py::test_its_lines_by_hand",
+    ),
+    Mutation(
+        "benchmarks/runs/comparison.py",
+        "return tuple(name for name in MAY_CHANGE if settings.until is None or name not in LOOKED_AT)",
+        "return MAY_CHANGE",
+        "tests/benchmarks/runs/test_pilot.py::test_a_comparison_that_looks_stops_once_everything_is_decided_or_hopeless",
+    ),
+    Mutation(
         "benchmarks/runs/comparison.py",
         "config=replace(with_settings(config, arm.changes), seed=seed)",
         "config=with_settings(config, arm.changes)",

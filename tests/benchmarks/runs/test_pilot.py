@@ -81,7 +81,9 @@ def test_a_comparison_that_looks_stops_once_everything_is_decided_or_hopeless(tm
     assert "look after 4 of at most 10 seeds: decided nothing; hopeless uniform" in printed.getvalue()
     verdict = build(done.only).verdict
     assert "Stopped after 4 of at most 10 seeds: even a true difference of 0.25 initial standard deviations" in verdict
-    assert verdict[verdict.index("Stopped") : verdict.index(";")] in (tmp_path / "out" / "report.html").read_text()  # read back from the runs
+    assert (
+        verdict[verdict.index("Stopped") : verdict.index(";")] in (tmp_path / "out" / "report.html").read_text()
+    )  # read back from the runs
     with pytest.raises(FileExistsError, match="seeds was 10 and is 12"):
         SCRIPT.experiment().run(replace(chosen, seeds=12), TableTask(), QUICK, Console(file=io.StringIO()))
     with pytest.raises(FileExistsError, match="until was 'decided' and is None"):
