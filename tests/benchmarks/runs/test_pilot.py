@@ -16,7 +16,6 @@ from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.pilot import Planned, pilot_runs, what_can_be_found
 from benchmarks.value_loss_variance import SCRIPT
 
-
 QUICK = {"learning_rate": 0.3}
 """So that two arms differ after two steps."""
 
