@@ -664,7 +664,7 @@ MUTATIONS = (
         "tests/rlhf_core/test_own_prompts.py::test_padding_is_told_from_an_eos_that_is_meant",
     ),
     Mutation(
-        "models/policy/causal_policy.py",
+        "models/texts/prompt_encoding.py",
         "if any(list(prompt[: len(before)]) != before for prompt in prompts):",
         "if all(list(prompt[: len(before)]) != before for prompt in prompts):",
         "tests/rlhf_core/test_own_prompts.py::test_ids_without_the_bos_of_the_tokenizer_are_taken_as_they_are_and_it_is_said",
