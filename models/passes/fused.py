@@ -69,7 +69,7 @@ class _InParts(torch.autograd.Function):
         ctx.save_for_backward(rows, weight)
         logits = rows.new_empty(*input.shape[:-1], len(weight))  # no view of it: FSDP2 hooks what a model returns
         for columns, part in zip(
-            torch.split(logits.view(len(rows), -1), VOCABULARY_PART, 1),
+            torch.split(logits.view(len(rows), len(weight)), VOCABULARY_PART, 1),
             torch.split(weight, VOCABULARY_PART),
             strict=True,
         ):
@@ -81,11 +81,11 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         rows, weight = ctx.saved_tensors
         of_input, of_weight = ctx.needs_input_grad
-        by_row = gradient.reshape(len(rows), -1)
-        of_rows = by_row @ weight if of_input else None
-        return None if of_rows is None else of_rows.view(
-            *gradient.shape[:-1], -1
-        ), by_row.T @ rows if of_weight else None
+        by_row = gradient.reshape(len(rows), len(weight))
+        return (
+            (by_row @ weight).view(*gradient.shape[:-1], weight.shape[1]) if of_input else None,
+            by_row.T @ rows if of_weight else None,
+        )
 
 
 def _make_dense(parameter: Tensor) -> None:

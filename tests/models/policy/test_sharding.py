@@ -12,6 +12,7 @@ from several import in_processes
 
 from models import LoraSettings, load_policy, load_reward_model
 from models.tiny import save_tiny
+from models.weights.division import local
 from redistributors import DecoderAttention, Uniform
 from rlhf_core import KLConfig, PPOConfig, PPOTrainer
 from rlhf_core.distributed import ProcessLost, rank
@@ -40,15 +41,17 @@ def folders(tmp_path_factory) -> dict[str, str]:
     }
 
 
-def trainer(folders: dict[str, str], kind: str, config: PPOConfig = CONFIG, method=None, **loading: Any) -> PPOTrainer:
+def trainer(
+    folders: dict[str, str], config: PPOConfig = CONFIG, method=None, *, kind: str = "plain", **loading: Any
+) -> PPOTrainer:
     policy = load_policy(folders[kind], **loading)
     reward = load_reward_model(folders["reward"], score="logit_difference")
     return PPOTrainer(policy, reward, method or Uniform(), config)
 
 
 def stepped(learner: PPOTrainer, folder: Path) -> list[dict[str, float]]:
-    """Three steps, and the policy in the folder."""
-    figures = [learner.step(PROMPTS) for _ in range(3)]
+    """Four steps, and the policy in the folder."""
+    figures = [learner.step(PROMPTS) for _ in range(4)]
     learner.policy.save(str(folder))
     return [{name: one[name] for name in one if name not in RUN_TIME | {"value_clip_fraction"}} for one in figures]
 
@@ -65,36 +68,37 @@ def require_same_weights(one: Path, other: Path, **loading: Any) -> None:
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "kind", "settings", "loading"),
+    ("count", "settings", "loading"),
     [
-        pytest.param(2, "plain", {"critic_warmup": 1}, {"gradient_checkpointing": True}, id="checkpointed"),
-        pytest.param(3, "tied", {"kl": KLConfig(kind="full")}, {"critic": "model"}, id="tied-with-a-critic-apart"),
+        pytest.param(2, {"critic_warmup": 1}, {"gradient_checkpointing": True}, id="checkpointed"),
+        pytest.param(
+            3, {"kl": KLConfig(kind="full")}, {"kind": "tied", "critic": "model"}, id="tied", marks=pytest.mark.slow
+        ),
     ],
 )
-def test_divided_weights_are_trained_as_whole_ones(count, kind, settings, loading, folders, tmp_path):
+def test_divided_weights_are_trained_as_whole_ones(count, settings, loading, folders, tmp_path):
     config = replace(CONFIG, **settings)
     loading = loading | ({"critic_model": folders["reward"]} if "critic" in loading else {})
     method = DecoderAttention()
 
-    def divided() -> tuple[int, list[dict[str, float]]]:
-        learner = trainer(folders, kind, config, method, **loading, shard=True)
-        sharding = learner.policy.sharding
-        assert sharding is not None
-        figures = stepped(learner, tmp_path / "divided")
-        held = [*sharding.parts, *learner.optimizer.state[sharding.parts[0]].values()]
-        assert {one.device for one in held} == {torch.device("cpu")}
-        return sum(one.nbytes for one in sharding.parts), figures
+    def divided() -> tuple[list[int], list[dict[str, float]]]:
+        learner = trainer(folders, config, method, **loading, shard=True)
+        figures, sharding = stepped(learner, tmp_path / "divided"), learner.policy.sharding
+        states = (learner.optimizer.state[part] for part in sharding.parts)
+        moments = [value for state in states for value in state.values() if value.ndim]
+        reference = map(local, sharding.reference.parameters())
+        return [sum(one.nbytes for one in held) for held in (sharding.parts, reference, moments)], figures
 
-    whole = trainer(folders, kind, config, method, **loading)
+    whole = trainer(folders, config, method, **loading)
     made(tmp_path / "divided")
     parts = in_processes(count, divided)
     assert all(isinstance(part, tuple) for part in parts), parts
     due = stepped(whole, made(tmp_path / "whole"))
     total = sum(one.nbytes for one in whole.policy.language_model.parameters())
-    assert sum(held for held, _ in parts) == total
-    assert max(held for held, _ in parts) < 1.1 * total / count
+    for held, times in zip(zip(*(held for held, _ in parts), strict=True), (1, 1, 2), strict=True):
+        assert sum(held) == times * total
+        assert max(held) < 1.1 * times * total / count
     for _, figures in parts:
         assert figures == parts[0][1]
     for one, other in zip(parts[0][1], due, strict=True):
@@ -105,7 +109,7 @@ def test_divided_weights_are_trained_as_whole_ones(count, kind, settings, loadin
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(folders, tmp_path):
     def run(out: Path, steps: int, **loading: Any) -> None:
-        trainer(folders, "tied", **loading).fit(PROMPTS, steps, out=out, save_every=1, resume=True)
+        trainer(folders, kind="tied", **loading).fit(PROMPTS, steps, out=out, save_every=1, resume=True)
 
     run(tmp_path / "whole", 3)
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
@@ -122,7 +126,7 @@ def test_a_run_goes_on_with_another_number_of_processes(folders, tmp_path):
 
 def test_a_refused_step_leaves_every_part_as_it_was(folders):
     def work() -> tuple[bool, bool]:
-        learner = trainer(folders, "plain", replace(CONFIG, minibatch_size=6, epochs=1), shard=True)
+        learner = trainer(folders, replace(CONFIG, minibatch_size=6, epochs=1), shard=True)
         learner.step(PROMPTS)
         before = [part.detach().clone() for part in learner.policy.parameters()]
 
@@ -141,7 +145,7 @@ def test_a_refused_step_leaves_every_part_as_it_was(folders):
 
 def test_an_error_between_passes_is_the_same_in_all(folders):
     def work() -> None:
-        learner = trainer(folders, "plain", shard=True)
+        learner = trainer(folders, shard=True)
 
         def fails(*_: Any) -> Any:
             raise ValueError("no score")
@@ -157,7 +161,7 @@ def test_an_error_between_passes_is_the_same_in_all(folders):
 
 def test_memory_that_runs_out_in_a_shared_pass_ends_all_and_says_what_to_lower(folders):
     def work() -> None:
-        learner = trainer(folders, "plain", shard=True)
+        learner = trainer(folders, shard=True)
         critic, of_rows = learner.policy.critic, type(learner.policy.critic).values
 
         def values(*given: Any) -> torch.Tensor:
@@ -177,7 +181,7 @@ def test_memory_that_runs_out_in_a_shared_pass_ends_all_and_says_what_to_lower(f
 
 def test_a_gradient_outside_an_update_is_refused(folders):
     def work() -> None:
-        learner = trainer(folders, "plain", shard=True)
+        learner = trainer(folders, shard=True)
         sequences = learner.collect(PROMPTS).sequences
         learner.policy.evaluate(sequences, frozenset())
 
