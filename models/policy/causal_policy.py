@@ -221,6 +221,7 @@ class CausalPolicy:
 
         Raises:
             ValueError: evidence this model does not provide, or evidence asked for with gradients enabled.
+            RuntimeError: a gradient of divided weights outside an update.
         """
         self._require_evidence(needs)
         sequences, of = sequences.to(self.device), self._distribution(temperature)
