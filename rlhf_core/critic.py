@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from rlhf_core.config import PPOConfig, require_use_for_a_critic
+from rlhf_core.distributed import gathered
+from rlhf_core.sharding import divided, sharding_of
 from rlhf_core.types import Policy
 
 Parameters = list[torch.nn.Parameter]
@@ -85,10 +87,30 @@ def clipped_together(policy: Policy) -> Mapping[str, Parameters]:
     }
 
 
-def gradient_norms(policy: Policy) -> dict[str, Tensor]:
-    """2-norms of the gradients before clipping, by name; 0 where there is no gradient."""
+def divided_norms(policy: Policy) -> dict[str, float]:
+    """2-norms of the gradients of divided weights, over all processes, by name; nothing where none are divided."""
+    if sharding_of(policy) is None:
+        return {}
+    every = gathered(lambda: {name: float(norm) for name, norm in _norms(policy, of_parts=True).items()})
+    return {name: total_norm(one[name] for one in every) for name in every[0]}
+
+
+def gradient_norms(policy: Policy, of_parts: Mapping[str, float]) -> dict[str, Tensor]:
+    """2-norms of the gradients before clipping, by name; 0 where there is no gradient. ``of_parts`` are those of
+    divided weights."""
+    norms = _norms(policy, of_parts=False)
     return {
-        name: torch.nn.utils.get_total_norm([one.grad for one in group if one.grad is not None])
+        name: torch.linalg.vector_norm(torch.stack([norm, norm.new_tensor(of_parts[name])])) if of_parts else norm
+        for name, norm in norms.items()
+    }
+
+
+def _norms(policy: Policy, *, of_parts: bool) -> dict[str, Tensor]:
+    parts = divided(policy)
+    return {
+        name: torch.nn.utils.get_total_norm(
+            [one.grad for one in group if one.grad is not None and (id(one) in parts) == of_parts]
+        )
         for name, group in clipped_together(policy).items()
     }
 

@@ -123,7 +123,7 @@ def _require_moments(state: Mapping[int, Mapping[str, Any]], shapes: Sequence[to
                 f"the optimizer's state of parameter {place} has shapes {found}, and the parameter asks for {wanted}"
             )
         for name in ("step", "exp_avg_sq"):
-            if float(held[name].min()) < 0:
+            if bool((held[name] < 0).any()):
                 raise ValueError(f"the optimizer's {name} of parameter {place} is negative, which no step makes it")
 
 

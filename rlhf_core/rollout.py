@@ -22,6 +22,7 @@ from rlhf_core.policy_passes import evaluate, reference_logprobs
 from rlhf_core.prompts import repeated
 from rlhf_core.random_streams import Stream, stream, uniforms
 from rlhf_core.rewards import ScoreMoments, normalise_scores
+from rlhf_core.sharding import own_passes
 from rlhf_core.types import Limits, Policy, RewardModel, Rollout, Row, Sequences
 
 Ids = Sequence[Sequence[int]]
@@ -142,6 +143,7 @@ def collected(
     share = own_share(len(prompts))
     rows = range(share.start * times, share.stop * times)
 
+    @own_passes(policy)
     def own_part() -> Rollout | None:
         if not rows:
             return None

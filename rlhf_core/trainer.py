@@ -47,6 +47,7 @@ from rlhf_core.run.identity import trainer_settings
 from rlhf_core.run.loggers import Logger
 from rlhf_core.scorers.callables import as_reward_model
 from rlhf_core.scorers.signatures import RewardFunction
+from rlhf_core.sharding import check_sharding, undivided
 from rlhf_core.step_guard import UnusableRollout, observed, step_guard
 from rlhf_core.types import Experience, Learns, Policy, Redistributor, ReportsMetrics, RewardModel, Rollout
 from rlhf_core.update import ppo_update
@@ -115,6 +116,7 @@ class PPOTrainer:
         if self.estimator.adds_scores:
             warn_if_counted_twice(redistributor, config.advantages)
         self.optimizer = optimizer(policy.parameters(), config)
+        check_sharding(policy, self.optimizer)
         self.schedule = make_schedule(self.optimizer, config)
         self.kl_controller = kl_controller(config.kl)
         self.score_moments = ScoreMoments()
@@ -127,7 +129,7 @@ class PPOTrainer:
         if self.processes > 1:
             require_same("settings", self.settings)
             require_own_cards(next(iter(policy.parameters())).device)
-            share_weights(policy.parameters())
+            share_weights(undivided(policy))
 
     def step(self, prompts: Prompts) -> dict[str, float]:
         """One PPO step on the given ``prompts``; its metrics (see docs/metrics.md in the repository). Writes nothing to
@@ -348,8 +350,8 @@ class PPOTrainer:
         return {"kl_coef": self.kl_controller.coef, "skipped_rollout": 1.0}
 
     def state(self) -> TrainerState:
-        """What the trainer has learned beside its policy."""
-        return trainer_state.state_of(self)
+        """What the trainer has learned beside its policy. Where weights are divided, the first process has it all."""
+        return trainer_state.whole_state_of(self)
 
     def why_not_restored(self, checkpoint: Path) -> str:
         """Why ``checkpoint`` cannot be restored here, whichever run it is of; empty if it can."""

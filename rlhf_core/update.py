@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_core.batching import Budgets, TokenBudget, micro_batches, run_in_parts
 from rlhf_core.buffer import Minibatch, RolloutBuffer
 from rlhf_core.config import PPOConfig
-from rlhf_core.critic import Parameters, clip, gradient_norms, learning, total_norm
+from rlhf_core.critic import Parameters, clip, divided_norms, gradient_norms, learning, total_norm
 from rlhf_core.distributed import count, gathered, gathered_with_gradients, rank
 from rlhf_core.kl import kl_estimate
 from rlhf_core.losses import policy_loss, value_loss
@@ -19,6 +19,7 @@ from rlhf_core.masking import masked_mean
 from rlhf_core.optimizer import optimizer_step
 from rlhf_core.plain_numbers import shown
 from rlhf_core.random_streams import stream
+from rlhf_core.sharding import own_passes, training_pass, undivided
 from rlhf_core.step_guard import StepGuard, step_guard
 from rlhf_core.surrogates import LOSS_MEANS
 from rlhf_core.types import Policy
@@ -112,11 +113,13 @@ def _accumulate(
         token_share = int(part.sequences.counts.response.sum()) / tokens
         row_share = len(part.sequences) / rows_in_all
         policy_share = token_share if config.loss_mean == "token" else row_share
-        loss, means = _loss(policy, part, config, policy_weight=policy_share / token_share, kl_coef=kl_coef)
-        (loss * token_share).backward(inputs=learns)  # type: ignore[no-untyped-call]
+        with training_pass(policy, learns):
+            loss, means = _loss(policy, part, config, policy_weight=policy_share / token_share, kl_coef=kl_coef)
+            (loss * token_share).backward(inputs=learns)  # type: ignore[no-untyped-call]
         shares = {"response_loss": row_share, "policy_loss": policy_share, **dict.fromkeys(MAXIMA, 1.0)}
         return means, {name: shares.get(name, token_share) for name in means}
 
+    @own_passes(policy)
     def own_parts() -> list[dict[str, float]]:
         if own is None:
             optimizer.zero_grad(set_to_none=True)
@@ -131,7 +134,7 @@ def _accumulate(
         )
         return contributions(measured)
 
-    parts = [part for of_one in gathered_with_gradients(own_parts, policy.parameters()) for part in of_one]
+    parts = [part for of_one in gathered_with_gradients(own_parts, undivided(policy)) for part in of_one]
     totals = {name: sum(part[name] for part in parts) for name in parts[0] if name not in MAXIMA}
     largest = {name: max(0.0, *(part[name] for part in parts)) for name in MAXIMA}
     return {**totals, **largest, "tokens": float(tokens)}
@@ -187,9 +190,11 @@ def _step(
 ) -> tuple[dict[str, float], str]:
     """Clip the gradient and apply it, unless ``guard`` refuses the step; its norms before, and why it was refused."""
 
+    of_parts = divided_norms(policy)
+
     def own() -> tuple[dict[str, float], str]:
         with optimizer_step(optimizer):
-            norms = gradient_norms(policy)
+            norms = gradient_norms(policy, of_parts)
         sizes = dict(zip(norms, read_at_once(norms.values()), strict=True))
         reason = guard.why_not_admit(loss, total_norm(sizes.values()))
         if reason:

@@ -46,7 +46,8 @@ class MemorySettings:
     four_bit: Literal["none", "policy", "reward", "both"] = "both"
     """Models whose linear layers are held in 4 bits (NF4, double quantisation); the paper's choice is policy."""
     training: Literal["full", "lora"] = "lora"
-    """Train all weights, with a frozen copy as reference, or a LoRA adapter, with the model without it as reference."""
+    """Train all weights, with a frozen copy as reference, or a LoRA adapter, with the model without it as reference.
+    The prediction is of one card that holds it all; load_policy(shard=True) divides weights among several."""
     lora_rank: int = 32
     """Rank of the adapter, on PEFT's default target modules; full fine-tuning does not use it."""
     critic: CriticKind = "shared"

@@ -58,18 +58,20 @@ class VocabularyHead(nn.Linear):
         """input · weightᵀ."""
         if input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return F.linear(input, self.weight)
-        rows = input.reshape(-1, input.shape[-1])
-        logits: Tensor = _InParts.apply(rows, self.weight)  # type: ignore[no-untyped-call]
-        return logits.view(*input.shape[:-1], len(self.weight))
+        logits: Tensor = _InParts.apply(input, self.weight)  # type: ignore[no-untyped-call]
+        return logits
 
 
 class _InParts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
+        rows = input.reshape(-1, input.shape[-1])
         ctx.save_for_backward(rows, weight)
-        logits = rows.new_empty(len(rows), len(weight))
+        logits = rows.new_empty(*input.shape[:-1], len(weight))  # no view of it: FSDP2 hooks what a model returns
         for columns, part in zip(
-            torch.split(logits, VOCABULARY_PART, 1), torch.split(weight, VOCABULARY_PART), strict=True
+            torch.split(logits.view(len(rows), len(weight)), VOCABULARY_PART, 1),
+            torch.split(weight, VOCABULARY_PART),
+            strict=True,
         ):
             columns.copy_(F.linear(rows, part))
         return logits
@@ -78,8 +80,12 @@ class _InParts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         rows, weight = ctx.saved_tensors
-        of_rows, of_weight = ctx.needs_input_grad
-        return gradient @ weight if of_rows else None, gradient.T @ rows if of_weight else None
+        of_input, of_weight = ctx.needs_input_grad
+        by_row = gradient.reshape(len(rows), len(weight))
+        return (
+            (by_row @ weight).view(*gradient.shape[:-1], weight.shape[1]) if of_input else None,
+            by_row.T @ rows if of_weight else None,
+        )
 
 
 def _make_dense(parameter: Tensor) -> None:

@@ -18,22 +18,17 @@ from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
 from models.policy.critics import Critic
 from models.policy.network import Network
+from models.policy.sharding import DividedWeights
 from models.policy.value_head import ValueHead
-from models.texts.prompt_encoding import (
-    Frame,
-    encode,
-    encode_chats,
-    encode_responses,
-    padding_problems,
-    prompt_problems,
-)
+from models.texts.prompt_encoding import check_prompt_ids, encode, encode_chats, encode_responses, prompt_problems
 from models.texts.sentence_ends import sentence_ends
 from models.texts.unknown_words import warn_of_unknown_words
 from models.weights.adapter_weights import require_wide
+from models.weights.division import original_class
 from models.weights.language_model import vocabulary
 from models.weights.reference import Reference, adapter_settings
 from models.weights.tokenizer import named_ids
-from rlhf_core.callers import warn_caller
+from rlhf_core.distributed import writes
 from rlhf_core.evidence import (
     AttentionTap,
     AuxiliaryLogprobs,
@@ -68,10 +63,7 @@ class CausalPolicy:
         self.eos_ids = network.eos_ids
         self._network = network
         self._lm = network.lm
-        self._trainable = (
-            *(parameter for parameter in network.lm.parameters() if parameter.requires_grad),
-            *network.critic.parameters(),
-        )
+        self._trainable = network.trained
         named = named_ids(network.tokenizer)
         self._unnamed, self._unnamed_ids = gaps(named), frozenset(range(vocabulary(network.lm))) - named
         self._ending: dict[int, bool] = {}
@@ -87,7 +79,7 @@ class CausalPolicy:
         network = self._network
         adapter = getattr(network.reference, "adapters", None)
         return {
-            "model": type(self._lm).__name__,
+            "model": original_class(self._lm).__name__,
             "dtype": self.compute_dtype,
             "four_bit": bool(getattr(self._lm, "is_quantized", False)),
             "adapter": None if adapter is None else adapter_settings(adapter),
@@ -110,6 +102,11 @@ class CausalPolicy:
     def critic(self) -> Critic:
         """Where its values come from; the value loss trains it."""
         return self._network.critic
+
+    @property
+    def sharding(self) -> DividedWeights | None:
+        """How its weights are divided among processes; None where each has all."""
+        return self._network.sharding
 
     @property
     def value_head(self) -> ValueHead:
@@ -182,21 +179,7 @@ class CausalPolicy:
     def validate_ids(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raise ValueError, listing the rows, for ``prompts`` whose ids hold padding; warn, once, where they lack the
         BOS that the tokenizer puts before every text. They are taken as they are."""
-        tokenizer, before = self._network.tokenizer, Frame.of(self._network.tokenizer).before
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        meaningful = {*self.eos_ids, tokenizer.bos_token_id, tokenizer.unk_token_id, *before}
-        problems = list(padding_problems(prompts, pad, meaningful))
-        if problems:
-            raise ValueError(
-                f"prompts hold padding, which would become part of them: {listed(problems)}. Give each row without it, "
-                "ids[mask.bool()].tolist(), or the texts themselves"
-            )
-        if any(list(prompt[: len(before)]) != before for prompt in prompts):
-            warn_caller(
-                f"prompts given as token ids begin without {tokenizer.decode(before)!r} ({before}), the BOS that this "
-                "policy's tokenizer puts before every text; they are taken as they are. Put it before them if the "
-                "model was trained with it, or give texts"
-            )
+        check_prompt_ids(self.tokenizer, prompts, self.eos_ids)
 
     def sample(
         self,
@@ -215,7 +198,7 @@ class CausalPolicy:
         """
         self._require_prompts(prompts, limits.max_lengths.tolist())
         of = self._distribution(temperature or 1.0)
-        with torch.no_grad(), self._mode():
+        with torch.no_grad(), self._network.policy_pass():
             return sample_responses(
                 CachedDecoder(self._lm, room=limits.max_lengths),
                 prompts,
@@ -238,6 +221,7 @@ class CausalPolicy:
 
         Raises:
             ValueError: evidence this model does not provide, or evidence asked for with gradients enabled.
+            RuntimeError: a gradient of divided weights outside an update.
         """
         self._require_evidence(needs)
         sequences, of = sequences.to(self.device), self._distribution(temperature)
@@ -250,12 +234,12 @@ class CausalPolicy:
         if all(isinstance(request, (AuxiliaryLogprobs, *FREE)) for request in needs) and self._in_parts(
             self._lm, targets
         ):
-            with self._mode():
+            with self._network.policy_pass():
                 hidden, logprobs, entropies = self._statistics_in_parts(self._lm, rows, sequences, targets, of)
                 values = self._network.critic.values(rows, mask, hidden)
             free = self._free(needs, sequences, entropies)
             return _evaluation(logprobs, values, entropies, mask, beside | free)
-        with self._mode():
+        with self._network.policy_pass():
             predictions, evidence = self._read("policy", self._lm, needs, sequences)
             of_both = any(isinstance(request, FullKL) or request.source == "reference" for request in needs)
             ref_evidence, ref_logits = self._reference_pass(sequences, needs) if of_both else ({}, None)
@@ -285,10 +269,14 @@ class CausalPolicy:
         return not self.why_not(request)
 
     def save(self, folder: str) -> None:
-        """Write model or adapter, critic and tokenizer into an existing ``folder``; ``load_policy`` reads it back."""
+        """Write model or adapter, critic and tokenizer into an existing ``folder``; ``load_policy`` reads it back.
+
+        Where weights are divided, every process calls it, and the first one writes.
+        """
         self._network.write(folder)
-        self._network.critic.save(folder)
-        self._network.tokenizer.save_pretrained(folder)
+        if self.sharding is None or writes():
+            self._network.critic.save(folder)
+            self._network.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: str) -> None:
         """Read back what ``save`` wrote into ``folder``, to the bit; the reference stays as it is.
@@ -297,6 +285,8 @@ class CausalPolicy:
             ValueError: another model, adapter or critic, or files that ``load_policy`` would refuse; nothing has
                 changed then.
         """
+        if self.sharding:
+            self.sharding.divide_again()
         read = (self._network.read(folder), self._network.critic.read(folder))
         for put in read:
             put()
@@ -326,6 +316,8 @@ class CausalPolicy:
         return hidden, *recomputed_statistics(hidden, head, vocabulary(lm), targets, of)
 
     def _head_ends(self, lm: PreTrainedModel) -> bool:
+        if self.sharding is not None:  # the head's weights are at hand in a pass of the whole model alone
+            return False
         if id(lm) not in self._ending:
             with self._mode():
                 self._ending[id(lm)] = head_ends_it(lm)

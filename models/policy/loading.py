@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.passes.fused import share_tied_gradient
@@ -15,9 +16,11 @@ from models.policy.critic_loading import Beside, check_critic_settings, critic_s
 from models.policy.critic_names import CriticKind
 from models.policy.network import Network
 from models.policy.restoring import read_adapter_back, read_model_back
+from models.policy.sharding import DividedWeights, require_several
 from models.progress_bars import save_without_bars
 from models.weights.adapter_weights import fit_vocabulary, save_adapter
 from models.weights.adapters import adapter_folder, adapter_task, add_fresh_adapter, add_trained_adapter, base_source
+from models.weights.division import divide
 from models.weights.dtype_names import DType
 from models.weights.folder_kinds import require_adapter_kind
 from models.weights.language_model import frozen_copy, load_language_model, vocabulary
@@ -48,6 +51,7 @@ def load_policy(
     auxiliaries: Mapping[str, str] = NO_AUXILIARIES,
     critic: CriticKind = "shared",
     critic_model: str | None = None,
+    shard: bool = False,
 ) -> CausalPolicy:
     """A policy from any causal language model of transformers; ``name_or_path`` is a folder or a hub name, safetensors
     only, at the ``revision`` given. ``trust_remote_code`` runs code from the hub; it needs a commit hash as
@@ -85,6 +89,11 @@ def load_policy(
     ``seed`` decides what is drawn, which is a fresh adapter's A alone; ``random_streams.seed_of(seed, "init")`` of
     ``rlhf_core`` is the one that belongs to a run's seed.
 
+    ``shard`` divides the weights of a whole model, their gradients, optimizer states and reference among the processes
+    that ``torchrun`` starts, with FSDP2 of torch: of 20 bytes per weight, a card holds its share. All weights (4 bytes
+    each) are put together to sample, and a layer at a time to train. Critic and auxiliaries are not divided. See
+    docs/scaling.md in the repository.
+
     ``auxiliaries`` names further frozen models, folders or hub names, whose log-probabilities a redistributor may ask
     for (``LogRatio``): whole models, or LoRA adapters, which share the policy's frozen weights where they are made for
     the same. They must read the policy's tokens, are held in its ``dtype`` (and 4-bit), are never trained, and are not
@@ -96,7 +105,7 @@ def load_policy(
             incomplete files, an unsuitable architecture, no such device, or a negative seed.
         FileNotFoundError: no such folder, and no name that a hub could know.
     """
-    _check_settings(lora, seed, gradient_checkpointing)
+    _check_settings(lora, seed, gradient_checkpointing, shard)
     check_critic_settings(critic, critic_model)
     source = ModelSource(
         name_or_path=name_or_path,
@@ -110,6 +119,7 @@ def load_policy(
     with seeded(seed, device), reading(str(name_or_path)):
         adapter = adapter_folder(source)
         _require_trainable(source, lora, adapter)
+        _require_divisible(source, lora, adapter, shard)
         of_critic = critic_source(critic, critic_model, source, is_adapter=(adapter, lora) != (None, None))
         asked = _Asked(
             lora=lora,
@@ -119,6 +129,7 @@ def load_policy(
             auxiliaries=beside,
             critic=critic,
             critic_source=of_critic,
+            shard=shard,
         )
         network = _network(source, asked)
     return CausalPolicy(network)
@@ -136,13 +147,16 @@ class _Asked:
     auxiliaries: Mapping[str, ModelSource]
     critic: CriticKind
     critic_source: ModelSource | None
+    shard: bool
 
 
-def _check_settings(lora: object, seed: object, checkpointing: object) -> None:
+def _check_settings(lora: object, seed: object, checkpointing: object, shard: object) -> None:
     if lora is not None and not isinstance(lora, LoraSettings):
         raise TypeError(f"lora must be a LoraSettings or None, got {lora!r}")
     if not isinstance(checkpointing, bool):
         raise TypeError(f"gradient_checkpointing must be True or False, got {checkpointing!r}")
+    if not isinstance(shard, bool):
+        raise TypeError(f"shard must be True or False, got {shard!r}")
     if type(seed) is not int or not 0 <= seed < 2**64:
         raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
 
@@ -156,16 +170,22 @@ def _network(source: ModelSource, asked: _Asked) -> Network:
     if adapter is None and lora is None and getattr(lm, "is_quantized", False):
         raise ValueError(f"{source.name_or_path} holds 4-bit weights, which cannot be trained; {WITH_LORA}")
     tokenizer = load_tokenizer([source] if adapter is None else [source, base])
+    checkpointed = checkpointed_modules(lm) if asked.gradient_checkpointing else ()
     reference: FrozenCopy | AdapterOff | FrozenAdapter
+    sharding = None
     if adapter is not None:
         fit_vocabulary(lm, adapter, tokenizer)
         reference = add_trained_adapter(lm, adapter, base.name_or_path)
     elif lora is not None:
         reference = add_fresh_adapter(lm, lora, revision=source.revision)
+    elif asked.shard:
+        sharding = _divided(lm, partial(load_language_model, base), checkpointed)
+        reference = FrozenCopy(lm=sharding.reference, ready=sharding.reference_pass)
     else:
         reference = FrozenCopy(lm=frozen_copy(lm))
     head_size = check_language_model(lm, vocabulary(lm))
-    share_tied_gradient(lm)
+    if sharding is None:  # else torch adds the gradients up, and knows none that are sparse
+        share_tied_gradient(lm)
     beside = Beside(
         source=source,
         lm=lm,
@@ -178,14 +198,25 @@ def _network(source: ModelSource, asked: _Asked) -> Network:
         lm=lm,
         critic=make_critic(asked.critic, beside, asked.critic_source),
         reference=reference,
-        write=_writer(lm, reference),
+        write=_writer(lm, reference) if sharding is None else sharding.write,
         read=_reader(lm, reference),
         tokenizer=tokenizer,
         eos_ids=_eos_ids(asked.eos_ids, lm, tokenizer),
         compute_dtype=DTYPES[source.dtype],
-        checkpointed=checkpointed_modules(lm) if asked.gradient_checkpointing else (),
+        checkpointed=checkpointed,
         auxiliaries=load_auxiliaries(asked.auxiliaries, base, reference, tokenizer),
+        sharding=sharding,
     )
+
+
+def _divided(
+    lm: PreTrainedModel, again: Callable[[], PreTrainedModel], checkpointed: Sequence[nn.Module]
+) -> DividedWeights:
+    """Divide ``lm``, then a frozen copy of it, which is read ``again`` for that: no process holds both whole."""
+    divide(lm)
+    reference = again().requires_grad_(False)
+    divide(reference)
+    return DividedWeights(lm, reference, checkpointed)
 
 
 def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: str | None) -> None:
@@ -201,6 +232,17 @@ def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: 
             f"{name}: full fine-tuning in {source.dtype} loses every update below 1/256 of a weight; "
             "use dtype='float32', or lora=LoraSettings(), whose adapters are float32"
         )
+
+
+def _require_divisible(source: ModelSource, lora: LoraSettings | None, adapter: str | None, shard: bool) -> None:
+    if not shard:
+        return
+    if (lora, adapter) != (None, None):
+        raise ValueError(
+            f"{source.name_or_path}: shard=True divides weights that are trained, and an adapter's are few; leave it "
+            "out, and load the frozen weights with four_bit=True where they do not fit"
+        )
+    require_several()
 
 
 def _writer(lm: PreTrainedModel, reference: FrozenCopy | AdapterOff | FrozenAdapter) -> Callable[[str], None]:

@@ -1,6 +1,7 @@
 """The parts of a policy: the network that is trained, and everything that belongs to it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,7 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.attention.reader import AttentionReader, UnreadableAttention, checked_reader
 from models.passes.context_length import context_length
+from models.passes.gradient_checkpointing import pass_mode
 from models.policy.critics import Critic
+from models.policy.sharding import DividedWeights
 from models.weights.language_model import vocabulary
 from models.weights.reference import Reference
 from rlhf_core.evidence import Source
@@ -35,6 +38,22 @@ class Network:
     """Modules that recompute their activations in the backward pass; empty if that is off."""
     auxiliaries: Mapping[str, Reference] = field(default_factory=dict)
     """Further frozen models over the same tokens, by name; never trained, never saved."""
+    sharding: DividedWeights | None = None
+    """How the weights of policy and reference are divided among processes; None: each process has all."""
+
+    @property
+    def trained(self) -> tuple[nn.Parameter, ...]:
+        """Trainable weights of the model (where they are divided, this process's parts), then the critic's own."""
+        of_lm = self.sharding.parts if self.sharding else self.lm.parameters()
+        return (*(weight for weight in of_lm if weight.requires_grad), *self.critic.parameters())
+
+    @contextmanager
+    def policy_pass(self) -> Iterator[None]:
+        """One pass of the policy: its weights are at hand, and its mode is the one that the pass needs."""
+        if self.sharding:
+            self.sharding.policy_pass()
+        with pass_mode(self.lm, self.checkpointed):
+            yield
 
     @cached_property
     def context(self) -> int | None:
@@ -45,6 +64,9 @@ class Network:
     @cached_property
     def readers(self) -> Mapping[Source, AttentionReader | UnreadableAttention]:
         """Checked readers of the attention of policy and reference, one for both where they are one model."""
-        models: dict[Source, PreTrainedModel] = {"policy": self.lm, "reference": self.reference.lm}
-        built = {id(lm): checked_reader(lm, vocabulary(self.lm)) for lm in models.values()}
-        return {source: built[id(lm)] for source, lm in models.items()}
+        with torch.no_grad(), self.policy_pass():
+            of_policy = of_reference = checked_reader(self.lm, vocabulary(self.lm))
+        if self.reference.lm is not self.lm:
+            with self.reference.active():
+                of_reference = checked_reader(self.reference.lm, vocabulary(self.lm))
+        return {"policy": of_policy, "reference": of_reference}

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from models.weights.adapter_weights import WEIGHTS, trained_state
+from models.weights.division import local, original_class, own_rows
 from models.weights.folder_kinds import Wanted
 from models.weights.language_model import read_model, require_complete
 from models.weights.reference import TRAINED
@@ -31,7 +32,7 @@ def read_model_back(lm: PreTrainedModel, folder: str, *, wanted: Wanted = "langu
     config = copy.deepcopy(lm.config)
     config.transformers_weights = None  # where the model came from may have named its file so; what was saved does not
     source = ModelSource(name_or_path=folder)
-    saved, loading = read_model(type(lm), source, lm.dtype, wanted=wanted, config=config)
+    saved, loading = read_model(original_class(lm), source, lm.dtype, wanted=wanted, config=config)
     require_complete(folder, saved, loading)
     found, due = (dict(model.named_parameters()) for model in (saved, lm))
     require_same_tensors(folder, found, due)
@@ -41,7 +42,7 @@ def read_model_back(lm: PreTrainedModel, folder: str, *, wanted: Wanted = "langu
 @torch.no_grad()
 def _put(found: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> None:
     for name, parameter in due.items():
-        parameter.copy_(found[name])
+        local(parameter).copy_(own_rows(found[name], parameter))
 
 
 def read_adapter_back(adapters: Any, folder: str, *, carries: bool = False) -> Callable[[], object]:

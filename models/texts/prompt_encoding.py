@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_core.callers import warn_caller
 from rlhf_core.prompts import listed
 from rlhf_core.types import Message
 
@@ -83,6 +84,28 @@ def encode_chats(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Me
     if problems:
         raise ValueError(f"the chat template of {tokenizer.name_or_path!r} refuses {listed(problems)}")
     return ids
+
+
+def check_prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], eos_ids: Collection[int]
+) -> None:
+    """Raise ValueError, listing the rows, for ``prompts`` whose ids hold padding; warn where they lack the BOS that the
+    ``tokenizer`` puts before every text."""
+    before = Frame.of(tokenizer).before
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    meaningful = {*eos_ids, tokenizer.bos_token_id, tokenizer.unk_token_id, *before}
+    problems = list(padding_problems(prompts, pad, meaningful))
+    if problems:
+        raise ValueError(
+            f"prompts hold padding, which would become part of them: {listed(problems)}. Give each row without it, "
+            "ids[mask.bool()].tolist(), or the texts themselves"
+        )
+    if any(list(prompt[: len(before)]) != before for prompt in prompts):
+        warn_caller(
+            f"prompts given as token ids begin without {tokenizer.decode(before)!r} ({before}), the BOS that this "
+            "policy's tokenizer puts before every text; they are taken as they are. Put it before them if the "
+            "model was trained with it, or give texts"
+        )
 
 
 def padding_problems(prompts: Sequence[Sequence[int]], pad: int | None, meaningful: Collection[int]) -> Iterator[str]:

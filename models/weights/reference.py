@@ -3,7 +3,7 @@
 Adapters are never merged: merging into 4-bit weights and back moves them by several nats.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -32,10 +32,13 @@ class FrozenCopy:
     """A second copy of the weights, for full fine-tuning."""
 
     lm: PreTrainedModel
+    ready: Callable[[], object] = lambda: None
+    """Has its weights at hand; something to do where they are divided among processes."""
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Nothing to switch: the copy is always the reference."""
+        self.ready()
         yield
 
 

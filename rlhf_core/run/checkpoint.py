@@ -18,6 +18,7 @@ from rlhf_core.files.plain_files import flush, read_object
 from rlhf_core.files.tensor_files import read_tensors
 from rlhf_core.run import manifest
 from rlhf_core.run.model_card import write_model_card
+from rlhf_core.sharding import trained_bytes
 from rlhf_core.types import Policy
 
 POLICY, STATE, TENSOR_FILE = "policy", "state.json", "trainer.safetensors"
@@ -160,8 +161,7 @@ def _disk_is_full(error: Exception) -> bool:
 
 
 def _needed(folder: Path, policy: Policy, state: TrainerState) -> str:
-    trained = sum(parameter.nbytes for parameter in policy.parameters())
-    needed = trained + sum(tensor.nbytes for tensor in state.tensors.values())
+    needed = trained_bytes(policy) + sum(tensor.nbytes for tensor in state.tensors.values())
     free = shutil.disk_usage(folder.parent).free
     return (
         f"the disk is full: a checkpoint needs about {needed / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free; "

@@ -25,6 +25,7 @@ from rlhf_core.run.loggers import Logger, LogsSamples, Rewinds
 from rlhf_core.run.page import SHOWN, Methods, first_rows, own_texts, page_at_the_end, update_page
 from rlhf_core.run.run_folder import SKIPPED, RunFolder
 from rlhf_core.run.stopping import StopRequest, stop_requests
+from rlhf_core.sharding import gathered_weights
 from rlhf_core.step_guard import StepGuard, UnusableRollout
 from rlhf_core.types import Policy, Redistributor, RewardModel, Rollout
 
@@ -325,13 +326,15 @@ class Fit:
         raise SystemExit(asked.exit_status)
 
     def _save(self) -> None:
-        by_first(self._write_checkpoint)
+        state = self.trainer.state()
+        with gathered_weights(self.trainer.policy):
+            by_first(lambda: self._write_checkpoint(state))
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, state: TrainerState) -> None:
         self.run.flush()
         trainer = self.trainer
         folder = self.run.path / f"checkpoint-{trainer.steps_done}"
-        save_checkpoint(folder, trainer.policy, trainer.state(), self.figures)
+        save_checkpoint(folder, trainer.policy, state, self.figures)
         if self.plan.keep is not None and trainer.guard.in_a_row == 0:
             prune(self.run.path, self.plan.keep)
 

@@ -1,7 +1,7 @@
 """The state of a trainer besides its policy: get it for a checkpoint, and restore it from one."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -14,11 +14,12 @@ from rlhf_core.batching import Budgets
 from rlhf_core.config import PPOConfig
 from rlhf_core.files.file_errors import reading
 from rlhf_core.kl import KLController
-from rlhf_core.optimizer import restore_state, state_numbers, state_tensors
+from rlhf_core.optimizer import BETWEEN, restore_state, state_numbers, state_tensors
 from rlhf_core.rewards import ScoreMoments
 from rlhf_core.run.checkpoint import POLICY, STATE, TrainerState, load_state, why_not_usable
 from rlhf_core.run.identity import as_json, made_with, require_same_run
 from rlhf_core.run.state_schema import misfits
+from rlhf_core.sharding import divided, sharding_of
 from rlhf_core.step_guard import StepGuard
 from rlhf_core.types import Learns, Policy, Redistributor, RewardModel
 
@@ -47,7 +48,7 @@ class Restorable(Protocol):
 
 
 def state_of(trainer: Restorable) -> TrainerState:
-    """The state of the trainer besides its policy."""
+    """The state of the trainer besides its policy; of divided weights, this process's part."""
     learned = trainer.redistributor.state() if isinstance(trainer.redistributor, Learns) else {}
     identity = {name: value for name, value in trainer.settings.items() if name not in ("config", "redistributor")}
     numbers = {
@@ -69,6 +70,17 @@ def state_of(trainer: Restorable) -> TrainerState:
     return TrainerState(numbers=numbers, tensors=tensors)
 
 
+def whole_state_of(trainer: Restorable) -> TrainerState:
+    """The same with the optimizer's tensors put together in the first process, on its CPU. Every process calls it."""
+    state, sharding = state_of(trainer), sharding_of(trainer.policy)
+    if sharding is None:
+        return state
+    tensors = dict(state.tensors)
+    for name, part in _parts(trainer, tensors):
+        tensors[name] = sharding.whole(tensors[name], part)
+    return TrainerState(numbers=state.numbers, tensors=tensors)
+
+
 def why_not_restored(trainer: Restorable, checkpoint: Path) -> str:
     """Why ``checkpoint`` cannot be restored into the trainer, whichever run it is of; empty if it can."""
     if reason := why_not_usable(checkpoint):
@@ -81,7 +93,7 @@ def restore(trainer: Restorable, checkpoint: Path) -> None:
     """See ``PPOTrainer.restore``; raises as it does."""
     if reason := why_not_restored(trainer, checkpoint):
         raise ValueError(f"{checkpoint} cannot be used: {reason}")
-    state = load_state(checkpoint)
+    state = _own_state(trainer, load_state(checkpoint))
     require_same_run(trainer, state.numbers, checkpoint)
     before, kept = state_of(trainer), copy.deepcopy((trainer.guard, trainer.budgets))
     with reading(str(checkpoint)):
@@ -93,6 +105,28 @@ def restore(trainer: Restorable, checkpoint: Path) -> None:
             trainer.guard, trainer.budgets = kept
             raise
     trainer.to_conclude = False
+
+
+def _own_state(trainer: Restorable, state: TrainerState) -> TrainerState:
+    """This process's part of a whole state."""
+    sharding = sharding_of(trainer.policy)
+    if sharding is None:
+        return state
+    tensors = dict(state.tensors)
+    for name, part in _parts(trainer, tensors):
+        tensors[name] = sharding.own(tensors[name], part)
+    return TrainerState(numbers=state.numbers, tensors=tensors)
+
+
+def _parts(trainer: Restorable, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Names of the optimizer's tensors that are divided as a weight is, in one order, with this process's part of it;
+    a step count is not."""
+    trained = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    parts = {str(place): one for place, one in enumerate(trained) if id(one) in divided(trainer.policy)}
+    for name in sorted(tensors):
+        place = name.removeprefix(OPTIMIZER).split(BETWEEN)[0]
+        if name.startswith(OPTIMIZER) and place in parts and tensors[name].ndim:
+            yield name, parts[place]
 
 
 def _put(trainer: Restorable, state: TrainerState) -> None:

@@ -359,8 +359,8 @@ MUTATIONS = (
     ),
     Mutation(
         "models/passes/fused.py",
-        "return gradient @ weight if of_rows else None, gradient.T @ rows if of_weight else None",
-        "return gradient @ weight if of_rows else None, None",
+        "by_row.T @ rows if of_weight else None,",
+        "None,",
         "tests/models/passes/test_fused.py::test_a_head_in_parts_is_a_linear_layer",
     ),
     Mutation(
@@ -664,7 +664,7 @@ MUTATIONS = (
         "tests/rlhf_core/test_own_prompts.py::test_padding_is_told_from_an_eos_that_is_meant",
     ),
     Mutation(
-        "models/policy/causal_policy.py",
+        "models/texts/prompt_encoding.py",
         "if any(list(prompt[: len(before)]) != before for prompt in prompts):",
         "if all(list(prompt[: len(before)]) != before for prompt in prompts):",
         "tests/rlhf_core/test_own_prompts.py::test_ids_without_the_bos_of_the_tokenizer_are_taken_as_they_are_and_it_is_said",
@@ -938,5 +938,11 @@ MUTATIONS = (
         """"before a token move with that token", together[:before]""",
         """"before a token move with that token", together[before : 2 * before]""",
         "tests/models/policy/test_critics.py::test_critics_that_cannot_be_are_refused_with_the_way_out[settings5-BertModel cannot be a critic: its states before a token move]",
+    ),
+    Mutation(
+        "models/weights/division.py",
+        "divided.set_gradient_divide_factor(1.0)",
+        "divided.set_gradient_divide_factor(2.0)",
+        "tests/models/policy/test_sharding.py::test_divided_weights_are_trained_as_whole_ones[checkpointed]",
     ),
 )

@@ -144,7 +144,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/update.py",
-        "gathered_with_gradients(own_parts, policy.parameters())",
+        "gathered_with_gradients(own_parts, undivided(policy))",
         "gathered(own_parts)",
         "tests/rlhf_core/test_distributed.py::test_several_processes_train_what_one_would[3-settings1-Sparse]",
     ),
@@ -892,5 +892,23 @@ MUTATIONS = (
         "        if not in_warmup(self.config, self.steps_done):",
         "        if True:",
         "tests/models/policy/test_critic_training.py::test_the_warm_up_moves_the_critic_and_no_bit_of_the_policy[False-model]",
+    ),
+    Mutation(
+        "rlhf_core/critic.py",
+        "total_norm(one[name] for one in every)",
+        "every[0][name]",
+        "tests/models/policy/test_sharding.py::test_divided_weights_are_trained_as_whole_ones[checkpointed]",
+    ),
+    Mutation(
+        "rlhf_core/trainer.py",
+        "share_weights(undivided(policy))",
+        "share_weights(policy.parameters())",
+        "tests/models/policy/test_sharding.py::test_divided_weights_are_trained_as_whole_ones[checkpointed]",
+    ),
+    Mutation(
+        "rlhf_core/run/trainer_state.py",
+        "tensors[name] = sharding.own(tensors[name], part)",
+        "pass",
+        "tests/models/policy/test_sharding.py::test_a_run_goes_on_with_another_number_of_processes",
     ),
 )
