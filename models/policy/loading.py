@@ -5,10 +5,15 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.passes.fixed_decoder import FixedSteps, compiled
+from models.passes.fixed_steps_check import check_fixed_steps
 from models.passes.fused import share_tied_gradient
 from models.passes.gradient_checkpointing import checkpointed_modules
+from models.passes.sampling import CachedDecoder, Decoder
 from models.policy.auxiliaries import auxiliary_sources, load_auxiliaries
 from models.policy.causal_policy import CausalPolicy
 from models.policy.critic_loading import Beside, check_critic_settings, critic_source, make_critic
@@ -44,6 +49,7 @@ def load_policy(
     trust_remote_code: bool = False,
     seed: int = 0,
     gradient_checkpointing: bool = False,
+    compile_decoding: bool = False,
     eos_ids: Sequence[int] | None = None,
     auxiliaries: Mapping[str, str] = NO_AUXILIARIES,
     critic: CriticKind = "shared",
@@ -62,6 +68,11 @@ def load_policy(
 
     ``device`` is where the model lies ("cpu", "cuda", "cuda:1"). ``gradient_checkpointing`` recomputes activations in
     the backward pass, which saves memory and costs time.
+
+    ``compile_decoding`` compiles the pass that samples one more token (``torch.compile``), on a card as a CUDA graph
+    too, and draws the same tokens up to rounding. It compiles at the first rollout, which takes minutes for a large
+    model, and again where a later one has more rows (of 8) or columns (of 64); between rollouts it holds the memory of
+    the keys and values of one.
 
     ``dtype`` is that of the weights and activations; adapters and value head are float32 always. ``four_bit`` holds
     the frozen weights in NF4 with double quantisation and computes in ``dtype``. ``eos_ids`` replaces the union of what
@@ -93,10 +104,11 @@ def load_policy(
     Raises:
         TypeError: a name, ``lora``, ``eos_ids``, ``auxiliaries`` or ``critic_model`` of another kind.
         ValueError: combinations that cannot be trained, a critic that this policy cannot have, unsafe, damaged or
-            incomplete files, an unsuitable architecture, no such device, or a negative seed.
+            incomplete files, an unsuitable architecture (for ``compile_decoding`` too), no such device, or a negative
+            seed.
         FileNotFoundError: no such folder, and no name that a hub could know.
     """
-    _check_settings(lora, seed, gradient_checkpointing)
+    _check_settings(lora, seed, gradient_checkpointing=gradient_checkpointing, compile_decoding=compile_decoding)
     check_critic_settings(critic, critic_model)
     source = ModelSource(
         name_or_path=name_or_path,
@@ -116,6 +128,7 @@ def load_policy(
             adapter=adapter,
             eos_ids=eos_ids,
             gradient_checkpointing=gradient_checkpointing,
+            compile_decoding=compile_decoding,
             auxiliaries=beside,
             critic=critic,
             critic_source=of_critic,
@@ -133,16 +146,18 @@ class _Asked:
     """Folder of the adapter that the policy is."""
     eos_ids: Sequence[int] | None
     gradient_checkpointing: bool
+    compile_decoding: bool
     auxiliaries: Mapping[str, ModelSource]
     critic: CriticKind
     critic_source: ModelSource | None
 
 
-def _check_settings(lora: object, seed: object, checkpointing: object) -> None:
+def _check_settings(lora: object, seed: object, **switches: object) -> None:
     if lora is not None and not isinstance(lora, LoraSettings):
         raise TypeError(f"lora must be a LoraSettings or None, got {lora!r}")
-    if not isinstance(checkpointing, bool):
-        raise TypeError(f"gradient_checkpointing must be True or False, got {checkpointing!r}")
+    for name, switch in switches.items():
+        if not isinstance(switch, bool):
+            raise TypeError(f"{name} must be True or False, got {switch!r}")
     if type(seed) is not int or not 0 <= seed < 2**64:
         raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
 
@@ -183,9 +198,15 @@ def _network(source: ModelSource, asked: _Asked) -> Network:
         tokenizer=tokenizer,
         eos_ids=_eos_ids(asked.eos_ids, lm, tokenizer),
         compute_dtype=DTYPES[source.dtype],
+        decoder=_compiled_decoder(lm) if asked.compile_decoding else partial(CachedDecoder, lm),
         checkpointed=checkpointed_modules(lm) if asked.gradient_checkpointing else (),
         auxiliaries=load_auxiliaries(asked.auxiliaries, base, reference, tokenizer),
     )
+
+
+def _compiled_decoder(lm: PreTrainedModel) -> Callable[[Int[Tensor, " row"]], Decoder]:
+    check_fixed_steps(lm, vocabulary(lm))
+    return FixedSteps(lm, compiled(lm)).decoder
 
 
 def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: str | None) -> None:
