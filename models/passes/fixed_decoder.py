@@ -152,9 +152,9 @@ class FixedSteps:
             output = self._run(**inputs, use_cache=True, return_dict=True)
         except TorchDynamoException as error:
             raise RuntimeError(
-                f"torch.compile cannot compile the decoding step of {type(self._lm).__name__} here "
-                f"({type(error).__name__}, above): turn compile_decoding off, or install what the error names (on a "
-                "CPU, a C++ compiler)"
+                f"torch.compile cannot compile the decoding step of {type(self._lm).__name__} here: "
+                f"{type(error).__name__}: {' '.join(str(error).split()[:60])} ... Turn compile_decoding off; or, if a "
+                "compiler is missing (C++ on a CPU, Triton's on a card), install it"
             ) from error
         buffers.positions.add_(1)
         if self._last_position is not None:

@@ -37,7 +37,7 @@ def _reason(lm: PreTrainedModel) -> str:
     layers = StaticCache(lm.config, max_cache_len=1).layers
     others = sorted({type(layer).__name__ for layer in layers if type(layer) is not StaticLayer})
     if others:
-        return f"its cache is not of keys and values of all tokens alone (layers: {', '.join(others)})"
+        return f"some of its layers do not keep the keys and values of all tokens ({', '.join(others)})"
     return ""
 
 
