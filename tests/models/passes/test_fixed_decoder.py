@@ -156,6 +156,7 @@ def forgets(lm, inputs):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [(fails, r"fails with transformers' StaticCache \(IndexError: index 7"), (forgets, "differ .* by .* nats")],
+    ids=["fails", "forgets"],
 )
 def test_models_that_say_something_else_are_refused_by_name(lm, answer, reason, monkeypatch):
     monkeypatch.setattr(fixed_steps_check, "FixedSteps", lambda lm, run: FixedSteps(lm, Strange(lm, answer)))
