@@ -70,9 +70,9 @@ def load_policy(
     the backward pass, which saves memory and costs time.
 
     ``compile_decoding`` compiles the pass that samples one more token (``torch.compile``), on a card as a CUDA graph
-    too, and draws the same tokens up to rounding. It compiles at the first rollout, which takes minutes for a large
-    model, and again where a later one has more rows (of 8) or columns (of 64); between rollouts it holds the memory of
-    the keys and values of one.
+    too. Its tokens are the same up to the rounding of logits. The first rollout waits for the compiler, as does a later
+    one that needs more rows (counted in 8s) or longer ones (in 64s). Between rollouts the keys and values of one stay
+    in memory.
 
     ``dtype`` is that of the weights and activations; adapters and value head are float32 always. ``four_bit`` holds
     the frozen weights in NF4 with double quantisation and computes in ``dtype``. ``eos_ids`` replaces the union of what
