@@ -1,6 +1,7 @@
 """Policies that sample in compiled steps: the same tokens as the others', and one graph for all rollouts."""
 
 import inspect
+import shutil
 
 import pytest
 import torch
@@ -117,6 +118,7 @@ def test_packed_4_bit_weights_go_into_the_graph(folders, graphs):
 
 @WARNED
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.usefixtures("unchecked")
 def test_the_compiler_of_the_cpu_draws_the_same_tokens(tmp_path, monkeypatch):
     """With C++ code of its own, from a 1-layer model, as to compile takes seconds a layer."""
