@@ -27,6 +27,7 @@ from benchmarks.cost.memory_prediction import ModelShape, packed
 from benchmarks.cost.memory_settings import MemorySettings
 from models.passes.fused import make_lean, share_tied_gradient
 from models.passes.gradient_checkpointing import checkpointed_modules
+from models.passes.sampling import CachedDecoder
 from models.policy.causal_policy import CausalPolicy
 from models.policy.critic_loading import adapter_critic, model_critic
 from models.policy.critics import Critic, SharedTrunk
@@ -145,6 +146,7 @@ def random_models(
         tokenizer=tokenizer,
         eos_ids=(EOS_ID,),
         compute_dtype=dtype,
+        decoder=partial(CachedDecoder, lm),
         checkpointed=checkpointed_modules(lm) if settings.gradient_checkpointing else (),
     )
     classifier = random_model(reward, "classifier", dtype, packed(settings, "reward"), device)

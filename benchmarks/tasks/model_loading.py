@@ -24,7 +24,11 @@ OPTIMIZERS: dict[str, Callable[[Iterable[torch.nn.Parameter], PPOConfig], torch.
 def held_policy(loading: Loading, name: str, *, reward: str | None) -> CausalPolicy:
     """Load a policy, whose critic may start from the task's ``reward`` model; None where that is a function. Raises as
     :func:`models.load_policy` does."""
-    trained: dict[str, Any] = {"lora": loading.lora, "gradient_checkpointing": loading.gradient_checkpointing}
+    trained: dict[str, Any] = {
+        "lora": loading.lora,
+        "gradient_checkpointing": loading.gradient_checkpointing,
+        "compile_decoding": loading.compile_decoding,
+    }
     critic: dict[str, Any] = {"critic": loading.critic, "critic_model": critic_model(loading, reward)}
     return load_policy(name, **trained, **critic, **_held(loading), auxiliaries=loading.auxiliaries)
 

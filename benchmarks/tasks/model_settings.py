@@ -22,6 +22,8 @@ class Loading:
     """Train an adapter on the frozen policy; null trains all weights (or the adapter that the policy is)."""
     gradient_checkpointing: bool = False
     """Recompute the policy's activations, and its critic's, in the backward pass."""
+    compile_decoding: bool = False
+    """Compile the step that samples a token (torch.compile), on a GPU as a CUDA graph; same tokens up to rounding."""
     critic: CriticKind = "shared"
     """Where values come from: a head on the policy's trunk; an adapter beside the policy's, which must be one; or a
     model of its own, which is trained whole."""

@@ -95,6 +95,11 @@ class CachedDecoder:
         self._mask, self._longest = self._mask[rows], self._longest[rows]
         self._cache.reorder_cache(rows)
 
+    @property
+    def filled(self) -> tuple[Any, Int[Tensor, "row column"]]:
+        """Its cache, and 1 on those of the cache's columns that hold a token."""
+        return self._cache, self._mask
+
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": True}
         if self._cache is None or not self._recurrent:  # a recurrent model would read column 0 as the new token's

@@ -14,7 +14,7 @@ from models.passes.distribution import Distribution, Targets, gaps
 from models.passes.forward import Predictions, head_ends_it, response_hidden, response_predictions
 from models.passes.gradient_checkpointing import pass_mode
 from models.passes.layout import PaddedRows, onto_responses, policy_layout, right_padded
-from models.passes.sampling import CachedDecoder, sample_responses
+from models.passes.sampling import sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
 from models.policy.critics import Critic
 from models.policy.network import Network
@@ -195,12 +195,13 @@ class CausalPolicy:
         Raises:
             ValueError: prompts that ``validate`` refuses, or limits and uniforms that do not fit them.
             FloatingPointError: logits that are not a distribution.
+            RuntimeError: a decoding step that should be compiled, and cannot be here.
         """
         self._require_prompts(prompts, limits.max_lengths.tolist())
         of = self._distribution(temperature or 1.0)
         with torch.no_grad(), self._network.policy_pass():
             return sample_responses(
-                CachedDecoder(self._lm, room=limits.max_lengths),
+                self._network.decoder(limits.max_lengths),
                 prompts,
                 limits,
                 uniforms,

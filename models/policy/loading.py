@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from models.passes.fixed_decoder import FixedSteps, compiled
+from models.passes.fixed_steps_check import check_fixed_steps
 from models.passes.fused import share_tied_gradient
 from models.passes.gradient_checkpointing import checkpointed_modules
+from models.passes.sampling import CachedDecoder, Decoder
 from models.policy.auxiliaries import auxiliary_sources, load_auxiliaries
 from models.policy.causal_policy import CausalPolicy
 from models.policy.critic_loading import Beside, check_critic_settings, critic_source, make_critic
@@ -47,6 +51,7 @@ def load_policy(
     trust_remote_code: bool = False,
     seed: int = 0,
     gradient_checkpointing: bool = False,
+    compile_decoding: bool = False,
     eos_ids: Sequence[int] | None = None,
     auxiliaries: Mapping[str, str] = NO_AUXILIARIES,
     critic: CriticKind = "shared",
@@ -66,6 +71,11 @@ def load_policy(
 
     ``device`` is where the model lies ("cpu", "cuda", "cuda:1"). ``gradient_checkpointing`` recomputes activations in
     the backward pass, which saves memory and costs time.
+
+    ``compile_decoding`` compiles the pass that samples one more token (``torch.compile``), on a card as a CUDA graph
+    too. Its tokens are the same up to the rounding of logits. The first rollout waits for the compiler, as does a later
+    one that needs more rows (counted in 8s) or longer ones (in 64s). Between rollouts the keys and values of one stay
+    in memory.
 
     ``dtype`` is that of the weights and activations; adapters and value head are float32 always. ``four_bit`` holds
     the frozen weights in NF4 with double quantisation and computes in ``dtype``. ``eos_ids`` replaces the union of what
@@ -102,10 +112,13 @@ def load_policy(
     Raises:
         TypeError: a name, ``lora``, ``eos_ids``, ``auxiliaries`` or ``critic_model`` of another kind.
         ValueError: combinations that cannot be trained, a critic that this policy cannot have, unsafe, damaged or
-            incomplete files, an unsuitable architecture, no such device, or a negative seed.
+            incomplete files, an unsuitable architecture (for ``compile_decoding`` too), no such device, or a negative
+            seed.
         FileNotFoundError: no such folder, and no name that a hub could know.
     """
-    _check_settings(lora, seed, gradient_checkpointing, shard)
+    _check_settings(
+        lora, seed, gradient_checkpointing=gradient_checkpointing, compile_decoding=compile_decoding, shard=shard
+    )
     check_critic_settings(critic, critic_model)
     source = ModelSource(
         name_or_path=name_or_path,
@@ -119,13 +132,15 @@ def load_policy(
     with seeded(seed, device), reading(str(name_or_path)):
         adapter = adapter_folder(source)
         _require_trainable(source, lora, adapter)
-        _require_divisible(source, lora, adapter, shard)
+        if shard:
+            _require_divisible(source.name_or_path, (lora, adapter) != (None, None), compile_decoding)
         of_critic = critic_source(critic, critic_model, source, is_adapter=(adapter, lora) != (None, None))
         asked = _Asked(
             lora=lora,
             adapter=adapter,
             eos_ids=eos_ids,
             gradient_checkpointing=gradient_checkpointing,
+            compile_decoding=compile_decoding,
             auxiliaries=beside,
             critic=critic,
             critic_source=of_critic,
@@ -144,19 +159,19 @@ class _Asked:
     """Folder of the adapter that the policy is."""
     eos_ids: Sequence[int] | None
     gradient_checkpointing: bool
+    compile_decoding: bool
     auxiliaries: Mapping[str, ModelSource]
     critic: CriticKind
     critic_source: ModelSource | None
     shard: bool
 
 
-def _check_settings(lora: object, seed: object, checkpointing: object, shard: object) -> None:
+def _check_settings(lora: object, seed: object, **switches: object) -> None:
     if lora is not None and not isinstance(lora, LoraSettings):
         raise TypeError(f"lora must be a LoraSettings or None, got {lora!r}")
-    if not isinstance(checkpointing, bool):
-        raise TypeError(f"gradient_checkpointing must be True or False, got {checkpointing!r}")
-    if not isinstance(shard, bool):
-        raise TypeError(f"shard must be True or False, got {shard!r}")
+    for name, switch in switches.items():
+        if not isinstance(switch, bool):
+            raise TypeError(f"{name} must be True or False, got {switch!r}")
     if type(seed) is not int or not 0 <= seed < 2**64:
         raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
 
@@ -204,6 +219,7 @@ def _network(source: ModelSource, asked: _Asked) -> Network:
         eos_ids=_eos_ids(asked.eos_ids, lm, tokenizer),
         compute_dtype=DTYPES[source.dtype],
         checkpointed=checkpointed,
+        decoder=_compiled_decoder(lm) if asked.compile_decoding else partial(CachedDecoder, lm),
         auxiliaries=load_auxiliaries(asked.auxiliaries, base, reference, tokenizer),
         sharding=sharding,
     )
@@ -217,6 +233,11 @@ def _divided(
     reference = again().requires_grad_(False)
     divide(reference)
     return DividedWeights(lm, reference, checkpointed)
+
+
+def _compiled_decoder(lm: PreTrainedModel) -> Callable[[Int[Tensor, " row"]], Decoder]:
+    check_fixed_steps(lm, vocabulary(lm))
+    return FixedSteps(lm, compiled(lm)).decoder
 
 
 def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: str | None) -> None:
@@ -234,12 +255,15 @@ def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: 
         )
 
 
-def _require_divisible(source: ModelSource, lora: LoraSettings | None, adapter: str | None, shard: bool) -> None:
-    if not shard:
-        return
-    if (lora, adapter) != (None, None):
+def _require_divisible(name: str, is_adapter: bool, compiled: bool) -> None:
+    if compiled:
         raise ValueError(
-            f"{source.name_or_path}: shard=True divides weights that are trained, and an adapter's are few; leave it "
+            f"{name}: shard=True puts the weights together anew for every rollout, and a compiled step reads them where "
+            "they first lay; leave out compile_decoding"
+        )
+    if is_adapter:
+        raise ValueError(
+            f"{name}: shard=True divides weights that are trained, and an adapter's are few; leave it "
             "out, and load the frozen weights with four_bit=True where they do not fit"
         )
     require_several()

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.attention.reader import AttentionReader, UnreadableAttention, checked_reader
 from models.passes.context_length import context_length
 from models.passes.gradient_checkpointing import pass_mode
+from models.passes.sampling import Decoder
 from models.policy.critics import Critic
 from models.policy.sharding import DividedWeights
 from models.weights.language_model import vocabulary
@@ -34,6 +36,8 @@ class Network:
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     compute_dtype: torch.dtype
+    decoder: Callable[[Int[Tensor, " row"]], Decoder]
+    """Makes the decoder of a batch whose rows may grow by so many tokens each."""
     checkpointed: tuple[nn.Module, ...]
     """Modules that recompute their activations in the backward pass; empty if that is off."""
     auxiliaries: Mapping[str, Reference] = field(default_factory=dict)

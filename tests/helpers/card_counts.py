@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ import transformers
 from pretended_card import PretendedCard
 
 from models import load_policy, load_reward_model
+from models.policy import loading
 from models.tiny import save_tiny
 from redistributors import RewardAttention
 from rlhf_core import KLConfig, PPOConfig, PPOTrainer
@@ -44,9 +46,10 @@ class Counted:
     units: int
 
 
-def counted_step(family: str, folder: Path, card: PretendedCard) -> dict[str, Counted]:
-    """Sampling (by sampled position) and the update (by minibatch) of a second step, when all states exist."""
-    policy = load_policy(save_tiny(folder / "policy", family, seed=1, context=128), device="cuda")
+def counted_step(family: str, folder: Path, card: PretendedCard, **settings) -> dict[str, Counted]:
+    """Sampling (by sampled position) and the update (by minibatch) of a second step, when all states exist. The policy
+    is loaded with ``settings``."""
+    policy = load_policy(save_tiny(folder / "policy", family, seed=1, context=128), device="cuda", **settings)
     classifier = save_tiny(folder / "reward", family, head="classifier", num_labels=2, seed=2, context=128)
     reward = load_reward_model(classifier, score="logit_difference", device="cuda")
     trainer, found = PPOTrainer(policy, reward, RewardAttention(), CONFIG), {}
@@ -74,11 +77,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    for family in ("gpt2", "llama"):
+    loading.compiled = lambda lm: lm  # nothing is compiled for a pretended card: steps of fixed shapes as they are
+    for family, fixed in product(("gpt2", "llama"), (False, True)):
         with tempfile.TemporaryDirectory() as folder, PretendedCard() as card:
-            for name, counted in counted_step(family, Path(folder), card).items():
+            for name, counted in counted_step(family, Path(folder), card, compile_decoding=fixed).items():
                 launches, waits = (sum(c.values()) / counted.units for c in (counted.launches, counted.waits))
-                print(f"{family}, per {name}: {waits:g} waits of the host, {launches:g} launches")
+                kind = f"{family}, fixed shapes" if fixed else family
+                print(f"{kind}, per {name}: {waits:g} waits of the host, {launches:g} launches")
                 for (place, operation), times in counted.waits.most_common() if asked.lines else ():
                     print(f"    {times / counted.units:g} {place} {operation}")
 

@@ -838,6 +838,42 @@ MUTATIONS = (
         "tests/models/passes/test_sampling.py::test_logits_that_are_not_numbers_are_told_with_their_first_step",
     ),
     Mutation(
+        "models/passes/fixed_decoder.py",
+        "self.cache.reset()  # to zeros",
+        "pass  # to zeros",
+        "tests/models/passes/test_fixed_decoder.py::test_a_rollout_of_numbers_that_are_none_leaves_nothing_behind",
+    ),
+    Mutation(
+        "models/passes/fixed_decoder.py",
+        "buffers.positions.clamp_(max=self._last_position)",
+        "pass",
+        "tests/models/policy/test_compiled_decoding.py::test_rows_that_have_ended_may_pass_the_context",
+    ),
+    Mutation(
+        "models/passes/fixed_decoder.py",
+        "return rows <= self.mask.shape[0] and",
+        "return",
+        "tests/models/passes/test_fixed_decoder.py::test_one_that_does_not_fit_gets_larger_ones[prompts1-6-shape1]",
+    ),
+    Mutation(
+        "models/passes/fixed_decoder.py",
+        "self.positions[:n] = mask.sum(1, keepdim=True)",
+        "self.positions[:n] = width",
+        "tests/models/passes/test_fixed_decoder.py::test_steps_of_fixed_shapes_give_the_ordinary_logits[llama-gqa]",
+    ),
+    Mutation(
+        "models/passes/fixed_decoder.py",
+        "prompts.values.index_select(0, rows)",
+        "prompts.values[:n]",
+        "tests/models/passes/test_fixed_decoder.py::test_rows_may_be_repeated_before_the_first_step",
+    ),
+    Mutation(
+        "models/passes/fixed_steps_check.py",
+        "    if gap <= allowed:\n",
+        "    if True:\n",
+        "tests/models/passes/test_fixed_decoder.py::test_models_that_say_something_else_are_refused_by_name[forgets]",
+    ),
+    Mutation(
         "models/passes/length_switches.py",
         "setattr(owner, name, NEAR)",
         "setattr(owner, name, getattr(owner, name))",

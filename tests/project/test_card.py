@@ -111,6 +111,25 @@ def test_copies_of_a_prompt_share_its_prefill_on_a_card_without_a_wait(folders, 
     assert drawn.responses() == here.responses()
 
 
+def test_steps_of_fixed_shapes_wait_no_more(folders, card, monkeypatch):
+    """Not compiled, as a pretended card has no kernels; a wait inside would forbid a CUDA graph."""
+    monkeypatch.setattr("models.policy.loading.compiled", lambda lm: lm)
+    policy, tokens = load_policy(folders[0], device="cuda", compile_decoding=True), torch.tensor([24, 24])
+    for _ in range(2):  # buffers are made at the first
+        card.reset()
+        policy.sample(PROMPTS[:2], Limits(min_lengths=tokens, max_lengths=tokens), torch.full((2, 24), 0.5))
+    assert sum(card.waits.values()) <= 24 / 8, card.waits
+    assert {place.split(":")[0] for place, _ in card.waits} == {"models/passes/sampling.py"}
+
+
+@pytest.mark.slow
+def test_a_graph_draws_the_same_tokens(folders):
+    ordinary, compiled = (trainer(folders, compile_decoding=wanted) for wanted in (False, True))
+    for _ in range(2):
+        rollouts = [learner.collect(PROMPTS) for learner in (ordinary, compiled)]
+        assert rollouts[0].sequences.responses() == rollouts[1].sequences.responses()
+
+
 def test_a_card_draws_and_learns_what_the_cpu_does(folders):
     here, there = trainer(folders, device="cpu"), trainer(folders)
     for _ in range(2):

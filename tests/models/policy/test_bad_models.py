@@ -46,7 +46,7 @@ def policy(folders):
         *(("seed", bad) for bad in ("a", 1.5, -1, 10**30)),
         *(("device", bad) for bad in ("nosuch", None, "cuda:99")),
         *(("dtype", bad) for bad in ("float9", None, torch.float32, ["float32"])),
-        *((flag, "no") for flag in ("four_bit", "trust_remote_code", "gradient_checkpointing")),
+        *((flag, "no") for flag in ("four_bit", "trust_remote_code", "gradient_checkpointing", "compile_decoding")),
         ("revision", 3),
     ],
 )

@@ -206,6 +206,7 @@ def test_an_optimizer_whose_state_has_no_parts_is_refused(folders):
     [
         ({}, "this is one alone; start several"),
         ({"lora": LoraSettings()}, "an adapter's are few; leave it out"),
+        ({"compile_decoding": True}, "where they first lay; leave out compile_decoding"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(loading, said, folders):
