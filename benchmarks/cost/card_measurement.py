@@ -6,10 +6,11 @@ is written after every case, so that nothing is lost when the command is ended.
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -64,9 +65,10 @@ def measure(cases: Mapping[str, Case], repeats: int, budget: Budget, stack: Publ
     work: dict[str, tuple[Case, Callable[[float], Found]]] = {
         name: (case, _steps_of(case, repeats)) for name, case in cases.items()
     }
-    plain = next((case for case in cases.values() if (case.dtype, case.training) == ("float32", "full")), None)
-    for variant in stack.variants if stack is not None and plain is not None else ():
-        work[f"{stack.name}, {variant}"] = (plain, _published_steps(stack, variant, plain, repeats))
+    if stack is not None:
+        plain = [case for case in cases.values() if (case.dtype, case.training) == ("float32", "full")]
+        for case, variant in product(plain[:1], stack.variants):
+            work[f"{stack.name}, {variant}"] = (case, _published_steps(stack, variant, case, repeats))
     for name, (case, run) in tqdm(work.items(), desc="cases", unit="case", dynamic_ncols=True, disable=None):
         found["cases"][name] = {"settings": jsonable(case), **_within(budget, case, run)}
         write_json(out / FILE, found)
@@ -137,7 +139,7 @@ def figures(step: Mapping[str, Any]) -> Found:
     }
 
 
-def most(steps: list[Mapping[str, Any]]) -> dict[str, int]:
+def most(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """The peak of each phase over all steps; empty on a CPU, which does not count by phase."""
     return {phase: max(step["peaks"][phase] for step in steps) for phase in steps[0]["peaks"]}
 

@@ -13,11 +13,12 @@ from benchmarks import card
 from benchmarks.cost import card_measurement
 from benchmarks.cost.card_measurement import Budget, measure, summary
 from benchmarks.cost.cases import CASES, ON_A_CARD, Case
-from benchmarks.cost.engine_processes import VARIANTS, WORKER, process
+from benchmarks.cost.engine_processes import VARIANTS, WORKER, PublishedStack, process
 from benchmarks.cost.timed_step import PHASES, PREDICTED, Engine
 
 TINY = Case(layers=1, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
 STEP = {
+    **{"prompts": [[1], [2]], "lengths": [6, 3, 3]},
     **{"cpu_seconds": 2.0, "tokens": 12, "optimizer_steps": 4, "peak_bytes": 7},
     **{"phases": dict.fromkeys(PHASES, 0.25), "peaks": {"generate": 3, "update": 5}},
 }
@@ -69,6 +70,24 @@ def test_a_case_that_would_take_longer_than_there_is_time_is_not_begun(clock, tm
     cases = {"a": Case(prompts=50), "b": Case(prompts=50)}
     found = measure(cases, 1, Budget(1, clock), None, tmp_path)
     assert found["cases"]["b"]["skipped"] == "10 s were left, and the longest case so far took 50 s"
+
+
+def test_the_published_stack_takes_the_first_case_that_it_can(clock, tmp_path, monkeypatch):
+    asked = []
+
+    @contextmanager
+    def stack(of, variant, case, models, seconds):
+        asked.append((variant, case.prompts, seconds))
+        yield lambda do, prompts, lengths: {"cpu_seconds": float(len(prompts) + len(lengths))}
+
+    monkeypatch.setattr(card_measurement, "published", stack)
+    cases = {"lora": Case(prompts=1, training="lora"), "full": Case(prompts=2), "more": Case(prompts=3)}
+    trl = PublishedStack(name="trl", python=sys.executable, variants=("as run", "fused Adam"))
+    found = measure(cases, 2, Budget(10, clock), trl, tmp_path)["cases"]
+    assert [one[:2] for one in asked] == [("as run", 2), ("fused Adam", 2)]
+    assert max(seconds for *_, seconds in asked) < 600
+    assert list(found) == ["lora", "full", "more", "trl, as run", "trl, fused Adam"]
+    assert found["trl, as run"]["steps"] == [{"cpu_seconds": 5.0}] * 2
 
 
 def test_four_bit_cases_are_left_out_without_bitsandbytes(clock, tmp_path, monkeypatch):
