@@ -47,6 +47,7 @@ COMMANDS: Mapping[str, Mapping[str, str]] = {
     "cost": {
         "memory": "whether a PPO step fits the card",
         "throughput": "time of a PPO step, phase by phase",
+        "card": "measure a card in ten minutes, in one JSON file",
         "evidence_cost": "what evidence costs in time and memory",
         "sampling_speed": "speed of sampling against generate",
         "levers": "what each part of the engine is worth alone",

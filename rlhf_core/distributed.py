@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -28,6 +29,8 @@ COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZ
 """Where launchers say how many processes they started: torchrun and accelerate, srun, and the kinds of mpirun."""
 ADDRESS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun and accelerate tell each process, so that it finds the others."""
+TIMEOUT = "DENSE_RLHF_TIMEOUT"
+"""How many seconds a process waits for the others before it takes them for lost; without it, torch's 30 minutes."""
 BUCKET = 2**25
 """Gradients that are added up in one message, in numbers: the copy takes this much memory, not that of all."""
 Result = TypeVar("Result")
@@ -42,7 +45,8 @@ def join() -> int:
     """Meet the other processes that a launcher started, unless a process group exists; how many there are.
 
     Raises:
-        ValueError: a launcher started several processes and does not say where they meet.
+        ValueError: a launcher started several processes and does not say where they meet; DENSE_RLHF_TIMEOUT is set,
+            and not to a number of seconds above 0.
     """
     if count() == 1:
         several = _started()
@@ -56,7 +60,8 @@ def join() -> int:
                 "nothing to do with each other, unset these variables in each and give each its folder"
             )
         take_own_card()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=_timeout())
         atexit.register(_leave)
     _group()
     return count()
@@ -277,8 +282,19 @@ def _group() -> Any:
         return world
     if world not in _groups:
         _groups.clear()
-        _groups[world] = dist.new_group(backend="gloo")
+        _groups[world] = dist.new_group(backend="gloo", timeout=_timeout())
     return _groups[world]
+
+
+def _timeout() -> timedelta | None:
+    """What the environment sets; None for torch's default."""
+    said = os.environ.get(TIMEOUT)
+    if not said:
+        return None
+    with suppress(ValueError):
+        if 0 < float(said) < 1e9:
+            return timedelta(seconds=float(said))
+    raise ValueError(f"{TIMEOUT} must be a number of seconds above 0, got {said!r}; unset it for torch's 30 minutes")
 
 
 @contextmanager

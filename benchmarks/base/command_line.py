@@ -21,6 +21,7 @@ from benchmarks.base.flag_help import Sections, full_help, short_help
 from benchmarks.base.flags import flags_of, groups_of
 from benchmarks.base.presets import config_path
 from rlhf_core.run.closed_stdout import make_lasting
+from rlhf_core.run.freed_memory import keep_freed_memory
 
 CONSOLE_SCRIPT = "dense-rlhf"
 Settings = TypeVar("Settings")
@@ -96,6 +97,7 @@ def command_line(
     ``sections`` puts settings under titles in the help.
     """
     make_lasting()
+    keep_freed_memory()  # here all commands meet, before anything is loaded
     warnings.formatwarning = _one_line  # type: ignore[assignment]  # it names the arguments it has no use for
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     about = summary or (settings.__doc__ or "").strip()

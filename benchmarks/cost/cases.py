@@ -1,8 +1,8 @@
 """The named workloads on which steps are timed. Nothing heavy is imported here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,19 +22,26 @@ class Case:
     four_bit: Literal["none", "both"] = "none"
     keep_freed_memory: bool = True
     device: Literal["cpu", "cuda"] = "cpu"
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of ``models.load_policy``; with any, the random policy is saved and loaded as a user's is."""
+    ppo: Mapping[str, Any] = field(default_factory=dict)
+    """Further settings of ``rlhf_core.PPOConfig``."""
 
     @property
     def words(self) -> str:
         """Its description in the tables."""
         (low, high), weights = self.lengths, " on 4-bit weights" if self.four_bit == "both" else ""
+        further = "".join(f", {name} {value}" for name, value in {**self.loading, **self.ppo}.items())
         return (
             f"GPT-2 of {self.layers} layers x {self.hidden}, vocabulary {self.vocab}; {self.prompts} prompts, "
             f"{low}-{high} tokens, minibatch {self.minibatch_size}, passes of up to {self.micro_batch_tokens} tokens; "
             f"{self.training} fine-tuning in {self.dtype}{weights} on {self.device}"
             + ("" if self.keep_freed_memory else ", freed memory given back")
+            + further
         )
 
 
+LARGE: Mapping[str, Any] = {"prompts": 64, "lengths": (64, 128), "minibatch_size": 16}
 CASES: Mapping[str, Case] = {
     "paper": Case(),
     "minibatch-16": Case(minibatch_size=16),
@@ -45,6 +52,15 @@ CASES: Mapping[str, Case] = {
     "four-bit": Case(minibatch_size=16, dtype="bfloat16", training="lora", four_bit="both"),
     "default-allocator": Case(keep_freed_memory=False),
     "tiny": Case(layers=2, hidden=64, vocab=128, prompts=4, minibatch_size=4),
+    "checkpointed": Case(minibatch_size=16, loading={"gradient_checkpointing": True}),
+    "large": Case(layers=36, hidden=1280, **LARGE),
+    "large-lora-bf16": Case(layers=36, hidden=1280, dtype="bfloat16", training="lora", **LARGE),
+    "large-lora-four-bit": Case(layers=36, hidden=1280, dtype="bfloat16", training="lora", four_bit="both", **LARGE),
 }
 """GPT-2 124M in the paper's setting, with larger minibatches, with long responses, and with those in less memory;
-"tiny" is for a first try."""
+"tiny" is for a first try. The large ones, GPT-2 774M, are for a card."""
+ON_A_CARD = (
+    *("paper", "minibatch-16", "lora", "bf16", "four-bit", "checkpointed", "long"),
+    *("large-lora-bf16", "large-lora-four-bit", "large"),
+)
+"""What ``benchmarks.card`` measures, the most telling first, since the last may not fit in its time."""

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
+from threading import TIMEOUT_MAX, Timer
 from typing import IO, Any, cast
 
 from benchmarks.cost.cases import Case
@@ -19,9 +20,10 @@ from benchmarks.cost.cases import Case
 WORKER = Path(__file__).parents[1] / "published_stack" / "worker.py"
 INSTALL = WORKER.with_name("install.sh")
 VARIANTS: Mapping[str, Mapping[str, bool]] = {
-    "as run": {"fused": False, "keep_freed_memory": False},
-    "fused Adam": {"fused": True, "keep_freed_memory": False},
-    "fused Adam, keeps freed memory": {"fused": True, "keep_freed_memory": True},
+    "as run": {"fused": False, "keep_freed_memory": False, "batched": False},
+    "fused Adam": {"fused": True, "keep_freed_memory": False, "batched": False},
+    "fused Adam, keeps freed memory": {"fused": True, "keep_freed_memory": True, "batched": False},
+    "batched generate, fused Adam, keeps freed memory": {"fused": True, "keep_freed_memory": True, "batched": True},
 }
 """Of the published stack: as it was run, and with what any user could have given it."""
 Ask = Callable[..., dict[str, Any]]
@@ -58,12 +60,12 @@ def require_device(device: str) -> None:
 
 
 @contextmanager
-def process(command: Sequence[str], case: Mapping[str, Any]) -> Iterator[Ask]:
+def process(command: Sequence[str], case: Mapping[str, Any], seconds: float = TIMEOUT_MAX) -> Iterator[Ask]:
     """Start a worker that builds ``case``, its last argument, and answers lines of JSON. What else it prints is shown
-    only if it fails.
+    only if it fails. It is ended after ``seconds``.
 
     Raises:
-        RuntimeError: it ended instead of answering; the message ends with the last it printed.
+        RuntimeError: it ended, or was ended, instead of answering; the message ends with the last it printed.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     with (
@@ -71,6 +73,9 @@ def process(command: Sequence[str], case: Mapping[str, Any]) -> Iterator[Ask]:
         Popen([*command, json.dumps(case)], stdin=PIPE, stdout=PIPE, stderr=said, text=True, env=environment) as worker,
     ):
         requests, answers = cast(IO[str], worker.stdin), cast(IO[str], worker.stdout)
+        alarm = Timer(seconds, worker.kill)
+        alarm.daemon = True
+        alarm.start()
 
         def ask(**request: Any) -> dict[str, Any]:
             line = ""
@@ -86,19 +91,21 @@ def process(command: Sequence[str], case: Mapping[str, Any]) -> Iterator[Ask]:
         try:
             yield ask
         finally:
+            alarm.cancel()
             worker.kill()
             with suppress(BrokenPipeError):  # of what was not read
                 requests.close()
 
 
-def ours(case: Case) -> AbstractContextManager[Ask]:
-    """Our engine on a case."""
-    return process([sys.executable, "-m", "benchmarks.cost.timed_step"], asdict(case))
+def ours(case: Case, seconds: float = TIMEOUT_MAX) -> AbstractContextManager[Ask]:
+    """Our engine on a case, for ``seconds`` at most."""
+    return process([sys.executable, "-m", "benchmarks.cost.timed_step"], asdict(case), seconds)
 
 
 def published(
-    stack: PublishedStack, variant: str, case: Case, models: Mapping[str, object]
+    stack: PublishedStack, variant: str, case: Case, models: Mapping[str, object], seconds: float = TIMEOUT_MAX
 ) -> AbstractContextManager[Ask]:
-    """The published stack on a case, with the ``models`` that :func:`benchmarks.cost.timed_step.saved` saved."""
-    sizes = {"rollout_batch_size": case.prompts, "minibatch_size": case.minibatch_size}
-    return process([stack.python, str(WORKER)], {**models, **sizes, **VARIANTS[variant]})
+    """The published stack on a case, with the ``models`` that :func:`benchmarks.cost.timed_step.saved` saved, for
+    ``seconds`` at most."""
+    sizes = {"rollout_batch_size": case.prompts, "minibatch_size": case.minibatch_size, "device": case.device}
+    return process([stack.python, str(WORKER)], {**models, **sizes, **VARIANTS[variant]}, seconds)

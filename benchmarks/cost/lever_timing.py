@@ -20,7 +20,6 @@ from models.passes.distribution import Distribution, Targets, entropy, token_dis
 from models.passes.fused import VocabularyHead, share_tied_gradient
 from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_statistics
-from rlhf_core.run.freed_memory import keep_freed_memory
 from rlhf_core.types import Limits
 
 Lever = tuple[str, str, Pass, Pass]
@@ -149,7 +148,6 @@ def lever_table(size: str, seconds: float) -> Table:
     """Time every lever against its alternative on one thread, for so many CPU seconds each."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    keep_freed_memory()
     found = tqdm(levers(size), total=10, desc="levers", unit="lever", dynamic_ncols=True, disable=None)
     columns = ("lever", "against", "time ratio", "A/A", "MiB, ours", "MiB, theirs")
     rows = tuple(line(lever, seconds) for lever in found)

@@ -25,7 +25,6 @@ from models.passes.fused import make_lean
 from models.passes.sampling import CachedDecoder, inverse_cdf, left_padded, sample_responses
 from models.tiny import EOS_ID
 from rlhf_core.random_streams import stream
-from rlhf_core.run.freed_memory import keep_freed_memory
 from rlhf_core.types import Limits
 
 ANY_LENGTH: Mapping[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "suppress_tokens": [EOS_ID]}
@@ -164,7 +163,6 @@ def sampling_table(
         RuntimeError: an alternative draws other tokens than ours, or the published stack ended.
     """
     torch.set_num_threads(1)
-    keep_freed_memory()
     asked = tqdm(lengths.items(), desc="lengths", unit="length", dynamic_ncols=True, disable=None)
     rows = tuple(
         line for name, closed in asked for line in lines(name, Samplers(SIZES[size], prompts, closed), repeats, stack)

@@ -6,6 +6,7 @@
 import json
 import resource
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,17 +15,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from benchmarks.cost.architectures import random_models
+from benchmarks.cost.architectures import lora_of, random_model, random_models, shape_of
 from benchmarks.cost.cases import Case
 from benchmarks.cost.equal_rows import equal_rows
 from benchmarks.cost.gpt2_sizes import gpt2_of
 from benchmarks.cost.machine_floor import ADAM_BYTES, Work, clock, flop_counter, measured_rates
-from benchmarks.cost.memory_settings import MemorySettings
+from benchmarks.cost.memory_prediction import packed, predict
+from benchmarks.cost.memory_settings import CONTEXT_BYTES, MemorySettings
 from models.policy.causal_policy import CausalPolicy
+from models.policy.loading import load_policy
 from models.progress_bars import save_without_bars
-from models.tiny import EOS_ID
+from models.tiny import EOS_ID, tiny_tokenizer
 from redistributors import REDISTRIBUTORS
 from rlhf_core.config import PPOConfig
 from rlhf_core.random_streams import stream
@@ -32,6 +35,13 @@ from rlhf_core.run.freed_memory import keep_freed_memory
 from rlhf_core.trainer import PPOTrainer
 
 PHASES = ("generate", "log-probabilities", "score", "redistribute", "returns", "update", "optimizer")
+PREDICTED = {
+    "generate": ("sample",),
+    "log-probabilities": ("old log-probs", "reference"),
+    "score": ("reward",),
+    "update": ("update",),
+}
+"""The phases of the memory prediction that each phase here consists of."""
 PROMPT_LENGTHS = (2, 8)
 
 
@@ -42,11 +52,11 @@ class Engine:
         self.case, self.device = case, torch.device(case.device)
         torch.manual_seed(0)
         context = max(1024, PROMPT_LENGTHS[1] + case.lengths[1])
-        shape = gpt2_of(case.layers, case.hidden, case.vocab, context=context, num_labels=2, pad_id=EOS_ID)
-        settings = MemorySettings(
-            dtype=case.dtype, four_bit=case.four_bit, training=case.training, gradient_checkpointing=False
-        )
-        policy, self.reward = random_models(settings, shape, shape, self.device)
+        self.shape = gpt2_of(case.layers, case.hidden, case.vocab, context=context, num_labels=2, pad_id=EOS_ID)
+        self.settings = memory_settings(case)
+        policy, self.reward = random_models(self.settings, self.shape, self.shape, self.device)
+        if case.loading:
+            policy = loaded(case, self.settings, self.shape)
         self.reward.micro_batch_tokens = case.micro_batch_tokens
         config = PPOConfig.from_paper(
             "positive_generation",
@@ -56,11 +66,14 @@ class Engine:
             min_length=case.lengths[0],
             max_length=case.lengths,
             first_step_checks="warn",
+            **case.ppo,
         )
         self.trainer = PPOTrainer(policy, self.reward, REDISTRIBUTORS["abc"](), config)
         self.policy = cast(CausalPolicy, self.trainer.policy)
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.peaks: defaultdict[str, int] = defaultdict(int)
         self.optimizer_steps = 0
+        self._most = 0
         self._count: Callable[[], int] | None = None
         self._flops: defaultdict[str, int] = defaultdict(int)
         self._watch(self.policy, "sample", "generate")
@@ -85,6 +98,7 @@ class Engine:
         """Take the next step; its prompts, seconds by phase, and the work that was done."""
         prompts = self.prompts(self.trainer.steps_done)
         self.seconds.clear()
+        self.peaks.clear()
         self.optimizer_steps = 0
         start = clock(self.device)
         rollout = self.trainer.collect(prompts)
@@ -104,7 +118,15 @@ class Engine:
             "lengths": rollout.sequences.response_lengths.tolist(),
             "optimizer_steps": self.optimizer_steps,
             "peak_bytes": self._peak(),
+            "peaks": dict(self.peaks),
         }
+
+    def predicted(self) -> dict[str, float]:
+        """Bytes that the memory model expects on a card at each phase's fullest moment, without the CUDA context. It
+        counts every row at its longest."""
+        shapes = shape_of(self.shape, "lm", "the policy"), shape_of(self.shape, "classifier", "the reward model")
+        found = predict(self.settings, *shapes)
+        return {name: max(map(found.total, phases)) - CONTEXT_BYTES for name, phases in PREDICTED.items()}
 
     def noise(self) -> dict[str, float]:
         """Differences before anything is learned, in nats per token: each row as a minibatch of one against the rollout
@@ -151,9 +173,15 @@ class Engine:
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
+        on_card = self.device.type == "cuda"
         start, before = clock(self.device), self._count() if self._count else 0
+        if on_card:
+            self._most = max(self._most, torch.cuda.max_memory_allocated(self.device))
+            torch.cuda.reset_peak_memory_stats(self.device)
         yield
         self.seconds[name] += clock(self.device) - start
+        if on_card:
+            self.peaks[name] = max(self.peaks[name], torch.cuda.max_memory_allocated(self.device))
         if self._count:
             self._flops[name] += self._count() - before
 
@@ -177,7 +205,8 @@ class Engine:
 
     def _peak(self) -> int:
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
+            self._most = max(self._most, torch.cuda.max_memory_allocated(self.device))
+            return self._most
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def save(self, folder: str) -> dict[str, str | int]:
@@ -191,6 +220,38 @@ class Engine:
         logprobs = self.policy.evaluate(sequences, frozenset()).logprobs
         score = self.reward.score(sequences, frozenset()).scores
         return {"logprob": float(logprobs.sum()), "score": float(score)}
+
+
+def memory_settings(case: Case) -> MemorySettings:
+    """What the memory of a case depends on."""
+    return MemorySettings(
+        dtype=case.dtype,
+        four_bit=case.four_bit,
+        training=case.training,
+        gradient_checkpointing=case.loading.get("gradient_checkpointing", False),
+        rollout_batch_size=case.prompts,
+        minibatch_size=case.minibatch_size,
+        micro_batch_tokens=case.micro_batch_tokens,
+        reward_micro_batch_tokens=case.micro_batch_tokens,
+        prompt_tokens=PROMPT_LENGTHS[1],
+        response_tokens=case.lengths[1],
+    )
+
+
+def loaded(case: Case, settings: MemorySettings, shape: PreTrainedConfig) -> CausalPolicy:
+    """The case's policy, saved with random weights and loaded with the case's own settings of ``load_policy``."""
+    model = random_model(shape, "lm", torch.float32, False, torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        save_without_bars(model, folder)
+        tiny_tokenizer(vocab_size=case.vocab).save_pretrained(folder)
+        return load_policy(
+            folder,
+            lora=lora_of(settings),
+            four_bit=packed(settings, "policy"),
+            dtype=case.dtype,
+            device=case.device,
+            **case.loading,
+        )
 
 
 def saved(folder: Path, policy: PreTrainedModel, reward: PreTrainedModel) -> dict[str, str | int]:

@@ -101,7 +101,7 @@ def findings(settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], c
 
 def on_the_cpu(task: Task) -> Task:
     """The same task with its models on the CPU, in full width, where every machine can load them."""
-    loading = replace(task.loading, device="cpu", four_bit=False, optimizer="torch")
+    loading = replace(task.loading, device="cpu", reward_device=None, four_bit=False, optimizer="torch")
     if loading == task.loading:
         return task
     made: Task = replace(task, loading=loading)  # type: ignore[type-var]  # a task is a dataclass, which no Protocol says
@@ -176,7 +176,7 @@ def _sizes(
     needs = frozenset(need for run in arms for need in run.arm.redistributor().needs)
     try:
         held = memory_settings(settings.loading, arms[0].config, longest, needs, card_gib)
-        yield _memory(loaded, held, on_a_card=settings.loading.device != "cpu")
+        yield _memory(loaded, held, settings.loading)
     except ValueError as error:
         yield Finding(about="memory", said=f"not predicted: {error}")
 
@@ -203,9 +203,9 @@ def _row(config: PPOConfig, mean_prompt: float) -> float:
     return mean_prompt + sum(config.max_length) / 2
 
 
-def _memory(loaded: Loaded, settings: MemorySettings, *, on_a_card: bool) -> Finding:
+def _memory(loaded: Loaded, settings: MemorySettings, loading: Loading) -> Finding:
     """The predicted peak of a step on a GPU; raises ValueError for an architecture that the prediction does not know.
-    A comparison that is not ``on_a_card`` is not stopped by it."""
+    It stops only comparisons that have both models on one card, which is what it predicts."""
     reward = loaded.reward.reward if isinstance(loaded.reward, PromptedReward) else loaded.reward
     if not (isinstance(loaded.policy, CausalPolicy) and isinstance(reward, ClassifierReward)):
         return Finding(about="memory", said="not predicted: that takes a language model and a classifier as reward")
@@ -217,7 +217,10 @@ def _memory(loaded: Loaded, settings: MemorySettings, *, on_a_card: bool) -> Fin
     )
     peak, card = prediction.peak / GIB, settings.card_gib
     said = f"predicted peak on a GPU {peak:.1f} GiB, in the phase {prediction.peak_phase!r}; the card has {card:g} GiB"
-    return Finding(about="memory", said=said, wrong=on_a_card and peak > card)
+    together = loading.reward_device in (None, loading.device)
+    if not together:
+        said += f". This counts both models on one card, and the reward model is on {loading.reward_device}"
+    return Finding(about="memory", said=said, wrong=together and loading.device != "cpu" and peak > card)
 
 
 def _critic_model(policy: CausalPolicy) -> ModelShape | None:

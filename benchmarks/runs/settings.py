@@ -121,7 +121,8 @@ class ComparisonSettings:
             raise ValueError(f"gpus_per_run must be 0 or more, got {self.gpus_per_run}")
         if self.executor != "ray" and (self.ray_address is not None or self.gpus_per_run):
             raise ValueError("--ray_address and --gpus_per_run are settings of a Ray cluster; add --executor ray")
-        if self.executor == "ray" and self.loading.device.startswith("cuda") and not self.gpus_per_run:
+        devices = (self.loading.device, self.loading.reward_device or "")
+        if self.executor == "ray" and any(one.startswith("cuda") for one in devices) and not self.gpus_per_run:
             raise ValueError(
                 "--executor ray hands out cards only to runs that ask for them; add --gpus_per_run 1 (or a share, such "
                 "as 0.5)"

@@ -53,11 +53,12 @@ def held_reward(
     loading: Loading, name: str, score: ScoreKind | None = None, label: str | None = None
 ) -> ClassifierReward:
     """Load a reward model; raises as :func:`models.load_reward_model` does."""
-    return load_reward_model(name, score=score, label=label, micro_batch_tokens=loading.reward_tokens, **_held(loading))
+    held = _held(loading) | {"device": loading.reward_device or loading.device}
+    return load_reward_model(name, score=score, label=label, micro_batch_tokens=loading.reward_tokens, **held)
 
 
 def _held(loading: Loading) -> dict[str, Any]:
-    """How the weights of both models are held."""
+    """How the policy's weights are held; the reward model's are, too, unless it has a device of its own."""
     return {"four_bit": loading.four_bit, "dtype": loading.dtype, "device": loading.device}
 
 

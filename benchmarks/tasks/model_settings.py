@@ -14,6 +14,8 @@ class Loading:
 
     device: str = "cpu"
     """"cuda" on a GPU."""
+    reward_device: str | None = None
+    """Device of the reward model, such as "cuda:1" or "cpu"; null: the policy's."""
     dtype: DType = "float32"
     """Weights and activations; whole models are trained in float32 only."""
     four_bit: bool = False

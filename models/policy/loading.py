@@ -258,8 +258,8 @@ def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: 
 def _require_divisible(name: str, is_adapter: bool, compiled: bool) -> None:
     if compiled:
         raise ValueError(
-            f"{name}: shard=True puts the weights together anew for every rollout, and a compiled step reads them where "
-            "they first lay; leave out compile_decoding"
+            f"{name}: shard=True puts the weights together anew for every rollout, and a compiled step reads them "
+            "where they first lay; leave out compile_decoding"
         )
     if is_adapter:
         raise ValueError(

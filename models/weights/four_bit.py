@@ -7,13 +7,14 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import constants
 from torch import nn
 from transformers import BitsAndBytesConfig
 
+from rlhf_core.batching import out_of_memory
 from rlhf_core.config import PPOConfig
 
 _ABSENT = ModuleType("absent")
@@ -69,16 +70,39 @@ def paged_adamw_8bit(parameters: Iterable[nn.Parameter], config: PPOConfig) -> t
     """AdamW on ``parameters`` with 8-bit states in memory that the GPU pages out under pressure (Dettmers et al. 2022),
     with the learning rate and weight decay of ``config``: ``PPOTrainer(..., optimizer=paged_adamw_8bit)``.
 
+    The states are made here. In a run that is resumed they lie on the GPU: bitsandbytes restores them there, not in
+    pages.
+
     Raises:
         ValueError: a parameter is not on a CUDA device, the only place where its pages can go.
+        MemoryError: there is no room for the states.
     """
     trained = list(parameters)
     elsewhere = {str(parameter.device) for parameter in trained if parameter.device.type != "cuda"}
     if elsewhere:
         raise ValueError(f"paged_adamw_8bit needs its parameters on a CUDA device, got {', '.join(sorted(elsewhere))}")
     kind = importlib.import_module("bitsandbytes.optim").PagedAdamW8bit
-    made: torch.optim.Optimizer = kind(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    return made
+    made: Any = kind(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    try:
+        _make_states(made)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise MemoryError(
+            "paged_adamw_8bit: out of memory while it makes its states, two bytes or more for every trained number. "
+            'Train fewer with lora, load the models with four_bit=True or dtype="bfloat16", or free memory that others '
+            "hold"
+        ) from error
+    return cast(torch.optim.Optimizer, made)
+
+
+def _make_states(optimizer: Any) -> None:
+    """Make all states now. bitsandbytes makes each just before its parameter moves, so memory that runs out would leave
+    a step half done."""
+    for place, group in enumerate(optimizer.param_groups):
+        for number, parameter in enumerate(group["params"]):
+            optimizer.state[parameter] = {}
+            optimizer.init_state(group, parameter, place, number)
 
 
 def _import_bitsandbytes() -> None:

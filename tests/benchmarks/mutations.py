@@ -583,4 +583,24 @@ MUTATIONS = (
         "(name, arm): values for",
         "tests/benchmarks/runs/test_critic_panels.py::test_comparisons_are_paired_by_seed_and_corrected_within_a_question",
     ),
+    Mutation(
+        "benchmarks/cost/card_measurement.py",
+        "if seconds <= budget.longest:",
+        "if False:",
+        "tests/benchmarks/cost/test_card_measurement.py::"
+        "test_a_case_that_would_take_longer_than_there_is_time_is_not_begun",
+    ),
+    Mutation(
+        "benchmarks/runs/preflight.py",
+        "wrong=together and loading.device",
+        "wrong=loading.device",
+        "tests/benchmarks/runs/test_preflight.py::"
+        "test_memory_of_one_card_does_not_stop_models_on_two_devices[cuda:1-False]",
+    ),
+    Mutation(
+        "benchmarks/tasks/model_loading.py",
+        "loading.reward_device or loading.device",
+        "loading.device",
+        "tests/benchmarks/tasks/test_tasks.py::test_the_reward_model_is_loaded_on_its_own_device",
+    ),
 )

@@ -1,14 +1,16 @@
-"""A CUDA device for machines without one: tensors stay in the CPU's memory, and behave as they would on a card.
+"""CUDA devices for machines without one: tensors stay in the CPU's memory, and behave as they would on a card.
 
-A tensor is "on the card" if its storage carries a mark, so views, ``parameter.data = ...`` and tied weights follow.
-Every operation, those of the backward pass too, goes through a ``TorchDispatchMode``. It
+There are two cards, "cuda:0" and "cuda:1"; "cuda" is the first. A tensor is on a card if its storage carries a mark
+that names the card, so views, ``parameter.data = ...`` and tied weights follow. Every operation, those of the backward
+pass too, goes through a ``TorchDispatchMode``. It
 
-- raises ``MixedDevices`` where CUDA would: tensors of card and CPU in one operation, a CPU generator, ``.numpy()``;
+- raises ``MixedDevices`` where CUDA would: tensors of two devices in one operation, a CPU generator, ``.numpy()``;
 - counts operations (``launches``), and those at which the host waits for the card (``waits``), by line of the project;
-- raises ``torch.OutOfMemoryError`` once more than ``limit`` bytes are held;
+- raises ``torch.OutOfMemoryError`` once more than ``limit`` bytes are held, on both cards together;
 - refuses, under ``torch.use_deterministic_algorithms``, the cumulative sum of floats, which CUDA cannot repeat.
 
-Numbers are the CPU's. Kernels, streams, autocast and a second card are not pretended. Written for torch 2.13.
+Numbers are the CPU's, also of bitsandbytes' 8-bit updates, whose pages are plain memory here. Kernels, streams and
+autocast are not pretended. Written for torch 2.13.
 """
 
 import sys
@@ -18,7 +20,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import accelerate  # noqa: F401  these look for a card when they are imported
-import bitsandbytes  # noqa: F401
+import bitsandbytes
+import bitsandbytes.functional
 import peft  # noqa: F401
 import torch
 import torch._dynamo
@@ -28,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
-CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
+CPU, CARDS = torch.device("cpu"), (torch.device("cuda", 0), torch.device("cuda", 1))
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = tuple(f"{ROOT / name}/" for name in ("rlhf_core", "redistributors", "models", "benchmarks"))
 GIB = 2**30
@@ -60,10 +63,10 @@ class MixedDevices(RuntimeError):
 
 
 class Mark:
-    """Says that a storage is on the card, for as long as it lives."""
+    """Says on which device a storage is, for as long as it lives."""
 
-    def __init__(self, card: "PretendedCard", size: int) -> None:
-        self.card, self.size = card, size
+    def __init__(self, card: "PretendedCard", size: int, device: torch.device) -> None:
+        self.card, self.size, self.device = card, size, device
         card.held += size
 
     def __del__(self) -> None:
@@ -82,14 +85,32 @@ def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
         return None
 
 
+def home(tensor: torch.Tensor) -> torch.device:
+    """The device on which the tensor is."""
+    mark = getattr(storage_of(tensor), "mark", None)
+    return REAL_DEVICE(tensor) if mark is None else mark.device
+
+
 def on_card(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is on the card."""
-    return hasattr(storage_of(tensor), "mark")
+    """Whether the tensor is on a card."""
+    return home(tensor).type == "cuda"
+
+
+def named(device: torch.device | str | int | None) -> torch.device | None:
+    """The device with the number of its card; raises RuntimeError for a card that is not there."""
+    if device is None:
+        return None
+    found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+    if found.type != "cuda":
+        return found
+    if (found.index or 0) >= len(CARDS):
+        raise RuntimeError(f"CUDA error: invalid device ordinal {found.index} (pretended card)")
+    return CARDS[found.index or 0]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One operation: what it is given, which of its tensors are ``there`` (on the card), the device ``asked`` for."""
+    """One operation: what it is given, which of its tensors are ``there`` (on a card), the device ``asked`` for."""
 
     func: torch._ops.OpOverload
     name: str
@@ -97,31 +118,35 @@ class Call:
     kwargs: dict
     leaves: list
     there: list[torch.Tensor]
-    asked: str | None
+    asked: torch.device | None
 
     @staticmethod
     def of(func, args, kwargs, *, told: bool) -> "Call":
         """``told``: whether Python named the device of a copy. C++ names the one it believes a tensor to be on."""
         name, asked = func._schema.name.split("::")[1], kwargs.get("device")
-        asked = None if asked is None else torch.device(asked).type
-        if asked == "cpu" and not told and (name == "_to_copy" or name.startswith("new_") or name.endswith("_like")):
+        asked = named(asked)
+        if asked == CPU and not told and (name == "_to_copy" or name.startswith("new_") or name.endswith("_like")):
             asked = None
-        if asked == "cuda":
+        if asked in CARDS:
             kwargs["device"] = CPU
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
         leaves = tree_leaves((args, kwargs))
         there = [x for x in leaves if isinstance(x, torch.Tensor) and on_card(x)]
         return Call(func, name, args, kwargs, leaves, there, asked)
 
     @property
-    def lands(self) -> bool:
-        """Whether the result is on the card."""
-        return self.asked == "cuda" or (self.asked is None and bool(self.there) and self.name != "copy_")
+    def lands(self) -> torch.device | None:
+        """The card on which the result is, if it is on one."""
+        if self.asked is not None or not self.there or self.name == "copy_":
+            return self.asked if self.asked in CARDS else None
+        return home(self.there[0])
 
     @property
     def others(self) -> list[torch.Tensor]:
-        """Its tensors on the CPU."""
+        """Its tensors that are not where its first tensor on a card is, nor in pages that both can read."""
         tensors = (x for x in self.leaves if isinstance(x, torch.Tensor) and REAL_DEVICE(x).type == "cpu")
-        return [x for x in tensors if not any(x is y for y in self.there)]
+        return [x for x in tensors if home(x) != home(self.there[0]) and not getattr(x, "is_paged", False)]
 
 
 def require_one_device(call: Call) -> None:
@@ -131,15 +156,19 @@ def require_one_device(call: Call) -> None:
         raise MixedDevices(f"Expected a 'cuda' device type for generator but found 'cpu' ({call.func})")
     others = call.others if call.there and call.name not in CROSSING else []
     if call.name in INDEXING and others:
-        if not on_card(call.args[0]):
-            raise MixedDevices(f"indices should be on the same device as the indexed tensor, the CPU ({call.func})")
-        others = [x for x in call.args[2:3] if x.ndim and not on_card(x)]
+        indices = [x for x in call.args[1] if isinstance(x, torch.Tensor)]
+        if any(home(x) not in (CPU, home(call.args[0])) for x in indices):
+            raise MixedDevices(
+                f"indices should be either on cpu or on the same device as the indexed tensor, {home(call.args[0])} "
+                f"({call.func})"
+            )
+        others = [x for x in call.args[2:3] if home(x) != home(call.args[0]) and (x.ndim or on_card(x))]
     elif torch.Tag.pointwise in call.func.tags or call.name in TAKES_SCALARS:
-        others = [x for x in others if x.ndim]
+        others = [x for x in others if x.ndim or on_card(x)]
     if others:
         raise MixedDevices(
-            "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu: "
-            f"{call.func}, on the CPU: {[tuple(x.shape) for x in others]}"
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"{home(call.there[0])} and {home(others[0])}: {call.func}, there: {[tuple(x.shape) for x in others]}"
         )
 
 
@@ -162,7 +191,7 @@ def host_waits(call: Call) -> bool:
     if call.name == "repeat_interleave":
         return call.kwargs.get("output_size") is None
     if call.name == "_to_copy":
-        crosses = call.asked is not None and bool(call.there) != (call.asked == "cuda") and args[0].numel() > 0
+        crosses = call.asked is not None and bool(call.there) != (call.asked in CARDS) and args[0].numel() > 0
         return crosses and not call.kwargs.get("non_blocking")
     if call.name == "copy_":
         number = args[1].ndim == 0 and not on_card(args[1])  # x[...] = 1 comes so
@@ -171,7 +200,7 @@ def host_waits(call: Call) -> bool:
 
 
 class PretendedCard(TorchDispatchMode):
-    """Inside ``with``, ``"cuda"`` is a device. ``limit``: bytes that it holds (None: as many as wanted)."""
+    """Inside ``with``, ``"cuda"`` is a device. ``limit``: bytes that the cards hold (None: as many as wanted)."""
 
     current: "PretendedCard | None" = None
 
@@ -188,22 +217,22 @@ class PretendedCard(TorchDispatchMode):
         self.launches.clear()
         self.waits.clear()
 
-    def put(self, tensor: torch.Tensor) -> None:
-        """Mark a tensor as lying on the card; raises OutOfMemoryError where that is too much."""
+    def put(self, tensor: torch.Tensor, device: torch.device) -> None:
+        """Mark a tensor as lying on a card; raises OutOfMemoryError where that is too much."""
         if tensor.layout == torch.sparse_coo:
-            self.put(tensor._indices())
+            self.put(tensor._indices(), device)
         storage = storage_of(tensor)
         if storage is None or hasattr(storage, "mark"):
             return
         size = storage.nbytes()
         if self.limit is not None and self.held + size > self.limit:
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes (pretended card)")
-        storage.mark = Mark(self, size)
+        storage.mark = Mark(self, size, device)
         self.peak = max(self.peak, self.held)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         call = Call.of(func, args, dict(kwargs or {}), told=self.moving)
-        if call.there or call.asked == "cuda":
+        if call.there or call.asked in CARDS:
             require_one_device(call)
             require_deterministic(call)
             if not (func.is_view or call.name in NO_LAUNCH):
@@ -216,10 +245,10 @@ class PretendedCard(TorchDispatchMode):
             result = func(*args, **call.kwargs)
         finally:
             self.inside -= 1
-        if call.lands:
+        if (device := call.lands) is not None:
             for x in tree_leaves(result):
                 if isinstance(x, torch.Tensor):
-                    self.put(x)
+                    self.put(x, device)
         return result
 
     def __enter__(self) -> "PretendedCard":
@@ -261,10 +290,10 @@ def _surface(card: PretendedCard) -> list[tuple[object, str, object]]:
         else:
             kwargs.pop("memory_format", None)
             device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
-        device, dtype = device or self.device, dtype or self.dtype
+        device, dtype = named(device) or self.device, dtype or self.dtype
         if "meta" in (device.type, self.device.type):
             return REAL["to"](self, device, dtype, non_blocking, copy)
-        if device.type == self.device.type and dtype == self.dtype and not copy:
+        if device == self.device and dtype == self.dtype and not copy:
             return self
         card.moving = True
         try:
@@ -273,7 +302,7 @@ def _surface(card: PretendedCard) -> list[tuple[object, str, object]]:
             card.moving = False
 
     def refused(self, *_):
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+        raise TypeError("can't convert cuda device type tensor to numpy. Use Tensor.cpu() first")
 
     def numpy(self, *, force: bool = False):
         if force:
@@ -302,20 +331,25 @@ def _surface(card: PretendedCard) -> list[tuple[object, str, object]]:
         found = REAL_GROUPS(tensors, *args)  # by the device that C++ sees
         return {(group[0][0].device, dtype): (group, at) for (_, dtype), (group, at) in found.items()}
 
+    def get_paged(*shape, dtype=torch.float32, device=CARDS[0]):
+        pages = torch.zeros(shape, dtype=dtype)  # their device is the CPU on a machine with a card, too
+        pages.is_paged, pages.page_deviceid = True, device.index
+        return pages
+
     def synchronize(*_):
         card.waits[line(), "synchronize"] += 1
 
     def device(self):
-        return CARD if not card.inside and on_card(self) else REAL_DEVICE(self)
+        return REAL_DEVICE(self) if card.inside else home(self)
 
     shown = {
         "device": property(device),
         "is_cuda": property(lambda self: self.device.type == "cuda"),
         "is_cpu": property(lambda self: self.device.type == "cpu"),
-        "get_device": lambda self: 0 if self.is_cuda else -1,
+        "get_device": lambda self: self.device.index if self.is_cuda else -1,
         "to": to,
         "cpu": lambda self, *_, **__: self.to("cpu"),
-        "cuda": lambda self, *_, **__: self.to("cuda"),
+        "cuda": lambda self, device="cuda", *_, **__: self.to(named(device)),
         "pin_memory": lambda self, *_: self,
         "numpy": numpy,
         "__array__": array,
@@ -327,7 +361,12 @@ def _surface(card: PretendedCard) -> list[tuple[object, str, object]]:
         **dict.fromkeys(("is_available", "is_initialized", "_is_compiled", "is_bf16_supported"), True),
         **dict.fromkeys(("_lazy_init", "init", "empty_cache", "set_device", "manual_seed", "manual_seed_all"), None),
         **dict.fromkeys(("_lazy_call", "set_rng_state", "set_rng_state_all", "set_per_process_memory_fraction"), None),
-        **{"device_count": 1, "current_device": 0, "get_device_name": "Pretended", "get_device_capability": (9, 0)},
+        **{
+            "device_count": len(CARDS),
+            "current_device": 0,
+            "get_device_name": "Pretended",
+            "get_device_capability": (9, 0),
+        },
         **{"get_device_properties": properties, "get_rng_state": state, "get_rng_state_all": [state]},
     }
     measured = {
@@ -346,4 +385,7 @@ def _surface(card: PretendedCard) -> list[tuple[object, str, object]]:
         (torch, "tensor", tensor),
         (torch, "as_tensor", as_tensor),
         (torch._C, "_group_tensors_by_device_and_dtype", groups),
+        (bitsandbytes.functional, "get_paged", get_paged),
+        (bitsandbytes.functional, "fill", lambda pages, value, **_: pages.fill_(value)),
+        (bitsandbytes.functional, "prefetch_tensor", lambda *_, **__: None),
     ]

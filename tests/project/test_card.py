@@ -7,13 +7,14 @@ import pytest
 import torch
 from card_counts import CONFIG, MINIBATCHES, PROMPTS, TOKENS, counted_step
 
-from models import LoraSettings, load_policy, load_reward_model
+from models import LoraSettings, RetokenisedReward, RewardEnsemble, Telling, load_policy, load_reward_model
 from models.tiny import save_tiny, tiny_gpt2
 from models.training.settings import TrainingSettings
 from models.training.supervised import train_language_model
-from redistributors import RewardAttention, Sparse
+from redistributors import REDISTRIBUTORS, EnsembleCredit, RewardAttention, Sparse
 from rlhf_core import PPOTrainer
 from rlhf_core.masking import masked_mean, masked_whiten
+from rlhf_core.scorers.aggregation import Mean
 from rlhf_core.types import Limits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")]
@@ -88,6 +89,66 @@ def test_what_is_undefined_is_not_a_number():
     assert masked_whiten(torch.tensor([1.0, 3.0, 9.0], device="cuda"), mask).tolist() == pytest.approx(
         [-(0.5**0.5), 0.5**0.5, 0]
     )
+
+
+def test_what_two_cards_refuse_is_refused(second):
+    there, other = torch.ones(3, device="cuda"), torch.ones(3, device=second)
+    assert (other.device.index, other.cpu().device.type, other.to("cuda").device.index) == (1, "cpu", 0)
+    for mixed in (lambda: there + other, lambda: there + other.sum(), lambda: there.copy_(other) @ other):
+        with pytest.raises(RuntimeError, match=MIXED):
+            mixed()
+    with pytest.raises(RuntimeError, match=MIXED):
+        there[torch.tensor([1], device=second)]
+    with pytest.raises(RuntimeError, match="invalid device"):
+        torch.ones(1, device="cuda:99")
+
+
+BY_REWARD = [name for name in REDISTRIBUTORS if any(need.source != "policy" for need in REDISTRIBUTORS[name]().needs)]
+
+
+@pytest.fixture
+def second():
+    """A card beside the first."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two cards")
+    return "cuda:1"
+
+
+@pytest.fixture(params=["another card", "the CPU"])
+def elsewhere(request):
+    """Where the policy is not."""
+    return "cpu" if request.param == "the CPU" else request.getfixturevalue("second")
+
+
+def scored_elsewhere(policy, reward, methods) -> None:
+    """Credit by every method, then a step, with the reward model where the policy is not."""
+    learner = PPOTrainer(policy, reward, methods[0], SHORT)
+    rollout = learner.collect(PROMPTS, methods)
+    assert {values.device for values in (rollout.scores, *rollout.evidence.values())} == {policy.device}
+    assert {method(rollout).device for method in methods} == {policy.device}
+    assert learner.step(PROMPTS)["skipped_minibatches"] == 0
+
+
+def test_the_reward_model_may_be_on_another_device(elsewhere, folders):
+    policy = load_policy(folders[0], device="cuda")
+    reward = load_reward_model(folders[1], score="logit_difference", device=elsewhere)
+    scored_elsewhere(policy, reward, [REDISTRIBUTORS[name]() for name in BY_REWARD])
+    assert {str(weight.device) for weight in reward.model.parameters()} == {elsewhere}
+
+
+@pytest.mark.slow
+def test_members_of_an_ensemble_may_be_on_two_devices(elsewhere, folders):
+    judges = [load_reward_model(folders[1], score="logit_difference", device=place) for place in ("cuda", elsewhere)]
+    scored_elsewhere(load_policy(folders[0], device="cuda"), RewardEnsemble(judges, Mean()), [EnsembleCredit()])
+
+
+@pytest.mark.slow
+def test_a_reward_model_with_another_tokenizer_may_be_on_another_device(elsewhere, folders):
+    policy = load_policy(folders[0], device="cuda")
+    judge = load_reward_model(folders[1], score="logit_difference", device=elsewhere)
+    bridge = RetokenisedReward.of(judge, policy, Telling(add_special_tokens=False))
+    methods = [REDISTRIBUTORS[name]() for name in ("abc", "prefix-difference", "leave-one-out")]
+    scored_elsewhere(policy, bridge, methods)
 
 
 @pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from prepared import prepared
 
-from benchmarks import compare, credit_faithfulness, memory, positive_generation, throughput
+from benchmarks import card, compare, credit_faithfulness, memory, positive_generation, throughput
 from models.tiny import save_tiny
 
 pytestmark = [
@@ -31,7 +31,8 @@ SIZES = [
 
 @pytest.mark.parametrize("script", [positive_generation, compare])
 def test_runs_of_a_comparison(script, tmp_path):
-    task = ["--task", "positive_generation"] if script is compare else []
+    apart = ["--task", "positive_generation", "--loading.reward_device", "cpu"]
+    task = apart if script is compare else []
     models = ["--models", str(prepared(tmp_path / "models")), "--redistributors", "sparse,abc", "--controls", ""]
     out = ["--out", str(tmp_path / "out")]
     script.SCRIPT.main([*task, *models, *ON_A_CARD, *RUNS, *SIZES, *out])
@@ -63,3 +64,15 @@ def test_throughput_to_its_end(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), os.getcwd()]))
     throughput.main(["--cases", "[tiny]", "--repeats", "1", "--device", "cuda", "--out", str(tmp_path)])
     assert {path.stem for path in tmp_path.glob("*.csv")} == {"table", "phases", "noise"}
+
+
+def test_a_card_is_measured_to_the_end(tmp_path, monkeypatch):
+    """By the command for the day that a card is lent, at the size of a first try."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ.get("PYTHONPATH", ""), os.getcwd()]))
+    card.main(["--cases", "[tiny]", "--repeats", "1", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "card.json").read_text())
+    assert found["environment"]["devices"] != "no CUDA device"
+    tiny = found["cases"]["tiny"]
+    assert tiny["steps"][0]["sampled_tokens_per_second"] > 0
+    memory = tiny["memory"]
+    assert all(memory["measured_bytes"][phase] > 0 for phase in memory["predicted_bytes"])

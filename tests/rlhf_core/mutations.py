@@ -132,6 +132,12 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/distributed.py",
+        "dist.init_process_group(backend, timeout=_timeout())",
+        "dist.init_process_group(backend, timeout=None)",
+        "tests/rlhf_core/test_distributed.py::test_the_timeout_is_that_of_the_environment[90-90]",
+    ),
+    Mutation(
+        "rlhf_core/distributed.py",
         "if any(known)]",
         "]",
         "tests/rlhf_core/test_distributed.py::test_gradients_are_summed_and_stay_absent_where_nobody_has_one",

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -306,6 +307,43 @@ def test_a_process_that_dies_ends_the_others_at_once(at, tmp_path):
     assert isinstance(killed, TimeoutError)
     assert isinstance(first, distributed.ProcessLost)
     assert "resume=True" in str(first)
+
+
+@pytest.mark.slow
+def test_a_process_that_freezes_is_given_up_after_the_timeout(monkeypatch):
+    monkeypatch.setenv(distributed.TIMEOUT, "4")
+
+    class Freezes(TablePolicy):
+        def evaluate(self, sequences, needs, **settings):
+            if this_rank() == 1:
+                time.sleep(6)
+            return super().evaluate(sequences, needs, **settings)
+
+    first, _ = in_processes(2, lambda: trainer(policy=Freezes()).step(PROMPTS), timeout=60)
+    assert isinstance(first, distributed.ProcessLost)
+    assert "does not answer" in str(first)
+    assert "imed out" in str(first)
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("90", 90), ("0.5", 0.5), ("", None)])
+def test_the_timeout_is_that_of_the_environment(said, seconds, monkeypatch):
+    monkeypatch.setenv(distributed.TIMEOUT, said)
+    given = []
+    make = torch.distributed.init_process_group
+
+    def asked(*args, timeout):
+        given.append(timeout and timeout.total_seconds())
+        make(*args)
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", asked)
+    assert in_processes(2, lambda: (distributed.join(), *given)) == [(2, seconds)] * 2
+
+
+@pytest.mark.parametrize("said", ["soon", "0", "-3", "inf", "nan"])
+def test_a_timeout_that_is_none_is_refused(said, monkeypatch):
+    monkeypatch.setenv(distributed.TIMEOUT, said)
+    for answer in in_processes(2, lambda: trainer().step(PROMPTS)):
+        assert f"DENSE_RLHF_TIMEOUT must be a number of seconds above 0, got '{said}'" in str(answer)
 
 
 def test_one_process_meets_nobody(monkeypatch):

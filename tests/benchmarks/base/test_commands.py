@@ -108,3 +108,14 @@ def test_a_bug_report_has_versions_devices_and_no_folder(capsys):
         assert any(line.startswith(name) for line in said.splitlines())
     assert str(Path.home()) not in said
     assert str(ROOT) not in said
+
+
+@pytest.mark.parametrize("name", commands.ALL)
+def test_every_command_keeps_freed_memory(name, monkeypatch):
+    """The figures of the documents were measured with it."""
+    calls = []
+    monkeypatch.setattr("benchmarks.base.command_line.keep_freed_memory", lambda: calls.append(name))
+    task = ["positive_generation"] if name == "prepare" else []
+    with pytest.raises(SystemExit):
+        commands.main([name, *task, "--help"])
+    assert calls

@@ -17,7 +17,7 @@ COMMANDS = (
     *("env", "presets", "report", "check", "compare", "train", "credit_of_text"),
     *("value_loss_variance", "beta_sweep", "generation_length", "length_drift", "over_optimisation"),
     *("reward_kl", "sampling_mismatch", "learning_curves", "positive_generation", "summarisation", "dialogue"),
-    *("evidence_cost", "levers", "memory", "sampling_speed", "throughput"),
+    *("evidence_cost", "levers", "memory", "sampling_speed", "throughput", "card"),
     *("table1", "credit_faithfulness", "gradient_quality", "preference", "theory"),
 )
 """Modules below ``benchmarks`` that are light: a command that becomes light is added here."""
@@ -149,6 +149,8 @@ def test_a_wrong_comparison_is_refused_before_anything_heavy_is_imported(words, 
         ("sampling_speed", ("--repeats", "1"), "--repeats must be 2 or more, got 1"),
         ("levers", ("--seconds", "-1"), "--seconds must be 0 or more, got -1.0"),
         ("evidence_cost", ("--rows", "[0]"), "--rows must be 1 or more, got 0"),
+        ("card", ("--cases", "[papers]"), "did you mean 'paper'?"),
+        ("card", ("--published_python", "nowhere"), "install.sh DIR, then give --published_python DIR/bin/python"),
     ],
 )
 def test_wrong_values_are_refused_before_anything_heavy_is_imported(name, words, said):
@@ -157,7 +159,7 @@ def test_wrong_values_are_refused_before_anything_heavy_is_imported(name, words,
     assert said in error
 
 
-@pytest.mark.parametrize("name", ["evidence_cost", "levers", "sampling_speed", "throughput"])
+@pytest.mark.parametrize("name", ["evidence_cost", "levers", "sampling_speed", "throughput", "card"])
 def test_a_folder_that_is_taken_is_refused_before_anything_heavy_is_imported(name, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     ((status, _, error),) = answers([[f"benchmarks.{name}", "--out", str(tmp_path)]])

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
+from prepared import prepared
 from table_task import PPO, TableTask, settings
 
 from benchmarks.check import main
@@ -118,9 +119,23 @@ def test_models_that_cannot_be_loaded_end_it(tmp_path):
 
 
 def test_models_are_loaded_on_the_cpu_in_full_width():
-    held = Loading(device="cuda", four_bit=True, lora=LoraSettings(rank=4), optimizer="paged_adamw_8bit")
+    moved = {"device": "cuda", "reward_device": "cuda:1"}
+    held = Loading(**moved, four_bit=True, lora=LoraSettings(rank=4), optimizer="paged_adamw_8bit")
     task = on_the_cpu(PositiveGeneration(loading=held))
     assert task.loading == Loading(lora=LoraSettings(rank=4))
+
+
+@pytest.mark.parametrize(("place", "wrong"), [(None, True), ("cuda:1", False), ("cpu", False)])
+def test_memory_of_one_card_does_not_stop_models_on_two_devices(place, wrong, tmp_path):
+    """The models are not loaded there: a comparison is looked at on the CPU."""
+    models, loading = str(prepared(tmp_path / "models")), Loading(device="cuda", reward_device=place)
+    one = {"out": str(tmp_path / "out"), "redistributors": "sparse", "eval_prompts": 4}
+    asked = ComparisonSettings(task="positive_generation", models=models, loading=loading, **one)
+    hardly_more_than_the_context = 0.7501
+    *_, memory = findings(asked, asked.make_task(), {"max_length": (8, 9)}, hardly_more_than_the_context)
+    assert memory.about == "memory"
+    assert memory.wrong == wrong
+    assert (f"the reward model is on {place}" in memory.said) != wrong
 
 
 def test_cost_counts_responses_tokens_and_passes(tmp_path):

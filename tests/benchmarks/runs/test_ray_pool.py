@@ -70,6 +70,7 @@ def test_the_settings_choose_it(tmp_path):
         ({"gpus_per_run": 1}, "are settings of a Ray cluster; add --executor ray"),
         ({"executor": "ray", "gpus_per_run": -1}, "gpus_per_run must be 0 or more, got -1"),
         ({"executor": "ray", "loading": Loading(device="cuda")}, "add --gpus_per_run 1"),
+        ({"executor": "ray", "loading": Loading(reward_device="cuda:1")}, "add --gpus_per_run 1"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(given, said):

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import json
 import pickle
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 import torch
 from tiny_toy import TINY
 
+from benchmarks.tasks import model_loading
 from benchmarks.tasks import toy_reviews as toy
 from benchmarks.tasks.definitions import TASKS, PositiveGeneration, Toy, make_task
 from benchmarks.tasks.loaded import task_fingerprint
@@ -19,6 +21,16 @@ from rlhf_core.types import Sequences
 @pytest.fixture(scope="module")
 def toy_task(tmp_path_factory):
     return Toy(cache=str(tmp_path_factory.mktemp("toy")), recipe=TINY)
+
+
+@pytest.mark.parametrize(("settings", "place"), [({"reward_device": "cuda:1"}, "cuda:1"), ({}, "cuda")])
+def test_the_reward_model_is_loaded_on_its_own_device(settings, place, monkeypatch):
+    monkeypatch.setattr(model_loading, "load_reward_model", lambda name, **given: given["device"])
+    monkeypatch.setattr(model_loading, "load_policy", lambda name, **given: given["device"])
+    loading = Loading(device="cuda", **settings)
+    unchecked = inspect.unwrap(model_loading.held_reward)
+    assert unchecked(loading, "reward") == place
+    assert inspect.unwrap(model_loading.held_policy)(loading, "policy", reward=None) == "cuda"
 
 
 def one_row(prompt, response):
