@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_core.config import PPOConfig
+from rlhf_core.names import method_name
 from rlhf_core.types import Learns, Rollout
 
 SETTLED = 20
@@ -99,7 +100,7 @@ def observed(method: Learns, rollout: Rollout, guard: StepGuard, *, step: int) -
     try:
         method.observe(rollout)
         wrong = [name for name, tensor in method.state().items() if not bool(torch.isfinite(tensor).all())]
-        reason = f"{method!r} learned {', '.join(wrong)} that are not finite" if wrong else ""
+        reason = f"{method_name(method)} learned {', '.join(wrong)} that are not finite" if wrong else ""
     except FloatingPointError as error:
         reason = str(error)
     except BaseException:

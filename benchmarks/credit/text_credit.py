@@ -12,6 +12,7 @@ from redistributors.registry import REDISTRIBUTORS
 from rlhf_core.checks import check_id_range, check_needs, check_vocabulary, needs_of
 from rlhf_core.config import PPOConfig
 from rlhf_core.given_sequences import given_sequences
+from rlhf_core.names import method_name
 from rlhf_core.pages import heat_map
 from rlhf_core.pages.document import escaped
 from rlhf_core.pages.heat_map import CreditMap
@@ -138,5 +139,5 @@ def _why_not(method: Redistributor, policy: Policy, reward: RewardModel) -> str:
     try:
         check_needs(method, policy, reward)
     except ValueError as error:
-        return str(error)
+        return str(error).removeprefix(f"{method_name(method)} ")
     return ""

@@ -28,6 +28,7 @@ from redistributors.trial_rollouts import made_up_rollout
 from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.checks import require_usable, why_not_kept, why_not_provided
 from rlhf_core.config import PPOConfig
+from rlhf_core.names import method_name
 from rlhf_core.pages.credit_maps import credit_maps, decoder
 from rlhf_core.pages.heat_map import CreditMap
 from rlhf_core.prompts import encoded, own_rows
@@ -203,7 +204,7 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
     if reason := why_not_possible(run.arm.redistributor(), loaded):
         possible = [name for name, make in REDISTRIBUTORS.items() if not why_not_possible(make(), loaded)]
         way_out = "" if METHODS in reason else f". With this policy and reward there are {', '.join(possible)}"
-        raise ValueError(f"{run.arm.label} is not possible here: {in_labels(run.arm, reason)}{way_out}")
+        raise ValueError(f"{run.arm.label} is not possible here: {reason}{way_out}")
     try:
         require_contract(run.arm, run.config)
         PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
@@ -214,11 +215,9 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
 
 
 def in_labels(arm: Arm, message: str) -> str:
-    """The message of an engine that knows methods and no names, with the arm by its label and others by their names."""
-    names = {repr(make()): name for name, make in REDISTRIBUTORS.items()} | {repr(arm.redistributor()): arm.label}
-    for method in sorted(names, key=len, reverse=True):  # the longest first: one may hold another
-        message = message.replace(method, names[method])
-    return message
+    """The message of an engine that knows no arms; if it begins with the arm's method, with the arm's label there."""
+    named = method_name(arm.redistributor())
+    return arm.label + message.removeprefix(named) if message.startswith(f"{named} ") else message
 
 
 def require_kept(redistributor: Redistributor, config: PPOConfig) -> None:

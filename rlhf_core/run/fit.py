@@ -22,7 +22,7 @@ from rlhf_core.run.checkpoint import TrainerState, checkpoints, prune, save_chec
 from rlhf_core.run.closed_stdout import lasting_output
 from rlhf_core.run.identity import MAY_CHANGE, changed_models, model_measurement, prompt_settings
 from rlhf_core.run.loggers import Logger, LogsSamples, Rewinds
-from rlhf_core.run.page import SHOWN, Methods, first_rows, own_texts, page_at_the_end, update_page
+from rlhf_core.run.page import SHOWN, Methods, first_rows, label_of, own_texts, page_at_the_end, update_page
 from rlhf_core.run.run_folder import SKIPPED, RunFolder
 from rlhf_core.run.stopping import StopRequest, stop_requests
 from rlhf_core.step_guard import StepGuard, UnusableRollout
@@ -140,7 +140,7 @@ class Fit:
         }
 
     def _loop(self, first: int) -> None:
-        last, who = first + self.plan.steps, type(self.trainer.redistributor).__name__
+        last, who = first + self.plan.steps, label_of(self.trainer.redistributor, self.plan.methods)
         begun = self.trainer.steps_done
         silent = None if writes() else True  # None: no progress bar in a log file
         if writes():

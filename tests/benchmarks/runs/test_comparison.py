@@ -309,10 +309,12 @@ def test_runs_of_this_process_come_out_as_those_of_workers(tmp_path, in_threads)
     assert curves("here", 0) == curves("there", 1)
 
 
-def test_an_error_names_the_methods_as_they_were_typed():
-    (arm,) = parse_arms("abc(beta=0.5)")
-    said = in_labels(arm, f"{arm.redistributor()!r} is lost, as with Sparse() or {RewardAttention()!r}")
-    assert said == f"{arm.label} is lost, as with sparse or abc"
+@pytest.mark.parametrize("written", ["abc(beta=0.5)@lam=1", "segment(inner=uniform(beta=0.5), place=end)"])
+def test_an_error_that_begins_with_the_method_begins_with_the_arm(written):
+    (arm,) = parse_arms([written])
+    method = arm.redistributor()
+    assert in_labels(arm, f"{method} is lost, as with abc") == f"{arm.label} is lost, as with abc"
+    assert in_labels(arm, f"lost: {method} itself") == f"lost: {method} itself"
 
 
 def test_a_run_of_this_process_that_fails_or_is_stopped_is_named(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from benchmarks.runs import experiment
 from benchmarks.tasks.model_settings import Loading
 from models import LoraSettings, load_policy
 from models.tiny import save_tiny
-from redistributors import Segment, Uniform
+from redistributors import DecoderAttention, Position, PotentialProjection, Segment, Uniform
 from rlhf_core.config import PPOConfig
 
 PPO = {"rollout_batch_size": 4, "minibatch_size": 4, "epochs": 1, "max_length": [3, 5]}
@@ -251,12 +251,12 @@ def test_what_cannot_be_named_or_written_is_refused_with_the_way_out(policy, tmp
 
 def test_instances_are_written_as_on_the_command_line():
     assert _methods("sparse") == "sparse"
-    written = _methods([Uniform(beta=0.5), Uniform(), "abc"])
-    assert written == ["uniform(beta=0.5)", "uniform", "abc"]
+    written = _methods([Uniform(beta=0.5), Uniform(), "abc", DecoderAttention(rows="last"), Segment(inner=Uniform())])
+    assert written == ["uniform(beta=0.5)", "uniform", "abc", "abc-d2", "segment(inner=uniform)"]
     with pytest.raises(ValueError, match="is not an instance of a dataclass"):
         _methods([3])
     with pytest.raises(ValueError, match="has settings that are objects"):
-        _methods([Segment(inner=Uniform())])
+        _methods([PotentialProjection(features=(Position(),))])
 
 
 def test_a_whole_config_stands_in_for_changes(policy, tmp_path):
