@@ -1,4 +1,4 @@
-"""The names of things in messages: that of a method, and the nearest known one to a name that is unknown."""
+"""Words in messages: a method's name, a number with its noun, and the known name nearest to one that is unknown."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -43,6 +43,11 @@ def method_name(method: object) -> str:
     kind = type(method)
     unnamed = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
     return kind.__name__ if unnamed else str(method)
+
+
+def counted(count: int, what: str) -> str:
+    """A number with its noun: "1 run", "2,000 runs"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def nearest(name: object, known: Iterable[str], other_words: Mapping[str, str] = NONE) -> str:

@@ -68,7 +68,7 @@ class StepGuard:
         self.in_a_row += 1
         if self.in_a_row > self.max_skipped:
             raise Diverged(
-                f"{self.in_a_row} optimizer steps or rollouts in a row had to be skipped, and max_skipped is "
+                f"{self.in_a_row} in a row had to be skipped (optimizer steps or rollouts), and max_skipped is "
                 f"{self.max_skipped}; the last: {record['reason']}. Weights and optimizer state are as they were "
                 "before the first of them; fit lists them in skipped.jsonl. Begin a run with a lower learning_rate, or "
                 "with max_grad_norm"

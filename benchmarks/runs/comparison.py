@@ -27,6 +27,7 @@ from benchmarks.runs.single_run import PLACES, Run, Task, require_prompts, requi
 from benchmarks.runs.worker_pool import RunFailed, finished, run_all
 from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.config import PPOConfig
+from rlhf_core.names import counted
 
 MADE_BY = "a comparison"
 MAY_CHANGE = (
@@ -98,8 +99,8 @@ def _run_or_say_what_is_there(runs: Sequence[Run], settings: ComparisonSettings)
         done = sum(map(finished, runs))
         if not done:
             raise
-        some = f"{done} of {len(runs)} runs have finished"
-        raise RunFailed(f"{failed}\n{some}: {program()} report {settings.out} writes a page of them") from failed
+        some = f"finished: {done} of {counted(len(runs), 'run')}"
+        raise RunFailed(f"{failed}\n{some}; {program()} report {settings.out} writes a page of them") from failed
 
 
 def require_free(settings: ComparisonSettings, task: Task, config: PPOConfig, options: object = None) -> dict[str, Any]:
@@ -196,15 +197,17 @@ def announced(settings: ComparisonSettings, runs: Sequence[Run], left_out: Seque
     sizes = " or ".join(map(str, sorted({run.config.rollout_batch_size for run in runs})))
     labels = dict.fromkeys(run.arm.label for run in runs)
     controls = [arm.label for arm in settings.added_controls() if arm.label in labels]
-    added = f" ({', '.join(controls)} runs besides as a control; --controls '' leaves it out)" if controls else ""
+    besides = "runs besides as a control; --controls '' leaves it out"
+    if len(controls) > 1:
+        besides = "run besides as controls; --controls '' leaves them out"
+    added = f" ({', '.join(controls)} {besides})" if controls else ""
     if left_out:
         added += f" (without the control {', '.join(left_out)}, which would repeat another arm with these settings)"
-    counted = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     return (
         f"{settings.task}: responses of {low} to {high} tokens, {sizes} a step (--ppo.max_length, "
         "--ppo.rollout_batch_size)",
-        f"{', '.join(labels)}{added}: {counted} of {settings.steps} steps{_at_a_time(settings, len(runs))}, "
-        f"in {settings.out}",
+        f"{', '.join(labels)}{added}: {counted(len(runs), 'run')} of {counted(settings.steps, 'step')}"
+        f"{_at_a_time(settings, len(runs))}, in {settings.out}",
     )
 
 

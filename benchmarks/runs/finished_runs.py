@@ -7,6 +7,7 @@ from benchmarks.base.run_folder import RECORD, read_record
 from benchmarks.reporting.run_sets import FINAL, curves
 from benchmarks.reporting.statistics import Array, Results
 from benchmarks.runs.single_run import Run
+from rlhf_core.names import counted
 from rlhf_core.pages.run_record import METRICS, Figures, read_figures
 
 
@@ -54,5 +55,7 @@ def _figures(folder: Path, steps: int) -> Figures:
     path = folder / METRICS
     found = read_figures(path)
     if len(found) != steps:
-        raise ValueError(f"{path} has {len(found)} steps, not the {steps} of a finished run; delete {folder}")
+        raise ValueError(
+            f"{path} has {counted(len(found), 'step')}, not the {steps} of a finished run; delete {folder}"
+        )
     return found

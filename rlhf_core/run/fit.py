@@ -15,6 +15,7 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.distributed import by_first, gathered, require_same, writes
 from rlhf_core.files.differences import differences
 from rlhf_core.metrics import rollout_metrics
+from rlhf_core.names import counted
 from rlhf_core.pages.run_record import METRICS, SAMPLES
 from rlhf_core.plain_numbers import make_plain
 from rlhf_core.prompts import Prompts, shuffled_batch
@@ -376,8 +377,8 @@ def _said(plan: Plan, config: PPOConfig) -> str:
     low, high = config.max_length
     drawn = "" if low == high else f" (each response's limit is drawn from {low} to {high})"
     return (
-        f"{plan.steps} steps of {config.rollout_batch_size} responses of {config.min_length} to {high} tokens{drawn}; "
-        f"{len(plan.prompts)} prompts, minibatches of {config.minibatch_size}"
+        f"{counted(plan.steps, 'step')} of {counted(config.rollout_batch_size, 'response')} of {config.min_length} to "
+        f"{high} tokens{drawn}; {counted(len(plan.prompts), 'prompt')}, minibatches of {config.minibatch_size}"
     )
 
 

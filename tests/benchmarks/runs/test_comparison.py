@@ -323,7 +323,7 @@ def test_a_run_of_this_process_that_fails_or_is_stopped_is_named(tmp_path, monke
         run_all([run], processes=0)
     assert "Traceback" in log_of(run).read_text()
     monkeypatch.setattr(BrokenTask, "load", lambda _: sys.exit(130))
-    with pytest.raises(Interrupted, match="0 of 1 runs that were due have finished"):
+    with pytest.raises(Interrupted, match="0 of 1 due run finished"):
         run_all([run], processes=0)
 
 
@@ -347,7 +347,7 @@ def test_a_failed_comparison_says_how_to_see_what_has_finished(tmp_path, monkeyp
 
     monkeypatch.setattr(comparison, "run_all", fail)
     page = f"benchmarks report {tmp_path / 'out'} writes a page of them"
-    with pytest.raises(RunFailed, match=rf"disk is gone\n1 of 2 runs have finished: python -m {page}"):
+    with pytest.raises(RunFailed, match=rf"disk is gone\nfinished: 1 of 2 runs; python -m {page}"):
         run_compare(settings(tmp_path, redistributors="sparse", seeds=2))
     with pytest.raises(RunFailed, match=r"disk is gone$"):
         run_compare(settings(tmp_path / "other", redistributors="sparse", seeds=2))
