@@ -6,6 +6,7 @@ repeated.
 """
 
 import gc
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from benchmarks.base.json_files import jsonable
 from benchmarks.base.run_folder import claim_folder, require_claimable, run_record
 from benchmarks.reporting.statistics import Results
 from benchmarks.runs.arms import Arm
-from benchmarks.runs.finished_runs import load_results
+from benchmarks.runs.finished_runs import ended_on, load_results
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.ray_pool import chosen_executor
 from benchmarks.runs.settings import ComparisonSettings
@@ -92,7 +93,11 @@ def run_comparison(
 
 
 def _run_or_say_what_is_there(runs: Sequence[Run], settings: ComparisonSettings) -> None:
-    """Run all; where one fails, its error says that a page of the finished ones can be written."""
+    """Run all, or say that all have finished; where one fails, its error says that a page of the finished ones can be
+    written."""
+    if all(map(finished, runs)):
+        print(_all_finished(runs, settings), file=sys.stderr, flush=True)
+        return
     try:
         run_all(runs, settings.processes, chosen_executor(settings))
     except RunFailed as failed:
@@ -101,6 +106,16 @@ def _run_or_say_what_is_there(runs: Sequence[Run], settings: ComparisonSettings)
             raise
         some = f"finished: {done} of {counted(len(runs), 'run')}"
         raise RunFailed(f"{failed}\n{some}; {program()} report {settings.out} writes a page of them") from failed
+
+
+def _all_finished(runs: Sequence[Run], settings: ComparisonSettings) -> str:
+    """One line: when they finished, and how to run more, longer, or again."""
+    which = "the one run has" if len(runs) == 1 else f"all {len(runs)} runs have"
+    return (
+        f"{which} finished at step {settings.steps}{ended_on(runs)}, so nothing is trained; table and page are "
+        "written again. For more runs add --redistributors or --seeds, for longer runs give more --steps and another "
+        "--out, to start anew add --overwrite true"
+    )
 
 
 def require_free(settings: ComparisonSettings, task: Task, config: PPOConfig, options: object = None) -> dict[str, Any]:

@@ -893,4 +893,16 @@ MUTATIONS = (
         "        if True:",
         "tests/models/policy/test_critic_training.py::test_the_warm_up_moves_the_critic_and_no_bit_of_the_policy[False-model]",
     ),
+    Mutation(
+        "rlhf_core/run/page.py",
+        "alike = (label for label, other in methods.items() if repr(other) == repr(method))",
+        "alike = (label for label in methods)",
+        "tests/rlhf_core/run/test_page.py::test_a_method_whose_evidence_the_run_does_not_measure_is_left_out",
+    ),
+    Mutation(
+        "rlhf_core/names.py",
+        "{'' if count == 1 else 's'}",
+        "s",
+        "tests/rlhf_core/test_names.py::test_a_number_has_its_noun[1-1 held-out prompt]",
+    ),
 )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from dataclasses import dataclass, replace
 
@@ -181,7 +182,7 @@ def test_a_finished_run_with_lines_missing_is_not_averaged(tmp_path):
     assert np.isnan(curves["score"]).tolist() == [[False, True]]
     assert np.isnan(curves["kl"]).tolist() == [[True, False]]
     metrics.write_text(json.dumps(lines[0]) + "\n")
-    with pytest.raises(ValueError, match="has 1 steps, not the 2"):
+    with pytest.raises(ValueError, match="has 1 step, not the 2"):
         load_results("t", [run])
 
 
@@ -339,8 +340,13 @@ def test_the_first_lines_say_which_arms_run_and_which_was_added(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn", "in_threads")
-def test_a_failed_comparison_says_how_to_see_what_has_finished(tmp_path, monkeypatch):
+def test_a_comparison_says_that_all_has_finished_or_how_to_see_what_has(tmp_path, monkeypatch, capsys):
     run_compare(settings(tmp_path, redistributors="sparse", seeds=1))
+    assert "nothing is trained" not in capsys.readouterr().err
+    run_compare(settings(tmp_path, redistributors="sparse", seeds=1))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"the one run has finished at step \d+ on [\d-]{10} [\d:]{5} UTC, so nothing is trained; ", said)
+    assert all(way in said for way in ("--redistributors", "--seeds", "--steps", "--out", "--overwrite true"))
 
     def fail(*_):
         raise RunFailed("sparse, seed 1 failed: the disk is gone")
