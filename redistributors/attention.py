@@ -21,6 +21,7 @@ from redistributors.parts.credit import (
     normalised,
     spread,
 )
+from redistributors.parts.typed_name import as_typed
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.types import Rollout
 
@@ -61,6 +62,7 @@ class Attention:
     beta: float = 0.8
     causal: ClassVar[bool] = False
     conserving: ClassVar[bool] = True
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         check_beta(self.beta, "Attention")

@@ -18,6 +18,7 @@ from redistributors.trial_rollouts import TOKENS, known_ahead, made_up_rollout, 
 from rlhf_core import checks
 from rlhf_core.checks import usable
 from rlhf_core.evidence import EvidenceRequest
+from rlhf_core.names import method_name
 from rlhf_core.types import Learns, Redistributor, ReportsMetrics, Rollout
 
 TOLERANCE = 1e-5
@@ -155,7 +156,7 @@ def _kinds(requests: Iterable[EvidenceRequest]) -> str:
 
 
 def _name(method: object) -> str:
-    return method.__name__ if isinstance(method, type) else repr(method)
+    return method.__name__ if isinstance(method, type) else method_name(method)
 
 
 def _lacking(method: object) -> str:

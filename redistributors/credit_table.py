@@ -16,7 +16,7 @@ from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.checks import check_gamma, check_placement, require_token_scores
 from rlhf_core.config import PPOConfig
 from rlhf_core.metrics import credit_metrics, critic_metrics
-from rlhf_core.names import nearest
+from rlhf_core.names import method_name, nearest
 from rlhf_core.pages import heat_map
 from rlhf_core.pages.credit_maps import credit_maps
 from rlhf_core.pages.document import escaped
@@ -126,7 +126,7 @@ def compare_on(
     """Every method's credit for ``rollout``; each method sees only the evidence that it asks for.
 
     ``methods``: names of the registry, instances, or both, or any of them by labels of your own; else the label is the
-    name, or what the instance is written as. A method that learns is compared as it is. ``config`` sets how advantages
+    name, or what is typed for the instance. A method that learns is compared as it is. ``config`` sets how advantages
     follow from token scores (``gamma``, ``lam``, ``advantages``); the default is ``PPOConfig()``. ``kl_coef`` is the
     penalty in score units per nat, by default the config's at the first step. ``decode`` makes texts of token ids where
     the table is drawn: ``policy.decode``, or ``policy.decode_with_special``.
@@ -186,8 +186,8 @@ def _by_label(methods: Iterable[Named] | Mapping[str, Named]) -> dict[str, Redis
 
 
 def _label(method: Redistributor) -> str:
-    """A method with its settings, or only its class if the settings would not fit a table."""
-    label = repr(method)
+    """A method as it is typed, or only its class if the settings would not fit a table."""
+    label = method_name(method)
     return label if len(label) <= LONGEST_LABEL else type(method).__name__
 
 

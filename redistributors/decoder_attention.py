@@ -9,6 +9,7 @@ from torch import Tensor
 
 from redistributors.parts.attention_requests import AttentionRow, AttentionRowMean
 from redistributors.parts.credit import check_beta, check_layer, evidence_of, fallback_fraction, normalised, spread
+from redistributors.parts.typed_name import as_typed
 from rlhf_core.evidence import AttentionTap, EvidenceRequest
 from rlhf_core.types import Rollout
 
@@ -37,6 +38,7 @@ class DecoderAttention:
     layer: int = -1
     causal: ClassVar[bool] = False
     conserving: ClassVar[bool] = True
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         check_beta(self.beta, "DecoderAttention")

@@ -49,13 +49,13 @@ class EnsembleCredit:
             )
         if isinstance(self.inner, Learns):
             raise ValueError(
-                f"EnsembleCredit: {self.inner!r} learns, and would see {self.members} members as one; make "
+                f"EnsembleCredit: {self.inner} learns, and would see {self.members} members as one; make "
                 "EnsembleCredit its inner method, with features without HiddenState: an ensemble has no states of its "
                 "own"
             )
         if any(isinstance(request, ContinuationValues) for request in self.inner.needs):
             raise ValueError(
-                f"EnsembleCredit: {self.inner!r} reads scores of further responses, which are those of the whole "
+                f"EnsembleCredit: {self.inner} reads scores of further responses, which are those of the whole "
                 "ensemble; give it to the trainer itself"
             )
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from redistributors.parts.credit import check_beta, evidence_of, fallback_fraction, normalised, spread
+from redistributors.parts.typed_name import as_typed
 from rlhf_core.evidence import EvidenceRequest, TokenEntropy
 from rlhf_core.types import Rollout
 
@@ -33,6 +34,7 @@ class Entropy:
     needs: ClassVar[frozenset[EvidenceRequest]] = frozenset({TokenEntropy()})
     causal: ClassVar[bool] = False
     conserving: ClassVar[bool] = True
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         check_beta(self.beta, "Entropy")

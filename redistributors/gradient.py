@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from redistributors.parts.credit import Residual, check_residual, evidence_of, signed, unattributed
+from redistributors.parts.typed_name import as_typed
 from rlhf_core.evidence import EvidenceRequest, Source
 from rlhf_core.probe import Ability, Baseline, Experiment, Probe
 from rlhf_core.types import Rollout
@@ -49,6 +50,7 @@ class Gradient:
     baseline: Baseline = "null"
     residual: Residual = "last"
     causal: ClassVar[bool] = False
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         check_baseline(self.baseline, "Gradient")

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from redistributors.parts.credit import evidence_of
+from redistributors.parts.typed_name import as_typed
 from redistributors.prefix_difference import PrefixDifference
 from redistributors.segment import Place, Segment, Sentences
 from rlhf_core.evidence import EvidenceRequest, SentenceEnds
@@ -39,6 +40,7 @@ class Information:
     marks: str = SentenceEnds.marks
     place: Place = "end"
     conserving: ClassVar[bool] = True
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         if self.place not in get_args(Place):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from redistributors.gradient import baseline_uses, check_baseline
 from redistributors.parts.credit import Residual, check_residual, evidence_of, signed, unattributed
+from redistributors.parts.typed_name import as_typed
 from rlhf_core.evidence import EvidenceRequest, Source
 from rlhf_core.probe import Ability, Baseline, Experiment, Probe, Variants
 from rlhf_core.types import Rollout
@@ -128,6 +129,7 @@ class IntegratedGradients:
     max_steps: int = 128
     residual: Residual = "last"
     causal: ClassVar[bool] = False
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         check_baseline(self.baseline, "IntegratedGradients")

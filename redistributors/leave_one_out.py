@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from redistributors.parts.credit import Residual, check_residual, evidence_of, signed, unattributed
+from redistributors.parts.typed_name import as_typed
 from rlhf_core.evidence import EvidenceRequest, Source
 from rlhf_core.probe import Ability, Absence, Experiment, Probe, Variants
 from rlhf_core.types import Rollout
@@ -66,6 +67,7 @@ class LeaveOneOut:
     span: int = 1
     residual: Residual = "last"
     causal: ClassVar[bool] = False
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         check_residual(self.residual, "LeaveOneOut")

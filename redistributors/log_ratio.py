@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from redistributors.parts.credit import evidence_of, fallback_fraction, normalised
+from redistributors.parts.typed_name import as_typed
 from rlhf_core.evidence import AuxiliaryLogprobs, EvidenceRequest
 from rlhf_core.masking import last_token
 from rlhf_core.types import Rollout
@@ -51,6 +52,7 @@ class LogRatio:
     scale: float = 0.1
     clip: float = 1.0
     mode: Mode = "add"
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, str) or not self.policy:

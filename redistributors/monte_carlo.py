@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from redistributors.parts.credit import evidence_of, shaped
+from redistributors.parts.typed_name import as_typed
 from rlhf_core.evidence import ContinuationValues, EvidenceRequest
 from rlhf_core.masking import last_token
 from rlhf_core.types import Rollout
@@ -46,6 +47,7 @@ class MonteCarlo:
     causal: ClassVar[bool] = True
     shaping: ClassVar[bool] = True
     conserving: ClassVar[bool] = True
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         for name in ("span", "positions", "continuations"):

@@ -10,6 +10,7 @@ from torch import Tensor
 from redistributors.parts.credit import check_discount, check_inner, evidence_of, shaped
 from redistributors.parts.ridge import RecursiveRidge
 from redistributors.parts.state_features import HiddenState, Position, StateFeature
+from redistributors.parts.typed_name import as_typed
 from redistributors.reward_attention import RewardAttention
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.masking import last_token
@@ -50,6 +51,7 @@ class PotentialProjection:
     decay: float = 0.95
     features: tuple[StateFeature, ...] = (Position(), HiddenState())
     _fit: RecursiveRidge = field(init=False, repr=False, compare=False)
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         _check(self)
@@ -146,7 +148,7 @@ def _check(method: PotentialProjection) -> None:
     check_discount(method.gamma, who)
     check_inner(method.inner, who)
     if isinstance(method.inner, Learns):
-        raise ValueError(f"{who}: inner must not change during a run, but {method.inner!r} learns")
+        raise ValueError(f"{who}: inner must not change during a run, but {method.inner} learns")
     features = method.features
     if not (isinstance(features, tuple) and features and all(map(_is_feature, features))):
         raise ValueError(f"{who}: features must be a tuple of state features, got {features!r}")

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from redistributors.parts.credit import check_discount, evidence_of, shaped
+from redistributors.parts.typed_name import as_typed
 from rlhf_core.evidence import EvidenceRequest, PrefixScores
 from rlhf_core.masking import last_token
 from rlhf_core.types import Rollout
@@ -40,6 +41,7 @@ class PrefixDifference:
     causal: ClassVar[bool] = True
     shaping: ClassVar[bool] = True
     needs: ClassVar[frozenset[EvidenceRequest]] = frozenset({PrefixScores()})
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         check_discount(self.gamma, "PrefixDifference")

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from redistributors.parts.credit import check_inner, evidence_of
+from redistributors.parts.typed_name import as_typed
 from redistributors.reward_attention import RewardAttention
 from rlhf_core.evidence import EvidenceRequest, SentenceEnds, TokenEntropy
 from rlhf_core.masking import last_token
@@ -129,11 +130,12 @@ class Segment:
     boundaries: Boundaries = field(default_factory=NGrams)
     place: Place = "spread"
     gamma: ClassVar[float] = 1.0
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         check_inner(self.inner, "Segment")
         if isinstance(self.inner, Learns):
-            raise ValueError(f"Segment: inner must not learn, but {self.inner!r} does; make Segment its inner method")
+            raise ValueError(f"Segment: inner must not learn, but {self.inner} does; make Segment its inner method")
         if isinstance(self.boundaries, type) or not isinstance(self.boundaries, Boundaries):
             raise ValueError(f"Segment: boundaries must be like NGrams() or Sentences(), got {self.boundaries!r}")
         if self.place not in get_args(Place):

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from redistributors.parts.credit import Residual, check_residual, evidence_of, signed, unattributed
+from redistributors.parts.typed_name import as_typed
 from rlhf_core.evidence import EvidenceRequest, Source
 from rlhf_core.probe import Ability, Absence, Experiment, Probe, Variants, generators
 from rlhf_core.types import Rollout
@@ -97,6 +98,7 @@ class Shapley:
     permutations: int = 8
     residual: Residual = "last"
     causal: ClassVar[bool] = False
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         check_residual(self.residual, "Shapley")

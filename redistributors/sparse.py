@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from redistributors.parts.credit import spread
+from redistributors.parts.typed_name import as_typed
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.types import Rollout
 
@@ -20,6 +21,7 @@ class Sparse:
     causal: ClassVar[bool] = True
     conserving: ClassVar[bool] = True
     shaping: ClassVar[bool] = True
+    __str__ = as_typed
 
     def __call__(self, rollout: Rollout) -> Float[Tensor, "batch response"]:
         """Token scores (batch, response), in score units."""

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from redistributors.parts.credit import check_beta, normalised, spread
+from redistributors.parts.typed_name import as_typed
 from rlhf_core.evidence import EvidenceRequest
 from rlhf_core.types import Rollout
 
@@ -26,6 +27,7 @@ class Uniform:
     needs: ClassVar[frozenset[EvidenceRequest]] = frozenset()
     causal: ClassVar[bool] = False
     conserving: ClassVar[bool] = True
+    __str__ = as_typed
 
     def __post_init__(self) -> None:
         check_beta(self.beta, "Uniform")

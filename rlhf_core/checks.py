@@ -14,6 +14,7 @@ from torch import Tensor
 from rlhf_core.callers import warn_caller
 from rlhf_core.evidence import ContinuationValues, EvidenceRequest
 from rlhf_core.masking import last_token
+from rlhf_core.names import method_name
 from rlhf_core.types import (
     HasIdRange,
     HasVocabulary,
@@ -96,7 +97,8 @@ def why_not_conserved(token_scores: Tensor, rollout: Rollout, redistributor: Red
     error = float(((token_scores.sum(1) - rollout.scores).abs() / size).max())
     if not redistributor.conserving or error <= CREDIT_SUM_TOLERANCE:
         return ""
-    return f"{redistributor!r} declares conserving, but its token scores miss the score by up to {error:.2e} (relative)"
+    who = method_name(redistributor)
+    return f"{who} declares conserving, but its token scores miss the score by up to {error:.2e} (relative)"
 
 
 def conservation_error(token_scores: Float[Tensor, "batch response"], rollout: Rollout) -> float:
@@ -122,7 +124,7 @@ def require_token_scores(token_scores: Tensor, rollout: Rollout, redistributor: 
         FloatingPointError: a number that is not finite, or too large.
     """
     mask = rollout.sequences.response_mask
-    who = f"{redistributor!r} returned token scores"
+    who = f"{method_name(redistributor)} returned token scores"
     if token_scores.shape != mask.shape:
         raise HealthError(f"{who} of shape {tuple(token_scores.shape)}, not {tuple(mask.shape)}")
     if token_scores.requires_grad:
@@ -158,12 +160,14 @@ def check_needs(redistributor: Redistributor, policy: Policy, reward: RewardMode
             f"redistributor must have needs, causal, conserving and be callable on a rollout, got {redistributor!r}"
         )
     if hasattr(redistributor, "observe") and not isinstance(redistributor, Learns):
-        raise TypeError(f"{redistributor!r} has observe, and so must have state and load_state, for checkpoints")
+        raise TypeError(
+            f"{method_name(redistributor)} has observe, and so must have state and load_state, for checkpoints"
+        )
     for request in redistributor.needs:
         source: Policy | RewardModel = reward if request.source == "reward" else policy
         if reason := why_not_provided(request, source):
             raise ValueError(
-                f"{redistributor!r} needs {request!r}, which {type(source).__name__} cannot give: {reason}"
+                f"{method_name(redistributor)} needs {request!r}, which {type(source).__name__} cannot give: {reason}"
             )
 
 
@@ -230,7 +234,9 @@ def check_gamma(redistributor: Redistributor, gamma: float) -> None:
     """
     own = getattr(redistributor, "gamma", gamma)
     if own != gamma:
-        raise ValueError(f"{redistributor!r} is exact at gamma {own}, the config's gamma is {gamma}; make them equal")
+        raise ValueError(
+            f"{method_name(redistributor)} is exact at gamma {own}, the config's gamma is {gamma}; make them equal"
+        )
     if _discount_matters(redistributor, gamma) and not redistributor.causal:
         raise ValueError(_lands_early(redistributor, gamma))
 
@@ -250,9 +256,9 @@ def why_not_kept(token_scores: Tensor, rollout: Rollout, redistributor: Redistri
     if not _lands_before_the_last(token_scores, rollout):
         return ""
     return (
-        f"{redistributor!r} places credit before the last token, and advantages {advantages!r} add up a response's "
-        "rewards before they compare them: the credit is lost, and training is the same as with Sparse(). Use "
-        "advantages 'rloo_to_go', which compare token by token, or 'gae'; or Sparse()"
+        f"{method_name(redistributor)} places credit before the last token, and advantages {advantages!r} add up "
+        "a response's rewards before they compare them: the credit is lost, and training is the same as with sparse. "
+        "Use advantages 'rloo_to_go', which compare token by token, or 'gae'; or sparse"
     )
 
 
@@ -260,9 +266,9 @@ def warn_if_counted_twice(redistributor: Redistributor, advantages: str) -> None
     """Warn of credit that sums to the score, for an estimator that adds the score to the credit itself."""
     if redistributor.conserving:
         warn_caller(
-            f"advantages {advantages!r} add the score to the credit, and the credit of {redistributor!r} sums to the "
-            "score, so the score counts twice. Use credit that is not the score again, such as LogRatio() "
-            "('log-ratio'), or advantages 'rloo_to_go', which compare the credit alone",
+            f"advantages {advantages!r} add the score to the credit, and the credit of {method_name(redistributor)} "
+            "sums to the score, so the score counts twice. Use credit that is not the score again, such as log-ratio, "
+            "or advantages 'rloo_to_go', which compare the credit alone",
             RuntimeWarning,
         )
 
@@ -278,6 +284,6 @@ def _discount_matters(redistributor: Redistributor, gamma: float) -> bool:
 
 def _lands_early(redistributor: Redistributor, gamma: float) -> str:
     return (
-        f"{redistributor!r} conserves the score but places it before the last token: with gamma {gamma} that changes "
-        "which response is best. Use gamma 1 (and lower lam instead), or sparse"
+        f"{method_name(redistributor)} conserves the score but places it before the last token: with gamma "
+        f"{gamma} that changes which response is best. Use gamma 1 (and lower lam instead), or sparse"
     )

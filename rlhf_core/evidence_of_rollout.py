@@ -10,6 +10,7 @@ from rlhf_core.checks import require_usable
 from rlhf_core.config import PPOConfig
 from rlhf_core.continuations import continuation_values
 from rlhf_core.evidence import ContinuationValues, EvidenceRequest
+from rlhf_core.names import counted
 from rlhf_core.policy_passes import evaluate
 from rlhf_core.types import Policy, RewardModel, Rollout, Scored, Sequences
 
@@ -61,8 +62,8 @@ def scored_responses(reward: RewardModel, sequences: Sequences, needs: frozenset
     scored = reward.score(sequences, needs)
     if scored.scores.shape != (len(sequences),):  # one score would be broadcast to every response
         raise ValueError(
-            f"{type(reward).__name__}.score returned scores of shape {tuple(scored.scores.shape)} for {len(sequences)} "
-            "responses"
+            f"{type(reward).__name__}.score returned scores of shape {tuple(scored.scores.shape)} for "
+            f"{counted(len(sequences), 'response')}"
         )
     return scored
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from rlhf_core.names import counted
 from rlhf_core.types import Sequences
 
 Rows = Sequence[Sequence[int]]
@@ -21,7 +22,11 @@ def given_sequences(prompts: Rows, responses: Rows, *, finished: bool) -> Sequen
     """
     empty = [row for row, pair in enumerate(zip(prompts, responses, strict=False)) if not all(map(len, pair))]
     if not len(prompts) or len(prompts) != len(responses) or empty:
-        wrong = f"row {empty[0]} is empty" if empty else f"got {len(prompts)} prompts and {len(responses)} responses"
+        wrong = (
+            f"row {empty[0]} is empty"
+            if empty
+            else f"got {counted(len(prompts), 'prompt')} and {counted(len(responses), 'response')}"
+        )
         raise ValueError(f"given_sequences: {wrong}; give a prompt and a response of one token or more for each row")
     lengths = torch.tensor([len(response) for response in responses])
     prompt, response = max(map(len, prompts), default=0), max(map(len, responses), default=0)

@@ -1,4 +1,4 @@
-"""Unknown names: find the nearest known one for the error message."""
+"""Words in messages: a method's name, a number with its noun, and the known name nearest to one that is unknown."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -35,6 +35,19 @@ OTHER_WORDS: Mapping[str, str] = {
     "whiten_rewards": "nothing at all, as rewards are never whitened",
 }
 """Names of ``PPOConfig`` settings in other libraries, such as the paper's TRL."""
+
+
+def method_name(method: object) -> str:
+    """What a message calls a method: as it names itself, which is as it is typed for those of ``redistributors``; the
+    class alone where there is only Python's address of an object."""
+    kind = type(method)
+    unnamed = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+    return kind.__name__ if unnamed else str(method)
+
+
+def counted(count: int, what: str) -> str:
+    """A number with its noun: "1 run", "2,000 runs"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def nearest(name: object, known: Iterable[str], other_words: Mapping[str, str] = NONE) -> str:

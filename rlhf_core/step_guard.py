@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_core.config import PPOConfig
+from rlhf_core.names import method_name
 from rlhf_core.types import Learns, Rollout
 
 SETTLED = 20
@@ -67,7 +68,7 @@ class StepGuard:
         self.in_a_row += 1
         if self.in_a_row > self.max_skipped:
             raise Diverged(
-                f"{self.in_a_row} optimizer steps or rollouts in a row had to be skipped, and max_skipped is "
+                f"{self.in_a_row} in a row had to be skipped (optimizer steps or rollouts), and max_skipped is "
                 f"{self.max_skipped}; the last: {record['reason']}. Weights and optimizer state are as they were "
                 "before the first of them; fit lists them in skipped.jsonl. Begin a run with a lower learning_rate, or "
                 "with max_grad_norm"
@@ -99,7 +100,7 @@ def observed(method: Learns, rollout: Rollout, guard: StepGuard, *, step: int) -
     try:
         method.observe(rollout)
         wrong = [name for name, tensor in method.state().items() if not bool(torch.isfinite(tensor).all())]
-        reason = f"{method!r} learned {', '.join(wrong)} that are not finite" if wrong else ""
+        reason = f"{method_name(method)} learned {', '.join(wrong)} that are not finite" if wrong else ""
     except FloatingPointError as error:
         reason = str(error)
     except BaseException:

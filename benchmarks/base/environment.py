@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.base.run_folder import git_state
-from benchmarks.base.text_columns import counted
+from rlhf_core.names import counted
 
 PACKAGES = (
     *("dense-rlhf", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers"),

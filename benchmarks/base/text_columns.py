@@ -13,11 +13,6 @@ def in_columns(left: str, right: str, *, column: int) -> str:
     return beside + text[column:] if len(beside) == column else f"{left}\n{text}"
 
 
-def counted(count: int, what: str) -> str:
-    """A number with its noun: "1 run", "2,000 runs"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
 def wrapped(text: str, *, indent: str = "", least: int = 40) -> str:
     """Paragraphs wrapped to the terminal's width, between ``least`` and 100 characters; ``code`` marks are left out."""
     width = min(max(shutil.get_terminal_size().columns, least), WIDEST)

@@ -19,6 +19,7 @@ from benchmarks.reporting.statistics import Array, Summary, band, summarise
 from benchmarks.reporting.tables import Table, Value, text
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.tasks.definitions import make_task
+from rlhf_core.names import counted
 from rlhf_core.probe import Absence
 
 VERBS = {"deletion": "taken away", "insertion": "given alone"}
@@ -68,7 +69,8 @@ def table(study: Study) -> Table:
 
     n, mask = len(study.frozen.rollout.sequences), study.frozen.rollout.sequences.response_mask
     return Table(
-        title=f"{study.settings.task}: credit for {n} responses of {float(mask.sum() / n):.1f} tokens on average",
+        title=f"{study.settings.task}: credit for {counted(n, 'response')} of {float(mask.sum() / n):.1f} tokens "
+        "on average",
         columns=columns,
         rows=tuple(row(label) for label in (*study.credits, *references, RANDOM)),
         notes=tuple(notes(study)),

@@ -26,6 +26,7 @@ from rlhf_core.evidence import (
     SentenceEnds,
     TokenEntropy,
 )
+from rlhf_core.names import method_name
 from rlhf_core.probe import Cost, Experiment, Probe, measured
 from rlhf_core.prompts import encoded, repeated, shuffled_batch
 from rlhf_core.rewards import ScoreMoments
@@ -69,7 +70,7 @@ def askable(
             check_needs(redistributor, policy, reward)
             check_gamma(redistributor, config.gamma)
         except ValueError as reason:
-            refused[arm.label] = str(reason)
+            refused[arm.label] = str(reason).removeprefix(f"{method_name(redistributor)} ")
         else:
             taken[arm.label] = redistributor
     return taken, refused

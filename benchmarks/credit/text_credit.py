@@ -12,6 +12,7 @@ from redistributors.registry import REDISTRIBUTORS
 from rlhf_core.checks import check_id_range, check_needs, check_vocabulary, needs_of
 from rlhf_core.config import PPOConfig
 from rlhf_core.given_sequences import given_sequences
+from rlhf_core.names import counted, method_name
 from rlhf_core.pages import heat_map
 from rlhf_core.pages.document import escaped
 from rlhf_core.pages.heat_map import CreditMap
@@ -41,7 +42,7 @@ class TextCredit:
     def write(self, path: str | Path, title: str = "Credit, token by token") -> None:
         """Write a page with a heat map of each text."""
         texts, methods = len(self.table.rollout.sequences), len(self.table)
-        about = f"{texts} text{'s' * (texts > 1)}, {methods} method{'s' * (methods > 1)}, nothing trained."
+        about = f"{counted(texts, 'text')}, {counted(methods, 'method')}, nothing trained."
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         heat_map.write(title, self.maps(), Path(path), about)
 
@@ -138,5 +139,5 @@ def _why_not(method: Redistributor, policy: Policy, reward: RewardModel) -> str:
     try:
         check_needs(method, policy, reward)
     except ValueError as error:
-        return str(error)
+        return str(error).removeprefix(f"{method_name(method)} ")
     return ""

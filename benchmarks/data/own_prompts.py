@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.data.hold_out import text_hash
 from benchmarks.data.records import read_rows, source_name
+from rlhf_core.names import counted
 from rlhf_core.prompts import listed_by_reason, read_prompt
 from rlhf_core.types import Row
 
@@ -54,8 +55,8 @@ def split(rows: Sequence[Row], source: str, held_out: int) -> tuple[list[Row], l
         most = len(rows) // 2
         way_out = f"--eval_prompts {most}, or give more prompts" if most else "give at least two"
         raise ValueError(
-            f"{source_name(source)} holds {len(rows)} prompts, too few to hold out {held_out} and learn from as many: "
-            f"pass {way_out}"
+            f"{source_name(source)} holds {counted(len(rows), 'prompt')}, too few to hold out {held_out} and learn "
+            f"from as many: pass {way_out}"
         )
     by_hash = sorted(rows, key=_hold_out_order)
     tenth = sum(_hold_out_order(row)[0] == 0 for row in rows)

@@ -14,6 +14,7 @@ from benchmarks.runs.arms import parse_arms
 from benchmarks.runs.comparison import ComparisonResults, Panel
 from benchmarks.runs.experiment import Experiment, published
 from benchmarks.runs.settings import ComparisonSettings
+from rlhf_core.names import counted
 
 COLUMNS: arm_columns.Columns = {
     **arm_columns.AVERAGE_SCORE,
@@ -49,7 +50,7 @@ def draw(done: ComparisonResults, options: BetaSweep) -> Figure:
             means = [theirs[beta].mean() for beta in betas]
             axes.plot([float(beta) for beta in betas], means, color="0.5", linewidth=0.7, label="the paper's means")
             axes.legend(frameon=False)
-    said = f"dots: {len(results.seeds)} runs; line: mean ± standard deviation"
+    said = f"dots: {counted(len(results.seeds), 'run')}; line: mean ± standard deviation"
     figure.suptitle(f"{results.task}, {options.method} ({said})", fontsize=7.5, x=0.01, ha="left")
     return figure
 

@@ -24,6 +24,7 @@ from benchmarks.runs.comparison import ComparisonResults, Panel
 from benchmarks.runs.constant_score import ConstantTask
 from benchmarks.runs.experiment import Experiment, published
 from benchmarks.runs.settings import ComparisonSettings
+from rlhf_core.names import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +113,9 @@ def table(done: ComparisonResults, options: LengthDrift) -> Table:
     )
     last = min(LAST, *(results.steps - 1 for results in done.results.values()))
     notes = (
-        f"Change: mean length of the last {last} steps minus that of step 1, before any update; 95 % t-interval over "
-        "seeds (range below 4). It drifts where that leaves 0 out, which one row in twenty does by chance.",
+        f"Change: mean length of the last {counted(last, 'step')} minus that of step 1, before any update; "
+        "95 % t-interval over seeds (range below 4). It drifts where that leaves 0 out, which one row in twenty "
+        "does by chance.",
         f"Responses of {options.lengths[0]} to {options.lengths[1]} tokens; a constant score has no gradient.",
     )
     columns = ("score", "lam", "panel", "arm", *arm_columns.headings(COLUMNS, *done.results.values()))

@@ -13,6 +13,7 @@ from benchmarks.reporting.statistics import Array, Results
 from benchmarks.reporting.tables import Table
 from benchmarks.runs.comparison import ComparisonResults
 from benchmarks.runs.experiment import Experiment, published
+from rlhf_core.names import counted
 
 COLUMNS = (
     *("arm", "KL where they part", "KL at the end", "gold, at its best", "gold, at the end"),
@@ -45,7 +46,7 @@ def draw(done: ComparisonResults, options: OverOptimisation) -> Figure:
         axes.set_title(f"{title} (gain, std of step 1)", loc="left")
         figures.value_axis(axes, "KL (nats per response)")
     figures.one_scale(figure.axes[:2])
-    title = f"{results.task} (means over {len(results.seeds)} seeds and {options.block} steps)"
+    title = f"{results.task} (means over {counted(len(results.seeds), 'seed')} and {counted(options.block, 'step')})"
     figures.legend(figure, figure.axes[0], title)
     return figure
 
@@ -59,9 +60,9 @@ def table(done: ComparisonResults, options: OverOptimisation) -> Table:
         at, end = "not reached" if parted.kl is None else parted.kl, float(blocks(kl, options.block).mean(0)[-1])
         rows.append((arm, at, end, parted.gold_best, parted.gold_end, parted.proxy_best, parted.proxy_end))
     note = (
-        f"Gains since step 1 in standard deviations of its responses, means over seeds and {options.block} steps. "
-        "They part at the block with the highest gold score, if gold ends lower by more than its standard error over "
-        "seeds while the proxy does not."
+        "Gains since step 1 in standard deviations of its responses, means over seeds and "
+        f"{counted(options.block, 'step')}. They part at the block with the highest gold score, if gold ends lower by "
+        "more than its standard error over seeds while the proxy does not."
     )
     title = f"{results.task}: where proxy and gold part"
     return Table(title=title, columns=COLUMNS, rows=tuple(rows), notes=(note,))

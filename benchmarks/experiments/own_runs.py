@@ -6,6 +6,7 @@ notebook or in the script itself. Nothing heavy is imported before a function he
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -194,16 +195,20 @@ def _written(method: object) -> str:
     Raises:
         ValueError: an instance that cannot be written so.
     """
-    from redistributors import REDISTRIBUTORS
+    from benchmarks.runs.arms import parse_arms
 
     if not is_dataclass(method) or isinstance(method, type):
         raise ValueError(f"redistributor {method!r} is not an instance of a dataclass; give it by name, as a text")
+    with suppress(ValueError):  # a method without a name, or one that holds what cannot be typed
+        (arm,) = parse_arms([str(method)])
+        read: object = arm.redistributor()
+        if read == method:
+            return str(method)
     kind: Any = type(method)
     given = {each.name: getattr(method, each.name) for each in fields(method) if each.init}
     changed = {each.name: given[each.name] for each in fields(method) if each.init and each.default != given[each.name]}
     if not all(isinstance(value, PLAIN) for value in changed.values()):
         raise ValueError(f"redistributor {method!r} has settings that are objects; give it by name, as a text")
-    registered = (name for name, make in REDISTRIBUTORS.items() if make is kind)
     settings = ", ".join(f"{name}={json.dumps(value)}" for name, value in changed.items())
-    name = next(registered, f"{kind.__module__}.{kind.__qualname__}")
+    name = f"{kind.__module__}.{kind.__qualname__}"
     return f"{name}({settings})" if settings else name

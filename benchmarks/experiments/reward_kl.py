@@ -12,6 +12,7 @@ from benchmarks.reporting.paper_curves import paper_curves
 from benchmarks.reporting.tables import Table, number
 from benchmarks.runs.comparison import ComparisonResults
 from benchmarks.runs.experiment import Experiment, published
+from rlhf_core.names import counted
 
 
 @figures.style()
@@ -37,7 +38,8 @@ def draw(done: ComparisonResults, options: RewardKL) -> Figure:
     axes.set_xlim(low, high)
     figures.value_axis(axes, "KL to the reference (nats per response)")
     axes.set_ylabel("score")
-    title = f"{results.task} (means over {len(results.seeds)} seeds and {options.block} steps; dots: single runs)"
+    over = f"{counted(len(results.seeds), 'seed')} and {counted(options.block, 'step')}"
+    title = f"{results.task} (means over {over}; dots: single runs)"
     figures.legend(figure, axes, title)
     return figure
 

@@ -18,6 +18,7 @@ from benchmarks.base.json_files import fingerprint
 from benchmarks.judging.hidden_key import without_key
 from benchmarks.judging.judges import EXCERPT, Choice, Unreadable, excerpt
 from benchmarks.judging.settings import EndpointSettings
+from rlhf_core.names import counted
 
 ANSWERS: Mapping[str, Choice] = {"A": "first", "B": "second", "tie": "tie"}
 TRANSIENT = (408, 409, 425, 429)
@@ -88,7 +89,9 @@ class EndpointJudge:
                 reason, asked = failure.args
                 if attempt + 1 < self.settings.attempts:
                     sleep(min(LONGEST_WAIT, max(self.settings.backoff_seconds * 2**attempt, asked)))
-        raise EndpointError(f"{self._address} failed {self.settings.attempts} times, the last time with {reason}")
+        raise EndpointError(
+            f"{self._address} failed {counted(self.settings.attempts, 'time')}, the last time with {reason}"
+        )
 
     def _post(self, body: bytes) -> str:
         headers = {"Content-Type": "application/json", "User-Agent": "dense-rlhf"}

@@ -21,6 +21,7 @@ from benchmarks.judging.win_rates import NOTES, JudgedPair, WinRates, decision, 
 from benchmarks.reporting.publishing import publish
 from benchmarks.reporting.tables import Table
 from models.rewards.loading import load_reward_model
+from rlhf_core.names import counted
 from rlhf_core.pages.document import visible
 
 MAY_CHANGE = ("resamples", "judge", "reward", "endpoint")
@@ -138,7 +139,7 @@ def _count_rows(counts: Mapping[str, float], names: tuple[str, str], max_tokens:
     first, second = names
     unreadable = f"{counts['unreadable']} of {counts['answers']}; pairs left out: {counts['pairs_left_out']}"
     rows = [
-        ("equal texts, counted as ties", f"{counts['equal_texts']} of {counts['prompts']} pairs"),
+        ("equal texts, counted as ties", f"{counts['equal_texts']} of {counted(int(counts['prompts']), 'pair')}"),
         (f"cut at {max_tokens} tokens, {first} / {second}", f"{counts['first_cut']} / {counts['second_cut']}"),
         ("unreadable answers", unreadable),
     ]

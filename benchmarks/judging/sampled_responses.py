@@ -18,6 +18,7 @@ from models.policy.loading import load_policy
 from models.weights.adapters import adapter_folder
 from models.weights.lora_settings import LoraSettings
 from models.weights.source import ModelSource
+from rlhf_core.names import counted
 from rlhf_core.random_streams import uniforms
 from rlhf_core.types import Limits
 
@@ -40,7 +41,7 @@ class KeptPrompts:
 
     def summary(self) -> str:
         """Counts, and the first rows left out for each reason; safe to print."""
-        return "\n".join([f"{len(self.kept)} prompts", *map(excerpt, rejected_lines(self.left_out))])
+        return "\n".join([counted(len(self.kept), "prompt"), *map(excerpt, rejected_lines(self.left_out))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,7 @@ def fitting(sampling: Sampling, prompts: KeptPrompts, checkpoints: Sequence[Chec
         if refused and sampling.over_long == "error":
             rows = "; ".join(list(refused.values())[:SHOWN])
             raise ValueError(
-                f"{len(refused)} of {len(prompts.kept)} prompts are {reason}, the first in row {rows}. "
+                f"{reason}: {len(refused)} of {counted(len(prompts.kept), 'prompt')}, the first in row {rows}. "
                 "Lower --sampling.max_tokens, or pass --sampling.over_long drop"
             )
         kept = tuple(prompt for prompt in prompts.kept if prompt.row not in refused)

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from benchmarks.reporting.statistics import LEVEL, Array
+from rlhf_core.names import counted
 
 FEWEST_PAIRS = 10
 """Below so many pairs no regression is fitted."""
@@ -168,7 +169,7 @@ def position_bias(pairs: Sequence[JudgedPair]) -> PositionBias:
 def why_not_controlled(differences: Array) -> str:
     """Why no win rate at equal length can be had from these length differences (first minus second); else empty."""
     if len(differences) < FEWEST_PAIRS:
-        return f"{len(differences)} pairs are fewer than {FEWEST_PAIRS}"
+        return f"{counted(len(differences), 'pair')}, fewer than {FEWEST_PAIRS}"
     if np.ptp(differences) == 0:
         return f"every pair differs in length by {differences[0]:+z.0f} characters"
     if differences.min() > 0 or differences.max() < 0:
@@ -291,7 +292,7 @@ def rows(rates: WinRates, first: str, second: str) -> list[tuple[str, str]]:
     if position.pairs:
         lines += [
             ("response shown first preferred", f"{percent(position.first_share)} of {2 * position.pairs} verdicts"),
-            ("orders disagree, counted as ties", f"{position.disagreements} of {position.pairs} pairs"),
+            ("orders disagree, counted as ties", f"{position.disagreements} of {counted(position.pairs, 'pair')}"),
             ("of these, first / second place won twice", f"{position.always_first} / {position.always_second}"),
         ]
     return lines
@@ -303,7 +304,7 @@ def verdict(rates: WinRates, first: str, second: str, judge: str) -> str:
     ahead = rates.win_rate.value >= 0.5
     winner, loser = (first, second) if ahead else (second, first)
     raw, controlled = (one if ahead else _swapped(one) for one in (rates.win_rate, rates.length_controlled))
-    asked = f"{shown_share(raw)} of {rates.pairs} prompts by {judge}, ties half"
+    asked = f"{shown_share(raw)} of {counted(rates.pairs, 'prompt')} by {judge}, ties half"
     said = f"{winner} is preferred over {loser} in {asked}"
     if rates.win_rate.includes(0.5):
         said = f"No winner: {said}, and the interval includes 50 %"

@@ -19,6 +19,7 @@ from benchmarks.reporting.ruined_runs import ruined_runs
 from benchmarks.reporting.run_sets import RunSet, find_runs, results, seed_of, sorted_into_arms
 from benchmarks.reporting.statistics import Array, Results, band, summarise
 from rlhf_core.files.plain_files import read_object, replace
+from rlhf_core.names import counted
 from rlhf_core.pages import curves, heat_map
 from rlhf_core.pages.curves import Chart, Curve, number, signed
 from rlhf_core.pages.document import escaped
@@ -123,7 +124,7 @@ def page(comparison: Comparison) -> str:
         "How to repeat it": _repeat(comparison),
     }
     arms, runs = len(comparison.runs.arms), len(comparison.runs.runs)
-    title = f"{comparison.name}: {_counted(arms, 'arm')}, {_counted(runs, 'run')}"
+    title = f"{comparison.name}: {counted(arms, 'arm')}, {counted(runs, 'run')}"
     tiles = "" if found is None else _tiles(found)
     return sectioned(title, MINUS.sub("−", _about(comparison.runs, found)), tiles, sections)
 
@@ -135,10 +136,6 @@ def _looked_at(found: Results | None, record: Mapping[str, Any]) -> Results | No
         return found
     seeds = settings["seeds"]
     return dataclasses.replace(found, most=seeds if isinstance(seeds, int) else len(seeds))
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _about(runs: RunSet, found: Results | None) -> str:
@@ -154,7 +151,7 @@ def _conclusion(runs: RunSet, found: Results | None) -> str:
     steps = found.steps
     going = (
         f" Not all runs have finished: they are at step {min(reached)} to {max(reached)} of {max(last)}. The "
-        f"comparison covers the first {steps} steps."
+        f"comparison covers the first {counted(steps, 'step')}."
     )
     through = min(reached) == max(reached) == max(last)
     return comparison_report.verdict(found) + ("" if through else going)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.base.json_files import jsonable, write_json
-from benchmarks.base.text_columns import counted
 from benchmarks.reporting import statistics, tables
 from benchmarks.reporting.curve_readings import LAST, REFERENCE, last_steps
 from benchmarks.reporting.power import POWER, TARGET, detectable_difference
 from benchmarks.reporting.sequential import LOOKS, Stand, is_hopeless, looks, stand
 from benchmarks.reporting.statistics import FEWEST_SEEDS, Array, Difference, Results, Summary, summarise
 from benchmarks.reporting.tables import Table, number
+from rlhf_core.names import counted
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Report:
     verdict: str
 
     def __repr__(self) -> str:
-        return f"Report({', '.join(self.results.arms)}; {len(self.results.seeds)} seeds): {self.verdict}"
+        return f"Report({', '.join(self.results.arms)}; {counted(len(self.results.seeds), 'seed')}): {self.verdict}"
 
     @property
     def table(self) -> Table:

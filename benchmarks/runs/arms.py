@@ -96,7 +96,8 @@ def _arm(text: str) -> Arm:
     except RecursionError as error:
         raise ValueError(f"the arm {text[:40]!r}… is nested too deep") from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"arm {text!r}: {error}") from error
+        said = f"{error}".removeprefix(f"{_class_of(method)}: ")
+        raise ValueError(f"arm {text!r}: {said}") from error
     return arm
 
 
@@ -156,6 +157,12 @@ def _shown(value: Any) -> str:
 def _maker(method: str) -> Callable[..., Any]:
     """What makes the method: the registry's entry, or the class that stands under a dotted name elsewhere."""
     return REDISTRIBUTORS[method] if method in REDISTRIBUTORS else _class(method)
+
+
+def _class_of(method: str) -> str:
+    """The name of the registered class that its own errors begin with; the arm names the method already."""
+    make = REDISTRIBUTORS.get(method)
+    return "" if make is None else (make.func if isinstance(make, partial) else make).__name__
 
 
 def _class(dotted: str) -> type:

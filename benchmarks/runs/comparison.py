@@ -6,6 +6,7 @@ repeated.
 """
 
 import gc
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from benchmarks.reporting.curve_readings import REFERENCE
 from benchmarks.reporting.sequential import looks
 from benchmarks.reporting.statistics import FEWEST_SEEDS, Results
 from benchmarks.runs.arms import Arm
-from benchmarks.runs.finished_runs import load_results
+from benchmarks.runs.finished_runs import ended_on, load_results
 from benchmarks.runs.pilot import Planned, pilot_runs, what_can_be_found
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.ray_pool import chosen_executor
@@ -32,6 +33,7 @@ from benchmarks.runs.single_run import PLACES, Run, Task, require_prompts, requi
 from benchmarks.runs.worker_pool import RunFailed, finished, run_all
 from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.config import PPOConfig
+from rlhf_core.names import counted
 
 MADE_BY = "a comparison"
 MAY_CHANGE = (
@@ -96,7 +98,9 @@ def run_comparison(
         _require_pilot(settings, task, ppo, panels)
     with _claimed(settings, task, ppo, panels, options) as runs_of:
         runs = [run for some in runs_of.values() for run in some]
-        if not all(map(finished, runs)):
+        if all(map(finished, runs)):
+            print(_all_finished(runs, settings), file=sys.stderr, flush=True)
+        else:
             _run_pilot(runs, settings, say)
         if settings.until is None:
             _run_or_say_what_is_there(runs, settings)
@@ -191,8 +195,18 @@ def _run_or_say_what_is_there(runs: Sequence[Run], settings: ComparisonSettings)
         done = sum(map(finished, runs))
         if not done:
             raise
-        some = f"{done} of {len(runs)} runs have finished"
-        raise RunFailed(f"{failed}\n{some}: {program()} report {settings.out} writes a page of them") from failed
+        some = f"finished: {done} of {counted(len(runs), 'run')}"
+        raise RunFailed(f"{failed}\n{some}; {program()} report {settings.out} writes a page of them") from failed
+
+
+def _all_finished(runs: Sequence[Run], settings: ComparisonSettings) -> str:
+    """One line: when they finished, and how to run more, longer, or again."""
+    which = "the one run has" if len(runs) == 1 else f"all {len(runs)} runs have"
+    return (
+        f"{which} finished at step {settings.steps}{ended_on(runs)}, so nothing is trained; table and page are "
+        "written again. For more runs add --redistributors or --seeds, for longer runs give more --steps and another "
+        "--out, to start anew add --overwrite true"
+    )
 
 
 def _may_change(settings: ComparisonSettings) -> tuple[str, ...]:
@@ -294,15 +308,17 @@ def announced(settings: ComparisonSettings, runs: Sequence[Run], left_out: Seque
     sizes = " or ".join(map(str, sorted({run.config.rollout_batch_size for run in runs})))
     labels = dict.fromkeys(run.arm.label for run in runs)
     controls = [arm.label for arm in settings.added_controls() if arm.label in labels]
-    added = f" ({', '.join(controls)} runs besides as a control; --controls '' leaves it out)" if controls else ""
+    besides = "runs besides as a control; --controls '' leaves it out"
+    if len(controls) > 1:
+        besides = "run besides as controls; --controls '' leaves them out"
+    added = f" ({', '.join(controls)} {besides})" if controls else ""
     if left_out:
         added += f" (without the control {', '.join(left_out)}, which would repeat another arm with these settings)"
-    counted = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     return (
         f"{settings.task}: responses of {low} to {high} tokens, {sizes} a step (--ppo.max_length, "
         "--ppo.rollout_batch_size)",
-        f"{', '.join(labels)}{added}: {counted} of {settings.steps} steps{_at_a_time(settings, len(runs))}, "
-        f"in {settings.out}",
+        f"{', '.join(labels)}{added}: {counted(len(runs), 'run')} of {counted(settings.steps, 'step')}"
+        f"{_at_a_time(settings, len(runs))}, in {settings.out}",
     )
 
 

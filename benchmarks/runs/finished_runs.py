@@ -1,4 +1,4 @@
-"""The curves of finished runs."""
+"""Finished runs: when they finished, and their curves."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,16 @@ from benchmarks.base.run_folder import RECORD, read_record
 from benchmarks.reporting.run_sets import FINAL, curves
 from benchmarks.reporting.statistics import Array, Results
 from benchmarks.runs.single_run import Run
-from rlhf_core.pages.run_record import METRICS, Figures, read_figures
+from rlhf_core.files.plain_files import read_object
+from rlhf_core.names import counted
+from rlhf_core.pages.run_record import METRICS, REPORT, Figures, read_figures
+
+
+def ended_on(runs: Sequence[Run]) -> str:
+    """When the last of some finished runs ended, as " on 2026-11-30 01:40 UTC"; empty where no run noted it."""
+    reports = [run.folder / REPORT for run in runs if (run.folder / REPORT).is_file()]
+    written = max((str(read_object(path).get("written", "")) for path in reports), default="")
+    return f" on {written}" if written else ""
 
 
 def load_results(task: str, runs: Sequence[Run]) -> Results:
@@ -54,5 +63,7 @@ def _figures(folder: Path, steps: int) -> Figures:
     path = folder / METRICS
     found = read_figures(path)
     if len(found) != steps:
-        raise ValueError(f"{path} has {len(found)} steps, not the {steps} of a finished run; delete {folder}")
+        raise ValueError(
+            f"{path} has {counted(len(found), 'step')}, not the {steps} of a finished run; delete {folder}"
+        )
     return found

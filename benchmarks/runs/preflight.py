@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.settings_checks import require_all
-from benchmarks.base.text_columns import counted, in_columns
+from benchmarks.base.text_columns import in_columns
 from benchmarks.cost.architectures import shape_of
 from benchmarks.cost.memory_prediction import ModelShape, predict
 from benchmarks.cost.memory_settings import GIB, MemorySettings
@@ -28,6 +28,7 @@ from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.prompted_reward import PromptedReward
 from rlhf_core.config import PPOConfig
 from rlhf_core.evidence import AttentionTap, EvidenceRequest
+from rlhf_core.names import counted
 from rlhf_core.probe import Experiment
 from rlhf_core.prompts import encoded
 from rlhf_core.scorers.callables import as_reward_model

@@ -12,6 +12,7 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 
 from benchmarks.runs.single_run import Run, run_name
+from rlhf_core.names import counted
 
 LOOK_SECONDS = 2.0
 """Between two looks at the metrics."""
@@ -112,7 +113,7 @@ class Progress:
         if self.first < self.done < self.total:
             seconds = (self.clock() - self.began) * (self.total - self.done) / (self.done - self.first)
             left = f", {duration(seconds)} left"
-        return f"{self.done} of {self.total} steps{left}"
+        return f"{self.done} of {counted(self.total, 'step')}{left}"
 
 
 def duration(seconds: float) -> str:

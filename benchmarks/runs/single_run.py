@@ -28,6 +28,7 @@ from redistributors.trial_rollouts import made_up_rollout
 from rlhf_core.advantages import ESTIMATORS
 from rlhf_core.checks import require_usable, why_not_kept, why_not_provided
 from rlhf_core.config import PPOConfig
+from rlhf_core.names import counted, method_name
 from rlhf_core.pages.credit_maps import credit_maps, decoder
 from rlhf_core.pages.heat_map import CreditMap
 from rlhf_core.prompts import encoded, own_rows
@@ -203,7 +204,7 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
     if reason := why_not_possible(run.arm.redistributor(), loaded):
         possible = [name for name, make in REDISTRIBUTORS.items() if not why_not_possible(make(), loaded)]
         way_out = "" if METHODS in reason else f". With this policy and reward there are {', '.join(possible)}"
-        raise ValueError(f"{run.arm.label} is not possible here: {in_labels(run.arm, reason)}{way_out}")
+        raise ValueError(f"{run.arm.label} is not possible here: {reason}{way_out}")
     try:
         require_contract(run.arm, run.config)
         PPOTrainer(loaded.policy, loaded.reward, run.arm.redistributor(), run.config)
@@ -214,11 +215,9 @@ def require_runnable(loaded: Loaded, run: Run) -> None:
 
 
 def in_labels(arm: Arm, message: str) -> str:
-    """The message of an engine that knows methods and no names, with the arm by its label and others by their names."""
-    names = {repr(make()): name for name, make in REDISTRIBUTORS.items()} | {repr(arm.redistributor()): arm.label}
-    for method in sorted(names, key=len, reverse=True):  # the longest first: one may hold another
-        message = message.replace(method, names[method])
-    return message
+    """The message of an engine that knows no arms; if it begins with the arm's method, with the arm's label there."""
+    named = method_name(arm.redistributor())
+    return arm.label + message.removeprefix(named) if message.startswith(f"{named} ") else message
 
 
 def require_kept(redistributor: Redistributor, config: PPOConfig) -> None:
@@ -239,7 +238,7 @@ def require_prompts(loaded: Loaded, runs: Sequence[Run]) -> None:
     """
     held_out, asked = len(loaded.held_out_prompts), max(run.eval_prompts for run in runs)
     if asked > held_out:
-        raise ValueError(f"eval_prompts {asked} exceed the task's {held_out} held-out prompts")
+        raise ValueError(f"eval_prompts {asked} exceed the task's {counted(held_out, 'held-out prompt')}")
     longest = max(runs, key=lambda run: run.config.max_length[1]).config
     encoded(loaded.policy, as_reward_model(loaded.reward, loaded.policy), loaded.in_order(), longest)
 
@@ -268,14 +267,14 @@ def require_scored(loaded: Loaded, config: PPOConfig) -> None:
         scores = reward.score(sequences, frozenset()).scores
         require_usable("scores", scores, loaded.policy, sequences)
     except FloatingPointError as error:
-        raise ValueError(f"the reward function was tried on {len(sequences)} responses: {error}") from error
+        raise ValueError(f"the reward function was tried on {counted(len(sequences), 'response')}: {error}") from error
     except ValueError:
         raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise ValueError(
-            f"the reward function was tried on {len(sequences)} responses and raised {type(error).__name__}: {error} "
-            f"(line {place.lineno} of {place.filename})"
+            f"the reward function was tried on {counted(len(sequences), 'response')} and raised "
+            f"{type(error).__name__}: {error} (line {place.lineno} of {place.filename})"
         ) from error
 
 

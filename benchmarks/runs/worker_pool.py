@@ -20,6 +20,7 @@ from benchmarks.base.run_folder import RECORD, read_record
 from benchmarks.runs.progress import LOOK_SECONDS, Progress, Tail
 from benchmarks.runs.single_run import Run, execute, in_labels, log_of, run_name
 from rlhf_core.files.differences import differences
+from rlhf_core.names import counted
 from rlhf_core.pages.run_record import SETTINGS
 from rlhf_core.run.checkpoint import checkpoints
 from rlhf_core.run.freed_memory import keep_freed_memory
@@ -121,7 +122,7 @@ def interrupted(due: Sequence[Run]) -> Interrupted:
     """What to raise when the user ended the experiment while these runs were due."""
     done = sum(finished(run) for run in due)
     return Interrupted(
-        f"interrupted: {done} of {len(due)} runs that were due have finished; the same call goes on with the others"
+        f"interrupted: {done} of {counted(len(due), 'due run')} finished; the same call goes on with the others"
     )
 
 
@@ -132,8 +133,8 @@ def already_done(runs: Sequence[Run], due: Sequence[Run]) -> str:
     steps = total - sum(run.steps - steps_saved(run) for run in due)
     if not steps:
         return ""
-    counted = f"{len(runs) - len(due)} of {len(runs)} runs and " if len(runs) > 1 else ""
-    return f"goes on from what is there: {counted}{steps} of {total} steps are already done"
+    whole = f"{len(runs) - len(due)} of {len(runs)} runs and " if len(runs) > 1 else ""
+    return f"goes on from what is there: {whole}{steps} of {counted(total, 'step')} done before"
 
 
 def steps_saved(run: Run) -> int:

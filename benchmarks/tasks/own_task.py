@@ -18,6 +18,7 @@ from benchmarks.tasks.ppo_settings import own_changes
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.score_kinds import RewardNotNamed
 from models.weights.source import require_there
+from rlhf_core.names import counted
 from rlhf_core.scorers.signatures import HasFunction, require_columns, require_signature
 from rlhf_core.types import RewardModel, Row
 
@@ -69,7 +70,7 @@ class OwnTask:
             policy = held_policy(self.loading, self.policy, reward=None if self.code else self.reward)
         more = len(held_out) > self.held_out
         why = f" (always the tenth that a hash of the prompt picks; evaluated on: {self.held_out})" if more else ""
-        said = f"{len(train)} prompts to train on, {len(held_out)} held out{why}"
+        said = f"{counted(len(train), 'prompt')} to train on, {len(held_out)} held out{why}"
         print(f"{source_name(self.data)}: {said}", flush=True)
         with flag_named("reward", self.reward):
             reward = function or self._classifier()

@@ -23,6 +23,7 @@ from models.weights.tokenizer import load_tokenizer
 from rlhf_core.checks import why_not_provided
 from rlhf_core.evidence import EvidenceRequest, HiddenTap, PrefixScores
 from rlhf_core.files.file_errors import reading
+from rlhf_core.names import counted
 from rlhf_core.scorers.aggregation import Aggregate, MemberScores, OfMember
 from rlhf_core.types import HasIdRange, HasVocabulary, ReadsRows, RewardModel, Scored, Sequences, ValidatesPrompts
 
@@ -212,7 +213,7 @@ def load_reward_ensemble(
         same = same_place(base, bases[0]) and base.revision == bases[0].revision
         if not same or count != labels[0]:
             raise ValueError(
-                f"{name} is an adapter on {base.name_or_path} with {count} label(s), {adapters[0]} one on "
+                f"{name} is an adapter on {base.name_or_path} with {counted(count, 'label')}, {adapters[0]} one on "
                 f"{bases[0].name_or_path} with {labels[0]}; load such reward models one by one, for RewardEnsemble"
             )
     with reading(str(bases[0].name_or_path)):

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from models.rewards.score_names import ScoreKind
-from rlhf_core.names import nearest
+from rlhf_core.names import counted, nearest
 
 Label = str | int
 LABELS: Mapping[str, int] = {"single_logit": 1, "logit_difference": 2}
@@ -78,7 +78,7 @@ def find_score(name: str, config: PreTrainedConfig, score: ScoreKind | None, lab
     kind = score or _only_kind(name, names, separate, label)
     if LABELS.get(kind, max(len(names), 2)) != len(names):
         raise ValueError(
-            f"{name} has {len(names)} label(s); score={kind!r} needs {LABELS.get(kind, 'two or more')}. "
+            f"{name} has {counted(len(names), 'label')}; score={kind!r} needs {LABELS.get(kind, 'two or more')}. "
             + _choices(names, separate)
         )
     if separate and kind in ("logit_difference", "log_odds"):

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_core.callers import warn_caller
+from rlhf_core.names import counted
 
 SAID: set[str] = set()
 """The tokenizers, by folder or hub name, of which this process has been warned: every step encodes its prompts, and a
@@ -38,10 +39,11 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase, given: Sequence[Any], ids:
     rows = [row for row, count in enumerate(counts) if count]
     if not rows:
         return ""
-    first = rows[0]
+    first, verb = rows[0], "holds" if len(rows) == 1 else "hold"
+    some = f"{len(rows)} of {counted(len(given), 'text')} {verb}"
+    of_first = f"{counts[first]} of its {counted(len(ids[first]), 'token')}"
     return (
-        f"{len(rows)} of {len(given)} texts hold words that the policy's tokenizer does not know and reads as "
-        f"{tokenizer.unk_token!r}, so the policy cannot tell them apart. The first is {shortened(given[first])}: "
-        f"{counts[first]} of its {len(ids[first])} tokens. Write the texts in words that it knows, or choose a policy "
-        "whose tokenizer knows theirs"
+        f"{some} words that the policy's tokenizer does not know and reads as {tokenizer.unk_token!r}, so the policy "
+        f"cannot tell them apart. The first is {shortened(given[first])}: {of_first}. Write the texts in words that it "
+        "knows, or choose a policy whose tokenizer knows theirs"
     )

@@ -164,4 +164,4 @@ def check_inner(inner: object, who: str) -> None:
     if isinstance(inner, type) or not isinstance(inner, Redistributor):
         raise ValueError(f"{who}: inner must be a redistributor, such as RewardAttention(), got {inner!r}")
     if getattr(inner, "gamma", 1) != 1:
-        raise ValueError(f"{who}: its sums are undiscounted; give inner gamma=1, got {inner!r}")
+        raise ValueError(f"{who}: its sums are undiscounted; give inner gamma=1, got {inner}")

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from rlhf_core.names import counted
 from rlhf_core.pages.document import escaped
 
 WIDTH, HEIGHT = 360, 202
@@ -272,7 +273,7 @@ def _caption(chart: Chart, shown: Sequence[Curve]) -> str:
     for whole, drawn in zip(chart.curves, shown, strict=True):
         missing = sum(not math.isfinite(value) for value in whole.values)
         if missing:
-            said.append(f"{whole.label}: undefined at {missing} of {len(whole.values)} steps")
+            said.append(f"{whole.label}: undefined at {missing} of {counted(len(whole.values), 'step')}")
         if drawn is not whole:
             size = math.ceil(len(whole.steps) / MOST_POINTS)
             said.append(

@@ -70,10 +70,10 @@ def _anchor(heading: str) -> str:
 
 def sample_heading(sample: Mapping[str, Any], label: str = "") -> str:
     """Where a sample stands, and what it scored."""
-    where = label or f"step {sample['step']}"
+    where, length = label or f"step {sample['step']}", as_number(sample.get("length"))
     return (
         f"<dt>{escaped(where)}: score <b>{number(as_number(sample.get('score')))}</b>, "
-        f"{number(as_number(sample.get('length')))} tokens</dt>"
+        f"{number(length)} {'token' if length == 1 else 'tokens'}</dt>"
     )
 
 

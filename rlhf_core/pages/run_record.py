@@ -67,8 +67,8 @@ class RunRecord:
 
     @property
     def method(self) -> str:
-        """The redistributor with its settings."""
-        return str(self.settings.get("redistributor", "an unknown method"))
+        """The redistributor by its name; with its settings as Python writes them where ``fit`` noted no name."""
+        return str(self.report.get("method") or self.settings.get("redistributor", "an unknown method"))
 
     @property
     def config(self) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from rlhf_core.config import PPOConfig
 from rlhf_core.distributed import by_first, gathered, require_same, writes
 from rlhf_core.files.differences import differences
 from rlhf_core.metrics import rollout_metrics
+from rlhf_core.names import counted
 from rlhf_core.pages.run_record import METRICS, SAMPLES
 from rlhf_core.plain_numbers import make_plain
 from rlhf_core.prompts import Prompts, shuffled_batch
@@ -22,7 +23,7 @@ from rlhf_core.run.checkpoint import TrainerState, checkpoints, prune, save_chec
 from rlhf_core.run.closed_stdout import lasting_output
 from rlhf_core.run.identity import MAY_CHANGE, changed_models, model_measurement, prompt_settings
 from rlhf_core.run.loggers import Logger, LogsSamples, Rewinds
-from rlhf_core.run.page import SHOWN, Methods, first_rows, own_texts, page_at_the_end, update_page
+from rlhf_core.run.page import SHOWN, Methods, first_rows, label_of, own_texts, page_at_the_end, update_page
 from rlhf_core.run.run_folder import SKIPPED, RunFolder
 from rlhf_core.run.stopping import StopRequest, stop_requests
 from rlhf_core.sharding import gathered_weights
@@ -141,7 +142,7 @@ class Fit:
         }
 
     def _loop(self, first: int) -> None:
-        last, who = first + self.plan.steps, type(self.trainer.redistributor).__name__
+        last, who = first + self.plan.steps, label_of(self.trainer.redistributor, self.plan.methods)
         begun = self.trainer.steps_done
         silent = None if writes() else True  # None: no progress bar in a log file
         if writes():
@@ -379,8 +380,8 @@ def _said(plan: Plan, config: PPOConfig) -> str:
     low, high = config.max_length
     drawn = "" if low == high else f" (each response's limit is drawn from {low} to {high})"
     return (
-        f"{plan.steps} steps of {config.rollout_batch_size} responses of {config.min_length} to {high} tokens{drawn}; "
-        f"{len(plan.prompts)} prompts, minibatches of {config.minibatch_size}"
+        f"{counted(plan.steps, 'step')} of {counted(config.rollout_batch_size, 'response')} of {config.min_length} to "
+        f"{high} tokens{drawn}; {counted(len(plan.prompts), 'prompt')}, minibatches of {config.minibatch_size}"
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from rlhf_core.distributed import writes
 from rlhf_core.files.disk_errors import told_where_unwritable
 from rlhf_core.files.plain_files import open_plain, replace
+from rlhf_core.names import counted
 from rlhf_core.plain_numbers import shown
 
 
@@ -216,4 +217,6 @@ def _as_markdown(sample: Mapping[str, Any]) -> str:
     """A sample as a heading and an indented block, in which nothing is read as markup."""
     whole = f"{sample['prompt']} → {sample['response']}"
     lines = "\n".join(whole.splitlines())
-    return f"score {sample['score']:z.4g}, {sample['length']} tokens\n\n{indent(lines, '    ', lambda _: True)}"
+    return (
+        f"score {sample['score']:z.4g}, {counted(sample['length'], 'token')}\n\n{indent(lines, '    ', lambda _: True)}"
+    )

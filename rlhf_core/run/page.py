@@ -21,6 +21,7 @@ from rlhf_core.evidence_of_rollout import with_evidence
 from rlhf_core.files.plain_files import read_object
 from rlhf_core.files.plain_files import replace as write_whole
 from rlhf_core.masking import last_token
+from rlhf_core.names import method_name
 from rlhf_core.pages.credit_maps import credit_maps, decoder
 from rlhf_core.pages.heat_map import CreditMap
 from rlhf_core.pages.parts import noted
@@ -63,7 +64,7 @@ def update_page(folder: Path, trainer: OnPage, rollout: Rollout | None, last_ste
     """Note the credit of an evaluation's ``rollout`` and write the page. The run does not depend on either: errors are
     printed to standard error and otherwise ignored."""
     with _told_where_it_fails(folder):
-        found = report(trainer, last_step)
+        found = report(trainer, last_step, methods)
         with _told_where_it_fails(folder):  # a page without credit is better than none
             if rollout is not None:
                 found |= {"credit_step": trainer.steps_done, "credit": noted(credit(trainer, rollout, methods))}
@@ -100,9 +101,10 @@ def _told_where_it_fails(folder: Path) -> Iterator[None]:
         tqdm.write(said, file=sys.stderr)
 
 
-def report(trainer: OnPage, last_step: int) -> dict[str, Any]:
+def report(trainer: OnPage, last_step: int, methods: Methods) -> dict[str, Any]:
     """What the page shows besides metrics and samples."""
     return {
+        "method": label_of(trainer.redistributor, methods),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "last_step": last_step,
         "command": command(),
@@ -150,14 +152,19 @@ def credit(trainer: OnPage, rollout: Rollout, methods: Methods) -> list[CreditMa
         config=trainer.config,
         budgets=trainer.budgets,
     )
-    label = next((name for name, method in methods.items() if repr(method) == repr(own)), repr(own))
-    rows = {label: own(shown)}
+    rows = {label_of(own, methods): own(shown)}
     candidates = {name: method(shown) for name, method in methods.items() if method.needs <= shown.evidence.keys()}
     for name, row in {**candidates, **baselines(shown)}.items():
         if not any(torch.allclose(row, other) for other in rows.values()):
             rows[name] = row
     known = {name: row for name, row in rows.items() if bool(usable(row).all())}
     return credit_maps(shown, known, decoder(trainer.policy))
+
+
+def label_of(method: Redistributor, methods: Methods) -> str:
+    """The label of a method among ``methods``, or its own name."""
+    alike = (label for label, other in methods.items() if repr(other) == repr(method))
+    return next(alike, method_name(method))
 
 
 def baselines(rollout: Rollout) -> dict[str, Tensor]:

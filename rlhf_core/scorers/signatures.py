@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_core.names import nearest
+from rlhf_core.names import counted, nearest
 from rlhf_core.types import Row
 
 RewardFunction = Callable[..., Any]
@@ -116,7 +116,8 @@ def scores_of(
         ) from error
     if values.shape != (len(responses),):
         raise ValueError(
-            f"reward {_name(fn)} returned scores of shape {tuple(values.shape)} for {len(responses)} responses"
+            f"reward {_name(fn)} returned scores of shape {tuple(values.shape)} for "
+            f"{counted(len(responses), 'response')}"
         )
     return values
 

@@ -603,4 +603,22 @@ MUTATIONS = (
         "loading.device",
         "tests/benchmarks/tasks/test_tasks.py::test_the_reward_model_is_loaded_on_its_own_device",
     ),
+    Mutation(
+        "benchmarks/reporting/terminal_heat_map.py",
+        "if lines[-1] and cell_len(line) > room:",
+        "if lines[-1] and cell_len(line) > 9999:",
+        "tests/benchmarks/reporting/test_terminal_heat_map.py::test_no_line_ends_between_a_token_and_its_score[2.0-80]",
+    ),
+    Mutation(
+        "benchmarks/experiments/single_training.py",
+        "if ended and _trained_on(run) == run.fingerprint else",
+        "if ended else",
+        "tests/benchmarks/runs/test_own_runs.py::test_one_run_is_trained_and_taken_further",
+    ),
+    Mutation(
+        "benchmarks/runs/comparison.py",
+        "if all(map(finished, runs)):",
+        "if not runs:",
+        "tests/benchmarks/runs/test_comparison.py::test_a_comparison_says_that_all_has_finished_or_how_to_see_what_has",
+    ),
 )

@@ -321,4 +321,10 @@ MUTATIONS = (
         "kl_coef or 0.0",
         "tests/redistributors/test_credit_table.py::test_the_config_and_its_first_penalty_are_the_defaults",
     ),
+    Mutation(
+        "redistributors/parts/typed_name.py",
+        "key=lambda one: len(one[1])",
+        "key=lambda one: -len(one[1])",
+        "tests/redistributors/test_typed_names.py::test_a_registered_method_is_called_by_its_name[abc-d]",
+    ),
 )

@@ -139,7 +139,7 @@ def test_the_report_is_a_table_that_is_printed_and_returned(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert isinstance(report, ContractReport)
     assert repr(report).splitlines() == lines
-    assert lines[0] == "Uniform(beta=1.0) keeps the contract"
+    assert lines[0] == "uniform keeps the contract"
     assert [line[:12].strip() for line in lines[1:]] == ALL
     assert [line[12:26].strip() for line in lines[1:]] == ["pass"] * 9 + ["not declared"] * 2
     assert repr(check(Uniform)).splitlines() == [

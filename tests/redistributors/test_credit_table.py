@@ -76,16 +76,16 @@ class Wordy:
 def test_methods_are_names_instances_what_makes_them_or_by_labels_of_ones_own():
     rollout = made_up(RewardAttention())
     found = compare_on(rollout, ["sparse", Uniform(beta=0.5), "abc"])
-    assert list(found) == ["sparse", "Uniform(beta=0.5)", "abc"]
+    assert list(found) == ["sparse", "uniform(beta=0.5)", "abc"]
     assert len(found) == 3
-    assert found["Uniform(beta=0.5)"].token_scores.equal(Uniform(beta=0.5)(rollout))
+    assert found["uniform(beta=0.5)"].token_scores.equal(Uniform(beta=0.5)(rollout))
     mine = compare_on(rollout, {"half": Uniform(beta=0.5), "all": "abc", "end": Sparse})
     assert {label: credit.figures for label, credit in mine.items()} == {
-        "half": found["Uniform(beta=0.5)"].figures, "all": found["abc"].figures, "end": found["sparse"].figures
+        "half": found["uniform(beta=0.5)"].figures, "all": found["abc"].figures, "end": found["sparse"].figures
     }  # fmt: skip
     assert list(compare_on(rollout, "sparse")) == ["sparse"]
     assert list(compare_on(rollout, [Wordy()])) == ["Wordy"]
-    with pytest.raises(KeyError, match="no method 'sprase'; did you mean 'sparse'.*there are sparse, Uniform"):
+    with pytest.raises(KeyError, match="no method 'sprase'; did you mean 'sparse'.*there are sparse, uniform"):
         found["sprase"]
     every = made_up(*(make() for make in REDISTRIBUTORS.values()))
     assert list(compare_on(every, REDISTRIBUTORS)) == list(compare_on(every, [*REDISTRIBUTORS])) == [*REDISTRIBUTORS]
@@ -161,7 +161,7 @@ def test_methods_whose_evidence_is_not_there_are_named_together_before_any_is_ca
         (["abcc"], KeyError, "no redistributor 'abcc'; did you mean 'abc'"),
         ([], ValueError, "no methods; name some"),
         (["sparse", "uniform", "sparse"], ValueError, "sparse is named twice; give labels"),
-        ([Uniform(), Uniform()], ValueError, r"Uniform\(beta=1.0\) is named twice"),
+        ([Uniform(), Uniform()], ValueError, "uniform is named twice"),
         ([lambda rollout: rollout.values], TypeError, "is not a redistributor: that has needs"),
     ],
 )

@@ -400,7 +400,7 @@ def test_adapters_that_are_no_ensemble_are_refused(adapters, tmp_path):
     base = save_tiny(str(tmp_path / "base"))
     adapted = adapted_reward_model(ModelSource(name_or_path=base), LoraSettings(rank=2), seed=1, checkpointing=False)
     adapted.save(str(tmp_path / "adapter"))
-    with pytest.raises(ValueError, match=r"adapter is an adapter on .* with 1 label\(s\), .* load such reward models"):
+    with pytest.raises(ValueError, match=r"adapter is an adapter on .* with 1 label, .* load such reward models"):
         load_reward_ensemble([adapters[0], str(tmp_path / "adapter")], aggregate=Mean(), score="single_logit")
 
 

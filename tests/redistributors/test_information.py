@@ -95,7 +95,7 @@ def test_token_scores_are_differences_of_truncated_forwards(tmp_path):
 
 def test_a_reward_without_beginnings_is_refused():
     reward = TokenReward(lambda prompts, responses: [0.0] * len(prompts))
-    with pytest.raises(ValueError, match=r"^Information\(.* cannot give"):
+    with pytest.raises(ValueError, match="^information needs .* cannot give"):
         PPOTrainer(TablePolicy(), reward, Information(), PPOConfig())
 
 

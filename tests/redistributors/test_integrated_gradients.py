@@ -189,5 +189,5 @@ def test_what_cannot_be_is_refused():
             with pytest.raises(ValueError, match=f"^IntegratedGradients: {name} .*, got "):
                 unchecked(IntegratedGradients, **{name: value})
     fixed = TokenReward(lambda prompts, responses: [0.0] * len(prompts))
-    with pytest.raises(ValueError, match=r"IntegratedGradients.*but not embedding_gradients"):
+    with pytest.raises(ValueError, match=r"^integrated-gradients.*but not embedding_gradients"):
         check_needs(IntegratedGradients(), TablePolicy(), fixed)

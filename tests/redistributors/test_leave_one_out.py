@@ -144,5 +144,5 @@ def test_what_cannot_be_is_refused():
         for value in values:
             with pytest.raises(ValueError, match=f"^LeaveOneOut: {name} .*, got "):
                 unchecked(LeaveOneOut, **{name: value})
-    with pytest.raises(ValueError, match=r"LeaveOneOut.*but not replace"):
+    with pytest.raises(ValueError, match=r"^leave-one-out.*but not replace"):
         check_needs(LeaveOneOut(absent="replace"), TablePolicy(), TokenReward(scored))

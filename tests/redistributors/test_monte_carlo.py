@@ -134,7 +134,7 @@ def test_every_reward_works_and_a_discount_is_refused():
 
 
 def test_an_ensemble_is_told_to_take_it_as_it_is():
-    with pytest.raises(ValueError, match=r"EnsembleCredit: MonteCarlo.* give it to the trainer itself"):
+    with pytest.raises(ValueError, match=r"EnsembleCredit: monte-carlo.* give it to the trainer itself"):
         EnsembleCredit(inner=MonteCarlo())
 
 

@@ -304,7 +304,7 @@ class Counting(Uniform):
     ("settings", "words"),
     [
         ({"inner": Counting()}, "inner must not change during a run, but Counting.* learns"),
-        ({"inner": PrefixDifference(gamma=0.9)}, "its sums are undiscounted; give inner gamma=1, got Pref"),
+        ({"inner": PrefixDifference(gamma=0.9)}, "its sums are undiscounted; give inner gamma=1, got pref"),
         ({"inner": RewardAttention}, "inner must be a redistributor, such as RewardAttention\\(\\), got <class"),
         ({"features": [Position()]}, "features must be a tuple of state features, got"),
         ({"features": ()}, "features must be a tuple of state features, got"),

@@ -77,7 +77,7 @@ def test_token_scores_are_differences_of_truncated_forwards(tmp_path, family):
 
 
 def test_training_with_an_exact_critic_shift_is_refused_at_another_gamma():
-    with pytest.raises(ValueError, match=r"PrefixDifference.* is exact at gamma 1.0, the config's gamma is 0.9"):
+    with pytest.raises(ValueError, match=r"^prefix-difference.* is exact at gamma 1.0, the config's gamma is 0.9"):
         check_gamma(PrefixDifference(), 0.9)
     check_gamma(PrefixDifference(gamma=0.9), 0.9)
     assert not PrefixDifference(gamma=0.9).conserving

@@ -179,7 +179,7 @@ def test_a_policy_says_what_it_can_tell(policy):
         SentenceEnds(source="reward")
     )
     reward = TokenReward(lambda prompts, responses: [0.0] * len(prompts))
-    with pytest.raises(ValueError, match=r"Segment.* needs SentenceEnds.*TablePolicy cannot give"):
+    with pytest.raises(ValueError, match=r"^segment.* needs SentenceEnds.*TablePolicy cannot give"):
         PPOTrainer(TablePolicy(), reward, Segment(inner=Uniform(), boundaries=Sentences()), PPOConfig())
 
 
@@ -248,5 +248,5 @@ def test_impossible_boundaries_are_refused(make, bad):
 def test_discounts_are_refused_wherever_a_segment_ends():
     """In a short response all segments may end with it, and still credit lands early in a long one."""
     for place in ("end", "spread"):
-        with pytest.raises(ValueError, match=r"Segment.*exact at gamma 1.0, the config's gamma is 0.9"):
+        with pytest.raises(ValueError, match=r"^segment.*exact at gamma 1.0, the config's gamma is 0.9"):
             check_gamma(Segment(boundaries=NGrams(n=9), place=place), 0.9)

@@ -917,4 +917,16 @@ MUTATIONS = (
         "pass",
         "tests/models/policy/test_sharding.py::test_a_run_goes_on_with_another_number_of_processes",
     ),
+    Mutation(
+        "rlhf_core/run/page.py",
+        "alike = (label for label, other in methods.items() if repr(other) == repr(method))",
+        "alike = (label for label in methods)",
+        "tests/rlhf_core/run/test_page.py::test_a_method_whose_evidence_the_run_does_not_measure_is_left_out",
+    ),
+    Mutation(
+        "rlhf_core/names.py",
+        "{'' if count == 1 else 's'}",
+        "s",
+        "tests/rlhf_core/test_names.py::test_a_number_has_its_noun[1-1 held-out prompt]",
+    ),
 )

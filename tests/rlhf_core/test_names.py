@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from rlhf_core.names import naming_nearest, nearest, refuse_unknown
+from rlhf_core.names import counted, naming_nearest, nearest, refuse_unknown
 
 
 @naming_nearest({"r": "rank"})
@@ -29,6 +29,13 @@ class Settings:
 )
 def test_the_nearest_name(name, meant):
     assert nearest(name, ("abc", "abc-d", "uniform"), {"mean": "'uniform' here"}) == f"; did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 held-out prompts"), (1, "1 held-out prompt"), (2000, "2,000 held-out prompts")]
+)
+def test_a_number_has_its_noun(count, said):
+    assert counted(count, "held-out prompt") == said
 
 
 @pytest.mark.parametrize("name", ["zzz", "", 7, None])

@@ -102,9 +102,9 @@ def test_one_rollout_holds_what_all_methods_need_and_the_same_responses():
     [
         (
             [Sparse(), DecoderAttention()],
-            r"DecoderAttention\(.* needs .*, which Wide cannot give: it does not measure such",
+            "abc-d needs .*, which Wide cannot give: it does not measure such",
         ),
-        ([Gradient()], r"Gradient\(.* needs .*, which TokenReward cannot give: a callable .* not embedding_gradients"),
+        ([Gradient()], "gradient needs .*, which TokenReward cannot give: a callable .* not embedding_gradients"),
     ],
 )
 def test_a_method_that_cannot_be_served_is_named_before_anything_is_sampled(methods, words):
@@ -225,7 +225,7 @@ def test_a_broken_redistributor_is_named(fault, words):
 
 
 def test_evidence_nobody_can_give_is_refused_at_construction():
-    with pytest.raises(ValueError, match=r"RewardAttention.*needs AttentionRow.*TokenReward cannot give"):
+    with pytest.raises(ValueError, match=r"abc needs AttentionRow.*TokenReward cannot give"):
         trainer(RewardAttention())
     with pytest.raises(ValueError, match=r"TextReward cannot give"):
         PPOTrainer(TablePolicy(), lambda prompts, responses: [0.0], RewardAttention(), CONFIG)
@@ -353,7 +353,7 @@ def test_a_policy_that_draws_ids_the_reward_model_cannot_read_is_refused_at_cons
 
 def test_gamma_is_refused_where_conserved_credit_lands_early():
     discounted = replace(CONFIG, gamma=0.99)
-    with pytest.raises(ValueError, match=r"Uniform.*before the last token: with gamma 0.99"):
+    with pytest.raises(ValueError, match=r"uniform .*before the last token: with gamma 0.99"):
         trainer(Uniform(), discounted)
     assert trainer(Sparse(), discounted).step(batch())
 
@@ -398,7 +398,7 @@ class Exploding(TablePolicy):
 def test_a_gradient_that_is_not_finite_touches_neither_weights_nor_optimizer_and_ends_the_run_when_it_stays():
     learner = trainer(policy=Exploding())
     before = learner.policy.logits.detach().clone()
-    with pytest.raises(Diverged, match=r"4 optimizer steps .* max_skipped is 3; .* gradient norm nan must be finite"):
+    with pytest.raises(Diverged, match=r"4 in a row .* max_skipped is 3; .* gradient norm nan must be finite"):
         learner.step(batch())
     assert torch.equal(learner.policy.logits, before)
     assert not learner.optimizer.state
@@ -442,7 +442,7 @@ def test_a_gradient_that_stands_out_is_skipped_where_asked():
     assert guard.why_not_admit(0.0, 4.6) == "gradient norm 4.6 exceeds 3.0 x its running mean 1.5"
     assert not guard.why_not_admit(0.0, 4.4)
     guard.skip({"reason": "spike"})
-    with pytest.raises(Diverged, match="2 optimizer steps or rollouts in a row had to be skipped"):
+    with pytest.raises(Diverged, match=r"2 in a row had to be skipped \(optimizer steps or rollouts\)"):
         guard.skip({"reason": "spike"})
     again = StepGuard(max_skipped=1, spike_factor=3.0)
     again.restore(guard.state())
@@ -465,7 +465,7 @@ def test_a_rollout_that_is_not_finite_is_passed_over_by_a_run_and_ends_it_when_i
         return [math.nan if bad and row == 1 else 1.0 for row in range(len(responses))]
 
     learner = trainer(reward=TokenReward(moody))
-    with pytest.raises(Diverged, match=r"4 optimizer steps or rollouts in a row .*raw_scores: 1 of 16 rows"):
+    with pytest.raises(Diverged, match=r"4 in a row .*raw_scores: 1 of 16 rows"):
         learner.fit(PROMPTS, 20, out=tmp_path / "run", eval_every=100, save_every=1)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line.get("skipped_rollout", 0) for line in lines] == [0, 1, 0, 0, 0, 1, 1, 1]
@@ -646,7 +646,7 @@ def test_fit_says_first_how_long_responses_may_be(lengths, said, tmp_path, capsy
     config = replace(CONFIG, max_length=lengths)
     trainer(config=config).fit(PROMPTS, 1, out=tmp_path / "run")
     line = capsys.readouterr().err.splitlines()[0]
-    assert line.startswith(f"Uniform: 1 steps of 16 responses {said} {len(PROMPTS)} prompts, minibatches of 8")
+    assert line.startswith(f"uniform: 1 step of 16 responses {said} {len(PROMPTS)} prompts, minibatches of 8")
 
 
 def test_fit_goes_on_where_it_stopped_with_the_loggers_of_the_caller(tmp_path):

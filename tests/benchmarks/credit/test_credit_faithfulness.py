@@ -267,7 +267,7 @@ def test_a_study_of_methods_whose_faithfulness_is_known():
     table = report.table(found)
     rows = {row[0]: dict(zip(table.columns, row)) for row in table.rows}
     right, wrong = rows[f"{HERE}.True3"], rows[f"{HERE}.True3-flip-1"]
-    assert any("Refused: abc: RewardAttention" in note and "cannot give" in note for note in table.notes)
+    assert any("Refused: abc: needs AttentionRow" in note and "cannot give" in note for note in table.notes)
     assert right["ρ with true contributions"].mean == pytest.approx(1)
     assert wrong["ρ with true contributions"].mean == pytest.approx(-1)
     assert (right["flipped signs"].mean, wrong["flipped signs"].mean) == (0, 1)

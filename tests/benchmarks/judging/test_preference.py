@@ -233,7 +233,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
 def test_over_long_prompts_are_an_error_or_dropped(settings, tmp_path):
     rows = [{"instruction": "w2 " * n} for n in (1, 58, 59, 60, 61, 62)]  # the context is 64
     (tmp_path / "prompts.json").write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match=r"4 of 6 prompts are over-long for abc, the first in row 3: 59 prompt \+ 6 "):
+    with pytest.raises(ValueError, match=r"over-long for abc: 4 of 6 prompts, the first in row 3: 59 prompt \+ 6 "):
         run(settings, Counting())
     assert not (tmp_path / "out").exists()  # so that other settings can be tried
     drop = replace(settings, sampling=replace(settings.sampling, over_long="drop"))
@@ -370,7 +370,7 @@ def test_bad_input_ends_with_the_reason(settings, capsys, more, said):
     assert "Traceback" not in error
 
 
-@pytest.mark.filterwarnings("ignore:.* texts hold words")
+@pytest.mark.filterwarnings("ignore:.* words that the policy's tokenizer")
 def test_model_texts_and_names_cannot_control_the_terminal(settings, tmp_path):
     rows = [{"instruction": f"w{i} {HOSTILE}"} for i in range(3)] + [{"text": HOSTILE}]
     (tmp_path / "prompts.json").write_text(json.dumps(rows))

@@ -44,7 +44,7 @@ def test_ties_are_half_wins():
     assert (rates.wins, rates.ties, rates.losses, rates.pairs) == (1, 2, 1, 4)
     # deviations .5 0 0 .5, variance .5 / 3, divided by 4
     assert rates.standard_error == pytest.approx((0.5 / 3 / 4) ** 0.5)
-    assert rates.undefined == "4 pairs are fewer than 10"
+    assert rates.undefined == "4 pairs, fewer than 10"
     assert np.isnan(rates.length_controlled.value)
 
 
@@ -161,7 +161,7 @@ def test_swapping_the_checkpoints_swaps_the_rate_at_equal_length():
 @pytest.mark.parametrize(
     ("differences", "said"),
     [
-        ([1, -1], "2 pairs are fewer than 10"),
+        ([1, -1], "2 pairs, fewer than 10"),
         ([0] * 12, "differs in length by +0"),
         ([3] * 12, "by +3"),
         ([*range(1, 13)], "responses of the first are longer in every pair"),

@@ -1,5 +1,6 @@
 """The heat map in the terminal: text is never markup or a control code, and colour is used where it may be."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -32,7 +33,7 @@ def test_terminal_uses_colour_where_it_may():
     assert "48;2;33;102;172" in captured.get()
 
 
-@pytest.mark.parametrize("draw", [terminal, in_numbers])
+@pytest.mark.parametrize("draw", [terminal, lambda shown: in_numbers(shown, 80), lambda shown: in_numbers(shown, 40)])
 @pytest.mark.parametrize("width", [40, 80])
 def test_nothing_is_cropped(draw, width):
     tokens = [f"word{place}" for place in range(60)]
@@ -56,6 +57,21 @@ def test_a_log_file_gets_numbers():
         show([example(("a", " b"), "p", 2.0)], console)
     assert "a +0, b +2" in captured.get()
     assert "a +1, b +1" in captured.get()
+
+
+@pytest.mark.parametrize("width", [60, 80, 81, 133])
+@pytest.mark.parametrize("score", [2.0, -12.345678])
+def test_no_line_ends_between_a_token_and_its_score(width, score):
+    tokens = [f"{'w' * (place % 7)}{place}" for place in range(40)] + ["日本語", " two words"]
+    whole = example(tokens, "p", score)
+    lost = replace(whole, rows={"lost": (score,) * len(tokens)})  # its sum is another, which is said beside it
+    console = Console(width=width, force_terminal=False, color_system=None)
+    with console.capture() as captured:
+        show([whole, lost], console)
+    lines = [re.sub(r" +Σ.*", "", line)[len("uniform ") :].strip() for line in captured.get().splitlines()]
+    shown = [line for line in lines if line and "…" not in line]
+    assert len(shown) > 6
+    assert [line for line in shown if not re.fullmatch(r"(.+? [+-][\d.e-]+(, |,$|$))+", line)] == []
 
 
 def test_what_the_model_read_stands_beside_the_callers_own_prompt():

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.runs.arms import Arm, parse_arms
 from redistributors import (
     REDISTRIBUTORS,
+    Attention,
     DecoderAttention,
     EnsembleCredit,
     EntropyPeaks,
@@ -243,3 +244,23 @@ def test_a_command_line_knows_the_names_of_the_registry_without_its_classes():
 def test_a_misspelt_setting_names_the_nearest_and_all_there_are():
     with pytest.raises(ValueError, match=r"it has no setting 'bta'; did you mean 'beta'\?; its settings: beta"):
         parse_arms("uniform(bta=0.8)")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(make() for make in REDISTRIBUTORS.values()),
+        DecoderAttention(rows="last", shift=1),
+        Segment(inner=Uniform(beta=0.3), boundaries=Sentences(), place="end"),
+        Attention(layers=(0, 1), heads=1),
+    ],
+    ids=str,
+)
+def test_what_a_method_is_called_is_what_is_typed_for_it(method):
+    (arm,) = parse_arms([str(method)])
+    assert arm.redistributor() == method
+
+
+def test_an_error_of_a_method_names_it_once():
+    with pytest.raises(ValueError, match=r"^arm 'abc\(beta=2\)': beta is the share of the score"):
+        parse_arms("abc(beta=2)")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from dataclasses import dataclass, replace
 
@@ -181,7 +182,7 @@ def test_a_finished_run_with_lines_missing_is_not_averaged(tmp_path):
     assert np.isnan(curves["score"]).tolist() == [[False, True]]
     assert np.isnan(curves["kl"]).tolist() == [[True, False]]
     metrics.write_text(json.dumps(lines[0]) + "\n")
-    with pytest.raises(ValueError, match="has 1 steps, not the 2"):
+    with pytest.raises(ValueError, match="has 1 step, not the 2"):
         load_results("t", [run])
 
 
@@ -309,10 +310,12 @@ def test_runs_of_this_process_come_out_as_those_of_workers(tmp_path, in_threads)
     assert curves("here", 0) == curves("there", 1)
 
 
-def test_an_error_names_the_methods_as_they_were_typed():
-    (arm,) = parse_arms("abc(beta=0.5)")
-    said = in_labels(arm, f"{arm.redistributor()!r} is lost, as with Sparse() or {RewardAttention()!r}")
-    assert said == f"{arm.label} is lost, as with sparse or abc"
+@pytest.mark.parametrize("written", ["abc(beta=0.5)@lam=1", "segment(inner=uniform(beta=0.5), place=end)"])
+def test_an_error_that_begins_with_the_method_begins_with_the_arm(written):
+    (arm,) = parse_arms([written])
+    method = arm.redistributor()
+    assert in_labels(arm, f"{method} is lost, as with abc") == f"{arm.label} is lost, as with abc"
+    assert in_labels(arm, f"lost: {method} itself") == f"lost: {method} itself"
 
 
 def test_a_run_of_this_process_that_fails_or_is_stopped_is_named(tmp_path, monkeypatch):
@@ -321,7 +324,7 @@ def test_a_run_of_this_process_that_fails_or_is_stopped_is_named(tmp_path, monke
         run_all([run], processes=0)
     assert "Traceback" in log_of(run).read_text()
     monkeypatch.setattr(BrokenTask, "load", lambda _: sys.exit(130))
-    with pytest.raises(Interrupted, match="0 of 1 runs that were due have finished"):
+    with pytest.raises(Interrupted, match="0 of 1 due run finished"):
         run_all([run], processes=0)
 
 
@@ -337,15 +340,20 @@ def test_the_first_lines_say_which_arms_run_and_which_was_added(tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn", "in_threads")
-def test_a_failed_comparison_says_how_to_see_what_has_finished(tmp_path, monkeypatch):
+def test_a_comparison_says_that_all_has_finished_or_how_to_see_what_has(tmp_path, monkeypatch, capsys):
     run_compare(settings(tmp_path, redistributors="sparse", seeds=1))
+    assert "nothing is trained" not in capsys.readouterr().err
+    run_compare(settings(tmp_path, redistributors="sparse", seeds=1))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"the one run has finished at step \d+ on [\d-]{10} [\d:]{5} UTC, so nothing is trained; ", said)
+    assert all(way in said for way in ("--redistributors", "--seeds", "--steps", "--out", "--overwrite true"))
 
     def fail(*_):
         raise RunFailed("sparse, seed 1 failed: the disk is gone")
 
     monkeypatch.setattr(comparison, "run_all", fail)
     page = f"benchmarks report {tmp_path / 'out'} writes a page of them"
-    with pytest.raises(RunFailed, match=rf"disk is gone\n1 of 2 runs have finished: python -m {page}"):
+    with pytest.raises(RunFailed, match=rf"disk is gone\nfinished: 1 of 2 runs; python -m {page}"):
         run_compare(settings(tmp_path, redistributors="sparse", seeds=2))
     with pytest.raises(RunFailed, match=r"disk is gone$"):
         run_compare(settings(tmp_path / "other", redistributors="sparse", seeds=2))

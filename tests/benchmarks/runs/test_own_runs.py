@@ -18,7 +18,7 @@ from benchmarks.runs import experiment
 from benchmarks.tasks.model_settings import Loading
 from models import LoraSettings, load_policy
 from models.tiny import save_tiny
-from redistributors import Segment, Uniform
+from redistributors import DecoderAttention, Position, PotentialProjection, Segment, Uniform
 from rlhf_core.config import PPOConfig
 
 PPO = {"rollout_batch_size": 4, "minibatch_size": 4, "epochs": 1, "max_length": [3, 5]}
@@ -85,7 +85,7 @@ def test_a_function_of_this_file_is_compared_on_rows_of_this_process(policy, tmp
     report = compare(**chosen)
     assert list(report.results.arms) == ["sparse", "uniform-beta0.5"]
     said = capsys.readouterr().out
-    assert "2 runs of 1 steps, one after the other (processes=2 runs two at a time), in " in said.replace("\n", " ")
+    assert "2 runs of 1 step, one after the other (processes=2 runs two at a time), in " in said.replace("\n", " ")
     assert report.verdict in said.replace("\n", " ") or "seed" in report.verdict
     assert {"table.md", "heatmap.html", "results.json"} <= {path.name for path in (tmp_path / "mine").iterdir()}
     assert [json.loads(line) for line in (tmp_path / "mine.prompts.jsonl").read_text().splitlines()] == ROWS
@@ -103,13 +103,34 @@ def test_one_run_is_trained_and_taken_further(policy, tmp_path, capsys):
     assert where == tmp_path / "run" / "checkpoint-1" / "policy"
     assert load_policy(str(where))
     assert "held-out score" in capsys.readouterr().out
+    assert_it_says_that_it_ended(given(policy, tmp_path / "run", redistributor="abc-d"), where, capsys)
     where = train(**given(policy, tmp_path / "run", redistributor="abc-d", steps=2))
     assert where.parent.name == "checkpoint-2"
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
     with pytest.raises(ValueError, match="holds a run with other settings"):
         train(**given(policy, tmp_path / "run", redistributor="sparse", steps=2))
+    (tmp_path / "run.prompts.jsonl").unlink()
+    with pytest.raises(ValueError, match="holds a run with other settings: .*prompts was"):
+        train(**given(policy, tmp_path / "run", redistributor="abc-d", steps=2, prompts=ROWS[:15]))
+    (tmp_path / "run.prompts.jsonl").unlink()
     train(**given(policy, tmp_path / "run", redistributor="sparse", overwrite=True))
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def assert_it_says_that_it_ended(chosen, policy, capsys):
+    """In one line; and everything is left as it is."""
+    run = policy.parents[1]
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    end = json.loads((run / "report.json").read_text())["written"]
+    assert train(**chosen) == policy
+    said = capsys.readouterr()
+    assert said.out.splitlines()[1:] == [  # after the number of prompts
+        f"{run} finished at step 1 on {end}; its page is {run}/report.html. To train longer, raise --steps; to start "
+        "anew, add --overwrite true. The policy is in",
+        f"{policy}",
+    ]
+    assert "goes on" not in said.err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 @pytest.mark.parametrize(
@@ -251,12 +272,12 @@ def test_what_cannot_be_named_or_written_is_refused_with_the_way_out(policy, tmp
 
 def test_instances_are_written_as_on_the_command_line():
     assert _methods("sparse") == "sparse"
-    written = _methods([Uniform(beta=0.5), Uniform(), "abc"])
-    assert written == ["uniform(beta=0.5)", "uniform", "abc"]
+    written = _methods([Uniform(beta=0.5), Uniform(), "abc", DecoderAttention(rows="last"), Segment(inner=Uniform())])
+    assert written == ["uniform(beta=0.5)", "uniform", "abc", "abc-d2", "segment(inner=uniform)"]
     with pytest.raises(ValueError, match="is not an instance of a dataclass"):
         _methods([3])
     with pytest.raises(ValueError, match="has settings that are objects"):
-        _methods([Segment(inner=Uniform())])
+        _methods([PotentialProjection(features=(Position(),))])
 
 
 def test_a_whole_config_stands_in_for_changes(policy, tmp_path):

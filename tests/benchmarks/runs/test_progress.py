@@ -44,9 +44,9 @@ def test_what_earlier_calls_did_is_counted_in_runs_and_steps(tmp_path):
     write_steps(runs[1], 1, 6)  # without a checkpoint it begins again
     assert already_done(runs, runs) == ""
     (runs[1].folder / "checkpoint-4").mkdir()
-    assert already_done(runs, runs) == "goes on from what is there: 0 of 2 runs and 4 of 20 steps are already done"
-    assert already_done(runs, runs[1:]) == "goes on from what is there: 1 of 2 runs and 14 of 20 steps are already done"
-    assert already_done(runs[1:], runs[1:]) == "goes on from what is there: 4 of 10 steps are already done"
+    assert already_done(runs, runs) == "goes on from what is there: 0 of 2 runs and 4 of 20 steps done before"
+    assert already_done(runs, runs[1:]) == "goes on from what is there: 1 of 2 runs and 14 of 20 steps done before"
+    assert already_done(runs[1:], runs[1:]) == "goes on from what is there: 4 of 10 steps done before"
 
 
 def test_only_whole_lines_that_are_new_are_read(tmp_path):

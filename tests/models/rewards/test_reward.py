@@ -243,11 +243,11 @@ def test_prompts_that_could_not_be_scored_are_all_listed_in_advance() -> None:
 
 def test_labels_must_fit_the_kind_of_score() -> None:
     tokenizer = tiny_tokenizer(vocab_size=VOCAB)
-    with pytest.raises(ValueError, match=r"2 label\(s\).*needs 1.*Use score='logit_difference'"):
+    with pytest.raises(ValueError, match=r"2 labels; .*needs 1.*Use score='logit_difference'"):
         ClassifierReward(tiny_gpt2_classifier(num_labels=2), tokenizer, score="single_logit")
-    with pytest.raises(ValueError, match=r"1 label\(s\).*needs 2.*Use score='single_logit'"):
+    with pytest.raises(ValueError, match=r"1 label; .*needs 2.*Use score='single_logit'"):
         ClassifierReward(tiny_gpt2_classifier(num_labels=1), tokenizer, score="logit_difference")
-    with pytest.raises(ValueError, match=r"3 label\(s\).*needs 1. Use label, one of 'LABEL_0' \(0\)"):
+    with pytest.raises(ValueError, match=r"3 labels; .*needs 1. Use label, one of 'LABEL_0' \(0\)"):
         ClassifierReward(tiny_gpt2_classifier(num_labels=3), tokenizer, score="single_logit")
     with pytest.raises(ValueError, match="micro_batch_tokens must be at least 1"):
         ClassifierReward(tiny_gpt2_classifier(), tokenizer, score="single_logit", micro_batch_tokens=0)

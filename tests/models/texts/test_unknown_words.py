@@ -67,5 +67,5 @@ def test_responses_and_chats_are_looked_at_too(tmp_path, way):
     policy = load_policy(save_tiny(tmp_path, "llama", hidden_size=16, n_layers=1))
     policy.tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
     given = {"encode_responses": ["who"], "encode_chats": [[{"role": "user", "content": "who"}]]}
-    with pytest.warns(UserWarning, match=r"1 of 1 texts .* The first is .*who.*: 1 of its \d tokens"):
+    with pytest.warns(UserWarning, match=r"1 of 1 text holds .* The first is .*who.*: 1 of its \d token"):
         getattr(policy, way)(given[way])

@@ -59,7 +59,21 @@ def test_credit_is_that_of_the_responses_in_samples_under_the_own_method_and_wha
 
 def test_a_method_whose_evidence_the_run_does_not_measure_is_left_out(tmp_path):
     fit(tmp_path / "run", methods={"loo": LeaveOneOut()})
-    assert [[*one.rows] for one in noted_maps(noted(tmp_path / "run"))] == [["Uniform(beta=1.0)", "sparse"]] * 2
+    assert [[*one.rows] for one in noted_maps(noted(tmp_path / "run"))] == [["uniform", "sparse"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("method", "methods", "named"),
+    [
+        (Uniform(), {}, "uniform"),
+        (Uniform(beta=0.5), {"even": Uniform()}, "uniform(beta=0.5)"),
+        (Uniform(beta=0.5), {"half": Uniform(beta=0.5)}, "half"),
+    ],
+)
+def test_the_page_and_the_first_line_name_the_method_as_it_is_typed(method, methods, named, tmp_path, capsys):
+    fit(tmp_path / "run", steps=1, method=method, methods=methods)
+    assert f"<h1>{named}, seed 0</h1>" in (tmp_path / "run" / "report.html").read_text()
+    assert capsys.readouterr().err.startswith(f"{named}: 1 step")
 
 
 def test_evidence_of_the_own_method_is_measured_on_the_shown_responses_only(tmp_path):
@@ -73,7 +87,7 @@ def test_evidence_of_the_own_method_is_measured_on_the_shown_responses_only(tmp_
     learner.fit(PROMPTS, 1, out=tmp_path / "run", eval_prompts=[[1]] * 9)
     maps = noted_maps(noted(tmp_path / "run"))
     assert len(maps) == 4
-    assert repr(LeaveOneOut()) in maps[0].rows
+    assert "leave-one-out" in maps[0].rows
     assert asked.count(9) == 2  # the evaluations
     assert asked.count(4) == 2  # what the page asks again
 
