@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from benchmarks.base.text_columns import counted
 from benchmarks.reporting.comparison_report import AVERAGE_SCORE, initial_deviation
 from benchmarks.reporting.curve_readings import REFERENCE
 from benchmarks.reporting.power import MOST_SEEDS, POWER, TARGET, detectable_difference, seeds_for
@@ -20,6 +19,7 @@ from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.progress import duration
 from benchmarks.runs.single_run import Run
 from benchmarks.runs.worker_pool import finished
+from rlhf_core.names import counted
 
 
 @dataclass(frozen=True, kw_only=True)
