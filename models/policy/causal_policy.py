@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.passes.distribution import Distribution, Targets, gaps
 from models.passes.forward import Predictions, head_ends_it, response_hidden, response_predictions
-from models.passes.gradient_checkpointing import pass_mode
 from models.passes.layout import PaddedRows, onto_responses, policy_layout, right_padded
 from models.passes.sampling import CachedDecoder, sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
@@ -94,6 +93,7 @@ class CausalPolicy:
             "eos_ids": self.eos_ids,
             "auxiliaries": tuple(sorted(network.auxiliaries)),
             **network.critic.identity,
+            **network.precision.identity,
         }
 
     @property
@@ -217,7 +217,7 @@ class CausalPolicy:
         of = self._distribution(temperature or 1.0)
         with torch.no_grad(), self._mode():
             return sample_responses(
-                CachedDecoder(self._lm, room=limits.max_lengths),
+                CachedDecoder(self._network.sampled_from, room=limits.max_lengths),
                 prompts,
                 limits,
                 uniforms,
@@ -338,7 +338,7 @@ class CausalPolicy:
         return texts
 
     def _mode(self) -> AbstractContextManager[None]:
-        return pass_mode(self._lm, self._network.checkpointed)
+        return self._network.mode()
 
     @torch.no_grad()
     def _logprobs_under(

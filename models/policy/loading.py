@@ -13,15 +13,19 @@ from models.policy.auxiliaries import auxiliary_sources, load_auxiliaries
 from models.policy.causal_policy import CausalPolicy
 from models.policy.critic_loading import Beside, check_critic_settings, critic_source, make_critic
 from models.policy.critic_names import CriticKind
+from models.policy.critics import Critic, OwnTrunk
 from models.policy.network import Network
+from models.policy.precision import Precision, check_precision, check_sampling_dtype
 from models.policy.restoring import read_adapter_back, read_model_back
+from models.policy.trunk_check import check_trunk
 from models.progress_bars import save_without_bars
 from models.weights.adapter_weights import fit_vocabulary, save_adapter
 from models.weights.adapters import adapter_folder, adapter_task, add_fresh_adapter, add_trained_adapter, base_source
-from models.weights.dtype_names import DType
+from models.weights.dequantised import dequantised_copy
+from models.weights.dtype_names import Autocast, DType
 from models.weights.folder_kinds import require_adapter_kind
 from models.weights.language_model import frozen_copy, load_language_model, vocabulary
-from models.weights.language_model_check import check_language_model
+from models.weights.language_model_check import check_language_model, check_sampled_from
 from models.weights.lora_settings import LoraSettings
 from models.weights.reference import AdapterOff, FrozenAdapter, FrozenCopy
 from models.weights.seeding import seeded
@@ -39,6 +43,8 @@ def load_policy(
     lora: LoraSettings | None = None,
     four_bit: bool = False,
     dtype: DType = "float32",
+    autocast: Autocast | None = None,
+    sampling_dtype: DType | None = None,
     device: str = "cpu",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -64,9 +70,20 @@ def load_policy(
     the backward pass, which saves memory and costs time.
 
     ``dtype`` is that of the weights and activations; adapters and value head are float32 always. ``four_bit`` holds
-    the frozen weights in NF4 with double quantisation and computes in ``dtype``. ``eos_ids`` replaces the union of what
-    tokenizer, config and generation config name; no other generation setting of the folder is ever read. A model whose
-    sampling pass, teacher-forced pass and plain forward pass disagree is refused.
+    the frozen weights in NF4 with double quantisation and computes in ``dtype``.
+
+    ``autocast="bfloat16"`` trains a whole model with bfloat16 products: weights, optimizer, norms and value head stay
+    float32, and every pass of policy, reference, auxiliaries and critic runs under ``torch.autocast``. Logits are then
+    bfloat16; log-probabilities are computed from them in float32. It is slow on a CPU without bfloat16 instructions.
+
+    ``sampling_dtype`` holds 4-bit weights a second time, dequantised to it, and samples from that copy, which saves
+    unpacking them for every token. The copy shares the adapter, so that it is never out of date. Log-probabilities are
+    those of the 4-bit weights as before, so that the tokens are drawn from a distribution that differs from theirs by
+    rounding, which is checked at loading. The memory model counts the copy (``benchmarks.memory``).
+
+    ``eos_ids`` replaces the union of what tokenizer, config and generation config name; no other generation setting of
+    the folder is ever read. A model whose sampling pass, teacher-forced pass and plain forward pass disagree is
+    refused.
 
     ``critic`` is where values come from. A value head starts at zero, so that values do, and a policy's folder restores
     the critic it was saved with if the same kind is asked for:
@@ -106,10 +123,12 @@ def load_policy(
         four_bit=four_bit,
         device=device,
     )
+    precision = Precision(autocast=autocast, sampling_dtype=sampling_dtype)
     beside = auxiliary_sources(auxiliaries, source)
     with seeded(seed, device), reading(str(name_or_path)):
         adapter = adapter_folder(source)
         _require_trainable(source, lora, adapter)
+        check_precision(precision, source, trains_all=(adapter, lora) == (None, None))
         of_critic = critic_source(critic, critic_model, source, is_adapter=(adapter, lora) != (None, None))
         asked = _Asked(
             lora=lora,
@@ -119,6 +138,7 @@ def load_policy(
             auxiliaries=beside,
             critic=critic,
             critic_source=of_critic,
+            precision=precision,
         )
         network = _network(source, asked)
     return CausalPolicy(network)
@@ -136,6 +156,7 @@ class _Asked:
     auxiliaries: Mapping[str, ModelSource]
     critic: CriticKind
     critic_source: ModelSource | None
+    precision: Precision
 
 
 def _check_settings(lora: object, seed: object, checkpointing: object) -> None:
@@ -152,6 +173,7 @@ def _network(source: ModelSource, asked: _Asked) -> Network:
     if adapter is not None:
         require_adapter_kind(source.name_or_path, "language model", adapter_task(adapter))
     base = source if adapter is None else base_source(adapter, source)
+    check_sampling_dtype(asked.precision, base)
     lm = load_language_model(base)
     if adapter is None and lora is None and getattr(lm, "is_quantized", False):
         raise ValueError(f"{source.name_or_path} holds 4-bit weights, which cannot be trained; {WITH_LORA}")
@@ -174,18 +196,42 @@ def _network(source: ModelSource, asked: _Asked) -> Network:
         tokenizer=tokenizer,
         gradient_checkpointing=asked.gradient_checkpointing,
     )
+    critic = make_critic(asked.critic, beside, asked.critic_source)
+    _check_under_autocast(lm, critic, asked.precision)
     return Network(
         lm=lm,
-        critic=make_critic(asked.critic, beside, asked.critic_source),
+        critic=critic,
         reference=reference,
         write=_writer(lm, reference),
         read=_reader(lm, reference),
         tokenizer=tokenizer,
         eos_ids=_eos_ids(asked.eos_ids, lm, tokenizer),
-        compute_dtype=DTYPES[source.dtype],
+        compute_dtype=DTYPES[asked.precision.autocast or source.dtype],
         checkpointed=checkpointed_modules(lm) if asked.gradient_checkpointing else (),
         auxiliaries=load_auxiliaries(asked.auxiliaries, base, reference, tokenizer),
+        precision=asked.precision,
+        sampling_copy=_sampling_copy(lm, asked.precision),
     )
+
+
+def _check_under_autocast(lm: PreTrainedModel, critic: Critic, precision: Precision) -> None:
+    """Check policy and critic once more where they will run under autocast; in float32, where less hides in rounding,
+    they were checked before."""
+    if precision.autocast is None:
+        return
+    with precision.passes(lm.device):
+        check_language_model(lm, vocabulary(lm))
+        if isinstance(critic, OwnTrunk):
+            check_trunk(critic.trunk, vocabulary(critic.trunk))
+
+
+def _sampling_copy(lm: PreTrainedModel, precision: Precision) -> PreTrainedModel | None:
+    """A checked copy of ``lm`` to sample from, where one is asked for."""
+    if precision.sampling_dtype is None:
+        return None
+    made = dequantised_copy(lm, DTYPES[precision.sampling_dtype])
+    check_sampled_from(made, lm, vocabulary(lm))
+    return made
 
 
 def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: str | None) -> None:
@@ -199,7 +245,8 @@ def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: 
     if source.dtype != "float32":
         raise ValueError(
             f"{name}: full fine-tuning in {source.dtype} loses every update below 1/256 of a weight; "
-            "use dtype='float32', or lora=LoraSettings(), whose adapters are float32"
+            "use dtype='float32', with autocast='bfloat16' to compute in bfloat16; or lora=LoraSettings(), whose "
+            "adapters are float32"
         )
 
 

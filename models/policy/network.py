@@ -1,6 +1,7 @@
 """The parts of a policy: the network that is trained, and everything that belongs to it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,7 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.attention.reader import AttentionReader, UnreadableAttention, checked_reader
 from models.passes.context_length import context_length
+from models.passes.gradient_checkpointing import pass_mode
 from models.policy.critics import Critic
+from models.policy.precision import Precision
 from models.weights.language_model import vocabulary
 from models.weights.reference import Reference
 from rlhf_core.evidence import Source
@@ -35,6 +38,20 @@ class Network:
     """Modules that recompute their activations in the backward pass; empty if that is off."""
     auxiliaries: Mapping[str, Reference] = field(default_factory=dict)
     """Further frozen models over the same tokens, by name; never trained, never saved."""
+    precision: Precision = field(default_factory=Precision)
+    sampling_copy: PreTrainedModel | None = None
+    """``lm`` with its weights in ``precision.sampling_dtype``, where that is asked for."""
+
+    @property
+    def sampled_from(self) -> PreTrainedModel:
+        """The model that draws tokens: ``lm``, or its copy."""
+        return self.lm if self.sampling_copy is None else self.sampling_copy
+
+    @contextmanager
+    def mode(self) -> Iterator[None]:
+        """Mode and precision of one pass of any of its models."""
+        with self.precision.passes(self.lm.device), pass_mode(self.lm, self.checkpointed):
+            yield
 
     @cached_property
     def context(self) -> int | None:
