@@ -23,12 +23,15 @@ from benchmarks.cost.gpt2_sizes import gpt2_of
 from benchmarks.cost.machine_floor import ADAM_BYTES, Work, clock, flop_counter, measured_rates
 from benchmarks.cost.memory_settings import MemorySettings
 from models.policy.causal_policy import CausalPolicy
+from models.policy.sampling_noise import sampling_noise
 from models.progress_bars import save_without_bars
 from models.tiny import EOS_ID
 from redistributors import REDISTRIBUTORS
+from rlhf_core.checks import log_ratio_bounds
 from rlhf_core.config import PPOConfig
 from rlhf_core.random_streams import stream
 from rlhf_core.run.freed_memory import keep_freed_memory
+from rlhf_core.tf32 import allow_tf32
 from rlhf_core.trainer import PPOTrainer
 
 PHASES = ("generate", "log-probabilities", "score", "redistribute", "returns", "update", "optimizer")
@@ -44,7 +47,12 @@ class Engine:
         context = max(1024, PROMPT_LENGTHS[1] + case.lengths[1])
         shape = gpt2_of(case.layers, case.hidden, case.vocab, context=context, num_labels=2, pad_id=EOS_ID)
         settings = MemorySettings(
-            dtype=case.dtype, four_bit=case.four_bit, training=case.training, gradient_checkpointing=False
+            dtype=case.dtype,
+            autocast=case.autocast,
+            four_bit=case.four_bit,
+            sampling_dtype=case.sampling_dtype,
+            training=case.training,
+            gradient_checkpointing=False,
         )
         policy, self.reward = random_models(settings, shape, shape, self.device)
         self.reward.micro_batch_tokens = case.micro_batch_tokens
@@ -108,7 +116,8 @@ class Engine:
 
     def noise(self) -> dict[str, float]:
         """Differences before anything is learned, in nats per token: each row as a minibatch of one against the rollout
-        it came from, and the policy against its reference."""
+        it came from, and what checks allow there; the policy against its reference; and the pass that drew the tokens
+        against the one that gives their log-probabilities."""
         rollout = self.trainer.collect(self.prompts(0))
         rows, mask = torch.arange(len(rollout.sequences)), rollout.sequences.response_mask
         with torch.no_grad():
@@ -116,12 +125,20 @@ class Engine:
         logprobs = torch.cat([one.logprobs[0] for one in alone])
         ratios = (logprobs - rollout.logprobs[mask]).abs()
         gaps = (rollout.logprobs - rollout.ref_logprobs).abs()
-        return {"max": float(ratios.max()), "mean": float(ratios.mean()), "reference": float(gaps.max())}
+        drawn = sampling_noise(self.policy, rollout.sequences, temperature=self.trainer.config.temperature)[mask].abs()
+        return {
+            "max": float(ratios.max()),
+            "mean": float(ratios.mean()),
+            "allowed": log_ratio_bounds(self.policy.compute_dtype)[0],
+            "reference": float(gaps.max()),
+            "drawn max": float(drawn.max()),
+            "drawn mean": float(drawn.mean()),
+        }
 
     def count(self) -> dict[str, Any]:
         """Take the next step without timing it; its operations, and the least seconds of each phase on this machine."""
         answer, work = self.counted_step()
-        rates = measured_rates(getattr(torch, self.case.dtype), self.device)
+        rates = measured_rates(self.policy.compute_dtype, self.device)
         floor = {phase: one.least(rates) for phase, one in work.items()}
         return answer | {"flops": sum(one.flops for one in work.values()), "floor": floor, "rates": asdict(rates)}
 
@@ -205,6 +222,8 @@ def built(case: Mapping[str, Any]) -> Engine:
     of = Case(**{**case, "lengths": tuple(case["lengths"])})
     if of.keep_freed_memory:
         keep_freed_memory()
+    if of.tf32 and not allow_tf32():
+        raise ValueError("tf32: no card here has it; leave the case out")
     return Engine(of)
 
 

@@ -257,7 +257,6 @@ STEPS = [
     pytest.param("llama", {}, {"four_bit": "none", "critic": "model"}, marks=pytest.mark.slow),
     pytest.param("gpt2", {}, {**FULL, "critic": "model", "gradient_checkpointing": False}, marks=pytest.mark.slow),
     pytest.param("gpt2", {}, {**AUTOCAST, "critic": "model", "gradient_checkpointing": False}, marks=pytest.mark.slow),
-    pytest.param("llama", {}, AUTOCAST, marks=pytest.mark.slow),
     pytest.param("llama", {}, {"four_bit": "policy", "sampling_dtype": "bfloat16"}, marks=pytest.mark.slow),
 ]
 

@@ -46,6 +46,7 @@ def policy(folders):
         *(("seed", bad) for bad in ("a", 1.5, -1, 10**30)),
         *(("device", bad) for bad in ("nosuch", None, "cuda:99")),
         *(("dtype", bad) for bad in ("float9", None, torch.float32, ["float32"])),
+        *((name, bad) for name in ("autocast", "sampling_dtype") for bad in ("float16", 3, ["bfloat16"])),
         *((flag, "no") for flag in ("four_bit", "trust_remote_code", "gradient_checkpointing")),
         ("revision", 3),
     ],
