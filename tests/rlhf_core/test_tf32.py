@@ -10,6 +10,8 @@ from rlhf_core.checks import log_ratio_bounds
 from rlhf_core.run import identity
 from rlhf_core.tf32 import multiplies_in_tf32
 
+REWARD = TokenReward(lambda prompts, responses: [0.0] * len(responses))
+
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card here")
 def test_without_a_card_nothing_is_switched():
@@ -33,10 +35,10 @@ def test_cards_before_ampere_have_none(capability, allowed, monkeypatch):
 
 
 def test_a_run_that_goes_on_without_the_tf32_it_began_with_warns(monkeypatch):
-    noted = identity.made_with(TokenReward(len))
+    noted = identity.made_with(REWARD)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        identity.warn_of_changes(noted, identity.made_with(TokenReward(len)), "runs/a")
+        identity.warn_of_changes(noted, identity.made_with(REWARD), "runs/a")
     monkeypatch.setattr(identity, "multiplies_in_tf32", lambda: True)
     with pytest.warns(RuntimeWarning, match="float32 products was None and is 'TF32'"):
-        identity.warn_of_changes(noted, identity.made_with(TokenReward(len)), "runs/a")
+        identity.warn_of_changes(noted, identity.made_with(REWARD), "runs/a")
