@@ -903,4 +903,46 @@ MUTATIONS = (
         """"before a token move with that token", together[before : 2 * before]""",
         "tests/models/policy/test_critics.py::test_critics_that_cannot_be_are_refused_with_the_way_out[settings5-BertModel cannot be a critic: its states before a token move]",
     ),
+    Mutation(
+        "models/policy/value_head.py",
+        "enabled=False",
+        "enabled=True",
+        "tests/models/policy/test_precision.py::test_the_value_head_multiplies_in_float32_under_autocast",
+    ),
+    Mutation(
+        "models/policy/network.py",
+        "with self.precision.passes(self.lm.device), pass_mode",
+        "with pass_mode",
+        "tests/models/policy/test_precision.py::test_autocast_computes_the_same_but_for_rounding[False-gpt2]",
+    ),
+    Mutation(
+        "models/policy/causal_policy.py",
+        "            **network.precision.identity,\n",
+        "",
+        "tests/models/policy/test_precision.py::test_a_resumed_run_must_compute_in_the_same_precision[autocast]",
+    ),
+    Mutation(
+        "models/policy/causal_policy.py",
+        "CachedDecoder(self._network.sampled_from,",
+        "CachedDecoder(self._network.lm,",
+        "tests/models/policy/test_precision.py::test_a_copy_is_what_is_sampled_from",
+    ),
+    Mutation(
+        "models/weights/twin.py",
+        "return _holding(model, (*model.parameters(), *_computed(model)))",
+        "return _holding(model, _computed(model))",
+        "tests/models/policy/test_precision.py::test_a_copy_follows_the_adapter_as_it_learns_and_is_restored",
+    ),
+    Mutation(
+        "models/policy/loading.py",
+        "    check_sampled_from(made, lm, vocabulary(lm))\n",
+        "",
+        "tests/models/policy/test_precision.py::test_a_copy_of_other_weights_is_refused",
+    ),
+    Mutation(
+        "models/passes/replay.py",
+        "logits = decoder.advance(tokens[:, step])",
+        "logits = decoder.advance(tokens[:, 0])",
+        "tests/models/policy/test_precision.py::test_a_copy_to_sample_from_holds_the_weights_that_4_bits_stand_for[float32]",
+    ),
 )

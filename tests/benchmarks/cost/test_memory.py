@@ -33,7 +33,7 @@ from benchmarks.cost.memory_prediction import (
 from benchmarks.cost.memory_report import helpful_changes, verdict
 from benchmarks.cost.memory_settings import CONTEXT_BYTES, GIB, TASK_PRESETS, from_preset
 from benchmarks.cost.tensor_meter import TensorMeter
-from benchmarks.cost.weight_copies import cast_bytes
+from benchmarks.cost.weight_copies import cast_bytes, sampling_copy_bytes
 from models.attention import reader as attention
 from models.attention import taps as attention_taps
 from models.passes.cache import cache_name
@@ -136,6 +136,29 @@ def test_4_bit_weights_take_what_bitsandbytes_makes_of_them(family, tmp_path):
     assert weight_bytes(settings, shape, "policy") - predicted == 2 * sum(shape.other) + shape.buffer_bytes
     plain = [weight for weight in made.parameters() if not hasattr(weight, "quant_state")]
     assert sum(weight.nbytes for weight in plain) == 2 * sum(shape.other)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_copy_to_sample_from_takes_what_is_predicted(dtype, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    folder = save_tiny(tmp_path, "llama", hidden_size=64)
+    network = load_policy(folder, lora=LoraSettings(), four_bit=True, dtype="bfloat16", sampling_dtype=dtype)._network
+    own = {id(weight) for weight in network.lm.parameters()}
+    copied = sum(weight.nbytes for weight in network.sampling_copy.parameters() if id(weight) not in own)
+    settings = from_preset("dialogue", sampling_dtype=dtype)
+    assert copied == sampling_copy_bytes(settings, shape_of(memory_report.config_of(folder, "lm"), "lm", folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"autocast": "bfloat16"}, "autocast 'bfloat16' is for training 'full'"),
+        ({"sampling_dtype": "bfloat16", "four_bit": "reward"}, "is for 4-bit weights: choose four_bit 'policy'"),
+    ],
+)
+def test_precisions_that_do_not_go_together_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        from_preset("dialogue", **changes)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

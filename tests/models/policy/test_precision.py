@@ -128,6 +128,15 @@ def test_a_copy_follows_the_adapter_as_it_learns_and_is_restored(calm, tmp_path)
     assert {weight.dtype for name, weight in copied.named_parameters() if "base_layer" in name} == {torch.bfloat16}
 
 
+def test_a_copy_is_what_is_sampled_from(calm):
+    policy = load_policy(calm["llama"], **COPY)
+    before = sample(policy).responses()
+    with torch.no_grad():
+        for weight in policy._network.sampling_copy.parameters():
+            weight.mul_(0 if weight.dtype == torch.bfloat16 else 1)
+    assert sample(policy).responses() != before
+
+
 def test_a_copy_holds_nothing_else_twice_and_is_not_trained(calm):
     policy = load_policy(calm["llama"], **COPY)
     own = {id(weight) for weight in policy.language_model.parameters()}
