@@ -137,6 +137,18 @@ def in_this_process(case):
     yield lambda do, **request: json.loads(json.dumps(getattr(engine, do)(**request)))
 
 
+def test_noise_is_shown_without_timing_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_timing, "ours", in_this_process)
+    for name, changes in (("tiny", {}), ("autocast", {"autocast": "bfloat16"})):
+        monkeypatch.setitem(CASES, name, replace(TINY, **changes))
+    throughput.main(["--cases", "[tiny,autocast]", "--noise", "true", "--out", str(tmp_path)])
+    exact, rounded = rows_of(tmp_path / "noise.csv")
+    assert (exact["computes in"], rounded["computes in"]) == ("float32", "float32, bfloat16 autocast")
+    assert (float(exact["allowed"]), float(rounded["allowed"])) == (1e-4, 0.1)
+    assert 0 < float(exact["|drawn - evaluated|, max"]) < 1e-5
+    assert not (tmp_path / "table.csv").exists()
+
+
 @pytest.mark.slow
 def test_the_command_writes_both_tables(tmp_path, monkeypatch, capsys):
     """Counted in this process, timed in one of its own."""
