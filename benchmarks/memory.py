@@ -12,7 +12,7 @@ from benchmarks.base.command_line import command_line
 from benchmarks.cost.memory_settings import MemorySettings, Preset, from_preset
 
 SECTIONS = {
-    "models": ("policy", "reward", "dtype", "four_bit"),
+    "models": ("policy", "reward", "dtype", "autocast", "four_bit", "sampling_dtype"),
     "training": ("training", "lora_rank", "critic", "gradient_checkpointing", "optimizer", "evidence"),
     "sizes": (
         *("rollout_batch_size", "minibatch_size", "prompt_tokens", "response_tokens"),

@@ -24,8 +24,8 @@ class Settings:
     """Time PPO steps phase by phase, against the least this machine could take and against the published stack."""
 
     cases: tuple[str, ...] = ("paper", "minibatch-16", "long")
-    """What the steps work on: paper, minibatch-16, long, long-small-passes, lora, bf16, four-bit, default-allocator or
-    tiny (for a first try)."""
+    """What the steps work on: paper, minibatch-16, long, long-small-passes, autocast, lora, bf16, four-bit,
+    four-bit-copy (sampled through bfloat16), tf32 (on a card), default-allocator or tiny (for a first try)."""
     repeats: int = 3
     """Timed steps per engine and case."""
     against: Literal["nothing", "trl-0.7.4"] = "nothing"
@@ -36,6 +36,8 @@ class Settings:
     """Python of the published stack's environment, DIR/bin/python; without it, the error says how to make one."""
     sweep: bool = False
     """Instead of cases, time our engine on a small model over prompts per rollout and over response lengths."""
+    noise: bool = False
+    """Instead of timing the cases, show what rounding does to log-probabilities in each."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device of the engines."""
     out: str = "throughput"
@@ -46,10 +48,14 @@ class Settings:
     def __post_init__(self) -> None:
         require_known(self, cases=CASES, variants=VARIANTS)
         require_at_least(self, repeats=1)
+        if self.device == "cpu" and any(CASES[name].tf32 for name in self.cases):
+            raise ValueError("case 'tf32' changes nothing on a CPU, which multiplies in float32: give --device cuda")
+        if self.noise and (self.sweep or self.against != "nothing"):
+            raise ValueError("--noise true times nothing: leave out --sweep and --against")
         if self.stack() is None:
             return
         for name in self.cases:
-            if (CASES[name].dtype, CASES[name].training) != ("float32", "full"):
+            if (CASES[name].precision, CASES[name].training) != ("float32", "full"):
                 raise ValueError(f"the published stack is timed in float32 and full fine-tuning only, not on {name!r}")
         if self.sweep:
             raise ValueError("--sweep true times ours alone: leave out --against")
@@ -73,15 +79,17 @@ def main(argv: list[str] | None = None) -> None:
         from rich.console import Console
 
         from benchmarks.base.run_folder import measurement_folder
-        from benchmarks.cost.step_timing import case_tables, sweep_tables
+        from benchmarks.cost.step_timing import case_tables, noise_tables, sweep_tables
         from benchmarks.reporting.publishing import publish
 
+        cases = {name: replace(CASES[name], device=settings.device) for name in settings.cases}
         out = measurement_folder(settings, NAME)
         with stoppable(f"{out} is incomplete: pass --overwrite true to begin again"):
             if settings.sweep:
                 tables = sweep_tables(settings.repeats, settings.device)
+            elif settings.noise:
+                tables = noise_tables(cases)
             else:
-                cases = {name: replace(CASES[name], device=settings.device) for name in settings.cases}
                 tables = case_tables(cases, settings.repeats, settings.stack())
             console = Console()
             for name, table in tables.items():

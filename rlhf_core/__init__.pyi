@@ -23,6 +23,7 @@ from .run.loggers import JSONLines, Logger, TensorBoard, WeightsAndBiases
 from .scorers.callables import TextReward, TokenReward
 from .scorers.token_scorer import PerTokenReward, SpanReward
 from .step_guard import Diverged, UnusableRollout
+from .tf32 import allow_tf32
 from .trainer import PPOTrainer
 from .types import (
     Evaluation,
@@ -84,6 +85,7 @@ __all__ = [
     "UnusableRollout",
     "Variants",
     "WeightsAndBiases",
+    "allow_tf32",
     "discounted_returns",
     "generalized_advantages",
     "keep_freed_memory",

@@ -15,6 +15,7 @@ from rlhf_core.callers import warn_caller
 from rlhf_core.evidence import ContinuationValues, EvidenceRequest
 from rlhf_core.masking import last_token
 from rlhf_core.names import method_name
+from rlhf_core.tf32 import multiplies_in_tf32
 from rlhf_core.types import (
     HasIdRange,
     HasVocabulary,
@@ -61,8 +62,9 @@ def usable(values: Tensor) -> Tensor:
 
 
 def log_ratio_bounds(dtype: torch.dtype) -> tuple[float, float]:
-    """Largest |log ratio| and largest mean |log ratio| that rounding alone explains, in nats."""
-    if dtype in LOG_RATIO_MAX:
+    """Largest |log ratio| and largest mean |log ratio| that rounding alone explains, in nats; TF32 on a card rounds as
+    bfloat16 does here."""
+    if dtype in LOG_RATIO_MAX and not multiplies_in_tf32():
         return LOG_RATIO_MAX[dtype], LOG_RATIO_MAX[dtype]
     return LOG_RATIO_MAX_LOW_PRECISION, LOG_RATIO_MEAN_LOW_PRECISION
 

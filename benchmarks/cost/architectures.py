@@ -23,8 +23,9 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from benchmarks.cost.memory_prediction import ModelShape, packed
+from benchmarks.cost.memory_prediction import packed
 from benchmarks.cost.memory_settings import MemorySettings
+from benchmarks.cost.model_shape import ModelShape
 from models.passes.fused import make_lean, share_tied_gradient
 from models.passes.gradient_checkpointing import checkpointed_modules
 from models.passes.sampling import CachedDecoder
@@ -32,6 +33,7 @@ from models.policy.causal_policy import CausalPolicy
 from models.policy.critic_loading import adapter_critic, model_critic
 from models.policy.critics import Critic, SharedTrunk
 from models.policy.network import Network
+from models.policy.precision import Precision
 from models.policy.restoring import read_model_back
 from models.policy.value_head import ValueHead
 from models.progress_bars import save_without_bars
@@ -40,6 +42,8 @@ from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.score_names import ScoreKind
 from models.tiny import EOS_ID, tiny_tokenizer
 from models.weights.adapters import add_fresh_adapter
+from models.weights.dequantised import dequantised_copy
+from models.weights.dtype_names import Autocast, DType
 from models.weights.four_bit import four_bit_config, keep_unpacked
 from models.weights.language_model import frozen_copy, remove_randomness
 from models.weights.lora_settings import LoraSettings
@@ -123,6 +127,12 @@ def lora_of(settings: MemorySettings) -> LoraSettings | None:
     return LoraSettings(rank=rank, alpha=rank) if settings.training == "lora" else None
 
 
+def precision_of(settings: MemorySettings) -> tuple[Autocast | None, DType | None]:
+    """What products are computed in and what is sampled from, as ``load_policy`` takes them."""
+    autocast = None if settings.autocast == "none" else settings.autocast
+    return autocast, None if settings.sampling_dtype == "none" else settings.sampling_dtype
+
+
 def random_models(
     settings: MemorySettings, policy: PreTrainedConfig, reward: PreTrainedConfig, device: torch.device
 ) -> tuple[CausalPolicy, ClassifierReward]:
@@ -137,6 +147,8 @@ def random_models(
     lora = lora_of(settings)
     reference = FrozenCopy(lm=frozen_copy(lm)) if lora is None else add_fresh_adapter(lm, lora, revision=None)
     share_tied_gradient(lm)
+    autocast, sampled = precision_of(settings)
+    copy = None if sampled is None else dequantised_copy(lm, DTYPES[sampled])
     network = Network(
         lm=lm,
         critic=random_critic(settings, policy.hidden_size, reference, reward, tokenizer),
@@ -145,9 +157,11 @@ def random_models(
         read=partial(read_model_back, lm),
         tokenizer=tokenizer,
         eos_ids=(EOS_ID,),
-        compute_dtype=dtype,
-        decoder=partial(CachedDecoder, lm),
+        compute_dtype=dtype if autocast is None else DTYPES[autocast],
+        decoder=partial(CachedDecoder, lm if copy is None else copy),
         checkpointed=checkpointed_modules(lm) if settings.gradient_checkpointing else (),
+        precision=Precision(autocast=autocast, sampling_dtype=sampled),
+        sampling_copy=copy,
     )
     classifier = random_model(reward, "classifier", dtype, packed(settings, "reward"), device)
     budget = settings.reward_micro_batch_tokens

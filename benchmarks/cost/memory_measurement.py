@@ -15,7 +15,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from transformers import PreTrainedConfig
 
-from benchmarks.cost.architectures import lora_of, random_models, score_kind
+from benchmarks.cost.architectures import lora_of, precision_of, random_models, score_kind
 from benchmarks.cost.memory_prediction import packed
 from benchmarks.cost.memory_settings import MemorySettings
 from models.policy.causal_policy import CausalPolicy
@@ -164,11 +164,14 @@ def _loaded(
     settings: MemorySettings, reward: PreTrainedConfig, device: torch.device
 ) -> tuple[CausalPolicy, ClassifierReward]:
     """Trained models from their folders."""
+    autocast, sampled = precision_of(settings)
     policy = load_policy(
         settings.policy,
         lora=lora_of(settings),
         four_bit=packed(settings, "policy"),
         dtype=settings.dtype,
+        autocast=autocast,
+        sampling_dtype=sampled,
         device=str(device),
         gradient_checkpointing=settings.gradient_checkpointing,
         critic=settings.critic,

@@ -10,59 +10,22 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from benchmarks.cost.memory_settings import CONTEXT_BYTES, MemorySettings
+from benchmarks.cost.model_shape import ModelShape
+from benchmarks.cost.weight_copies import cast_bytes, largest_cast_bytes, sampling_copy_bytes
 from models.attention.reader import CHUNK_CELLS as ATTENTION_CELLS
 from models.passes.distribution import CHUNK_CELLS as LOGITS_CELLS
 
 COMPONENTS = (
     *("policy weights", "reference copy", "critic weights", "adapters, head", "gradients", "optimizer"),
-    "reward weights",
+    *("weight copies", "reward weights"),
     *("KV cache", "activations", "logits", "evidence", "CUDA context"),
 )
 PHASES = ("load", "sample", "old log-probs", "reference", "reward", "update")
 Bytes = Mapping[str, float]
 Model = Literal["policy", "reference", "reward"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """What memory depends on in an architecture. Sizes of weights are in numbers, not bytes."""
-
-    name: str
-    family: str
-    layers: int
-    hidden: int
-    inner: int
-    """Width inside the MLP."""
-    heads: int
-    key_heads: int
-    head_size: int
-    vocab: int
-    context: int
-    linear: tuple[int, ...]
-    """Each linear layer of the trunk: what 4-bit loading quantises."""
-    other: tuple[int, ...]
-    """Every other parameter: embeddings, norms, biases, head."""
-    head: tuple[int, ...] = ()
-    """Of these, what stands on top of the trunk and is not tied to it."""
-    buffer_bytes: int
-    adapted: tuple[tuple[int, int], ...]
-    """Input and output width of each module that PEFT adapts by default."""
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, tied ones once."""
-        return sum(self.linear) + sum(self.other)
-
-    @property
-    def trunk(self) -> tuple[int, ...]:
-        """Size of each parameter below the head."""
-        sizes = [*self.linear, *self.other]
-        for size in self.head:
-            sizes.remove(size)
-        return tuple(sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +36,15 @@ class CriticTrunk:
     shape: ModelShape
 
 
+WHOLE: Mapping[str, Any] = MappingProxyType(
+    {"dtype": "float32", "four_bit": "none", "sampling_dtype": "none", "training": "full", "critic": "shared"}
+)
+"""How a critic's own model is held."""
 CRITICS: Mapping[str, Callable[[MemorySettings, ModelShape, ModelShape], CriticTrunk | None]] = MappingProxyType(
     {
         "shared": lambda settings, policy, reward: None,
         "adapter": lambda settings, policy, reward: CriticTrunk(settings=settings, shape=policy),
-        "model": lambda settings, policy, reward: CriticTrunk(
-            settings=replace(settings, dtype="float32", four_bit="none", training="full", critic="shared"), shape=reward
-        ),
+        "model": lambda settings, policy, reward: CriticTrunk(settings=replace(settings, **WHOLE), shape=reward),
     }
 )
 """By the kind of critic, from settings, policy and reward model; None where it shares the policy's trunk."""
@@ -146,26 +111,28 @@ def cache_bytes(shape: ModelShape, width: int, tokens: int) -> int:
 def kept_by_layer(settings: MemorySettings, shape: ModelShape) -> float:
     """Bytes per token that one layer keeps for its backward pass, without checkpointing.
 
-    With b bytes per number, h hidden, a = heads x head size, k the same of the keys, i the MLP's width, S tokens
-    per row:
+    With b bytes per number, r of those between layers (as b, but 4 under autocast), h hidden, a = heads x head size, k
+    the same of the keys, i the MLP's width, S tokens per row:
 
     - Llama, Qwen2: norms 2 (4 h + 4), in float32; attention b (2 a + 2 k) + 4 heads; gated MLP 3 b i;
-    - GPT-2: norms 2 (b h + 8); attention 4 b h + 4 heads; MLP b i, for its GELU is one operation here;
-    - GPT-J: norm b h + 8; eager attention 8 h + b h + (4 + [b < 4] b) heads S, its softmax in float32; MLP b i.
+    - GPT-2: norms 2 (r h + 8); attention 4 b h + 4 heads; MLP b i, for its GELU is one operation here;
+    - GPT-J: norm r h + 8; eager attention 8 h (under autocast 4 h) + b h + (4 + [b < 4] b) heads S, its softmax in
+      float32; MLP b i.
 
     Besides, where weights are trained, the input of each product (a Llama norm's in float32); where adapters are, a
     float32 copy of each adapted module's input (in float32 one for all) and its projection. The first layer under LoRA
-    keeps less, which is not modelled.
+    keeps less, which is not modelled. Under autocast each product keeps an input of its own (3 b h in all but GPT-2).
     """
-    b, h, i, heads = settings.width, shape.hidden, shape.inner, shape.heads
+    b, r, h, i, heads = settings.product_width, settings.width, shape.hidden, shape.inner, shape.heads
     a, k = heads * shape.head_size, shape.key_heads * shape.head_size
     own = {
         "llama": 2 * (4 * h + 4) + b * (2 * a + 2 * k) + 4 * heads + 3 * b * i,
-        "gpt2": 2 * (b * h + 8) + 4 * b * h + 4 * heads + b * i,
-        "gptj": b * h + 8 + 8 * h + b * h + (4 + (b < 4) * b) * heads * settings.tokens + b * i,
+        "gpt2": 2 * (r * h + 8) + 4 * b * h + 4 * heads + b * i,
+        "gptj": r * h + 8 + (8 if b == r else 4) * h + b * h + (4 + (b < 4) * b) * heads * settings.tokens + b * i,
     }[shape.family]
     if settings.training == "full":
-        return own + b * (2 * h + i) + 8 * h * (shape.family == "llama")
+        recast = 3 * b * h * (b != r and shape.family != "gpt2")
+        return own + b * (2 * h + i) + 8 * h * (shape.family == "llama") + recast
     copies = 4 * sum(into for into, _ in shape.adapted) / shape.layers if b < 4 else 4 * h
     return own + copies + 4 * settings.lora_rank * len(shape.adapted) / shape.layers
 
@@ -173,9 +140,9 @@ def kept_by_layer(settings: MemorySettings, shape: ModelShape) -> float:
 def kept_by_pass(settings: MemorySettings, shape: ModelShape, tokens: int) -> float:
     """Bytes that the trunk keeps for its backward pass over ``tokens`` tokens: every layer's, or its input alone where
     layers are checkpointed, and the final norm's."""
-    b, h = settings.width, shape.hidden
-    layer = b * h if settings.gradient_checkpointing else kept_by_layer(settings, shape)
-    norm = 4 * h * (1 + (settings.training == "full")) if shape.family == "llama" else b * h
+    r, h = settings.width, shape.hidden
+    layer = r * h if settings.gradient_checkpointing else kept_by_layer(settings, shape)
+    norm = 4 * h * (1 + (settings.training == "full")) if shape.family == "llama" else r * h
     return tokens * (shape.layers * layer + norm + 8)
 
 
@@ -186,10 +153,10 @@ def backward_bytes(settings: MemorySettings, shape: ModelShape, tokens: int) -> 
     of GPT-J's attention, 8 heads S, when its MLP's 4 b i are free again; the layer being recomputed, where layers are
     checkpointed; one weight in full size, dequantised, or a gradient about to be added.
     """
-    b, h = settings.width, shape.hidden
+    b, h = settings.product_width, shape.hidden
     maps = 8 * shape.heads * settings.tokens - 4 * b * shape.inner
     rival = {"llama": (20 + b) * h, "gpt2": 0, "gptj": maps}[shape.family]
-    recomputed = kept_by_layer(settings, shape) - b * h if settings.gradient_checkpointing else 0
+    recomputed = kept_by_layer(settings, shape) - settings.width * h if settings.gradient_checkpointing else 0
     working = tokens * (max(b * (3 * shape.inner + h), rival) + recomputed)
     whole = 4 * max(*shape.linear, *shape.other) if settings.training == "full" else 0
     return working + max(whole, dequantised_bytes(settings, shape, "policy"))
@@ -198,16 +165,16 @@ def backward_bytes(settings: MemorySettings, shape: ModelShape, tokens: int) -> 
 def forward_bytes(settings: MemorySettings, shape: ModelShape, rows: int, row: int, model: Model) -> float:
     """Working memory of a pass without gradient over ``rows`` rows of ``row`` tokens: one layer's widest moment.
 
-    Bytes per token, letters as in :func:`kept_by_layer`, in MLP or attention: Llama b (4 h + 3 i), or under the
-    policy's adapter 4 b h + 16 h where that is more; GPT-2 b (5 h + 2 i); GPT-J b (6 h + 2 i) + (b heads + 4) S, or in
+    Bytes per token, letters as in :func:`kept_by_layer`, in MLP or attention: Llama 4 r h + 3 b i, or under the
+    policy's adapter 4 b h + 16 h where that is more; GPT-2 5 r h + 2 b i; GPT-J 6 r h + 2 b i + (b heads + 4) S, or in
     its eager attention (6 b + 8) h + ((8 + b) heads + 4) S. With 4-bit weights, one of them in full size besides.
     """
-    b, h, i, heads = settings.width, shape.hidden, shape.inner, shape.heads
+    b, r, h, i, heads = settings.product_width, settings.width, shape.hidden, shape.inner, shape.heads
     adapter = (4 * b + 16) * h if model == "policy" and settings.training == "lora" else 0
     moments = {
-        "llama": (b * (4 * h + 3 * i), adapter),
-        "gpt2": (b * (5 * h + 2 * i),),
-        "gptj": (b * (6 * h + 2 * i) + (b * heads + 4) * row, (6 * b + 8) * h + ((8 + b) * heads + 4) * row),
+        "llama": (4 * r * h + 3 * b * i, adapter),
+        "gpt2": (5 * r * h + 2 * b * i,),
+        "gptj": (6 * r * h + 2 * b * i + (b * heads + 4) * row, (6 * b + 8) * h + ((8 + b) * heads + 4) * row),
     }[shape.family]
     return rows * row * max(moments) + dequantised_bytes(settings, shape, model)
 
@@ -300,6 +267,7 @@ def _held(settings: MemorySettings, policy: ModelShape, reward: ModelShape, crit
         "critic weights": 4 * of_trunk + (critic.shape.buffer_bytes if critic is not None and whole else 0),
         "policy weights": weights,
         "reference copy": weights if full else 0,
+        "weight copies": sampling_copy_bytes(settings, policy),
         "adapters, head": 4 * own,
         "optimizer": optimizer_bytes(settings, policy, critic)[0],
         "reward weights": weight_bytes(settings, reward, "reward"),
@@ -310,16 +278,18 @@ def _held(settings: MemorySettings, policy: ModelShape, reward: ModelShape, crit
 def _sampling(settings: MemorySettings, policy: ModelShape) -> list[Bytes]:
     """The prompts' pass, all rows side by side, and the last token: the whole cache, one tensor of it twice (rows that
     leave are copied), and the distribution in float32 and float64, 20 bytes per (row, vocab) cell beside the logits."""
-    b, rows = settings.width, settings.rows(settings.sampling_tokens, settings.rollout_batch_size)
+    b, rows = settings.product_width, settings.rows(settings.sampling_tokens, settings.rollout_batch_size)
     prompts, whole = rows * settings.prompt_tokens, rows * settings.tokens
-    copied = cache_bytes(policy, b, whole) / (2 * policy.layers)
+    each = (settings.width + b) // 2 if policy.family == "llama" else b  # under autocast its keys are float32
+    copied = cache_bytes(policy, each, whole) / (2 * policy.layers)
     in_float32 = 4 * whole * policy.hidden * (b < 4) if policy.family == "gptj" else 0
     first = forward_bytes(settings, policy, rows, settings.prompt_tokens, "policy")
     last = forward_bytes(settings, policy, rows, 1, "policy") + copied + in_float32
     logits = (20 + b) * rows * policy.vocab
+    copies = {"weight copies": sampling_copy_bytes(settings, policy) + cast_bytes(settings, policy)}
     return [
-        {"KV cache": cache_bytes(policy, b, prompts), "activations": first},
-        {"KV cache": cache_bytes(policy, b, whole), "activations": last, "logits": logits},
+        {"KV cache": cache_bytes(policy, each, prompts), "activations": first, **copies},
+        {"KV cache": cache_bytes(policy, each, whole), "activations": last, "logits": logits, **copies},
     ]
 
 
@@ -332,9 +302,11 @@ def _scoring(settings: MemorySettings, policy: ModelShape, model: Model) -> list
     read = settings.evidence == "decoder" and model == "policy"
     evidence = evidence_bytes(settings, policy, rows, settings.response_tokens) if read else 0
     chunk = chunk_cells(policy, responses) * (16 if model == "policy" else 9)
-    logits = settings.width * responses * policy.vocab + chunk
+    logits = settings.product_width * responses * policy.vocab + chunk
     hidden = (settings.width + 4) * responses * policy.hidden
-    return [{"activations": trunk, "evidence": evidence}, {"activations": hidden, "logits": logits}]
+    cast = cast_bytes(settings, policy) if model == "policy" else largest_cast_bytes(settings, policy)
+    copies = {"weight copies": sampling_copy_bytes(settings, policy) + cast}
+    return [{"activations": trunk, "evidence": evidence, **copies}, {"activations": hidden, "logits": logits}]
 
 
 def _valuing(settings: MemorySettings, policy: ModelShape, critic: CriticTrunk | None) -> list[Bytes]:
@@ -345,11 +317,14 @@ def _valuing(settings: MemorySettings, policy: ModelShape, critic: CriticTrunk |
     responses = rows * settings.response_tokens
     trunk = forward_bytes(critic.settings, critic.shape, rows, settings.tokens, "policy")
     hidden = settings.width * responses * policy.hidden
-    return [{"activations": trunk + hidden, "logits": settings.width * responses * policy.vocab}]
+    casts = cast_bytes(settings, policy) + cast_bytes(critic.settings, critic.shape, head=False)
+    copies = {"weight copies": sampling_copy_bytes(settings, policy) + casts}
+    return [{"activations": trunk + hidden, "logits": settings.product_width * responses * policy.vocab, **copies}]
 
 
 def _reward(settings: MemorySettings, reward: ModelShape) -> list[Bytes]:
-    """The reward model's pass; its head reads one position per row."""
+    """The reward model's pass, which autocast does not reach; its head reads one position per row."""
+    settings = replace(settings, autocast="none")
     rows = settings.rows(settings.reward_micro_batch_tokens, settings.rollout_batch_size)
     trunk = forward_bytes(settings, reward, rows, settings.tokens, "reward")
     read = evidence_bytes(settings, reward, rows, 1) if settings.evidence == "reward" else 0
@@ -361,10 +336,12 @@ def _updating(settings: MemorySettings, policy: ModelShape, critic: CriticTrunk 
     micro-batch exist; at the first, everybody's do, and activations are freed but for one layer's. A critic apart keeps
     its activations beside the policy's, and its backward pass comes before the policy's.
 
-    Autograd keeps the logits in ``dtype``. Besides, one float32 chunk with the entropy (16 bytes per cell) on the way
-    forward; their gradient and a chunk of 9 bytes per cell on the way back.
+    Autograd keeps the logits as they were multiplied. Besides, one float32 chunk with the entropy (16 bytes per cell)
+    on the way forward; their gradient and a chunk of 9 bytes per cell on the way back. What autocast casts is held
+    until the forward pass ends, which is a moment of its own, and without checkpointing until the backward pass has
+    read it.
     """
-    b, rows = settings.width, settings.rows(settings.micro_batch_tokens, settings.minibatch_size)
+    b, rows = settings.product_width, settings.rows(settings.micro_batch_tokens, settings.minibatch_size)
     tokens, responses = rows * settings.tokens, rows * settings.response_tokens
     cells, chunk = responses * policy.vocab, chunk_cells(policy, responses)
     logits = max(b * cells + 16 * chunk, 2 * b * cells + 9 * chunk)
@@ -372,15 +349,28 @@ def _updating(settings: MemorySettings, policy: ModelShape, critic: CriticTrunk 
     gradients = 4 * sum(trained_sizes(settings, policy, critic))
     earlier = gradients if rows < settings.minibatch_size else 0
     beside, of_critic, after_it = 0.0, list[Bytes](), earlier
+    own, casts = sampling_copy_bytes(settings, policy), cast_bytes(settings, policy)
+    read_again = 0 if settings.gradient_checkpointing else 1
     if critic is not None:
         beside = kept_by_pass(critic.settings, critic.shape, tokens)
+        casts += cast_bytes(critic.settings, critic.shape, head=False)
         after_it = max(earlier, 4 * sum(critic_sizes(policy, critic)))
         working_of_critic = backward_bytes(critic.settings, critic.shape, tokens)
         activations = kept + beside + working_of_critic
-        of_critic = [{"gradients": after_it, "activations": activations, "logits": b * cells}]
+        at_it = {"logits": b * cells, "weight copies": own + read_again * casts}
+        of_critic = [{"gradients": after_it, "activations": activations, **at_it}]
+    forward = kept + beside + (settings.width + 4) * responses * policy.hidden
+    of_layers = read_again * cast_bytes(settings, policy, head=False)
+    of_head = cast_bytes(settings, policy) - cast_bytes(settings, policy, head=False)
+    at_head = own + max(read_again * casts, of_head)
     return [
-        {"gradients": earlier, "activations": kept + beside + (b + 4) * responses * policy.hidden, "logits": logits},
+        {"gradients": earlier, "activations": forward, "logits": b * cells, "weight copies": own + casts},
+        {"gradients": earlier, "activations": forward, "logits": logits, "weight copies": at_head},
         *of_critic,
-        {"gradients": after_it, "activations": kept + working},
-        {"gradients": gradients, "activations": kept / policy.layers + working},
+        {"gradients": after_it, "activations": kept + working, "weight copies": own + of_layers},
+        {
+            "gradients": gradients,
+            "activations": kept / policy.layers + working,
+            "weight copies": own + of_layers / policy.layers,
+        },
     ]

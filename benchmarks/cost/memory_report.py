@@ -9,14 +9,16 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from benchmarks.cost.architectures import Head, shape_of
 from benchmarks.cost.memory_measurement import CudaMeter, Measurement, capped, measure_step
-from benchmarks.cost.memory_prediction import COMPONENTS, PHASES, ModelShape, Prediction, predict
+from benchmarks.cost.memory_prediction import COMPONENTS, PHASES, Prediction, predict
 from benchmarks.cost.memory_settings import BUILT_IN, CONTEXT_BYTES, GIB, MemorySettings
+from benchmarks.cost.model_shape import ModelShape
 from benchmarks.reporting.tables import Table, show
 
 BUDGETS = ("micro_batch_tokens", "reward_micro_batch_tokens", "sampling_tokens", "minibatch_size", "rollout_batch_size")
 """Settings of which half may take less memory."""
 SAVING = (
     *(("gradient_checkpointing", True), ("optimizer", "paged_adamw_8bit"), ("training", "lora")),
+    ("sampling_dtype", "none"),
     *(("four_bit", whose) for whose in ("policy", "reward", "both")),
 )
 """Settings that may take less memory."""

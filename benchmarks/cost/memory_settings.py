@@ -12,6 +12,8 @@ from rlhf_core.names import nearest
 GIB = 2**30
 CONTEXT_BYTES = 768 * 2**20
 """Assumed: CUDA context, loaded kernels and library workspaces (0.3 to 0.7 GiB are usual)."""
+WIDTHS: Mapping[str, int] = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number."""
 OPEN_LLAMA: Mapping[str, Any] = {
     **{"model_type": "llama", "vocab_size": 32_000, "num_attention_heads": 32},
     **{"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
@@ -43,8 +45,12 @@ class MemorySettings:
     """Reward model, named in the same way."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of weights and activations; adapters and value head are always float32."""
+    autocast: Literal["none", "bfloat16"] = "none"
+    """What float32 weights that are all trained are multiplied in; none: float32."""
     four_bit: Literal["none", "policy", "reward", "both"] = "both"
     """Models whose linear layers are held in 4 bits (NF4, double quantisation); the paper's choice is policy."""
+    sampling_dtype: Literal["none", "float32", "bfloat16"] = "none"
+    """What the policy's 4-bit weights are held in a second time, to sample from; none: sampled from 4 bits."""
     training: Literal["full", "lora"] = "lora"
     """Train all weights, with a frozen copy as reference, or a LoRA adapter, with the model without it as reference.
     The prediction is of one card that holds it all; load_policy(shard=True) divides weights among several."""
@@ -85,7 +91,12 @@ class MemorySettings:
     @property
     def width(self) -> int:
         """Bytes of a number in ``dtype``."""
-        return 4 if self.dtype == "float32" else 2
+        return WIDTHS[self.dtype]
+
+    @property
+    def product_width(self) -> int:
+        """Bytes of a number that matrices are multiplied in, as activations are."""
+        return self.width if self.autocast == "none" else WIDTHS[self.autocast]
 
     @property
     def tokens(self) -> int:
@@ -116,6 +127,10 @@ def _problems(settings: MemorySettings) -> Iterator[str]:
         yield f"minibatch_size {settings.minibatch_size} exceeds rollout_batch_size {settings.rollout_batch_size}"
     if settings.training == "full" and settings.four_bit in ("policy", "both"):
         yield f"four_bit {settings.four_bit!r} weights cannot be trained: choose training 'lora'"
+    if settings.autocast != "none" and settings.training != "full":
+        yield f"autocast {settings.autocast!r} is for training 'full': choose it, or dtype 'bfloat16'"
+    if settings.sampling_dtype != "none" and settings.four_bit not in ("policy", "both"):
+        yield f"sampling_dtype {settings.sampling_dtype!r} is for 4-bit weights: choose four_bit 'policy' or 'both'"
     if settings.training == "full" and settings.critic == "adapter":
         yield "critic 'adapter' stands beside the policy's: choose training 'lora', or critic 'model' or 'shared'"
     if settings.training == "full" and settings.dtype != "float32":

@@ -15,8 +15,6 @@ from benchmarks.cost.cases import Case
 from benchmarks.cost.engine_processes import Ask, PublishedStack, ours, published
 from benchmarks.cost.timed_step import PHASES
 from benchmarks.reporting.tables import Table, Value, number
-from models.weights.source import DTYPES
-from rlhf_core.checks import log_ratio_bounds
 
 SWEEP = Case(layers=4, hidden=256, vocab=8_192, minibatch_size=16, lengths=(32, 32))
 FIXED = {"do": "fixed", "prompt": [5, 6, 7], "response": [8, 9, 10, 11]}
@@ -150,15 +148,37 @@ def phases_table(found: Mapping[str, TimedCase]) -> Table:
     return Table(title="phases", columns=columns, rows=tuple(rows))
 
 
-def noise_table(found: Mapping[str, TimedCase]) -> Table:
-    """What rounding does before anything is learned."""
-    rows: list[tuple[Value, ...]] = []
-    for name, of in found.items():
-        seen, (bound, _) = of.noise, log_ratio_bounds(DTYPES[of.case.dtype])
-        rows.append((name, of.case.dtype, of.case.four_bit, seen["max"], seen["mean"], bound, seen["reference"]))
-    columns = ("case", "computes in", "4-bit", "|log ratio|, max", "mean", "allowed", "|policy - reference|, max")
-    note = "Nats per token. The log ratio is that of single rows to the whole rollout, before the first optimizer step."
-    return Table(title="noise", columns=columns, rows=tuple(rows), notes=(note,))
+def noise_table(found: Mapping[str, tuple[Case, Mapping[str, float]]]) -> Table:
+    """What rounding does before anything is learned, by case."""
+    figures = {
+        "|log ratio|, max": "max",
+        "mean": "mean",
+        "allowed": "allowed",
+        "|policy - reference|, max": "reference",
+        "|drawn - evaluated|, max": "drawn max",
+        "mean of it": "drawn mean",
+    }
+    rows: list[tuple[Value, ...]] = [
+        (name, case.precision, *(seen[key] for key in figures.values())) for name, (case, seen) in found.items()
+    ]
+    notes = (
+        "Nats per token. The log ratio is that of single rows to the whole rollout, before the first optimizer step.",
+        "Drawn: log-probabilities in the pass that samples, one token at a time. Evaluated: those that are trained on.",
+    )
+    return Table(title="noise", columns=("case", "computes in", *figures), rows=tuple(rows), notes=notes)
+
+
+def noise_tables(cases: Mapping[str, Case]) -> dict[str, Table]:
+    """What rounding does in each case, and nothing timed; by the name of its file.
+
+    Raises:
+        RuntimeError: an engine ended.
+    """
+    found = {}
+    for name, case in tqdm(cases.items(), desc="noise", unit="case", dynamic_ncols=True, disable=None):
+        with ours(case) as engine:
+            found[name] = (case, engine(do="noise"))
+    return {"noise": noise_table(found)}
 
 
 def case_tables(cases: Mapping[str, Case], repeats: int, stack: PublishedStack | None) -> dict[str, Table]:
@@ -171,7 +191,8 @@ def case_tables(cases: Mapping[str, Case], repeats: int, stack: PublishedStack |
     total = len(cases) * (2 + 2 * repeats + others)
     with tqdm(total=total, desc="steps", unit="step", dynamic_ncols=True, disable=None) as bar:
         found = {name: timed(case, repeats, stack, bar) for name, case in cases.items()}
-    return {"table": engines_table(found), "phases": phases_table(found), "noise": noise_table(found)}
+    noise = noise_table({name: (of.case, of.noise) for name, of in found.items()})
+    return {"table": engines_table(found), "phases": phases_table(found), "noise": noise}
 
 
 def sweep_tables(repeats: int, device: Literal["cpu", "cuda"]) -> dict[str, Table]:

@@ -26,12 +26,15 @@ from benchmarks.cost.memory_prediction import packed, predict
 from benchmarks.cost.memory_settings import CONTEXT_BYTES, MemorySettings
 from models.policy.causal_policy import CausalPolicy
 from models.policy.loading import load_policy
+from models.policy.sampling_noise import sampling_noise
 from models.progress_bars import save_without_bars
 from models.tiny import EOS_ID, tiny_tokenizer
 from redistributors import REDISTRIBUTORS
+from rlhf_core.checks import log_ratio_bounds
 from rlhf_core.config import PPOConfig
 from rlhf_core.random_streams import stream
 from rlhf_core.run.freed_memory import keep_freed_memory
+from rlhf_core.tf32 import allow_tf32
 from rlhf_core.trainer import PPOTrainer
 
 PHASES = ("generate", "log-probabilities", "score", "redistribute", "returns", "update", "optimizer")
@@ -130,7 +133,8 @@ class Engine:
 
     def noise(self) -> dict[str, float]:
         """Differences before anything is learned, in nats per token: each row as a minibatch of one against the rollout
-        it came from, and the policy against its reference."""
+        it came from, and what checks allow there; the policy against its reference; and the pass that drew the tokens
+        against the one that gives their log-probabilities."""
         rollout = self.trainer.collect(self.prompts(0))
         rows, mask = torch.arange(len(rollout.sequences)), rollout.sequences.response_mask
         with torch.no_grad():
@@ -138,12 +142,20 @@ class Engine:
         logprobs = torch.cat([one.logprobs[0] for one in alone])
         ratios = (logprobs - rollout.logprobs[mask]).abs()
         gaps = (rollout.logprobs - rollout.ref_logprobs).abs()
-        return {"max": float(ratios.max()), "mean": float(ratios.mean()), "reference": float(gaps.max())}
+        drawn = sampling_noise(self.policy, rollout.sequences, temperature=self.trainer.config.temperature)[mask].abs()
+        return {
+            "max": float(ratios.max()),
+            "mean": float(ratios.mean()),
+            "allowed": log_ratio_bounds(self.policy.compute_dtype)[0],
+            "reference": float(gaps.max()),
+            "drawn max": float(drawn.max()),
+            "drawn mean": float(drawn.mean()),
+        }
 
     def count(self) -> dict[str, Any]:
         """Take the next step without timing it; its operations, and the least seconds of each phase on this machine."""
         answer, work = self.counted_step()
-        rates = measured_rates(getattr(torch, self.case.dtype), self.device)
+        rates = measured_rates(self.policy.compute_dtype, self.device)
         floor = {phase: one.least(rates) for phase, one in work.items()}
         return answer | {"flops": sum(one.flops for one in work.values()), "floor": floor, "rates": asdict(rates)}
 
@@ -226,7 +238,9 @@ def memory_settings(case: Case) -> MemorySettings:
     """What the memory of a case depends on."""
     return MemorySettings(
         dtype=case.dtype,
+        autocast=case.autocast,
         four_bit=case.four_bit,
+        sampling_dtype=case.sampling_dtype,
         training=case.training,
         gradient_checkpointing=case.loading.get("gradient_checkpointing", False),
         rollout_batch_size=case.prompts,
@@ -249,6 +263,8 @@ def loaded(case: Case, settings: MemorySettings, shape: PreTrainedConfig) -> Cau
             lora=lora_of(settings),
             four_bit=packed(settings, "policy"),
             dtype=case.dtype,
+            autocast=None if case.autocast == "none" else case.autocast,
+            sampling_dtype=None if case.sampling_dtype == "none" else case.sampling_dtype,
             device=case.device,
             **case.loading,
         )
@@ -266,6 +282,8 @@ def built(case: Mapping[str, Any]) -> Engine:
     of = Case(**{**case, "lengths": tuple(case["lengths"])})
     if of.keep_freed_memory:
         keep_freed_memory()
+    if of.tf32 and not allow_tf32():
+        raise ValueError("tf32: no card here has it; leave the case out")
     return Engine(of)
 
 

@@ -13,8 +13,9 @@ from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.settings_checks import require_all
 from benchmarks.base.text_columns import in_columns
 from benchmarks.cost.architectures import shape_of
-from benchmarks.cost.memory_prediction import ModelShape, predict
+from benchmarks.cost.memory_prediction import predict
 from benchmarks.cost.memory_settings import GIB, MemorySettings
+from benchmarks.cost.model_shape import ModelShape
 from benchmarks.runs.comparison import Panel, left_out, plan, ppo_of, require_free
 from benchmarks.runs.contracts import is_registered
 from benchmarks.runs.script import as_typed_here
@@ -102,7 +103,17 @@ def findings(settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], c
 
 def on_the_cpu(task: Task) -> Task:
     """The same task with its models on the CPU, in full width, where every machine can load them."""
-    loading = replace(task.loading, device="cpu", reward_device=None, four_bit=False, optimizer="torch")
+    held = task.loading
+    copied = None if held.four_bit else held.sampling_dtype  # a folder may hold 4-bit weights of its own
+    loading = replace(
+        held,
+        device="cpu",
+        reward_device=None,
+        four_bit=False,
+        sampling_dtype=copied,
+        tf32=False,
+        optimizer="torch",
+    )
     if loading == task.loading:
         return task
     made: Task = replace(task, loading=loading)  # type: ignore[type-var]  # a task is a dataclass, which no Protocol says
@@ -239,7 +250,9 @@ def memory_settings(
     sources = {need.source for need in needs if isinstance(need, AttentionTap)}
     return MemorySettings(
         dtype=loading.dtype,
+        autocast=loading.autocast or "none",
         four_bit="both" if loading.four_bit else "none",
+        sampling_dtype=(loading.four_bit and loading.sampling_dtype) or "none",
         training="full" if loading.lora is None else "lora",
         lora_rank=MemorySettings.lora_rank if loading.lora is None else loading.lora.rank,
         critic=loading.critic,

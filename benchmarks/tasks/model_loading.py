@@ -14,6 +14,7 @@ from models.rewards.score_names import ScoreKind
 from models.weights.four_bit import paged_adamw_8bit
 from rlhf_core.config import PPOConfig
 from rlhf_core.optimizer import make_optimizer
+from rlhf_core.tf32 import allow_tf32
 
 OPTIMIZERS: dict[str, Callable[[Iterable[torch.nn.Parameter], PPOConfig], torch.optim.Optimizer]] = {
     "torch": make_optimizer,
@@ -22,15 +23,22 @@ OPTIMIZERS: dict[str, Callable[[Iterable[torch.nn.Parameter], PPOConfig], torch.
 
 
 def held_policy(loading: Loading, name: str, *, reward: str | None) -> CausalPolicy:
-    """Load a policy, whose critic may start from the task's ``reward`` model; None where that is a function. Raises as
-    :func:`models.load_policy` does."""
+    """Load a policy, whose critic may start from the task's ``reward`` model; None where that is a function. From then
+    on this process multiplies in TF32 if ``loading`` says so.
+
+    Raises:
+        ValueError: TF32 on a card without it, and as :func:`models.load_policy` does.
+    """
+    if loading.tf32 and not allow_tf32():
+        raise ValueError(f"tf32: no card here has it, and device is {loading.device!r}; leave it out")
     trained: dict[str, Any] = {
         "lora": loading.lora,
         "gradient_checkpointing": loading.gradient_checkpointing,
         "compile_decoding": loading.compile_decoding,
     }
+    precision: dict[str, Any] = {"autocast": loading.autocast, "sampling_dtype": loading.sampling_dtype}
     critic: dict[str, Any] = {"critic": loading.critic, "critic_model": critic_model(loading, reward)}
-    return load_policy(name, **trained, **critic, **_held(loading), auxiliaries=loading.auxiliaries)
+    return load_policy(name, **trained, **precision, **critic, **_held(loading), auxiliaries=loading.auxiliaries)
 
 
 def critic_model(loading: Loading, reward: str | None) -> str | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from models.policy.critic_names import CriticKind
-from models.weights.dtype_names import DType
+from models.weights.dtype_names import Autocast, DType
 from models.weights.lora_settings import LoraSettings
 
 
@@ -18,8 +18,14 @@ class Loading:
     """Device of the reward model, such as "cuda:1" or "cpu"; null: the policy's."""
     dtype: DType = "float32"
     """Weights and activations; whole models are trained in float32 only."""
+    autocast: Autocast | None = None
+    """What the float32 weights of a policy that is trained whole are multiplied in, and its critic's; null: float32."""
+    tf32: bool = False
+    """Let a card multiply float32 matrices in TF32, for both models."""
     four_bit: bool = False
     """Frozen weights of policy and reward model in NF4 with double quantisation; needs lora."""
+    sampling_dtype: DType | None = None
+    """Hold the policy's 4-bit weights a second time in this precision, and sample from that; null: from 4 bits."""
     lora: LoraSettings | None = None
     """Train an adapter on the frozen policy; null trains all weights (or the adapter that the policy is)."""
     gradient_checkpointing: bool = False
@@ -39,5 +45,7 @@ class Loading:
     """Tokens of one forward pass of the reward model, padding included."""
 
     def __post_init__(self) -> None:
+        if self.tf32 and self.device == "cpu":
+            raise ValueError("tf32 changes nothing on device 'cpu', which multiplies in float32: leave it out")
         if self.critic_model is not None and self.critic != "model":
             raise ValueError(f"critic_model {self.critic_model!r} needs critic 'model', and critic is {self.critic!r}")

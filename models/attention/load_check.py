@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from models.attention.layer_attention import LayerAttention
 from models.attention.taps import Tap, UnsupportedAttention, attached, switched
 from models.passes.cache import without_cache
+from models.passes.rounding import rounds_coarsely
 
 TOLERANCE = 1e-4
 ROUNDING_TOLERANCE = 1e-1
@@ -85,7 +86,7 @@ def _compare(
             rearrange(of, "batch head row key -> batch row head key") for of in (weights[module], eager_weights[layer])
         )
         pairs[f"attention weights of layer {layer} differ from its own eager attention"] = (rows[real], own[real])
-    exact = hidden.dtype == torch.float32 and not getattr(model, "is_quantized", False)
+    exact = not rounds_coarsely(model)
     for what, (tapped, own) in pairs.items():
         difference = tapped.float() - own.float()
         if exact:

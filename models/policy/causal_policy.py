@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from models.passes.distribution import Distribution, Targets, gaps
 from models.passes.forward import Predictions, head_ends_it, response_hidden, response_predictions
-from models.passes.gradient_checkpointing import pass_mode
 from models.passes.layout import PaddedRows, onto_responses, policy_layout, right_padded
 from models.passes.sampling import sample_responses
 from models.passes.token_statistics import recomputed_statistics, token_logprobs, token_statistics
@@ -86,6 +85,7 @@ class CausalPolicy:
             "eos_ids": self.eos_ids,
             "auxiliaries": tuple(sorted(network.auxiliaries)),
             **network.critic.identity,
+            **network.precision.identity,
         }
 
     @property
@@ -331,7 +331,7 @@ class CausalPolicy:
         return texts
 
     def _mode(self) -> AbstractContextManager[None]:
-        return pass_mode(self._lm, self._network.checkpointed)
+        return self._network.mode()
 
     @torch.no_grad()
     def _logprobs_under(

@@ -18,17 +18,21 @@ from models.policy.auxiliaries import auxiliary_sources, load_auxiliaries
 from models.policy.causal_policy import CausalPolicy
 from models.policy.critic_loading import Beside, check_critic_settings, critic_source, make_critic
 from models.policy.critic_names import CriticKind
+from models.policy.critics import Critic, OwnTrunk
 from models.policy.network import Network
+from models.policy.precision import Precision, check_precision, check_sampling_dtype
 from models.policy.restoring import read_adapter_back, read_model_back
 from models.policy.sharding import DividedWeights, require_several
+from models.policy.trunk_check import check_trunk
 from models.progress_bars import save_without_bars
 from models.weights.adapter_weights import fit_vocabulary, save_adapter
 from models.weights.adapters import adapter_folder, adapter_task, add_fresh_adapter, add_trained_adapter, base_source
+from models.weights.dequantised import dequantised_copy
 from models.weights.division import divide
-from models.weights.dtype_names import DType
+from models.weights.dtype_names import Autocast, DType
 from models.weights.folder_kinds import require_adapter_kind
 from models.weights.language_model import frozen_copy, load_language_model, vocabulary
-from models.weights.language_model_check import check_language_model
+from models.weights.language_model_check import check_language_model, check_sampled_from
 from models.weights.lora_settings import LoraSettings
 from models.weights.reference import AdapterOff, FrozenAdapter, FrozenCopy
 from models.weights.seeding import seeded
@@ -46,6 +50,8 @@ def load_policy(
     lora: LoraSettings | None = None,
     four_bit: bool = False,
     dtype: DType = "float32",
+    autocast: Autocast | None = None,
+    sampling_dtype: DType | None = None,
     device: str = "cpu",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -78,9 +84,20 @@ def load_policy(
     in memory.
 
     ``dtype`` is that of the weights and activations; adapters and value head are float32 always. ``four_bit`` holds
-    the frozen weights in NF4 with double quantisation and computes in ``dtype``. ``eos_ids`` replaces the union of what
-    tokenizer, config and generation config name; no other generation setting of the folder is ever read. A model whose
-    sampling pass, teacher-forced pass and plain forward pass disagree is refused.
+    the frozen weights in NF4 with double quantisation and computes in ``dtype``.
+
+    ``autocast="bfloat16"`` trains a whole model with bfloat16 products: weights, optimizer, norms and value head stay
+    float32, and every pass of policy, reference, auxiliaries and critic runs under ``torch.autocast``. Logits are then
+    bfloat16; log-probabilities are computed from them in float32. It is slow on a CPU without bfloat16 instructions.
+
+    ``sampling_dtype`` holds 4-bit weights a second time, dequantised to it, and samples from that copy, which saves
+    unpacking them for every token. The copy shares the adapter, so that it is never out of date. Log-probabilities are
+    those of the 4-bit weights as before, so that the tokens are drawn from a distribution that differs from theirs by
+    rounding, which is checked at loading. The memory model counts the copy (``benchmarks.memory``).
+
+    ``eos_ids`` replaces the union of what tokenizer, config and generation config name; no other generation setting of
+    the folder is ever read. A model whose sampling pass, teacher-forced pass and plain forward pass disagree is
+    refused.
 
     ``critic`` is where values come from. A value head starts at zero, so that values do, and a policy's folder restores
     the critic it was saved with if the same kind is asked for:
@@ -128,12 +145,14 @@ def load_policy(
         four_bit=four_bit,
         device=device,
     )
+    precision = Precision(autocast=autocast, sampling_dtype=sampling_dtype)
     beside = auxiliary_sources(auxiliaries, source)
     with seeded(seed, device), reading(str(name_or_path)):
         adapter = adapter_folder(source)
         _require_trainable(source, lora, adapter)
         if shard:
-            _require_divisible(source.name_or_path, (lora, adapter) != (None, None), compile_decoding)
+            _require_divisible(source.name_or_path, (lora, adapter) != (None, None), compile_decoding, autocast)
+        check_precision(precision, source, trains_all=(adapter, lora) == (None, None))
         of_critic = critic_source(critic, critic_model, source, is_adapter=(adapter, lora) != (None, None))
         asked = _Asked(
             lora=lora,
@@ -145,6 +164,7 @@ def load_policy(
             critic=critic,
             critic_source=of_critic,
             shard=shard,
+            precision=precision,
         )
         network = _network(source, asked)
     return CausalPolicy(network)
@@ -164,6 +184,7 @@ class _Asked:
     critic: CriticKind
     critic_source: ModelSource | None
     shard: bool
+    precision: Precision
 
 
 def _check_settings(lora: object, seed: object, **switches: object) -> None:
@@ -181,6 +202,7 @@ def _network(source: ModelSource, asked: _Asked) -> Network:
     if adapter is not None:
         require_adapter_kind(source.name_or_path, "language model", adapter_task(adapter))
     base = source if adapter is None else base_source(adapter, source)
+    check_sampling_dtype(asked.precision, base)
     lm = load_language_model(base)
     if adapter is None and lora is None and getattr(lm, "is_quantized", False):
         raise ValueError(f"{source.name_or_path} holds 4-bit weights, which cannot be trained; {WITH_LORA}")
@@ -209,19 +231,24 @@ def _network(source: ModelSource, asked: _Asked) -> Network:
         tokenizer=tokenizer,
         gradient_checkpointing=asked.gradient_checkpointing,
     )
+    critic = make_critic(asked.critic, beside, asked.critic_source)
+    _check_under_autocast(lm, critic, asked.precision)
+    copy = _sampling_copy(lm, asked.precision)
     return Network(
         lm=lm,
-        critic=make_critic(asked.critic, beside, asked.critic_source),
+        critic=critic,
         reference=reference,
         write=_writer(lm, reference) if sharding is None else sharding.write,
         read=_reader(lm, reference),
         tokenizer=tokenizer,
         eos_ids=_eos_ids(asked.eos_ids, lm, tokenizer),
-        compute_dtype=DTYPES[source.dtype],
+        compute_dtype=DTYPES[asked.precision.autocast or source.dtype],
         checkpointed=checkpointed,
-        decoder=_compiled_decoder(lm) if asked.compile_decoding else partial(CachedDecoder, lm),
+        decoder=_decoder(lm if copy is None else copy, asked),
         auxiliaries=load_auxiliaries(asked.auxiliaries, base, reference, tokenizer),
         sharding=sharding,
+        precision=asked.precision,
+        sampling_copy=copy,
     )
 
 
@@ -235,9 +262,32 @@ def _divided(
     return DividedWeights(lm, reference, checkpointed)
 
 
-def _compiled_decoder(lm: PreTrainedModel) -> Callable[[Int[Tensor, " row"]], Decoder]:
-    check_fixed_steps(lm, vocabulary(lm))
-    return FixedSteps(lm, compiled(lm)).decoder
+def _decoder(sampled: PreTrainedModel, asked: _Asked) -> Callable[[Int[Tensor, " row"]], Decoder]:
+    if not asked.compile_decoding:
+        return partial(CachedDecoder, sampled)
+    with asked.precision.passes(sampled.device):
+        check_fixed_steps(sampled, vocabulary(sampled))
+    return FixedSteps(sampled, compiled(sampled)).decoder
+
+
+def _check_under_autocast(lm: PreTrainedModel, critic: Critic, precision: Precision) -> None:
+    """Check policy and critic once more where they will run under autocast; in float32, where less hides in rounding,
+    they were checked before."""
+    if precision.autocast is None:
+        return
+    with precision.passes(lm.device):
+        check_language_model(lm, vocabulary(lm))
+        if isinstance(critic, OwnTrunk):
+            check_trunk(critic.trunk, vocabulary(critic.trunk))
+
+
+def _sampling_copy(lm: PreTrainedModel, precision: Precision) -> PreTrainedModel | None:
+    """A checked copy of ``lm`` to sample from, where one is asked for."""
+    if precision.sampling_dtype is None:
+        return None
+    made = dequantised_copy(lm, DTYPES[precision.sampling_dtype])
+    check_sampled_from(made, lm, vocabulary(lm))
+    return made
 
 
 def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: str | None) -> None:
@@ -251,11 +301,14 @@ def _require_trainable(source: ModelSource, lora: LoraSettings | None, adapter: 
     if source.dtype != "float32":
         raise ValueError(
             f"{name}: full fine-tuning in {source.dtype} loses every update below 1/256 of a weight; "
-            "use dtype='float32', or lora=LoraSettings(), whose adapters are float32"
+            "use dtype='float32', with autocast='bfloat16' to compute in bfloat16; or lora=LoraSettings(), whose "
+            "adapters are float32"
         )
 
 
-def _require_divisible(name: str, is_adapter: bool, compiled: bool) -> None:
+def _require_divisible(name: str, is_adapter: bool, compiled: bool, autocast: Autocast | None) -> None:
+    if autocast is not None:
+        raise ValueError(f"{name}: shard=True and autocast={autocast!r} were never run together; leave out one of them")
     if compiled:
         raise ValueError(
             f"{name}: shard=True puts the weights together anew for every rollout, and a compiled step reads them "

@@ -15,6 +15,7 @@ from models.passes.context_length import context_length
 from models.passes.gradient_checkpointing import pass_mode
 from models.passes.sampling import Decoder
 from models.policy.critics import Critic
+from models.policy.precision import Precision
 from models.policy.sharding import DividedWeights
 from models.weights.language_model import vocabulary
 from models.weights.reference import Reference
@@ -44,6 +45,9 @@ class Network:
     """Further frozen models over the same tokens, by name; never trained, never saved."""
     sharding: DividedWeights | None = None
     """How the weights of policy and reference are divided among processes; None: each process has all."""
+    precision: Precision = field(default_factory=Precision)
+    sampling_copy: PreTrainedModel | None = None
+    """``lm`` with its weights in ``precision.sampling_dtype``, where that is asked for."""
 
     @property
     def trained(self) -> tuple[nn.Parameter, ...]:
@@ -56,7 +60,13 @@ class Network:
         """One pass of the policy: its weights are at hand, and its mode is the one that the pass needs."""
         if self.sharding:
             self.sharding.policy_pass()
-        with pass_mode(self.lm, self.checkpointed):
+        with self.mode():
+            yield
+
+    @contextmanager
+    def mode(self) -> Iterator[None]:
+        """Mode and precision of one pass of any of its models."""
+        with self.precision.passes(self.lm.device), pass_mode(self.lm, self.checkpointed):
             yield
 
     @cached_property

@@ -8,6 +8,7 @@ from models.passes.context_length import context_length
 from models.passes.forward import response_hidden
 from models.passes.layout import PaddedRows
 from models.passes.length_switches import beside_switches, past_switches, within_reach
+from models.passes.rounding import rounds_coarsely
 
 
 @torch.no_grad()
@@ -55,6 +56,5 @@ def _states(trunk: PreTrainedModel, ids: list[list[int]]) -> Tensor:
 
 def _require_equal(trunk: PreTrainedModel, what: str, one: Tensor, other: Tensor) -> None:
     gap = float((one - other).norm() / one.norm().clamp(min=1e-6))
-    exact = trunk.dtype == torch.float32 and not getattr(trunk, "is_quantized", False)
-    if not gap <= (1e-4 if exact else 5e-2):
+    if not gap <= (5e-2 if rounds_coarsely(trunk) else 1e-4):
         raise ValueError(f"{type(trunk).__name__} cannot be a critic: its states {what} (by {gap:.1e} of their 2-norm)")

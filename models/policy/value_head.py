@@ -17,8 +17,9 @@ FILE = "value_head.safetensors"
 class ValueHead(nn.Module):
     """Value of a state, in score units, from the hidden state that predicts the next token.
 
-    Float32 whatever the trunk computes in. Weight and bias start at zero: values are exactly 0 at first, no random
-    projection disturbs the first advantages, and the trunk gets no value gradient until the head has moved.
+    Float32 whatever the trunk computes in, under autocast too. Weight and bias start at zero: values are exactly 0 at
+    first, no random projection disturbs the first advantages, and the trunk gets no value gradient until the head has
+    moved.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -29,7 +30,8 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "token hidden"]) -> Float[Tensor, " token"]:
         """Values of the states before the tokens that ``hidden`` predicts."""
-        values: Tensor = self.linear(hidden.float())
+        with torch.autocast(hidden.device.type, enabled=False):
+            values: Tensor = self.linear(hidden.float())
         return values[:, 0]
 
     def save(self, folder: str) -> None:

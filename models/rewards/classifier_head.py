@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from models.passes.cache import without_cache
 from models.passes.context_length import context_length
 from models.passes.length_switches import beside_switches, past_switches, within_reach
+from models.passes.rounding import rounds_coarsely
 from models.rewards.score_names import Pooling
 from rlhf_core.names import nearest
 
@@ -202,8 +203,7 @@ def why_later_tokens_count(model: PreTrainedModel) -> str:
     ids[1, -1] = (ids[0, -1] + 1) % size
     hidden = last_hidden(model, torch.ones_like(ids, dtype=torch.bool), input_ids=ids)[:, :-1].float()
     moved = float((hidden[0] - hidden[1]).norm() / hidden.norm().clamp(min=1e-6))
-    exact = model.dtype in (torch.float32, torch.float64) and not getattr(model, "is_quantized", False)
-    if moved <= (1e-5 if exact else 5e-2):
+    if moved <= (5e-2 if rounds_coarsely(model) else 1e-5):
         return ""
     return f"its states before a token move with that token (by {moved:.1e} of their 2-norm): it is not causal"
 

@@ -14,6 +14,7 @@ from models.attention.reader import AttentionReader, UnreadableAttention, checke
 from models.passes.context_length import context_length
 from models.passes.layout import PaddedRows, right_padded
 from models.passes.rotary import read_rows_alone
+from models.passes.rounding import rounds_coarsely
 from models.rewards.classifier import Classifier, Setting, null_token, why_not_null
 from models.rewards.classifier_head import find_head, last_hidden, require_own_logits, why_not_causal
 from models.rewards.classifier_probe import ClassifierProbe
@@ -86,8 +87,7 @@ class ClassifierReward:
         self._classifier = Classifier(model=model, head=self.head, score=found, null_id=null_token(tokenizer))
         if self.head.reads == "first" and tokenizer.cls_token_id is None:
             raise ValueError(f"{self.name} reads its score at [CLS], but its tokenizer has no cls token")
-        rounds = model.dtype != torch.float32 or getattr(model, "is_quantized", False)
-        require_own_logits(model, self.head, tolerance=5e-2 if rounds else 1e-4)
+        require_own_logits(model, self.head, tolerance=5e-2 if rounds_coarsely(model) else 1e-4)
 
     @property
     def identity(self) -> Mapping[str, object]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from models.passes.cache import without_cache
 from models.passes.context_length import context_length
 from models.passes.rotary import read_rows_alone
+from models.passes.rounding import rounds_coarsely
 from models.rewards.classifier_head import require_same_alone, why_later_tokens_count
 from models.rewards.score_kinds import SEPARATE, Label, Score, label_index, listed_labels
 from models.rewards.steps import EARNED, Aggregate, cut_steps
@@ -94,9 +95,8 @@ class ProcessReward:
         read_rows_alone(model)
         if reason := why_later_tokens_count(model):
             raise ValueError(f"{self.name} cannot score steps as they are written: {reason}")
-        rounds = model.dtype != torch.float32 or getattr(model, "is_quantized", False)
         some = [token % self.vocab_size for token in range(7)]
-        require_same_alone(model, partial(_last_logits, model), some, 5e-2 if rounds else 1e-4)
+        require_same_alone(model, partial(_last_logits, model), some, 5e-2 if rounds_coarsely(model) else 1e-4)
 
     @property
     def identity(self) -> Mapping[str, object]:

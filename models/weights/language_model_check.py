@@ -9,7 +9,11 @@ from models.passes.context_length import context_length
 from models.passes.forward import hiding_nothing, response_predictions
 from models.passes.layout import PaddedRows
 from models.passes.length_switches import NEAR, SWITCHES, beside_switches, past_switches, within_reach
+from models.passes.rounding import rounds_coarsely
 from models.passes.sampling import CachedDecoder, left_padded
+
+ROUGHLY = 0.1
+"""Nats by which log-probabilities may differ, on average over the vocabulary, where passes round to bfloat16."""
 
 
 @torch.no_grad()
@@ -36,25 +40,44 @@ def check_language_model(lm: PreTrainedModel, vocab_size: int) -> int:
     return hidden
 
 
+@torch.no_grad()
+def check_sampled_from(sampled: PreTrainedModel, lm: PreTrainedModel, vocab_size: int) -> None:
+    """Compare the sampling pass of ``sampled``, which holds the weights of ``lm`` otherwise, with the plain forward
+    pass of ``lm``.
+
+    Raises:
+        ValueError: they differ by more than rounding explains, in nats.
+    """
+    for lengths in beside_switches(lm, context_length(lm)):
+        ids = _ragged(lengths, vocab_size)
+        _, ends = _plain(lm, ids)
+        _compare(sampled, "sampling pass through a copy of the weights", _sampled(sampled, ids), ends, ROUGHLY)
+
+
 def _ragged(lengths: tuple[int, int], vocab_size: int) -> list[list[int]]:
     return [[(7 * i + 3 * row + 1) % vocab_size for i in range(length)] for row, length in enumerate(lengths)]
 
 
 def _check_passes(lm: PreTrainedModel, ids: list[list[int]], where: str) -> int:
     lm.train(False)
-    rows = [hiding_nothing(torch.tensor([row], device=lm.device)) for row in ids]
-    plain = [lm(**row, use_cache=False).logits[0] for row in rows]
-    wanted = torch.cat([logits[:-1] for logits in plain])
+    wanted, ends = _plain(lm, ids)
     evaluated, hidden = _evaluated(lm, ids)
     lm.train()
     trained, _ = _evaluated(lm, ids)
     lm.train(False)
-    tolerance = 1e-4 if lm.dtype == torch.float32 and not getattr(lm, "is_quantized", False) else 0.1
+    tolerance = ROUGHLY if rounds_coarsely(lm) else 1e-4
     _compare(lm, f"teacher-forced pass (right padding, head on response tokens){where}", evaluated, wanted, tolerance)
     _compare(lm, f"pass in train mode (dropout at 0){where}", trained, evaluated, 1e-5)
-    ends = torch.stack([plain[0][-2], plain[1][-2], plain[1][-1]])
     _compare(lm, f"sampling pass (left padding, cache){where}", _sampled(lm, ids), ends, tolerance)
     return hidden
+
+
+def _plain(lm: PreTrainedModel, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Logits of each row alone: those that predict every token but the first, and those of :func:`_sampled`."""
+    rows = [hiding_nothing(torch.tensor([row], device=lm.device)) for row in ids]
+    plain = [lm(**row, use_cache=False).logits[0] for row in rows]
+    ends = torch.stack([plain[0][-2], plain[1][-2], plain[1][-1]])
+    return torch.cat([logits[:-1] for logits in plain]), ends
 
 
 def _evaluated(lm: PreTrainedModel, ids: list[list[int]]) -> tuple[Tensor, int]:

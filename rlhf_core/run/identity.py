@@ -20,6 +20,7 @@ from rlhf_core.prompts import Prompts, own_row
 from rlhf_core.run.description import HasIdentity, code_of, described
 from rlhf_core.run.model_card import versions
 from rlhf_core.step_guard import UnusableRollout
+from rlhf_core.tf32 import multiplies_in_tf32
 from rlhf_core.types import Policy, ReadsRows, Redistributor, RewardModel, Sequences
 
 MAY_CHANGE = frozenset(
@@ -51,10 +52,11 @@ def trainer_settings(
 
 
 def made_with(reward: RewardModel) -> dict[str, str]:
-    """Versions and code that may change between two parts of a run, for example to fix a bug. They may change its
-    numbers, so a change gives a warning, and the run continues."""
+    """Versions, code and the process's precision, which may change between two parts of a run, for example to fix a
+    bug. They may change its numbers, so a change gives a warning, and the run continues."""
     scorer = getattr(reward, "fn", None)
-    return {**dict(versions()), "code of the reward function": code_of(scorer) if callable(scorer) else ""}
+    found = {**dict(versions()), "code of the reward function": code_of(scorer) if callable(scorer) else ""}
+    return {**found, "float32 products": "TF32"} if multiplies_in_tf32() else found
 
 
 def warn_of_changes(noted: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:

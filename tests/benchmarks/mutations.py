@@ -621,4 +621,16 @@ MUTATIONS = (
         "if not runs:",
         "tests/benchmarks/runs/test_comparison.py::test_a_comparison_says_that_all_has_finished_or_how_to_see_what_has",
     ),
+    Mutation(
+        "benchmarks/cost/weight_copies.py",
+        "WIDTHS[settings.sampling_dtype] * sum(policy.linear)",
+        "WIDTHS[settings.sampling_dtype] * policy.parameters",
+        "tests/benchmarks/cost/test_memory.py::test_a_copy_to_sample_from_takes_what_is_predicted[bfloat16]",
+    ),
+    Mutation(
+        "benchmarks/cost/memory_prediction.py",
+        'recast = 3 * b * h * (b != r and shape.family != "gpt2")',
+        "recast = 0",
+        "tests/benchmarks/cost/test_memory.py::test_activations_kept_for_the_backward_pass[llama-{'training': 'full', 'dtype': 'float32', 'four_bit': 'none', 'autocast': 'bfloat16'}-False]",
+    ),
 )

@@ -9,8 +9,8 @@ pass too, goes through a ``TorchDispatchMode``. It
 - raises ``torch.OutOfMemoryError`` once more than ``limit`` bytes are held, on both cards together;
 - refuses, under ``torch.use_deterministic_algorithms``, the cumulative sum of floats, which CUDA cannot repeat.
 
-Numbers are the CPU's, also of bitsandbytes' 8-bit updates, whose pages are plain memory here. Kernels, streams and
-autocast are not pretended. Written for torch 2.13.
+Numbers are the CPU's, also of bitsandbytes' 8-bit updates, whose pages are plain memory here. Autocast is the
+CPU's too. Kernels and streams are not pretended. Written for torch 2.13.
 """
 
 import sys
@@ -39,6 +39,11 @@ GIB = 2**30
 REAL_DEVICE = torch._C.TensorBase.device.__get__
 REAL = {name: getattr(torch.Tensor, name) for name in ("to", "numpy", "__array__", "tolist")}
 REAL_TENSOR, REAL_AS_TENSOR = torch.tensor, torch.as_tensor
+REAL_AUTOCAST, REAL_IS_AUTOCAST, REAL_AUTOCAST_DTYPE = (
+    torch.autocast.__init__,
+    torch.is_autocast_enabled,
+    torch.get_autocast_dtype,
+)
 REAL_GROUPS = torch._C._group_tensors_by_device_and_dtype
 
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}  # takes indices from the CPU
@@ -336,6 +341,12 @@ def _surface(card: PretendedCard) -> list[tuple[object, str, object]]:
         pages.is_paged, pages.page_deviceid = True, device.index
         return pages
 
+    def of_cpu(kind):
+        return "cpu" if kind == "cuda" else kind
+
+    def autocast(self, device_type, *args, **kwargs):
+        REAL_AUTOCAST(self, of_cpu(device_type), *args, **kwargs)
+
     def synchronize(*_):
         card.waits[line(), "synchronize"] += 1
 
@@ -382,6 +393,9 @@ def _surface(card: PretendedCard) -> list[tuple[object, str, object]]:
         *((torch.Tensor, name, value) for name, value in shown.items()),
         *((torch.cuda, name, lambda *_, value=value, **__: value) for name, value in said.items()),
         *((torch.cuda, name, value) for name, value in measured.items()),
+        (torch.autocast, "__init__", autocast),
+        (torch, "is_autocast_enabled", lambda kind="cuda": REAL_IS_AUTOCAST(of_cpu(kind))),
+        (torch, "get_autocast_dtype", lambda kind: REAL_AUTOCAST_DTYPE(of_cpu(kind))),
         (torch, "tensor", tensor),
         (torch, "as_tensor", as_tensor),
         (torch._C, "_group_tensors_by_device_and_dtype", groups),

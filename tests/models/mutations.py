@@ -981,4 +981,46 @@ MUTATIONS = (
         "divided.set_gradient_divide_factor(2.0)",
         "tests/models/policy/test_sharding.py::test_divided_weights_are_trained_as_whole_ones[checkpointed]",
     ),
+    Mutation(
+        "models/policy/value_head.py",
+        "enabled=False",
+        "enabled=True",
+        "tests/models/policy/test_precision.py::test_the_value_head_multiplies_in_float32_under_autocast",
+    ),
+    Mutation(
+        "models/policy/network.py",
+        "with self.precision.passes(self.lm.device), pass_mode",
+        "with pass_mode",
+        "tests/models/policy/test_precision.py::test_autocast_computes_the_same_but_for_rounding[False-gpt2]",
+    ),
+    Mutation(
+        "models/policy/causal_policy.py",
+        "            **network.precision.identity,\n",
+        "",
+        "tests/models/policy/test_precision.py::test_a_resumed_run_must_compute_in_the_same_precision[autocast]",
+    ),
+    Mutation(
+        "models/policy/loading.py",
+        "_decoder(lm if copy is None else copy, asked)",
+        "_decoder(lm, asked)",
+        "tests/models/policy/test_precision.py::test_a_copy_is_what_is_sampled_from",
+    ),
+    Mutation(
+        "models/weights/twin.py",
+        "return _holding(model, (*model.parameters(), *_computed(model)))",
+        "return _holding(model, _computed(model))",
+        "tests/models/policy/test_precision.py::test_a_copy_follows_the_adapter_as_it_learns_and_is_restored",
+    ),
+    Mutation(
+        "models/policy/loading.py",
+        "    check_sampled_from(made, lm, vocabulary(lm))\n",
+        "",
+        "tests/models/policy/test_precision.py::test_a_copy_of_other_weights_is_refused",
+    ),
+    Mutation(
+        "models/passes/replay.py",
+        "logits = decoder.advance(tokens[:, step])",
+        "logits = decoder.advance(tokens[:, 0])",
+        "tests/models/policy/test_precision.py::test_a_copy_to_sample_from_holds_the_weights_that_4_bits_stand_for[float32]",
+    ),
 )

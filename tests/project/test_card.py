@@ -8,11 +8,13 @@ import torch
 from card_counts import CONFIG, MINIBATCHES, PROMPTS, TOKENS, counted_step
 
 from models import LoraSettings, RetokenisedReward, RewardEnsemble, Telling, load_policy, load_reward_model
+from models.passes.rounding import rounds_coarsely
 from models.tiny import save_tiny, tiny_gpt2
 from models.training.settings import TrainingSettings
 from models.training.supervised import train_language_model
 from redistributors import REDISTRIBUTORS, EnsembleCredit, RewardAttention, Sparse
-from rlhf_core import PPOTrainer
+from rlhf_core import PPOTrainer, allow_tf32
+from rlhf_core.checks import log_ratio_bounds
 from rlhf_core.masking import masked_mean, masked_whiten
 from rlhf_core.scorers.aggregation import Mean
 from rlhf_core.types import Limits
@@ -229,8 +231,44 @@ def test_after_running_out_of_memory_the_next_step_works(folders, card):
     assert learner.step(PROMPTS)["skipped_minibatches"] == 0
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_autocast_computes_in_bfloat16_on_a_card(folders, checkpointing):
+    learner = trainer(folders, autocast="bfloat16", gradient_checkpointing=checkpointing)
+    rollout = learner.collect(PROMPTS)
+    exact = trainer(folders).policy.evaluate(rollout.sequences, frozenset(), temperature=CONFIG.temperature)
+    assert (rollout.logprobs - exact.logprobs.detach()).abs().max() > 1e-4
+    assert learner.step(PROMPTS)["refused_minibatches"] == 0
+    assert {weight.grad is None or weight.grad.dtype for weight in learner.policy.parameters()} <= {True, torch.float32}
+
+
+@pytest.fixture
+def as_before():
+    """TF32 is the process's: afterwards it is as it was."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_tf32_widens_what_rounding_may_explain(folders, as_before):
+    model = load_policy(folders[0], device="cuda").language_model
+    assert not rounds_coarsely(model)
+    assert log_ratio_bounds(torch.float32) == (1e-4, 1e-4)
+    assert allow_tf32()
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert rounds_coarsely(model)
+    assert log_ratio_bounds(torch.float32) == log_ratio_bounds(torch.bfloat16)
+    assert not rounds_coarsely(load_policy(folders[0]).language_model)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"lora": LoraSettings()}, {"lora": LoraSettings(), "four_bit": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora": LoraSettings()},
+        {"lora": LoraSettings(), "four_bit": True},
+        {"lora": LoraSettings(), "four_bit": True, "sampling_dtype": "bfloat16"},
+    ],
+)
 def test_adapters_on_a_card(folders, settings):
     learner = trainer(folders, **settings)
     assert [learner.step(PROMPTS)["refused_minibatches"] for _ in range(2)] == [0, 0]

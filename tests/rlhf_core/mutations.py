@@ -929,4 +929,16 @@ MUTATIONS = (
         "s",
         "tests/rlhf_core/test_names.py::test_a_number_has_its_noun[1-1 held-out prompt]",
     ),
+    Mutation(
+        "rlhf_core/checks.py",
+        "if dtype in LOG_RATIO_MAX and not multiplies_in_tf32():",
+        "if dtype in LOG_RATIO_MAX:",
+        "tests/rlhf_core/test_tf32.py::test_cards_before_ampere_have_none[capability1-True]",
+    ),
+    Mutation(
+        "rlhf_core/run/identity.py",
+        '{**found, "float32 products": "TF32"}',
+        "found",
+        "tests/rlhf_core/test_tf32.py::test_a_run_that_goes_on_without_the_tf32_it_began_with_warns",
+    ),
 )

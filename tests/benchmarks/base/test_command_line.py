@@ -275,6 +275,10 @@ def flags():
         ("give lora=LoraSettings(), or", "give --loading.lora '{}', or"),
         ("use dtype='float32'", "use --loading.dtype float32"),
         ('four_bit=True or dtype="bfloat16"', "--loading.four_bit true or --loading.dtype bfloat16"),
+        (
+            "use dtype='float32', with autocast='bfloat16'",
+            "use --loading.dtype float32, with --loading.autocast bfloat16",
+        ),
         ("Lower PPOConfig.max_length or", "Lower --ppo.max_length or"),
         ("max_length=(60, 60))", "--ppo.max_length '[60,60]')"),
         ("(config.first_step_checks='warn' goes on)", "(--ppo.first_step_checks warn goes on)"),

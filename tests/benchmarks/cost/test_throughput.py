@@ -78,8 +78,10 @@ def test_every_case_can_be_built_and_is_quiet_before_it_learns(name):
         pytest.importorskip("bitsandbytes")
     small = replace(case, layers=1, hidden=64, vocab=64, prompts=4, lengths=(3, 5), minibatch_size=2)
     noise = Engine(small).noise()
-    assert noise["mean"] <= noise["max"] < (1e-5 if case.dtype == "float32" else 0.1)
+    exact = 1e-5 if (case.dtype, case.autocast) == ("float32", "none") else 0.1
+    assert noise["mean"] <= noise["max"] < exact <= noise["allowed"]
     assert noise["reference"] == 0
+    assert noise["drawn mean"] <= noise["drawn max"] < exact
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -117,6 +119,8 @@ def test_ratios_are_to_the_step_beside():
         (["--against", "trl-0.7.4", "--published_python", sys.executable, "--cases", "[bf16]"], "float32 and full"),
         (["--against", "trl-0.7.4", "--published_python", sys.executable, "--sweep", "true"], "leave out --against"),
         (["--variants", "[fused]"], "--variants must be of 'as run', 'fused Adam'"),
+        (["--cases", "[tf32]"], "changes nothing on a CPU"),
+        (["--noise", "true", "--sweep", "true"], "leave out --sweep and --against"),
         (["--against", "trl-0.7.4"], "published_stack/install.sh DIR, then give --published_python"),
     ],
 )
@@ -131,6 +135,18 @@ def in_this_process(case):
     """What a worker answers, without starting one, which takes seconds."""
     engine = built(json.loads(json.dumps(asdict(replace(case, keep_freed_memory=False)))))
     yield lambda do, **request: json.loads(json.dumps(getattr(engine, do)(**request)))
+
+
+def test_noise_is_shown_without_timing_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_timing, "ours", in_this_process)
+    for name, changes in (("tiny", {}), ("autocast", {"autocast": "bfloat16"})):
+        monkeypatch.setitem(CASES, name, replace(TINY, **changes))
+    throughput.main(["--cases", "[tiny,autocast]", "--noise", "true", "--out", str(tmp_path)])
+    exact, rounded = rows_of(tmp_path / "noise.csv")
+    assert (exact["computes in"], rounded["computes in"]) == ("float32", "float32, bfloat16 autocast")
+    assert (float(exact["allowed"]), float(rounded["allowed"])) == (1e-4, 0.1)
+    assert 0 < float(exact["|drawn - evaluated|, max"]) < 1e-5
+    assert not (tmp_path / "table.csv").exists()
 
 
 @pytest.mark.slow

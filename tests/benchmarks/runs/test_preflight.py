@@ -123,6 +123,14 @@ def test_models_are_loaded_on_the_cpu_in_full_width():
     held = Loading(**moved, four_bit=True, lora=LoraSettings(rank=4), optimizer="paged_adamw_8bit")
     task = on_the_cpu(PositiveGeneration(loading=held))
     assert task.loading == Loading(lora=LoraSettings(rank=4))
+    copied, whole = replace(held, sampling_dtype="bfloat16"), Loading(device="cuda", tf32=True, autocast="bfloat16")
+    assert on_the_cpu(PositiveGeneration(loading=copied)).loading == Loading(lora=LoraSettings(rank=4))
+    assert on_the_cpu(PositiveGeneration(loading=whole)).loading == Loading(autocast="bfloat16")
+
+
+def test_tf32_is_refused_where_it_changes_nothing():
+    with pytest.raises(ValueError, match="tf32 changes nothing on device 'cpu'"):
+        Loading(tf32=True)
 
 
 @pytest.mark.parametrize(("place", "wrong"), [(None, True), ("cuda:1", False), ("cpu", False)])
@@ -157,6 +165,9 @@ def test_memory_is_predicted_for_the_settings_of_the_comparison():
     assert (made.reward_micro_batch_tokens, made.evidence, made.card_gib) == (99, "reward", 48.0)
     assert memory_settings(Loading(), config, 12, REDISTRIBUTORS["abc-d"]().needs, 48.0).evidence == "decoder"
     assert memory_settings(Loading(), config, 12, frozenset(), 48.0).training == "full"
+    copied = memory_settings(replace(held, sampling_dtype="bfloat16"), config, 12, needs, 48.0)
+    assert (made.autocast, made.sampling_dtype, copied.sampling_dtype) == ("none", "none", "bfloat16")
+    assert memory_settings(Loading(autocast="bfloat16"), config, 12, needs, 48.0).autocast == "bfloat16"
 
 
 @pytest.fixture

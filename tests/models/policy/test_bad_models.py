@@ -47,6 +47,7 @@ def policy(folders):
         *(("device", bad) for bad in ("nosuch", None, "cuda:99")),
         *(("dtype", bad) for bad in ("float9", None, torch.float32, ["float32"])),
         *((flag, "no") for flag in ("four_bit", "trust_remote_code", "gradient_checkpointing", "compile_decoding")),
+        *((name, bad) for name in ("autocast", "sampling_dtype") for bad in ("float16", 3, ["bfloat16"])),
         ("revision", 3),
     ],
 )

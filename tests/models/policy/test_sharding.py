@@ -206,6 +206,7 @@ def test_an_optimizer_whose_state_has_no_parts_is_refused(folders):
     [
         ({}, "this is one alone; start several"),
         ({"lora": LoraSettings()}, "an adapter's are few; leave it out"),
+        ({"autocast": "bfloat16"}, "were never run together; leave out one of them"),
         ({"compile_decoding": True}, "where they first lay; leave out compile_decoding"),
     ],
 )
