@@ -64,7 +64,7 @@ def with_dropout(
     """
     if not any(bool(parameter.any()) for parameter in policy.value_head.parameters()):
         return policy.sample(prompts, limits, uniforms, temperature=temperature)
-    with torch.random.fork_rng(), dropped(policy, DROPOUT):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), dropped(policy, DROPOUT):
         torch.manual_seed(int(uniforms[0, 0] * 2**53))
         return policy.sample(prompts, limits, uniforms, temperature=temperature)
 
