@@ -65,7 +65,8 @@ def with_dropout(
     """
     if not any(bool(parameter.any()) for parameter in policy.value_head.parameters()):
         return policy.sample(prompts, limits, uniforms, temperature=temperature)
-    with torch.random.fork_rng(), dropped(policy, DROPOUT), every_copy_read():
+    cards = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=cards), dropped(policy, DROPOUT), every_copy_read():
         torch.manual_seed(int(uniforms[0, 0] * 2**53))
         return policy.sample(prompts, limits, uniforms, temperature=temperature)
 

@@ -92,7 +92,7 @@ def continuations(
     limit = context_length(getattr(model, "get_base_model", lambda: model)()) or SAMPLE_TOKENS + max(map(len, prompts))
     texts, own = [], model.generation_config
     model.eval()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         try:
             for ids in prompts[:SAMPLES]:

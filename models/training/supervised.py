@@ -312,7 +312,8 @@ def _generators_restored() -> Iterator[None]:
 
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        # naming all cards is what it does by itself, with a warning where there are several
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         random.setstate(python_state)

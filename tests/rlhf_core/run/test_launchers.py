@@ -55,7 +55,7 @@ def require_same_end(run: Path, whole: Path, step: int) -> None:
 def test_a_script_runs_unchanged_under_a_launcher(launcher, whole, tmp_path):
     done = launched(*launcher(2), SCRIPT, tmp_path / "run", 4)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Uniform: 4 steps") == 1
+    assert done.stderr.count("uniform: 4 steps") == 1
     require_same_end(tmp_path / "run", whole, 4)
 
 
