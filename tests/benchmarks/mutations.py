@@ -115,6 +115,13 @@ MUTATIONS = (
         "tests/benchmarks/reporting/test_statistics.py::test_overlap_is_symmetric",
     ),
     Mutation(
+        "benchmarks/base/interruption.py",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, ())",
+        "tests/benchmarks/base/test_interruption.py::"
+        "test_ctrl_c_never_reaches_processes_that_were_started_while_it_was_held",
+    ),
+    Mutation(
         "benchmarks/runs/comparison.py",
         "config=replace(with_settings(config, arm.changes), seed=seed)",
         "config=with_settings(config, arm.changes)",
