@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from benchmarks.base.command_line import CONSOLE_SCRIPT, program
+from benchmarks.base.interruption import stoppable
 from rlhf_core.names import nearest
 from rlhf_core.run.closed_stdout import make_lasting
 
@@ -74,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         meant = nearest(name, ALL) or f"; {program()} lists them all"
         print(f"{program()}: error: there is no command {name!r}{meant}", file=sys.stderr)
         raise SystemExit(2)
-    command = import_module(f"benchmarks.{ALL[known]}")
-    run = getattr(command, "main", None) or command.SCRIPT.main
-    run(rest)
+    with stoppable("the same call goes on from what was saved, or else begins again"):
+        command = import_module(f"benchmarks.{ALL[known]}")
+        run = getattr(command, "main", None) or command.SCRIPT.main
+        run(rest)
 
 
 def overview() -> str:

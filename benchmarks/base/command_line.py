@@ -68,7 +68,7 @@ class CommandParser(ArgumentParser):
         self._end(1, as_typed(str(reason), flags_of(self)))
 
     def _end(self, status: int, said: str) -> NoReturn:
-        self.exit(status, f"{self.prog}: error: {said}\n")
+        self.exit(status, f"{self.prog}: error: {said.removeprefix('fit: ')}\n")  # a call that no command's user made
         raise AssertionError  # exit never returns, which its type does not say
 
     def _line(self) -> Line:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from jsonargparse import ArgumentParser
 
 from benchmarks.base.flags import Flag, flags_of, groups_of, placeholder
-from benchmarks.base.presets import preset_names
+from benchmarks.base.presets import presets_for
 from benchmarks.base.text_columns import in_columns, wrapped
 
 Sections = Mapping[str, Sequence[str]]
@@ -32,7 +32,7 @@ def short_help(parser: ArgumentParser, sections: Sections) -> str:
         counts = {name: sum(flag.prefix == name for flag in flags) for name in nested}
         rows = [_row(f"--{name}.*", f"{_title(kind)} ({counts[name]} settings)") for name, kind in nested.items()]
         pages.append(_section("nested settings, listed by --help all", rows))
-    return "\n".join([*pages, _section("more", _common())])
+    return "\n".join([*pages, _section("more", _common(parser))])
 
 
 def full_help(parser: ArgumentParser, sections: Sections) -> str:
@@ -42,7 +42,7 @@ def full_help(parser: ArgumentParser, sections: Sections) -> str:
     for name, kind in nested.items():
         inside = [_entry(flag, flag.help) for flag in flags if flag.prefix == name]
         pages.append(_section(f"--{name}.*: {_title(kind)}", inside))
-    return "\n".join([*pages, _section("more", _common())])
+    return "\n".join([*pages, _section("more", _common(parser))])
 
 
 def _titled(flags: Sequence[Flag], sections: Sections, *, short: bool) -> list[str]:
@@ -72,10 +72,11 @@ def _word(flag: Flag) -> str:
     return flag.name.upper() if flag.required else f"[{flag.name.upper()}]"
 
 
-def _common() -> list[str]:
-    presets = f"take settings from a preset ({', '.join(preset_names())}) or a YAML file; flags after it override it"
+def _common(parser: ArgumentParser) -> list[str]:
+    presets = ", ".join(presets_for({flag.name.partition(".")[0] for flag in flags_of(parser)}))
+    source = f"a preset ({presets}) or a YAML file" if presets else "a YAML file"
     return [
-        _row("--config NAME", presets),
+        _row("--config NAME", f"take settings from {source}; flags after it override it"),
         _row("--print_config", "print the settings as YAML and exit"),
         _row("--help all", "all settings, with their full descriptions"),
     ]

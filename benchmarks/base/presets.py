@@ -1,5 +1,7 @@
 """Presets: the YAML files of settings that are shipped in ``benchmarks/presets``, found by name from any folder."""
 
+import re
+from collections.abc import Collection
 from importlib.resources import files
 from itertools import takewhile
 from pathlib import Path
@@ -13,6 +15,15 @@ PRESETS = Path(str(files("benchmarks") / "presets"))
 def preset_names() -> tuple[str, ...]:
     """What ``--config`` takes besides a file, sorted."""
     return tuple(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+
+
+def presets_for(settings: Collection[str]) -> tuple[str, ...]:
+    """The presets that give no setting but ``settings``, which are names without a dot: those for one command."""
+    return tuple(name for name in preset_names() if _given_by(name) <= set(settings))
+
+
+def _given_by(name: str) -> set[str]:
+    return set(re.findall(r"^(\w+):", (PRESETS / f"{name}.yaml").read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def about(name: str) -> str:

@@ -44,6 +44,8 @@ class TextCredit:
         texts, methods = len(self.table.rollout.sequences), len(self.table)
         about = f"{counted(texts, 'text')}, {counted(methods, 'method')}, nothing trained."
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if self.left_out:
+            about += f" Left out, since texts and these models lack what they need: {', '.join(self.left_out)}."
         heat_map.write(title, self.maps(), Path(path), about)
 
     def __repr__(self) -> str:

@@ -44,6 +44,8 @@ PLOTS = {
     ),
     "entropy": ("Entropy, nats per token", "Near 0, the policy has collapsed to few responses."),
 }
+CHANGE = re.compile(r"[@(]")
+"""Where the name of an arm's method ends and what it changes begins."""
 MINUS = re.compile(r"(?<![\w.)])-(?=\d)")
 """A hyphen that is a number's sign, and not a part of a name."""
 MOST_EXAMPLES = 6
@@ -125,7 +127,7 @@ def page(comparison: Comparison) -> str:
     }
     arms, runs = len(comparison.runs.arms), len(comparison.runs.runs)
     title = f"{comparison.name}: {counted(arms, 'arm')}, {counted(runs, 'run')}"
-    tiles = "" if found is None else _tiles(found)
+    tiles = "" if found is None else _tiles(found) + _controls(comparison)
     return sectioned(title, MINUS.sub("−", _about(comparison.runs, found)), tiles, sections)
 
 
@@ -158,7 +160,7 @@ def _conclusion(runs: RunSet, found: Results | None) -> str:
 
 
 def _tiles(found: Results) -> str:
-    """The final score of each arm, with its KL and length."""
+    """The average score of each arm, with the KL and length that it ended with."""
     cells = []
     for arm in found.arms:
         score = summarise(found.per_seed(arm, "score"))
@@ -170,6 +172,19 @@ def _tiles(found: Results) -> str:
             f"<small>at the end KL {signed(tables.number(kl))}, {tables.number(length)} tokens</small></li>"
         )
     return f'<p class="over">Average score</p><ul class="tiles">{"".join(cells)}</ul>'
+
+
+def _controls(comparison: Comparison) -> str:
+    """Which arms ran only to compare with, as they are typed on the command line."""
+    settings, arms = comparison.record.get("settings"), comparison.runs.arms
+    noted = settings.get("controls") if isinstance(settings, dict) else None
+    controls = map(str, noted) if isinstance(noted, list) else ()
+    there = [text for text in controls if any(arm.startswith(f"{CHANGE.split(text)[0]}-") for arm in arms)]
+    if not there:
+        return ""
+    what = "a control" if len(there) == 1 else "controls"
+    changed = " What follows @ is a setting of PPO that it changes." if any("@" in text for text in there) else ""
+    return f'<p class="about">Run as {what}, to compare with: {escaped(", ".join(there))}.{changed}</p>'
 
 
 def _table(found: Results) -> str:
@@ -196,7 +211,7 @@ def _charts(runs: RunSet) -> str:
         found = [_curve(arm, some, name) for arm, some in runs.arms.items() if any(run.has(name) for run in some)]
         if found:
             drawn.append(curves.figure(Chart(title=title, sentence=sentence, curves=tuple(found))))
-    kinds = "Lines are means over seeds; bands are 95 % intervals from four seeds on, and below the range of the runs."
+    kinds = "Lines are means over seeds; bands are 95 % intervals, or with fewer than four seeds the range."
     return f'<p class="about">{kinds}</p><div class="charts">{"".join(drawn)}</div>' if drawn else ""
 
 
@@ -216,6 +231,8 @@ def _examples(examples: Sequence[CreditMap]) -> str:
     if not examples:
         return ""
     about = f"Responses of the policy before training: only the credit differs. {heat_map.HOW_TO_READ}"
+    if any(example.reference_rows for example in examples):
+        about += " A row in italics is no method's: it is the known contribution of each token to the true score."
     return f'<p class="about">{escaped(about)}</p>{"".join(map(heat_map.section, examples[:MOST_EXAMPLES]))}'
 
 
@@ -254,7 +271,10 @@ def _credit(runs: RunSet) -> str:
         maps = noted_maps(some[0].report)
         if maps:
             parts.append(f"<h3>{escaped(arm)}</h3>{heat_map.section(maps[0])}")
-    about = "The first response of each arm's own policy; the page of a run shows more of them."
+    about = (
+        "The first response of each arm's own policy, under the arm's method and those that cost nothing more to show. "
+        "The page of a run shows more of them."
+    )
     return f'<p class="about">{about}</p>{"".join(parts)}' if parts else ""
 
 

@@ -193,6 +193,7 @@ def notes(results: Results) -> tuple[str, ...]:
         )
     else:
         brackets = (
+            "IQM: the mean without the lowest and the highest quarter of the seeds. "
             f"Brackets: 95 % t-interval over {seeds} seeds; a difference is tested by the paired t-test, two-sided."
         )
     if results.most is not None:
@@ -201,12 +202,21 @@ def notes(results: Results) -> tuple[str, ...]:
             "are repeated confidence intervals, which keep to 5 % over all looks and arms."
         )
     return (
-        f"{results.task}, {counted(results.steps, 'step')}; averages are over all steps unless the row says otherwise. "
-        "– means undefined: credit that is equal on all tokens has no ranks, and sparse has no difference to itself.",
+        f"{results.task}, {counted(results.steps, 'step')}; averages are over all steps unless the row says otherwise."
+        f"{_undefined(results)}",
         brackets,
         "Raw value loss and plain explained variance are not comparable between methods: spreading a score changes "
         "the targets themselves. Compare value loss / within-position variance and explained variance over position.",
     )
+
+
+def _undefined(results: Results) -> str:
+    """What – means in the table of these results; empty where it has none that is expected."""
+    ranks = any("credit_truth" in curves for curves in results.curves.values())
+    reasons = ["credit that is equal on all tokens has no ranks"] if ranks else []
+    if differences_to_reference(results):
+        reasons.append(f"{REFERENCE} has no difference to itself")
+    return f" – means undefined: {', and '.join(reasons)}." if reasons else ""
 
 
 def verdict(results: Results) -> str:

@@ -15,6 +15,7 @@ from types import FrameType
 
 import torch
 
+from benchmarks.base.interruption import ctrl_c_held_from_children
 from benchmarks.base.quiet_libraries import quiet_libraries
 from benchmarks.base.run_folder import RECORD, read_record
 from benchmarks.runs.progress import LOOK_SECONDS, Progress, Tail
@@ -72,7 +73,9 @@ def _run_in_workers(due: Sequence[Run], processes: int, progress: Progress) -> N
     )
     try:
         with terminated_like_interrupted():
-            _await({pool.submit(_execute, run): run for run in due}, progress)
+            with ctrl_c_held_from_children():
+                submitted = {pool.submit(_execute, run): run for run in due}
+            _await(submitted, progress)
     except KeyboardInterrupt as stop:
         say_asked_to_stop(stop)
         for process in multiprocessing.active_children():

@@ -22,6 +22,7 @@ CSS = (
 .over { margin: 1rem 0 -.6rem; font-weight: 600; font-size: .875rem }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .6rem; margin: 1rem 0 0;
          padding: 0; list-style: none }
+.tiles + .about { margin-top: .6rem }
 .tiles li { background: var(--card); border-radius: 8px; padding: .5rem .8rem .6rem }
 .tiles b { display: block; font-size: 1.35rem; line-height: 1.3; font-variant-numeric: tabular-nums }
 .tiles span, .tiles small { color: var(--muted); font-size: .8125rem; display: block }

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from rlhf_core.batching import Budgets
 from rlhf_core.config import PPOConfig
 from rlhf_core.distributed import by_first, gathered, require_same, writes
-from rlhf_core.files.differences import differences
 from rlhf_core.metrics import rollout_metrics
 from rlhf_core.names import counted
 from rlhf_core.pages.run_record import METRICS, SAMPLES
@@ -21,7 +20,7 @@ from rlhf_core.plain_numbers import make_plain
 from rlhf_core.prompts import Prompts, shuffled_batch
 from rlhf_core.run.checkpoint import TrainerState, checkpoints, prune, save_checkpoint, sweep
 from rlhf_core.run.closed_stdout import lasting_output
-from rlhf_core.run.identity import MAY_CHANGE, changed_models, model_measurement, prompt_settings
+from rlhf_core.run.identity import changed_models, changed_settings, model_measurement, prompt_settings
 from rlhf_core.run.loggers import Logger, LogsSamples, Rewinds
 from rlhf_core.run.page import SHOWN, Methods, first_rows, label_of, own_texts, page_at_the_end, update_page
 from rlhf_core.run.run_folder import SKIPPED, RunFolder
@@ -195,11 +194,14 @@ class Fit:
         """
         noted = by_first(self.run.settings)
         first, trained, models = (noted.pop(name) for name in ("first_step", "trained", "models"))
-        changed = differences(noted, self._settings(), free=MAY_CHANGE)
+        changed = changed_settings(noted, self._settings())
         now = self._models() if not changed else {}
         changed = changed or [*changed_models(models, now, self.trainer.policy.compute_dtype)]
         if changed:
-            raise ValueError(f"fit: {self.plan.out} holds a run with other settings: {'; '.join(changed)}")
+            raise ValueError(
+                f"fit: {self.plan.out} holds a run with other settings: {'; '.join(changed)}. Go on with those of the "
+                "run, or train into another folder"
+            )
         self.trainer.run = self._run(models)
         newest = by_first(lambda: self.run.newest_checkpoint(self.trainer.why_not_restored))
         if newest is not None:

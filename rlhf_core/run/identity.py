@@ -27,6 +27,10 @@ MAY_CHANGE = frozenset(
     {"eval_every", "config.micro_batch_tokens", "config.sampling_tokens", "config.first_step_checks"}
 )
 """Settings that change how a run is computed or logged, but not its numbers, except by rounding."""
+OF_THE_OPTIMIZER = frozenset({"config.optimizer", "config.learning_rate", "config.weight_decay"})
+"""Settings that an optimizer is made of, where the caller gives none."""
+THE_OPTIMIZER = frozenset({"optimizer", "parameter_groups"})
+"""The optimizer that was made, in full."""
 MEASURED = 4
 SCORE_TOLERANCE = 1e-2
 
@@ -154,13 +158,22 @@ def require_same_run(trainer: OfARun, numbers: Mapping[str, Any], checkpoint: Pa
     if run is not None and trainer.run is not None:  # a checkpoint saved by hand has no prompts to compare
         before |= {name: value for name, value in run.items() if name != "models"}
         now |= {name: value for name, value in trainer.run.items() if name != "models"}
-    changed = differences(before, now, free=MAY_CHANGE)
+    changed = changed_settings(before, now)
     if models is not None and not changed:
         again = measured_again(models, trainer, str(checkpoint))
         changed = [*changed_models(models, again, trainer.policy.compute_dtype)]
     if changed:
         raise ValueError(f"{checkpoint} belongs to a run with other settings: {'; '.join(changed)}")
     warn_of_changes(versions if isinstance(versions, dict) else {}, made_with(trainer.reward), str(checkpoint))
+
+
+def changed_settings(noted: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that give other numbers than when the run began, in words. Where those of the optimizer differ, the
+    optimizer that follows from them is not named besides."""
+    changed = differences(noted, now, free=MAY_CHANGE | THE_OPTIMIZER)
+    if any(line.partition(" was ")[0] in OF_THE_OPTIMIZER for line in changed):
+        return changed
+    return differences(noted, now, free=MAY_CHANGE)
 
 
 def changed_models(noted: Mapping[str, Any], now: Mapping[str, Any], dtype: torch.dtype) -> Iterator[str]:

@@ -157,6 +157,13 @@ MUTATIONS = (
         "tests/benchmarks/runs/test_pilot.py::test_a_comparison_that_looks_stops_once_everything_is_decided_or_hopeless",
     ),
     Mutation(
+        "benchmarks/base/interruption.py",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, ())",
+        "tests/benchmarks/base/test_interruption.py::"
+        "test_ctrl_c_never_reaches_processes_that_were_started_while_it_was_held",
+    ),
+    Mutation(
         "benchmarks/runs/comparison.py",
         "config=replace(with_settings(config, arm.changes), seed=seed)",
         "config=with_settings(config, arm.changes)",

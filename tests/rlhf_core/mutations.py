@@ -648,6 +648,12 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/run/identity.py",
+        "free=MAY_CHANGE | THE_OPTIMIZER)",
+        "free=MAY_CHANGE)",
+        "tests/rlhf_core/run/test_resume.py::test_a_checkpoint_of_another_config_is_not_restored",
+    ),
+    Mutation(
+        "rlhf_core/run/identity.py",
         "if not isinstance(trainer.reward, ReadsRows):",
         "if trainer.reward is not None:",
         "tests/rlhf_core/scorers/test_signatures.py::test_no_function_is_called_on_made_up_prompts",

@@ -11,8 +11,9 @@ import pytest
 
 from benchmarks.base.command_line import called_as, command_line, parse, refusals
 from benchmarks.base.flag_errors import as_typed
+from benchmarks.base.flag_help import short_help
 from benchmarks.base.flags import flags_of
-from benchmarks.base.presets import PRESETS, config_path, preset_names
+from benchmarks.base.presets import PRESETS, config_path, preset_names, presets_for
 from benchmarks.compare import SCRIPT
 from models.weights.lora_settings import LoraSettings
 from rlhf_core.config import KLConfig, PPOConfig
@@ -180,6 +181,19 @@ def test_presets_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
     assert parse(Settings, "x", ["--config", "own.yaml"]).steps == 4
     with pytest.raises(ValueError, match=r"no preset and no file 'dem'; did you mean 'demo'\? Presets: demo, "):
         config_path("dem")
+
+
+def test_a_reason_does_not_begin_with_a_call_that_no_user_of_a_command_made(capsys):
+    with pytest.raises(SystemExit):
+        command_line(Settings, "benchmarks.x").refuse(ValueError("fit: runs/x holds a run with other settings"))
+    assert capsys.readouterr().err == "python -m benchmarks.x: error: runs/x holds a run with other settings\n"
+
+
+def test_help_offers_only_presets_that_a_command_can_take():
+    assert presets_for({"task", "redistributors", "controls", "seeds", "steps", "processes"}) == ("demo",)
+    assert presets_for({"steps", "out"}) == ()
+    assert "dialogue_cpu" in short_help(SCRIPT.parser(), {})
+    assert "take settings from a YAML file; flags" in " ".join(short_help(command_line(Settings, "x"), {}).split())
 
 
 def test_an_unknown_preset_ends_with_the_list(capsys):

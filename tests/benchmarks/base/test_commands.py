@@ -57,6 +57,17 @@ def test_a_wrong_command_is_answered_with_the_nearest(capsys):
         assert capsys.readouterr().err == f"python -m benchmarks: error: there is no command '{name}'{said}\n"
 
 
+def test_ctrl_c_while_a_command_is_still_being_imported_prints_no_traceback(monkeypatch, capsys):
+    def interrupted(module):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "import_module", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["compare"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nstopped; the same call goes on from what was saved, or else begins again\n"
+
+
 def test_a_command_gets_its_words_and_says_how_it_was_called(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/dense-rlhf", "presets", "copy"])
     with pytest.raises(SystemExit):

@@ -139,9 +139,9 @@ def test_it_is_drawn_in_a_notebook_and_written_out(models, tmp_path):
     assert "left out: potential-projection: it learns" in drawn
     assert "left out: log-ratio" in repr(found)
     found.write(tmp_path / "new" / "page.html")
-    assert f"2 texts, {len(found.table)} methods, nothing trained." in (tmp_path / "new" / "page.html").read_text(
-        encoding="utf-8"
-    )
+    page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    assert f"2 texts, {len(found.table)} methods, nothing trained. Left out, since" in page
+    assert "what they need: log-ratio, potential-projection." in page
 
 
 def test_the_command_prints_and_writes(folders, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """A page on several runs, finished or not: how they are sorted into arms, and what it lets be said."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -108,11 +109,16 @@ def test_the_honest_sentence_is_on_top_and_runs_are_linked(out):
 
 def test_what_the_comparison_noted_is_on_the_page(out):
     credit = json.loads((out / "runs" / "abc" / "seed-0" / "report.json").read_text())["credit"]
+    credit[0]["reference_rows"] = {"true contribution": [0.0] * len(credit[0]["tokens"])}
     (out / "report.json").write_text(json.dumps({"arms": ["sparse", "abc"], "credit": credit}))
-    record = {"settings": {"task": "toy", "steps": 12}, "command": "python -m x", "versions": {"torch": "2"}}
+    shutil.copytree(out / "runs" / "sparse", out / "runs" / "sparse-lam1")
+    settings = {"task": "toy", "steps": 12, "controls": ["sparse@lam=1", "uniform(beta=0.8)"]}
+    record = {"settings": settings, "command": "python -m x", "versions": {"torch": "2"}}
     (out / "run.json").write_text(json.dumps(record))
     content = page_of(out, path=out / "report.html")
-    assert "<h1>toy: 2 arms, 8 runs</h1>" in content
+    assert "<h1>toy: 3 arms, 12 runs</h1>" in content
+    assert "to compare with: sparse@lam=1. What follows @ is a setting of PPO that it changes." in content
+    assert "A row in italics is no method&#x27;s" in content
     assert "Credit of the same responses" in content
     assert "<pre>python -m x</pre>" in content
 

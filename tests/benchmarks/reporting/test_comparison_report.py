@@ -296,3 +296,15 @@ def test_wide_characters_are_measured_by_their_cells():
     console = Console(width=60, record=True, file=io.StringIO())
     tables.show(build(results({"sparse": 1.0, "方法方法方法方法": 2.0, "abc": 3.0})).table, console)
     assert max(map(cell_len, console.export_text().splitlines())) <= 60
+
+
+def test_the_notes_explain_only_what_is_in_the_table():
+    (first, brackets, _) = build(results({"sparse": 1.0, "abc": 2.0})).notes
+    assert first.endswith("otherwise. – means undefined: sparse has no difference to itself.")
+    assert brackets.startswith("IQM: ")
+    (first, brackets, _) = build(results({"uniform": 1.0, "abc": 2.0}, seeds=3)).notes
+    assert first.endswith("unless the row says otherwise.")
+    assert "IQM" not in brackets
+    known = {"abc": curve(0.1, 0.0, 5)}
+    (first, *_) = build(results({"uniform": 1.0, "abc": 2.0}, credit_truth=known)).notes
+    assert first.endswith("– means undefined: credit that is equal on all tokens has no ranks.")
