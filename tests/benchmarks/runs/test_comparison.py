@@ -344,7 +344,7 @@ def test_a_comparison_says_that_all_has_finished_or_how_to_see_what_has(tmp_path
     run_compare(settings(tmp_path, redistributors="sparse", seeds=1))
     assert "nothing is trained" not in capsys.readouterr().err
     run_compare(settings(tmp_path, redistributors="sparse", seeds=1))
-    (said,) = capsys.readouterr().err.splitlines()
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "finished at" in line]
     assert re.match(r"the one run has finished at step \d+ on [\d-]{10} [\d:]{5} UTC, so nothing is trained; ", said)
     assert all(way in said for way in ("--redistributors", "--seeds", "--steps", "--out", "--overwrite true"))
 
