@@ -20,7 +20,7 @@ test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n 2
 
 test-slow: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n 2 -m "slow and not gpu"
+	$(VENV)/bin/python -m pytest -n 2 -m "slow and not gpu" --durations 20
 
 test-bridges: $(VENV)-bridges/.installed
 	$(VENV)-bridges/bin/python -m pytest tests/benchmarks/bridges

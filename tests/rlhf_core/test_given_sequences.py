@@ -31,7 +31,7 @@ def test_they_are_padded_as_sampled_ones_are():
     ("prompts", "responses", "said"),
     [
         ([], [], "got 0 prompts and 0 responses"),
-        ([[1], [2]], [[1]], "got 2 prompts and 1 responses"),
+        ([[1], [2]], [[1]], "got 2 prompts and 1 response;"),
         ([[1], [2]], [[1], []], "row 1 is empty"),
         ([[]], [[1]], "row 0 is empty"),
     ],

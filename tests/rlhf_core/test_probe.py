@@ -165,7 +165,7 @@ def test_what_a_model_cannot_measure_is_said_before_training():
         judge.probe(SEQUENCES).embedding_gradients(1.0, "null")
     fixed = TokenReward(lambda prompts, responses: [0.0] * len(prompts))
     assert "but not replace, telepathy" in fixed.why_not(Beyond())
-    with pytest.raises(ValueError, match=r"PrefixDifference.*callable returns a score and nothing else"):
+    with pytest.raises(ValueError, match=r"prefix-difference.*callable returns a score and nothing else"):
         check_needs(PrefixDifference(), TablePolicy(), fixed)
     with pytest.raises(ValueError, match=r"variants of shape \(4, 6\)"):
         judge.probe(SEQUENCES).scores(_flat_variants())

@@ -22,6 +22,7 @@ def test_all_of_the_error_is_spent_at_the_end():
     assert spent(0.2, 0.05) < spent(0.5, 0.05) < 0.006
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("most", "tests"), [(10, 1), (30, 1), (30, 3)])
 def test_it_holds_its_error_rate_and_its_intervals_cover(most, tests):
     generator, schedule, truth = np.random.default_rng(0), looks(most, tests), 0.3

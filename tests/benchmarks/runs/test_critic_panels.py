@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 from table_task import settings
 from tiny_toy import TINY
 
 from benchmarks.critics import SCRIPT
 from benchmarks.experiments.critics import EXPERIMENT, OVER_POSITION, comparisons, panels, with_critic
 from benchmarks.experiments.settings import Critics
-from benchmarks.reporting.statistics import Results
+from benchmarks.reporting.statistics import Results, holm
 from benchmarks.runs.comparison import ComparisonResults
 from benchmarks.tasks.definitions import Toy
 from benchmarks.tasks.model_settings import Loading
@@ -49,7 +50,7 @@ def test_comparisons_are_paired_by_seed_and_corrected_within_a_question(tmp_path
         return {OVER_POSITION: explained, "score": explained}
 
     shared = {"sparse": curves(-0.3, -0.2, -0.4, -0.1), "abc": curves(-0.2, -0.1, -0.3, 0.0)}
-    model = {"sparse": curves(0.3, 0.4, 0.2, 0.5), "abc": curves(0.3, 0.4, 0.2, 0.5)}
+    model = {"sparse": curves(0.3, 0.5, 0.1, 0.5), "abc": curves(0.3, 0.4, 0.1, 0.6)}
     found = {
         name: Results(task="toy", seeds=seeds, curves=by_arm) for name, by_arm in (("shared", shared), ("model", model))
     }
@@ -63,8 +64,11 @@ def test_comparisons_are_paired_by_seed_and_corrected_within_a_question(tmp_path
     means = [one.mean for one, *_ in rows.values()]
     assert means == pytest.approx([-0.25, -0.15, 0.35, 0.35, 0.6, 0.5, 0.1, 0])
     p, corrected = rows["critic 'shared'", "model", "sparse"][1:]
-    assert (p, corrected) == (pytest.approx(1 / 8), pytest.approx(1 / 4))
-    assert rows["0, a mean per position", "model", "sparse"][2] == pytest.approx(4 / 8)
+    alone = stats.ttest_1samp([0.6, 0.7, 0.5, 0.6], 0).pvalue
+    assert (p, corrected) == (pytest.approx(alone), pytest.approx(2 * alone))
+    of_ends = [curve[OVER_POSITION][:, -1] for by_arm in found.values() for curve in (by_arm.curves.values())]
+    against_0 = holm([stats.ttest_1samp(ends, 0).pvalue for ends in of_ends])
+    assert [row[2] for row in list(rows.values())[:4]] == pytest.approx(against_0)
 
 
 def test_a_panel_is_a_task_whose_policy_has_that_critic(tmp_path):

@@ -16,12 +16,16 @@ from benchmarks.runs.finished_runs import load_results
 from benchmarks.runs.pilot import Planned, pilot_runs, what_can_be_found
 from benchmarks.value_loss_variance import SCRIPT
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 QUICK = {"learning_rate": 0.3}
 """So that two arms differ after two steps."""
 
 
 def asked(tmp_path, **changes):
-    return settings(tmp_path, **{"seeds": 5, "processes": 0, "redistributors": "uniform,sparse", **changes})
+    return settings(
+        tmp_path, **{"seeds": 5, "processes": 0, "eval_every": 2, "redistributors": "uniform,sparse", **changes}
+    )
 
 
 def planned_runs(chosen):
@@ -46,7 +50,7 @@ def test_the_pilot_is_the_first_runs_of_sparse_and_runs_once(tmp_path, capsys):
 
 def test_its_lines_by_hand(tmp_path):
     chosen = asked(tmp_path, seeds=4)
-    SCRIPT.experiment().run(chosen, TableTask(), {}, Console(file=io.StringIO()))
+    run_pilot(chosen, TableTask(), {}, [Panel()])
     runs = pilot_runs(planned_runs(chosen))
     results = load_results("t", runs)
     spread = 2**0.5 * results.per_seed("sparse", AVERAGE_SCORE.metric).std(ddof=1)
@@ -89,6 +93,7 @@ def test_a_comparison_that_looks_stops_once_everything_is_decided_or_hopeless(tm
         SCRIPT.experiment().run(replace(chosen, until=None), TableTask(), QUICK, Console(file=io.StringIO()))
 
 
+@pytest.mark.slow
 def test_it_goes_on_to_the_last_seed_while_anything_is_open(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison_report, "is_hopeless", lambda *_: False)
     chosen = asked(tmp_path, seeds=5, until="decided", redistributors="sparse,uniform", controls="")

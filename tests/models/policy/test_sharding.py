@@ -71,7 +71,9 @@ def require_same_weights(one: Path, other: Path, **loading: Any) -> None:
 @pytest.mark.parametrize(
     ("count", "settings", "loading"),
     [
-        pytest.param(2, {"critic_warmup": 1}, {"gradient_checkpointing": True}, id="checkpointed"),
+        pytest.param(
+            2, {"critic_warmup": 1}, {"gradient_checkpointing": True}, id="checkpointed", marks=pytest.mark.slow
+        ),
         pytest.param(
             3, {"kl": KLConfig(kind="full")}, {"kind": "tied", "critic": "model"}, id="tied", marks=pytest.mark.slow
         ),
