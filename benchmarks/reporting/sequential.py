@@ -70,17 +70,21 @@ def _at(look: Look, differences: Array) -> Stand:
 
 
 def is_hopeless(found: Stand, target: float, schedule: Sequence[Look]) -> bool:
-    """Whether, even if the true difference were ``target`` in either direction, the last look would find it in fewer
-    than ``HOPELESS`` of cases, given what has been seen (Lan and Wittes 1988, Biometrics 44:579)."""
-    last, difference = schedule[-1], found.difference
-    if difference.decided or found.look == last or not difference.spread:
+    """Whether, even if the true difference were ``target`` in either direction, the last look would decide it in fewer
+    than ``HOPELESS`` of cases, given what has been seen."""
+    if found.difference.decided or found.look == schedule[-1] or not found.difference.spread:
         return False
-    fraction = found.look.seeds / last.seeds
-    seen = difference.mean / difference.spread * math.sqrt(found.look.seeds * fraction)
-    to_come = target / difference.spread * math.sqrt(last.seeds) * (1 - fraction)
-    limit = stats.norm.isf(last.p / 2)
-    chances = (stats.norm.sf((limit - sign * seen - to_come) / math.sqrt(1 - fraction)) for sign in (1, -1))
-    return bool(max(chances) < HOPELESS)
+    return max(chance_to_decide(found, sign * target, schedule[-1]) for sign in (1, -1)) < HOPELESS
+
+
+def chance_to_decide(found: Stand, truth: float, last: Look) -> float:
+    """How often the ``last`` look decides, on the side of a true difference of ``truth``, given what has been seen
+    (conditional power: Lan and Wittes 1988, Biometrics 44:579)."""
+    spread, fraction = found.difference.spread or math.nan, found.look.seeds / last.seeds
+    seen = found.difference.mean / spread * math.sqrt(found.look.seeds * fraction)
+    to_come = truth / spread * math.sqrt(last.seeds) * (1 - fraction)
+    side = math.copysign(1, truth)
+    return float(stats.norm.sf((stats.norm.isf(last.p / 2) - side * (seen + to_come)) / math.sqrt(1 - fraction)))
 
 
 def spent(fraction: float, alpha: float) -> float:

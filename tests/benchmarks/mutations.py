@@ -140,9 +140,10 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/reporting/sequential.py",
-        "to_come = target / difference.spread * math.sqrt(last.seeds) * (1 - fraction)",
-        "to_come = target / difference.spread * math.sqrt(last.seeds)",
-        "tests/benchmarks/reporting/test_sequential.py::test_hopeless_is_what_a_simulation_of_the_rest_says",
+        "to_come = truth / spread * math.sqrt(last.seeds) * (1 - fraction)",
+        "to_come = truth / spread * math.sqrt(last.seeds)",
+        "tests/benchmarks/reporting/test_sequential.py::"
+        "test_the_chance_to_decide_is_what_a_simulation_of_the_rest_says",
     ),
     Mutation(
         "benchmarks/runs/pilot.py",

@@ -30,6 +30,7 @@ def test_it_is_how_often_the_test_of_the_report_finds_the_difference(seeds):
     spread=st.floats(0.01, 100), seeds=st.integers(FEWEST_SEEDS, 60), tests=st.integers(1, 6), effect=st.floats(0.2, 3)
 )
 def test_the_inverses_agree(spread, seeds, tests, effect):
+    assert power(0.0, spread, seeds, tests) == pytest.approx(0.05 / tests)
     least = detectable_difference(spread, seeds, tests)
     assert power(least, spread, seeds, tests) == pytest.approx(POWER, abs=1e-6)
     assert least <= detectable_difference(spread, seeds, tests + 1)

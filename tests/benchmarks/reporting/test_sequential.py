@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.reporting.power import power
-from benchmarks.reporting.sequential import HOPELESS, LOOKS, boundaries, is_hopeless, looks, spent, stand
+from benchmarks.reporting.sequential import (
+    HOPELESS,
+    LOOKS,
+    boundaries,
+    chance_to_decide,
+    is_hopeless,
+    looks,
+    spent,
+    stand,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,18 +62,24 @@ def test_the_interval_excludes_zero_exactly_where_it_is_decided_and_a_decision_s
     assert (early.difference.decided, early.difference.low, early.look.seeds) == (False, None, 4)
 
 
-def test_hopeless_is_what_a_simulation_of_the_rest_says():
+@pytest.mark.parametrize("truth", [0.5, -0.5, 0.2])
+@pytest.mark.parametrize("seen", [0.0, 0.25, 0.6])
+def test_the_chance_to_decide_is_what_a_simulation_of_the_rest_says(seen, truth):
     generator, schedule = np.random.default_rng(2), looks(40)
-    target = 0.5
-    for seen in (0.0, 0.25, 0.6):
-        row = np.tile([-1.0, 1.0], 8) * np.sqrt(15 / 16) + seen
-        found = stand(row, schedule)
-        assert found.look.seeds == 16
-        means = [np.concatenate([row, generator.normal(target, size=24)]).mean() for _ in range(4000)]
-        chance = np.mean(np.array(means) * np.sqrt(40) > stats.norm.isf(schedule[-1].p / 2))
-        assert is_hopeless(found, target, schedule) is bool(chance < HOPELESS)
-        assert is_hopeless(found, 0.01, schedule) is (seen < 0.6)
-    assert power(target, 1.0, 40) > 0.8  # though it would have been found at the outset
+    row = np.tile([-1.0, 1.0], 8) * np.sqrt(15 / 16) + seen  # of standard deviation 1
+    found = stand(row, schedule)
+    assert found.look.seeds == 16
+    sums = row.sum() + generator.normal(truth, size=(20_000, 24)).sum(1)
+    simulated = np.mean(np.sign(truth) * sums / np.sqrt(40) > stats.norm.isf(schedule[-1].p / 2))
+    assert chance_to_decide(found, truth, schedule[-1]) == pytest.approx(simulated, abs=0.015)
+
+
+def test_what_could_not_be_decided_any_more_is_hopeless():
+    schedule = looks(40)
+    found = stand(np.tile([-1.0, 1.0], 8), schedule)
+    assert not is_hopeless(found, 0.5, schedule)
+    assert is_hopeless(found, 0.05, schedule)
+    assert chance_to_decide(found, 0.05, schedule[-1]) < HOPELESS < chance_to_decide(found, 0.5, schedule[-1])
 
 
 def test_what_is_decided_or_over_is_not_hopeless():
