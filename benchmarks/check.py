@@ -44,7 +44,7 @@ SCRIPT = Script(
     "memory. It takes the flags of a comparison, and loads the models on the CPU.",
     experiment=preflight,
     options=CheckOptions,
-    defaults={"out": ComparisonSettings.out, "eval_prompts": 16},
+    defaults={"out": "runs/compare", "eval_prompts": 16},
     besides=wrong_files,
 )
 

@@ -76,6 +76,7 @@ class Progress:
 
     def __post_init__(self) -> None:
         self.began = self.said = self.clock()
+        self.moved = False
         self.done = self.first = self.before + sum(tail.steps for tail in self.tails)
 
     def look(self) -> None:
@@ -84,6 +85,8 @@ class Progress:
         self.done = self.before + sum(tail.steps for tail in self.tails)
         if not moved:
             return
+        if not self.moved:  # until now models were loaded, which says nothing of the steps
+            self.moved, self.began, self.first = True, self.clock(), self.done
         if self.stream.isatty():
             self._in_place(f"{self._counted()} | {moved[-1]}")
         elif self.clock() - self.said >= LOG_SECONDS:

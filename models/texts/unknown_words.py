@@ -12,6 +12,8 @@ from rlhf_core.names import counted
 SAID: set[str] = set()
 """The tokenizers, by folder or hub name, of which this process has been warned: every step encodes its prompts, and a
 comparison loads its policy more than once."""
+NAMED = 5
+"""Unknown words that are named."""
 
 
 def warn_of_unknown_words(
@@ -41,9 +43,16 @@ def unknown_words(tokenizer: PreTrainedTokenizerBase, given: Sequence[Any], ids:
         return ""
     first, verb = rows[0], "holds" if len(rows) == 1 else "hold"
     some = f"{len(rows)} of {counted(len(given), 'text')} {verb}"
-    of_first = f"{counts[first]} of its {counted(len(ids[first]), 'token')}"
+    of_first = f"{counts[first]} of its {counted(len(ids[first]), 'token')}{_named(tokenizer, given[first])}"
     return (
         f"{some} words that the policy's tokenizer does not know and reads as {tokenizer.unk_token!r}, so the policy "
         f"cannot tell them apart. The first is {shortened(given[first])}: {of_first}. Write the texts in words that it "
         "knows, or choose a policy whose tokenizer knows theirs"
     )
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, text: Any) -> str:
+    """The first words of a text that the tokenizer does not know by themselves; empty for a chat."""
+    words = dict.fromkeys(text.split()) if isinstance(text, str) else ()
+    unknown = [word for word in words if tokenizer.unk_token_id in tokenizer.encode(word, add_special_tokens=False)]
+    return f" ({', '.join(map(shortened, unknown[:NAMED]))})" if unknown else ""

@@ -23,7 +23,7 @@ def test_texts_with_unknown_words_are_counted_and_the_first_is_shown():
     tokenizer, texts = tiny_tokenizer(), ["w2 w3", "what is w4", "w5 that"]
     said = unknown_words(tokenizer, texts, tokenizer(texts)["input_ids"])
     assert said.startswith("2 of 3 texts hold words that the policy's tokenizer does not know and reads as '<unk>'")
-    assert "The first is 'what is w4': 2 of its 3 tokens." in said
+    assert "The first is 'what is w4': 2 of its 3 tokens ('what', 'is')." in said
     assert unknown_words(tokenizer, texts[:1], [[2, 3]]) == ""
 
 
