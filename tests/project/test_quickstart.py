@@ -48,6 +48,7 @@ def test_it_runs_and_the_policy_learns(toy_cache, tmp_path, monkeypatch):
     (tmp_path / "cache/dense-rlhf").symlink_to(toy_cache)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads that wait for each other beside other tests take minutes
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     where = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where).execute()
