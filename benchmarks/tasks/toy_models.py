@@ -60,7 +60,7 @@ def toy_models(cache: str | Path | None = None, recipe: ToyRecipe | None = None)
     folder = above.expanduser() / f"toy-{fingerprint([json.dumps(jsonable(recipe), sort_keys=True), *code])[:12]}"
     if folder.is_dir():
         return folder
-    print(f"training the two small models of the embedded task (once, about two minutes), kept in {folder}", flush=True)
+    print(f"training the two small models of the embedded task (once, about a minute), kept in {folder}", flush=True)
     remove_stale(folder.parent, "toy-[0-9a-f]{12}")
     with temporary_sibling(folder) as temporary:
         write_json(temporary / REPORT, _build(temporary, recipe))

@@ -64,7 +64,8 @@ def test_a_killed_process_ends_the_others_and_another_number_goes_on(whole, tmp_
     killed = launched(*torchrun(2), SCRIPT, tmp_path / "run", 4, 3)
     assert killed.returncode != 0
     assert time.monotonic() - started < 60 + 60  # the start on a busy machine, and a minute at most to end
-    assert "another process of this run has ended" in killed.stderr
+    told, ended = "another process of this run has ended", "(SIGTERM)"  # unless torchrun was quicker to end it
+    assert told in killed.stderr or ended in killed.stderr
     assert "Signal 9 (SIGKILL)" in killed.stderr  # torchrun names the rank
     assert (tmp_path / "run/checkpoint-2").is_dir()
     assert not (tmp_path / "run/checkpoint-3").exists()
