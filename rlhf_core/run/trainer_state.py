@@ -1,7 +1,7 @@
 """The state of a trainer besides its policy: get it for a checkpoint, and restore it from one."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from rlhf_core.rewards import ScoreMoments
 from rlhf_core.run.checkpoint import POLICY, STATE, TrainerState, load_state, why_not_usable
 from rlhf_core.run.identity import as_json, made_with, require_same_run
 from rlhf_core.run.state_schema import misfits
-from rlhf_core.sharding import divided, sharding_of
+from rlhf_core.sharding import Sharding, divided, sharding_of
 from rlhf_core.step_guard import StepGuard
 from rlhf_core.types import Learns, Policy, Redistributor, RewardModel
 
@@ -72,13 +72,7 @@ def state_of(trainer: Restorable) -> TrainerState:
 
 def whole_state_of(trainer: Restorable) -> TrainerState:
     """The same with the optimizer's tensors put together in the first process, on its CPU. Every process calls it."""
-    state, sharding = state_of(trainer), sharding_of(trainer.policy)
-    if sharding is None:
-        return state
-    tensors = dict(state.tensors)
-    for name, part in _parts(trainer, tensors):
-        tensors[name] = sharding.whole(tensors[name], part)
-    return TrainerState(numbers=state.numbers, tensors=tensors)
+    return _converted(trainer, state_of(trainer), lambda sharding, tensor, part: sharding.whole(tensor, part))
 
 
 def why_not_restored(trainer: Restorable, checkpoint: Path) -> str:
@@ -93,7 +87,7 @@ def restore(trainer: Restorable, checkpoint: Path) -> None:
     """See ``PPOTrainer.restore``; raises as it does."""
     if reason := why_not_restored(trainer, checkpoint):
         raise ValueError(f"{checkpoint} cannot be used: {reason}")
-    state = _own_state(trainer, load_state(checkpoint))
+    state = _converted(trainer, load_state(checkpoint), lambda sharding, tensor, part: sharding.own(tensor, part))
     require_same_run(trainer, state.numbers, checkpoint)
     before, kept = state_of(trainer), copy.deepcopy((trainer.guard, trainer.budgets))
     with reading(str(checkpoint)):
@@ -107,15 +101,16 @@ def restore(trainer: Restorable, checkpoint: Path) -> None:
     trainer.to_conclude = False
 
 
-def _own_state(trainer: Restorable, state: TrainerState) -> TrainerState:
-    """This process's part of a whole state."""
+def _converted(
+    trainer: Restorable, state: TrainerState, convert: Callable[[Sharding, Tensor, torch.nn.Parameter], Tensor]
+) -> TrainerState:
+    """The state with what belongs to divided weights converted, from a part to the whole or back; as it is where none
+    are divided."""
     sharding = sharding_of(trainer.policy)
     if sharding is None:
         return state
-    tensors = dict(state.tensors)
-    for name, part in _parts(trainer, tensors):
-        tensors[name] = sharding.own(tensors[name], part)
-    return TrainerState(numbers=state.numbers, tensors=tensors)
+    converted = {name: convert(sharding, state.tensors[name], part) for name, part in _parts(trainer, state.tensors)}
+    return TrainerState(numbers=state.numbers, tensors={**state.tensors, **converted})
 
 
 def _parts(trainer: Restorable, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -919,8 +919,8 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/run/trainer_state.py",
-        "tensors[name] = sharding.own(tensors[name], part)",
-        "pass",
+        "sharding.own(tensor, part)",
+        "tensor",
         "tests/models/policy/test_sharding.py::test_a_run_goes_on_with_another_number_of_processes",
     ),
     Mutation(
