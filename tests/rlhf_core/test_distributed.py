@@ -81,6 +81,7 @@ def without_rounding(figures: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if name != "value_clip_fraction"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "settings", "method"),
     [

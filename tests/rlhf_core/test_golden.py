@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+from often import fast
 
 from models import load_policy, load_reward_model
 from models.tiny import save_tiny
@@ -18,7 +19,7 @@ RECORDED = json.loads(Path(__file__).with_name("golden.json").read_text())
 GOLDEN = RECORDED["curves"]
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", fast(("gpt2 sparse 1", "llama abc-d 16"), GOLDEN))
 def test_four_steps_give_the_losses_of_the_recorded_engine(name, tmp_path):
     family, method, minibatch_size = name.split()
     policy = load_policy(save_tiny(str(tmp_path / "policy"), family=family, seed=1))

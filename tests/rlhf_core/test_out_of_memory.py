@@ -125,6 +125,7 @@ def assert_same(rollout: Rollout, other: Rollout) -> None:
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", fast(("update", "scoring"), PHASES))
 def test_steps_that_run_out_of_memory_learn_the_same(phase, folders, plain):
     trainer, gradients = make_trainer(folders)
@@ -165,6 +166,7 @@ def test_each_budget_is_halved_where_it_did_not_suffice(folders):
     assert trainer.config == CONFIG
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absent", ["delete", "replace"])
 def test_altered_responses_are_made_in_the_parts_they_are_scored_in(absent, folders, monkeypatch):
     reward, sequences = load_reward_model(folders[1], score="logit_difference"), ragged_sequences()

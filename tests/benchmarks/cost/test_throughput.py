@@ -194,6 +194,7 @@ def test_a_worker_that_dies_says_why(seconds):
             ask(do="step")
 
 
+@pytest.mark.slow
 def test_evidence_costs_are_measured(tmp_path):
     sizes = ["--tokens", "[32]", "--rows", "[2]", "--layers", "2", "--seconds", "0"]
     evidence_cost.main([*sizes, "--step_tokens", "[]", "--out", str(tmp_path / "passes")])
@@ -248,6 +249,7 @@ def test_levers_are_compared_with_what_does_the_same(tmp_path):
     assert len(rows_of(tmp_path / "table.csv")) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
 def test_freed_memory_is_kept():
     """In a process of its own: pages fetched from the system for 64 MiB that were had before, without and with."""

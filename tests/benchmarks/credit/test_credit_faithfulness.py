@@ -362,6 +362,7 @@ def test_impossible_settings_are_refused(changes, said):
         methods_of(replace(FaithfulnessSettings(), **changes))
 
 
+@pytest.mark.slow
 def test_the_script_writes_its_tables_and_a_figure_one_can_look_at(tmp_path, capsys):
     models, out = prepared(tmp_path / "models"), tmp_path / "out"
     argv = ["--task", "positive_generation", "--models", str(models), "--out", str(out), "--responses", "4"]

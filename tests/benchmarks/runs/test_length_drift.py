@@ -150,6 +150,7 @@ def test_change_and_drift_by_hand():
     assert drifts(replace(interval, kind="range")) == "longer (range)"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_threads")
 def test_the_script_runs_every_setting_once_and_writes_what_it_found(tmp_path):
     chosen = settings(tmp_path, steps=2, seeds=1)

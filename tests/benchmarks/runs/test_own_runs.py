@@ -98,6 +98,7 @@ def test_a_function_of_this_file_is_compared_on_rows_of_this_process(policy, tmp
         compare(**{**chosen, "redistributors": "abc", "out": tmp_path / "other"})
 
 
+@pytest.mark.slow
 def test_one_run_is_trained_and_taken_further(policy, tmp_path, capsys):
     where = train(**given(policy, tmp_path / "run", redistributor="abc-d"))
     assert where == tmp_path / "run" / "checkpoint-1" / "policy"

@@ -32,6 +32,7 @@ def planned_runs(chosen):
     return plan(chosen, TableTask(), Panel(), ppo_of(TableTask(), {}))
 
 
+@pytest.mark.slow
 def test_the_pilot_is_the_first_runs_of_sparse_and_runs_once(tmp_path, capsys):
     chosen = asked(tmp_path)
     pilot = pilot_runs(planned_runs(chosen))
@@ -75,6 +76,7 @@ def test_power_alone_is_refused_where_nothing_can_be_told(tmp_path, changes):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_that_looks_stops_once_everything_is_decided_or_hopeless(tmp_path, monkeypatch):
     chosen = asked(tmp_path, seeds=10, until="decided")
     monkeypatch.setattr(comparison_report, "is_hopeless", lambda *_: True)

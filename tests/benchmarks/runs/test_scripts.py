@@ -91,6 +91,7 @@ def test_scripts_share_the_runs_of_one_folder(tmp_path):
     assert table.rows[0][2] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_threads", "undrawn")
 def test_a_gold_score_is_logged_on_every_step(tmp_path):
     done, _ = run("over_optimisation", settings(tmp_path, steps=3))

@@ -122,6 +122,7 @@ def colour(rgb):
     return "#{:02x}{:02x}{:02x}".format(*map(int, re.findall(r"\d+", rgb)[:3]))
 
 
+@pytest.mark.slow
 def test_everything_is_in_its_place_and_reads(document, width, dark, tmp_path):
     found = measured(document, MEASURE, tmp_path, width=width, dark=dark)
     assert "error" not in found
@@ -138,6 +139,7 @@ def test_everything_is_in_its_place_and_reads(document, width, dark, tmp_path):
     assert (contrast("#000000", colour(found["paper"])) < 2) is dark
 
 
+@pytest.mark.slow
 def test_a_picture_is_taken(document, width, dark, tmp_path):
     (tmp_path / "page.html").write_text(document, encoding="utf-8")
     picture = tmp_path / "page.png"

@@ -23,6 +23,7 @@ def colour(rgb):
     return "#{:02x}{:02x}{:02x}".format(*map(int, re.findall(r"\d+", rgb)[:3]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [320, 375, 1280])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_nothing_overflows_and_everything_reads(document, width, dark, tmp_path):

@@ -448,10 +448,11 @@ def start(out: Path, steps: int, save_every: int) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "name", "status"),
     [
-        pytest.param(signal.SIGTERM, "SIGTERM", 143, marks=pytest.mark.slow),
+        (signal.SIGTERM, "SIGTERM", 143),
         (signal.SIGINT, "Ctrl-C (SIGINT)", 130),
     ],
 )

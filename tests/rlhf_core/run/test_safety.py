@@ -405,7 +405,9 @@ except ImportError:
         pytest.param(
             "import benchmarks.cost.memory_measurement", False, "1 True", marks=pytest.mark.slow
         ),  # which imports models, and uses PEFT itself
-        ("import models.training.supervised", False, "1 True"),  # which imports Trainer, and Trainer PEFT
+        pytest.param(
+            "import models.training.supervised", False, "1 True", marks=pytest.mark.slow
+        ),  # which imports Trainer, and Trainer PEFT
     ],
 )
 def test_bitsandbytes_cannot_fetch_code_while_it_is_imported(tmp_path, statement, fetched, found):
