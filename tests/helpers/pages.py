@@ -1,12 +1,17 @@
 """The code blocks of the Markdown pages, and the small world they run in."""
 
+import os
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.__main__ import ALL
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
+RESULTS = ROOT / "benchmarks/RESULTS.md"
+"""A page beside the book: its links and commands are looked up, and nothing in it runs."""
 BLOCK = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 SAVED = re.compile(r"Save this as `([\w.]+)`[^`]*\Z")
 NOT_RUN = re.compile(
@@ -51,9 +56,10 @@ def commands(block: Block) -> list[list[str]]:
 
 def module_and_arguments(words: list[str]) -> tuple[str, list[str]]:
     """The module behind a command, and what it is given."""
-    if words[0] == "dense-rlhf":
-        return f"benchmarks.{words[1]}", words[2:]
-    return words[2], words[3:]
+    if words[0] != "dense-rlhf" and words[2] != "benchmarks":
+        return words[2], words[3:]
+    name, *arguments = words[1:] if words[0] == "dense-rlhf" else words[3:]
+    return f"benchmarks.{ALL[name]}", arguments
 
 
 def blocks(page: Path) -> list[Block]:
@@ -71,5 +77,5 @@ def blocks(page: Path) -> list[Block]:
 
 
 def name_of(page: Path) -> str:
-    """The page's path below docs/, for the name of a test."""
-    return page.relative_to(ROOT / "docs").as_posix()
+    """The page's path from docs/, for the name of a test."""
+    return Path(os.path.relpath(page, ROOT / "docs")).as_posix()

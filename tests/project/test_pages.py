@@ -1,5 +1,5 @@
 """The pages of docs/ are true: their code runs on tiny models, what cannot run here names things that exist, their
-links lead somewhere, and the book has them all."""
+links lead somewhere, and the book has them all. Of benchmarks/RESULTS.md nothing runs; names and links are checked."""
 
 import ast
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from often import fast
-from pages import PAGES, ROOT, blocks, commands, module_and_arguments, name_of
+from pages import PAGES, RESULTS, ROOT, blocks, commands, module_and_arguments, name_of
 from transformers import LlamaForTokenClassification
 
 import benchmarks.compare
@@ -24,7 +24,7 @@ from models import save_tiny
 from models.tiny import llama_config, tiny_tokenizer
 from rlhf_core import PPOConfig, PPOTrainer
 
-BLOCKS = [block for page in PAGES for block in blocks(page)]
+BLOCKS = [block for page in (*PAGES, RESULTS) for block in blocks(page)]
 LANGUAGES = {"python", "sh", "text", "yaml", "", "{toctree}", "{eval-rst}"}
 WITH_PYTHON = [page for page in PAGES if any(block.language == "python" and block.run for block in blocks(page))]
 SHORT = ("README.md", "howto/another_tokenizer.md", "howto/other_trainers.md", "howto/own_reward.md")
@@ -173,7 +173,7 @@ def test_every_command_of_a_page_is_one_with_its_flags(page, module, arguments, 
     assert ended.value.code in (None, 0), capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, RESULTS], ids=name_of)
 def test_every_link_leads_to_a_file_and_a_heading(page):
     for target, anchor in re.findall(r"\]\((?!https?:)([\w./-]*)(?:#([\w-]+))?\)", page.read_text("utf-8")):
         file = (page.parent / target).resolve() if target else page
