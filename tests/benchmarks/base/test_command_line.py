@@ -190,7 +190,8 @@ def test_a_reason_does_not_begin_with_a_call_that_no_user_of_a_command_made(caps
 
 
 def test_help_offers_only_presets_that_a_command_can_take():
-    assert presets_for({"task", "redistributors", "controls", "seeds", "steps", "processes"}) == ("demo",)
+    known = {"task", "redistributors", "controls", "seeds", "steps", "processes", "ppo"}
+    assert presets_for(known) == ("demo", "positive_generation_cpu")
     assert presets_for({"steps", "out"}) == ()
     assert "dialogue_cpu" in short_help(SCRIPT.parser(), {})
     assert "take settings from a YAML file; flags" in " ".join(short_help(command_line(Settings, "x"), {}).split())
