@@ -18,6 +18,21 @@ def half(text: str) -> int:
     return text_hash(text) // 10 % 2
 
 
+def folds(texts: Iterable[str], number: int) -> list[int]:
+    """The fold, 0 to ``number`` - 1, of each text: equal texts share one, and folds hold equally many different texts,
+    give or take one.
+
+    Raises:
+        ValueError: fewer different texts than folds.
+    """
+    texts = list(texts)
+    different = sorted(set(texts), key=text_hash)  # an order that has nothing to do with the data's
+    if len(different) < number:
+        raise ValueError(f"{number} folds need {number} different texts or more, got {len(different)}")
+    fold_of = {text: place % number for place, text in enumerate(different)}
+    return [fold_of[text] for text in texts]
+
+
 def text_hash(text: str) -> int:
     """SHA-256 of the text's UTF-8 bytes, as a number."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")

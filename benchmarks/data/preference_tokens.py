@@ -1,6 +1,7 @@
 """Demonstrations and comparisons as token ids; every row is checked and every fault counted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +13,22 @@ from benchmarks.data.records import Faults, RowFault, Sieve, read_rows, source_n
 from benchmarks.data.rendering import fitted, render, response_ids
 
 Ids = tuple[int, ...]
+Pair = tuple[str, frozenset[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenisedExample:
-    """An example whose prompt is as the policy and as the reward model read it; responses end with EOS unless cut."""
+    """An example whose prompt is as the policy and as the reward model read it; responses end with EOS unless cut.
+
+    ``written`` is the row as people read it, before any cut; ``text`` is the last message, cut where it is too long.
+    """
 
     key: str
     text: str
     prompt: Ids
     reward_prompt: Ids
     responses: tuple[Ids, ...]
-    confidence: int | None
+    written: Example
 
     @property
     def best(self) -> list[int]:
@@ -53,28 +58,63 @@ def split_prompts(rows: Sequence[TokenisedExample]) -> dict[str, list[dict[str, 
 
 def read_demonstrations(sources: Sequence[str]) -> Sieve[Example]:
     """Every demonstration once; raises like :func:`benchmarks.data.records.read_rows`, or where a source has none."""
-    return _read(sources, demonstration)
+    return _read_once(_rows(sources), demonstration)
 
 
 def read_comparisons(sources: Sequence[str]) -> Sieve[Example]:
-    """Every comparison once; raises like :func:`benchmarks.data.records.read_rows`, or where a source has none."""
-    return _read(sources, comparison)
+    """Every comparison once, without those that another row answers the other way round; raises like
+    :func:`benchmarks.data.records.read_rows`, or where a source has none."""
+    rows = _rows(sources)
+    preferred = _preferred(row for _, some in rows for row in some)
+
+    def use(row: object) -> Example:
+        found = comparison(row)
+        if len(preferred[_pair(found)]) > 1:
+            raise RowFault("another row prefers the other of the same two responses")
+        return found
+
+    return _read_once(rows, use)
 
 
-def _read(sources: Sequence[str], parse: Callable[[object], Example]) -> Sieve[Example]:
+def _rows(sources: Sequence[str]) -> list[tuple[str, list[object]]]:
+    """The rows of every source, by its name."""
+    return [(source_name(source), read_rows(source)) for source in sources]
+
+
+def _responses(example: Example) -> tuple[str, ...]:
+    return tuple(response.strip() for response in example.responses)
+
+
+def _pair(example: Example) -> Pair:
+    """A prompt and two responses, whichever was preferred."""
+    return key(example.prompt), frozenset(_responses(example))
+
+
+def _preferred(rows: Iterable[object]) -> dict[Pair, set[str]]:
+    """Of each pair, the responses that some row prefers; faulty rows prefer none."""
+    found: dict[Pair, set[str]] = {}
+    for row in rows:
+        with suppress(RowFault):
+            example = comparison(row)
+            found.setdefault(_pair(example), set()).add(_responses(example)[0])
+    return found
+
+
+def _read_once(rows: Sequence[tuple[str, Sequence[object]]], parse: Callable[[object], Example]) -> Sieve[Example]:
+    """The rows that ``parse`` accepts, each once."""
     sieve: Sieve[Example] = Sieve()
     seen: set[tuple[str, ...]] = set()
 
     def use(row: object) -> Example:
         found = parse(row)
-        identity = key(found.prompt), *(response.strip() for response in found.responses)
+        identity = key(found.prompt), *_responses(found)
         if identity in seen:
             raise RowFault("seen before")
         seen.add(identity)
         return found
 
-    for source in sources:
-        sieve.sift(source_name(source), read_rows(source), use)
+    for source, some in rows:
+        sieve.sift(source, some, use)
     return sieve
 
 
@@ -106,7 +146,7 @@ class Tokenisation:
                 prompt=ours,
                 reward_prompt=theirs,
                 responses=responses,
-                confidence=row.confidence,
+                written=row,
             )
 
         sieve.sift(what, found.kept, use)

@@ -2,7 +2,8 @@
 
 A language model (from scratch, or a base model, whole or through adapters) is fine-tuned on demonstrations, responses
 only; a Bradley-Terry reward model is fitted to comparisons, in its own prompt template. Prompts are split by a hash of
-their text, so no post or question is both learned from and tested on.
+their text, so no post or question is both learned from and tested on. The reward model's accuracy stands in the report
+beside that of a rule on surface features, on the same pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data.hold_out import SPLITS, by_hold_out
+import numpy as np
+
+from benchmarks.data.hold_out import SPLITS, by_hold_out, folds, held_out
 from benchmarks.data.preference_tokens import (
     Tokenisation,
     TokenisedExample,
@@ -19,9 +22,11 @@ from benchmarks.data.preference_tokens import (
     split_prompts,
 )
 from benchmarks.data.records import Sieve, as_list, fingerprints
+from benchmarks.reporting.statistics import Array
 from benchmarks.tasks import prepared_folder as prepared
+from benchmarks.tasks.preference_baselines import baseline_margins
 from benchmarks.tasks.preparation_settings import PreferencePreparation
-from benchmarks.tasks.reward_accuracy import by_confidence
+from benchmarks.tasks.reward_accuracy import REWARD_MODEL, by_confidence, compared, compared_lines
 from benchmarks.tasks.starting_models import base_tokenizer, continuations, from_base, from_scratch, require_context
 from models.training import supervised
 from models.training.finetuning import Adapted, adapted_language_model, adapted_reward_model
@@ -104,10 +109,17 @@ def _split(rows: Sequence[TokenisedExample], what: str) -> Split:
     return splits
 
 
+def _require_folds(number: int, prompts: int) -> None:
+    """Raise ValueError, before anything is trained, where there are fewer prompts than folds."""
+    if number > prompts:
+        raise ValueError(f"prepare: {number} folds need {number} prompts or more, and the comparisons have {prompts}")
+
+
 def _build(
     settings: PreferencePreparation, start: Start, sieves: Mapping[str, Sieve[TokenisedExample]], folder: Path
 ) -> dict[str, Any]:
     data = {what: _split(sieve.kept, what) for what, sieve in sieves.items()}
+    _require_folds(settings.folds, len({row.key for row in sieves["comparisons"].kept}))
     prompts = split_prompts([row for sieve in sieves.values() for row in sieve.kept])
     report: dict[str, Any] = {"score": "single_logit"}
     with prepared.reported(report, "language_model") as measured:
@@ -116,9 +128,13 @@ def _build(
     prepared.write_prompts(folder, prompts)
     held = [row["ids"] for row in prompts["held_out"]]
     report["samples"] = continuations(language_model, start.tokenizer, held, seed=settings.seed)
+    pairs = data["comparisons"]
     with prepared.reported(report, "reward_model") as measured:
-        reward_model = _reward_model(settings, start, language_model, data["comparisons"], measured)
+        reward_model = _new_reward_model(settings, start, language_model)
+        margins = _learn(settings, reward_model, pairs["train"], pairs["held_out"], measured)
+        measured.update(by_confidence(pairs["held_out"], margins))
     start.save(reward_model, folder / "reward")
+    report["accuracy"] = _accuracies(settings, start, language_model, sieves["comparisons"].kept, margins)
     report["data"] = {
         **{what: prepared.counts(splits) for what, splits in (*data.items(), ("prompts", prompts))},
         "hold_out": "prompts whose text has a SHA-256 divisible by 10",
@@ -149,18 +165,73 @@ def _fine_tuned(
     return model
 
 
-def _reward_model(
-    settings: PreferencePreparation, start: Start, language_model: Any, data: Split, measured: dict[str, Any]
-) -> Any:
-    """The Bradley-Terry model; its accuracy is measured beside that of the rule "longer wins"."""
-    assert settings.reward is not None  # resolved
+def _new_reward_model(settings: PreferencePreparation, start: Start, language_model: Any) -> Any:
+    """The trunk of the language model, or of the base under fresh adapters, with a fresh head."""
     if start.source is not None:
         assert settings.lora is not None
-        model = adapted_reward_model(start.source, settings.lora, seed=settings.seed, checkpointing=True).adapters
-    else:
-        model = supervised.new_classifier(language_model, seed=settings.seed, num_labels=1)
-    pairs, tests = ([Pair(**dict(zip(SIDES, row.reward_inputs, strict=True))) for row in data[part]] for part in SPLITS)
+        return adapted_reward_model(start.source, settings.lora, seed=settings.seed, checkpointing=True).adapters
+    return supervised.new_classifier(language_model, seed=settings.seed, num_labels=1)
+
+
+def _learn(
+    settings: PreferencePreparation,
+    model: Any,
+    rows: Sequence[TokenisedExample],
+    tested: Sequence[TokenisedExample],
+    measured: dict[str, Any],
+) -> Array:
+    """Fit the Bradley-Terry model to ``rows``, in place, and give its margins, score(chosen) - score(rejected), on
+    ``tested``."""
+    assert settings.reward is not None  # resolved
+    pairs, tests = (
+        [Pair(**dict(zip(SIDES, row.reward_inputs, strict=True))) for row in some] for some in (rows, tested)
+    )
     measured |= supervised.train_preference_model(model, pairs, tests, settings.reward)
     chosen, rejected = (supervised.last_token_scores(model, [getattr(pair, side) for pair in tests]) for side in SIDES)
-    measured |= by_confidence(data["held_out"], (chosen - rejected).tolist())
-    return model
+    return np.asarray(chosen - rejected, dtype=np.float64)
+
+
+def _accuracies(
+    settings: PreferencePreparation,
+    start: Start,
+    language_model: Any,
+    rows: Sequence[TokenisedExample],
+    margins: Array,
+) -> dict[str, Any]:
+    """The reward model beside the baselines on the held-out pairs, of which it has these ``margins``, and on all pairs;
+    printed as well."""
+    all_pairs = baseline_margins(rows)
+    tested = np.array([held_out(row.key) for row in rows])
+    held = {REWARD_MODEL: margins, **{name: some[tested] for name, some in all_pairs.items()}}
+    what = "all pairs"
+    if settings.folds:
+        what = f"all pairs, reward model in {settings.folds} folds by prompt"
+        crossed = _cross_validated_margins(settings, start, language_model, rows)
+        all_pairs = {REWARD_MODEL: crossed, **all_pairs}
+    report = {
+        "held_out": compared([row for row in rows if held_out(row.key)], held),
+        "all_pairs": {**compared(rows, all_pairs), "reward_model_folds": settings.folds},
+    }
+    for where, found in zip(("held-out pairs", what), report.values(), strict=True):
+        print("\n".join(compared_lines(where, found)), flush=True)
+    return report
+
+
+def _cross_validated_margins(
+    settings: PreferencePreparation, start: Start, language_model: Any, rows: Sequence[TokenisedExample]
+) -> Array:
+    """Margins on every pair of a reward model that learned from the other folds, each from the same start.
+
+    That start is the language model of this preparation, which may have learned to write the preferred responses of
+    prompts that are not held out.
+    """
+    margins, fold = np.zeros(len(rows)), np.array(folds([row.key for row in rows], settings.folds))
+    for number in range(settings.folds):
+        learned, tested = (
+            [row for row, here in zip(rows, mask, strict=True) if here] for mask in (fold != number, fold == number)
+        )
+        measured: dict[str, Any] = {}
+        model = _new_reward_model(settings, start, language_model)
+        margins[fold == number] = _learn(settings, model, learned, tested, measured)
+        print(f"fold {number + 1} of {settings.folds}: accuracy {measured['accuracy']:.3f}", flush=True)
+    return margins

@@ -207,12 +207,6 @@ MUTATIONS = (
         "tests/benchmarks/reporting/test_curve_readings.py::test_proxy_and_gold_part_only_where_gold_falls_and_the_proxy_does_not",
     ),
     Mutation(
-        "benchmarks/tasks/reward_accuracy.py",
-        "return 0.5 if margin == 0 else float(margin > 0)",
-        "return float(margin >= 0)",
-        "tests/benchmarks/data/test_preference_formats.py::test_accuracy_beside_the_longer_response",
-    ),
-    Mutation(
         "benchmarks/base/settings_checks.py",
         "if not number >= smallest:",
         "if not number > smallest:",
@@ -367,6 +361,65 @@ MUTATIONS = (
         "(2 * choice - 1) < 0",
         "(2 * choice - 1) > 0",
         "tests/benchmarks/data/test_preference_formats.py::test_the_ends_of_the_two_sided_scale_are_equally_sure",
+    ),
+    Mutation(
+        "benchmarks/data/preference_tokens.py",
+        "if len(preferred[_pair(found)]) > 1:",
+        "if len(preferred[_pair(found)]) > 2:",
+        "tests/benchmarks/data/test_preference_formats.py::"
+        "test_pairs_that_rows_disagree_about_are_left_out_and_pairs_they_agree_about_kept_once",
+    ),
+    Mutation(
+        "benchmarks/data/preference_tokens.py",
+        "frozenset(_responses(example))",
+        "frozenset(_responses(example)[:1])",
+        "tests/benchmarks/data/test_preference_formats.py::"
+        "test_pairs_that_rows_disagree_about_are_left_out_and_pairs_they_agree_about_kept_once",
+    ),
+    Mutation(
+        "benchmarks/data/surface_features.py",
+        "len(set(seen.words)) / max(",
+        "len(seen.words) / max(",
+        "tests/benchmarks/data/test_surface_features.py::test_features_by_hand",
+    ),
+    Mutation(
+        "benchmarks/data/hold_out.py",
+        "different = sorted(set(texts), key=text_hash)",
+        "different = list(dict.fromkeys(texts))",
+        "tests/benchmarks/data/test_surface_features.py::"
+        "test_folds_keep_a_text_together_are_of_even_size_and_do_not_depend_on_the_order",
+    ),
+    Mutation(
+        "benchmarks/tasks/preference_baselines.py",
+        "fit(differences[~tested])",
+        "fit(differences)",
+        "tests/benchmarks/tasks/test_reward_accuracy.py::"
+        "test_baselines_find_what_people_go_by_and_learn_from_no_pair_of_the_same_prompt",
+    ),
+    Mutation(
+        "benchmarks/tasks/preference_baselines.py",
+        "PENALTY * weights - scaled.T @ unsure",
+        "PENALTY * weights + scaled.T @ unsure",
+        "tests/benchmarks/tasks/test_reward_accuracy.py::test_weights_are_those_of_a_search_without_a_gradient",
+    ),
+    Mutation(
+        "benchmarks/tasks/reward_accuracy.py",
+        "np.bincount([place[cluster] for cluster in clusters], values - mean)",
+        "values - mean",
+        "tests/benchmarks/tasks/test_reward_accuracy.py::test_the_interval_over_prompts_by_hand",
+    ),
+    Mutation(
+        "benchmarks/tasks/reward_accuracy.py",
+        "return (np.sign(margins) + 1) / 2",
+        "return np.heaviside(margins, 0.0)",
+        "tests/benchmarks/tasks/test_reward_accuracy.py::test_rules_are_compared_on_the_same_pairs",
+    ),
+    Mutation(
+        "benchmarks/tasks/prepare_preferences.py",
+        "mask in (fold != number, fold == number)",
+        "mask in (fold == fold, fold == number)",
+        "tests/benchmarks/tasks/test_prepare_preferences.py::"
+        "test_cross_validation_tests_every_pair_once_on_a_fresh_model_that_read_no_pair_of_its_prompt",
     ),
     Mutation(
         "benchmarks/reporting/tables.py",

@@ -8,7 +8,6 @@ from tokenizers.processors import TemplateProcessing
 from benchmarks.data.preference_formats import Example, Turn, comparison, demonstration, key
 from benchmarks.data.preference_tokens import (
     Tokenisation,
-    TokenisedExample,
     read_comparisons,
     read_demonstrations,
     split_prompts,
@@ -16,7 +15,6 @@ from benchmarks.data.preference_tokens import (
 from benchmarks.data.records import HUB, RowFault, fingerprints, read_rows
 from benchmarks.data.rendering import fitted, render, response_ids
 from benchmarks.data.templates import CHAT, TEMPLATES, check_template
-from benchmarks.tasks.reward_accuracy import by_confidence
 from benchmarks.tasks.starting_models import byte_level_tokenizer
 
 QUESTION = (Turn(role="user", content="Why?"),)
@@ -122,7 +120,9 @@ def test_faulty_rows_are_named(row, said):
 
 @pytest.mark.slow
 def test_real_rows_are_understood(data_folder):
-    assert len(read_comparisons([str(data_folder / "tldr_comparisons.jsonl.gz")]).kept) > 750
+    summaries = read_comparisons([str(data_folder / "tldr_comparisons.jsonl.gz")])
+    assert len(summaries.kept) == 763
+    assert sorted(map(len, summaries.rejected.values())) == [40, 110]  # seen before, and contradicted: 18 pairs
     assert len(read_demonstrations([str(data_folder / "reddit_tldr_posts.jsonl.gz")]).kept) > 1000
     helpful = read_comparisons([str(data_folder / "hh_helpful.jsonl.gz")])
     assert len(helpful.kept) > 4000
@@ -247,20 +247,34 @@ def test_every_text_begins_once(template, tmp_path):
         assert first not in whole[1:-1]
 
 
-def test_accuracy_beside_the_longer_response():
-    def row(confidence, chosen, rejected):
-        responses = ((2,) * chosen, (2,) * rejected)
-        return TokenisedExample(
-            key="", text="", prompt=(1,), reward_prompt=(1,), responses=responses, confidence=confidence
-        )
+def test_pairs_that_rows_disagree_about_are_left_out_and_pairs_they_agree_about_kept_once(tmp_path):
+    def row(first, second, choice, confidence):
+        return {"prompt": "A post", "summaries": [first, second], "choice": choice, "confidence": confidence}
 
-    rows = [row(9, 2, 1), row(9, 1, 2), row(1, 1, 1), row(1, 1, 2)]
-    found = by_confidence(rows, [1.0, 2.0, 0.0, -1.0])
-    assert found["longer_wins"] == (1 + 0 + 0.5 + 0) / 4
-    assert found["accuracy_where_the_shorter_won"] == 0.5
-    assert found["by_confidence"]["9"] == {"pairs": 2, "accuracy": 1.0, "longer_wins": 0.5}
-    assert found["by_confidence"]["1"] == {"pairs": 2, "accuracy": 0.25, "longer_wins": 0.25}
-    assert "by_confidence" not in by_confidence([row(None, 2, 1)], [1.0])
+    rows = [
+        row("a", "b", 0, 4),
+        row("b", " a", 0, 3),  # the same two, the other one preferred
+        row("a", "b", 0, 1),
+        row("a", "c", 0, 2),
+        row("c", "a", 1, 9),  # the same two the other way round, the same one preferred
+        {**row("a", "b", 0, 4), "prompt": "Another post"},
+        {**row("a", "d", 1, 4), "prompt": "A post"},  # a fault, which contradicts nothing
+        row("a", "d", 0, 3),
+    ]
+    two = [write(tmp_path / name, some) for name, some in (("one.jsonl", rows[:1]), ("two.jsonl", rows[1:]))]
+    with pytest.raises(ValueError, match="one.jsonl: not one usable row of 1"):
+        read_comparisons(two)  # the row that contradicts it may stand in another file
+    found = read_comparisons([write(tmp_path / "all.jsonl", rows)])
+    assert [(example.prompt[0].content, example.responses, example.confidence) for example in found.kept] == [
+        ("A post", ("a", "c"), 3),
+        ("Another post", ("a", "b"), 1),
+        ("A post", ("a", "d"), 2),
+    ]
+    assert {reason: len(some) for reason, some in found.rejected.items()} == {
+        "another row prefers the other of the same two responses": 3,
+        "seen before": 1,
+        "'confidence' is for one summary and 'choice' for the other": 1,
+    }
 
 
 def test_sources(tmp_path):

@@ -6,12 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.data.preference_formats import Example
+from benchmarks.data.preference_tokens import TokenisedExample
 from benchmarks.prepare import PREPARATIONS, main
 from benchmarks.runs.arms import parse_arms
 from benchmarks.runs.comparison import Panel, plan
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.settings import ComparisonSettings
 from benchmarks.runs.single_run import execute, gold_instruments, require_runnable
+from benchmarks.tasks import prepare_preferences as prepare_preferences_module
 from benchmarks.tasks.definitions import PreferenceTask, make_task
 from benchmarks.tasks.model_settings import Loading
 from benchmarks.tasks.preparation_settings import TASK_DEFAULTS, PreferencePreparation
@@ -55,8 +58,8 @@ def prepared(task, out, rows, **changes):
 @pytest.fixture(scope="module")
 def summaries(rows, tmp_path_factory):
     out = tmp_path_factory.mktemp("summaries") / "out"
-    report = prepared("summarisation", out, rows, size="micro", max_prompt_tokens=64, max_response_tokens=24)
-    return out, report
+    small = {"size": "micro", "max_prompt_tokens": 64, "max_response_tokens": 24}
+    return out, prepared("summarisation", out, rows, folds=2, **small)
 
 
 def test_prepare_reports_what_it_measured_and_left_out(summaries):
@@ -68,6 +71,57 @@ def test_prepare_reports_what_it_measured_and_left_out(summaries):
     assert report["data"]["left_out"]["comparisons"] == {"no column 'rejected'": 1}
     assert len(report["samples"]) > 0
     assert json.loads((out / "run.json").read_text())["settings"]["size"] == "micro"
+
+
+def test_the_reward_model_stands_beside_the_baselines_on_the_same_pairs(summaries):
+    report = summaries[1]
+    held, every = report["accuracy"]["held_out"], report["accuracy"]["all_pairs"]
+    assert held["pairs"] == report["data"]["comparisons"]["held_out"]
+    assert every["pairs"] == sum(report["data"]["comparisons"].values())
+    assert every["reward_model_folds"] == 2
+    rules = {"reward_model", "surface_features", "length_alone"}
+    for found in (held, every):
+        assert rules <= set(found)
+        assert all(0 <= found[rule]["mean"] <= 1 for rule in rules)
+    assert held["reward_model"]["mean"] == pytest.approx(report["reward_model"]["accuracy"])  # without ties
+    assert every["length_alone"]["mean"] > 0.9  # the preferred responses have one word more
+
+
+def test_cross_validation_tests_every_pair_once_on_a_fresh_model_that_read_no_pair_of_its_prompt(
+    monkeypatch, tmp_path, rows
+):
+    settings = PreferencePreparation(comparisons=rows, out=str(tmp_path), folds=3)
+    examples = [
+        TokenisedExample(
+            key=str(i // 2), text="", prompt=(1,), reward_prompt=(1,), responses=((i,), (i + 1,)),
+            written=Example(prompt=(), responses=("a", "b")),
+        )
+        for i in range(20)
+    ]  # fmt: skip
+    models, start = [], prepare_preferences_module.Start(tokenizer=None, model=None, source=None)
+
+    def fresh(*_):
+        models.append(object())
+        return models[-1]
+
+    def learn(_, model, learned, tested, measured):
+        assert model is models[-1]
+        measured["accuracy"] = 0.5
+        assert not {row.key for row in learned} & {row.key for row in tested}
+        assert len(learned) + len(tested) == 20
+        return np.array([float(row.responses[0][0]) for row in tested])
+
+    monkeypatch.setattr(prepare_preferences_module, "_new_reward_model", fresh)
+    monkeypatch.setattr(prepare_preferences_module, "_learn", learn)
+    margins = prepare_preferences_module._cross_validated_margins(settings, start, None, examples)
+    assert margins.tolist() == list(range(20))
+    assert len(set(map(id, models))) == 3
+
+
+def test_more_folds_than_prompts_are_refused_before_training(rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_preferences_module, "_fine_tuned", None)  # never called
+    with pytest.raises(ValueError, match="500 folds need 500 prompts or more, and the comparisons have 80"):
+        prepared("summarisation", tmp_path / "out", rows, size="micro", folds=500)
 
 
 def test_no_prompt_is_both_learned_from_and_tested_on(summaries):
@@ -144,6 +198,8 @@ def test_a_base_that_reads_too_little_is_refused_before_training(rows, tmp_path)
         ({"size": "tiny", "base": "gpt2"}, "not both"),
         ({"lora": LoraSettings()}, "lora trains adapters on a base"),
         ({"base": "gpt2", "four_bit": True}, "all weights are trained in float32"),
+        ({"folds": 1}, "folds must be 0 .* or 2 or more, got 1"),
+        ({"folds": -2}, "got -2"),
         ({"max_prompt_tokens": 1000}, "exceed context 1024"),
         ({"template": "none"}, "is none of plain"),
         ({"reward_template": "none"}, "is none of plain"),
