@@ -147,8 +147,8 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/runs/pilot.py",
-        "math.sqrt(2) * float(scores.std(ddof=1))",
-        "float(scores.std(ddof=1))",
+        "return detectable_difference(math.sqrt(2) * spread,",
+        "return detectable_difference(spread,",
         "tests/benchmarks/runs/test_pilot.py::test_its_lines_by_hand",
     ),
     Mutation(
