@@ -186,7 +186,7 @@ def notes(results: Results, outcomes: Sequence[ArmsRow]) -> tuple[str, ...]:
         f"{results.task}, {counted(results.steps, 'step')}; averages are over all steps unless the row says otherwise."
         f"{_undefined(results)}",
         brackets,
-        secondary_outcomes.note(outcomes),
+        secondary_outcomes.note(results, outcomes),
         "Raw value loss and plain explained variance are not comparable between methods: spreading a score changes "
         "the targets themselves. Compare value loss / within-position variance and explained variance over position.",
     )

@@ -51,7 +51,7 @@ def _at_equal_kl(results: Results) -> list[ArmsRow]:
     level = min(float(results.per_seed(arm, "kl", LAST).mean()) for arm in results.arms)
     found = {arm: at_level(curves, level).on_means for arm, curves in results.curves.items()}
     values = {arm: math.nan if score is None else score for arm, score in found.items()}
-    return [ArmsRow("score_at_equal_kl", f"score where the mean KL first reaches {number(level)} nats", values)]
+    return [ArmsRow("score_at_equal_kl", f"score at equal KL, {number(level)} nats", values)]
 
 
 def _in_equal_time(results: Results) -> list[ArmsRow]:
@@ -62,7 +62,7 @@ def _in_equal_time(results: Results) -> list[ArmsRow]:
     limit = min(float(curve.sum(1).mean()) for curve in seconds.values())
     scores = _curves(results, "score")
     values = {arm: summarise(scores_until(limit, curve, scores[arm])) for arm, curve in seconds.items()}
-    return [ArmsRow("score_in_equal_time", f"average score of the first {number(limit)} s", values)]
+    return [ArmsRow("score_in_equal_time", f"average score in equal time, {number(limit)} s", values)]
 
 
 def _curves(results: Results, metric: str) -> dict[str, Array]:
@@ -70,15 +70,20 @@ def _curves(results: Results, metric: str) -> dict[str, Array]:
     return {arm: curves[metric] for arm, curves in results.curves.items() if metric in curves}
 
 
-def note(rows: Sequence[ArmsRow]) -> str:
+def note(results: Results, rows: Sequence[ArmsRow]) -> str:
     """What the rows that are there mean, and what their – means."""
     said = {
-        "step_of_the_best": f"{REFERENCE}'s best is the highest mean over seeds at a step; – where an arm never gets "
-        "there.",
-        "score_at_equal_kl": f"Equal KL: the lowest mean of the last {LAST} steps among the arms; read off the means "
-        "over seeds.",
-        "score_in_equal_time": "Equal time: the mean score of the steps that a run had finished when the fastest arm's "
-        "mean run was over; seconds are those of this machine.",
+        "step_of_the_best": (
+            f"{REFERENCE}'s best: the highest mean over seeds at a step; – where an arm's mean never gets there."
+        ),
+        "score_at_equal_kl": (
+            f"Equal KL: the lowest mean KL of the last {last_steps(results)} steps among the arms; the score is "
+            "that of the first step whose mean KL reaches it."
+        ),
+        "score_in_equal_time": (
+            "Equal time: how long the fastest arm's runs took, on average and on this machine; the score is the mean "
+            "of the steps that a run had finished by then."
+        ),
     }
     shown = [said[row.key] for row in rows if row.key in said]
-    return " ".join([f"Rows under “{HEADING}” explain; they decide nothing.", *shown])
+    return " ".join([f"Rows under “{HEADING}” help to explain a result; nothing is decided by them.", *shown])

@@ -175,7 +175,7 @@ def test_what_is_not_tested_stands_under_a_heading():
 def test_an_arm_that_never_reaches_the_best_of_sparse_has_a_dash():
     report = build(results({"sparse": 1.0, "abc": 0.5}))
     assert np.isnan(table(report)["step_of_the_best"]["abc"])
-    assert "– where an arm never gets there" in report.notes[2]
+    assert "– where an arm's mean never gets there" in report.notes[2]
 
 
 def test_without_sparse_a_winner_must_clear_every_other_arm():
