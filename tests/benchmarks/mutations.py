@@ -118,6 +118,12 @@ MUTATIONS = (
         "benchmarks/reporting/power.py",
         "freedom, shift = seeds - 1, abs(difference) / spread * math.sqrt(seeds)",
         "freedom, shift = seeds, abs(difference) / spread * math.sqrt(seeds)",
+        "tests/benchmarks/reporting/test_power.py::test_the_inverses_agree",
+    ),
+    Mutation(
+        "benchmarks/reporting/power.py",
+        "smallest_found(spread / math.sqrt(seeds), seeds - 1, tests)",
+        "smallest_found(spread / math.sqrt(seeds), seeds, tests)",
         "tests/benchmarks/reporting/test_power.py::test_it_is_how_often_the_test_of_the_report_finds_the_difference[5]",
     ),
     Mutation(
