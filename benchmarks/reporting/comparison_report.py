@@ -169,8 +169,8 @@ def notes(results: Results, outcomes: Sequence[ArmsRow]) -> tuple[str, ...]:
         brackets = f"One seed has no range; below {FEWEST_SEEDS} seeds there are no intervals and no p-values."
     elif results.fewest < FEWEST_SEEDS:
         brackets = (
-            f"Brackets: range over {results.how_many} seeds; below {FEWEST_SEEDS} seeds there are no intervals and no "
-            "p-values."
+            f"Brackets: range over {results.how_many} seeds{_or_interval(results)}; below {FEWEST_SEEDS} seeds there "
+            "are no intervals and no p-values."
         )
     else:
         brackets = (
@@ -190,6 +190,10 @@ def notes(results: Results, outcomes: Sequence[ArmsRow]) -> tuple[str, ...]:
         "Raw value loss and plain explained variance are not comparable between methods: spreading a score changes "
         "the targets themselves. Compare value loss / within-position variance and explained variance over position.",
     )
+
+
+def _or_interval(results: Results) -> str:
+    return f", from {FEWEST_SEEDS} on the 95 % t-interval" if max(results.counts.values()) >= FEWEST_SEEDS else ""
 
 
 def _tested_by(results: Results) -> str:

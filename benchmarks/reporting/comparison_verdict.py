@@ -42,6 +42,8 @@ def _said_of_ranges(results: Results, scores: Mapping[str, Summary]) -> str:
     highest = f"{best} has the highest average score, {tables.text(scores[best])}"
     tie = f"{' and '.join(tied)} tie at the average score {number(scores[best].mean)}"
     why = _why_no_interval(results.fewest)
+    if results.fewest < FEWEST_SEEDS <= max(results.counts.values()):
+        why = f"Arms with fewer than {FEWEST_SEEDS} seeds have ranges only"
     return f"{why}, so no method is called better ({tie if len(tied) > 1 else highest})"
 
 

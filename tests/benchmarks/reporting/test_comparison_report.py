@@ -146,6 +146,15 @@ def test_arms_with_seeds_of_their_own_are_compared_by_welchs_test():
     assert [len(saved["per_seed"][arm]["average_score"]) for arm in own] == [9, 5, 5]
 
 
+def test_an_arm_with_too_few_seeds_of_its_own_is_not_tested():
+    many, few = results({"sparse": 1.0}, seeds=9), results({"abc": 2.0}, seeds=3)
+    own = {"sparse": tuple(range(9)), "abc": (0, 1, 2)}
+    report = build(Results(task="t", seeds=own["sparse"], own_seeds=own, curves={**many.curves, **few.curves}))
+    assert report.verdict.startswith("Arms with fewer than 4 seeds have ranges only, so no method is called better")
+    assert report.notes[1].startswith("Brackets: range over 3 to 9 seeds, from 4 on the 95 % t-interval; below 4 seeds")
+    assert "p_holm" not in table(report)
+
+
 def test_what_is_not_tested_stands_under_a_heading():
     score = np.tile(np.arange(STEPS, dtype=float), (5, 1))
     kl = np.tile(np.arange(STEPS) / 10, (5, 1))
