@@ -4,9 +4,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.experiments.settings import LearningCurves
 from benchmarks.reporting import arm_columns, figures
-from benchmarks.reporting.comparison_report import differences_to_reference
 from benchmarks.reporting.curve_readings import REFERENCE, best_of_mean, last_steps, steps_to_pass, threshold
 from benchmarks.reporting.paper_curves import paper_curves
+from benchmarks.reporting.primary_outcome import differences_to_reference
 from benchmarks.reporting.statistics import Results
 from benchmarks.reporting.tables import Table, Value, number
 from benchmarks.runs.comparison import ComparisonResults
@@ -25,7 +25,7 @@ def draw(done: ComparisonResults, _: LearningCurves) -> Figure:
         figures.behind(axes, results, paper_curves(file, results.task, theirs))
         figures.panel(axes, results, metric, edges=figures.standard_deviations)
     behind = "; thin: the paper's means" if paper_curves(file, results.task, "reward") else ""
-    title = f"{results.task} (line: mean, band: ± standard deviation; seeds: {len(results.seeds)}{behind})"
+    title = f"{results.task} (line: mean, band: ± standard deviation; seeds: {results.how_many}{behind})"
     figures.legend(figure, figure.axes[0], title)
     return figure
 
@@ -40,12 +40,13 @@ def table(done: ComparisonResults, options: LearningCurves) -> Table:
         passed = None if best is None else steps_to_pass(results.curves[arm]["score"], best)
         return "never" if passed is None else str(passed)
 
+    kind = "paired difference" if results.paired else "difference"
     corrected: arm_columns.Columns = {
         "p (Holm)": lambda _, arm: differences[arm].p_holm if arm in differences else None
     }
     columns: arm_columns.Columns = {
         **arm_columns.AVERAGE_SCORE,
-        f"paired difference to {REFERENCE}": lambda _, arm: differences[arm].mean if arm in differences else None,
+        f"{kind} to {REFERENCE}": lambda _, arm: differences[arm].mean if arm in differences else None,
         **(corrected if any(one.p_holm is not None for one in differences.values()) else {}),
         "std over seeds": arm_columns.deviation_over_seeds(),
         f"step past {REFERENCE}'s best": first_past,

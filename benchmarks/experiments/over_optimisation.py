@@ -46,7 +46,7 @@ def draw(done: ComparisonResults, options: OverOptimisation) -> Figure:
         axes.set_title(f"{title} (gain, std of step 1)", loc="left")
         figures.value_axis(axes, "KL (nats per response)")
     figures.one_scale(figure.axes[:2])
-    title = f"{results.task} (means over {counted(len(results.seeds), 'seed')} and {counted(options.block, 'step')})"
+    title = f"{results.task} (means over {results.counted_seeds} and {counted(options.block, 'step')})"
     figures.legend(figure, figure.axes[0], title)
     return figure
 

@@ -38,7 +38,7 @@ def draw(done: ComparisonResults, options: RewardKL) -> Figure:
     axes.set_xlim(low, high)
     figures.value_axis(axes, "KL to the reference (nats per response)")
     axes.set_ylabel("score")
-    over = f"{counted(len(results.seeds), 'seed')} and {counted(options.block, 'step')}"
+    over = f"{results.counted_seeds} and {counted(options.block, 'step')}"
     title = f"{results.task} (means over {over}; dots: single runs)"
     figures.legend(figure, axes, title)
     return figure

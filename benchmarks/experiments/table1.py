@@ -30,7 +30,8 @@ def read(folder: Path) -> Results:
     record = read_record(folder)
     if record.get("made_by") != MADE_BY:
         raise ValueError(f"{folder} was made by {record.get('made_by')}, not by a comparison")
-    return finished_curves(record["settings"]["task"], folder / "runs")
+    settings = record["settings"]
+    return finished_curves(settings["task"], folder / "runs", paired=settings.get("seeds_of") is None)
 
 
 def table(found: Sequence[Results], settings: TableOne) -> Table:

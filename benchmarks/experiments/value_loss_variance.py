@@ -38,8 +38,8 @@ def write(done: ComparisonResults, _: Any, out: Path, console: Console) -> None:
     figures.write(done.only, shown[0], out / "figures")
     heat_map.write(f"Credit on {settings.task}", shown, out / "heatmap.html")
     write_json(out / REPORT, {"arms": list(done.only.arms), "credit": noted(shown)})
-    seeds = [f"seed-{seed}" for seed in done.only.seeds]
-    comparison_page.write([out / "runs" / arm / seed for arm in done.only.arms for seed in seeds], out / PAGE)
+    runs = [out / "runs" / arm / f"seed-{seed}" for arm in done.only.arms for seed in done.only.seeds_of(arm)]
+    comparison_page.write(runs, out / PAGE)
     show(shown[:2], console)
     tables.show(report.table, console)
     console.print(

@@ -17,7 +17,7 @@ def average(metric: str, last: int | None = None) -> Callable[[Results, str], Va
 
 def runs_of_all(count: Callable[[Results, str], int]) -> Callable[[Results, str], Value]:
     """How many of an arm's runs, as "1 of 5"."""
-    return lambda results, arm: f"{count(results, arm)} of {len(results.seeds)}"
+    return lambda results, arm: f"{count(results, arm)} of {results.counts[arm]}"
 
 
 def failures(limit: Threshold) -> Columns:

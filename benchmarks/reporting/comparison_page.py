@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 
 from benchmarks.base.run_folder import RECORD, read_record
-from benchmarks.reporting import comparison_report, tables
+from benchmarks.reporting import comparison_report, comparison_verdict, tables
 from benchmarks.reporting.curve_readings import LAST
 from benchmarks.reporting.ruined_runs import ruined_runs
 from benchmarks.reporting.run_sets import RunSet, find_runs, results, seed_of, sorted_into_arms
@@ -115,7 +115,7 @@ def _task(record: Mapping[str, Any]) -> str | None:
 
 def page(comparison: Comparison) -> str:
     """The whole HTML document."""
-    found = _looked_at(results(comparison.runs, comparison.name), comparison.record)
+    found = _compared(comparison)
     sections = {
         "Curves": _charts(comparison.runs),
         "Credit of the same responses": _examples(comparison.examples),
@@ -131,9 +131,11 @@ def page(comparison: Comparison) -> str:
     return sectioned(title, MINUS.sub("−", _about(comparison.runs, found)), tiles, sections)
 
 
-def _looked_at(found: Results | None, record: Mapping[str, Any]) -> Results | None:
-    """With the most seeds of a comparison that looks several times."""
-    settings = record.get("settings", {})
+def _compared(comparison: Comparison) -> Results | None:
+    """The curves of the arms, paired unless an arm was given seeds of its own, and with the most seeds of a comparison
+    that looks several times."""
+    settings = comparison.record.get("settings", {})
+    found = results(comparison.runs, comparison.name, paired=settings.get("seeds_of") is None)
     if found is None or settings.get("until") is None:
         return found
     seeds = settings["seeds"]
@@ -156,7 +158,7 @@ def _conclusion(runs: RunSet, found: Results | None) -> str:
         f"comparison covers the first {counted(steps, 'step')}."
     )
     through = min(reached) == max(reached) == max(last)
-    return comparison_report.verdict(found) + ("" if through else going)
+    return comparison_verdict.verdict(found) + ("" if through else going)
 
 
 def _tiles(found: Results) -> str:
@@ -166,7 +168,7 @@ def _tiles(found: Results) -> str:
         score = summarise(found.per_seed(arm, "score"))
         kl, length = (float(found.per_seed(arm, name, LAST).mean()) for name in ("kl", "length"))
         spread = f"{tables.number(score.low)} to {tables.number(score.high)} ({score.kind})"
-        shown = "" if len(found.seeds) == 1 else f"<small>{escaped(signed(spread))}</small>"
+        shown = "" if found.counts[arm] == 1 else f"<small>{escaped(signed(spread))}</small>"
         cells.append(
             f"<li><span>{escaped(arm)}</span><b>{signed(tables.number(score.mean))}</b>{shown}"
             f"<small>at the end KL {signed(tables.number(kl))}, {tables.number(length)} tokens</small></li>"
@@ -192,7 +194,11 @@ def _table(found: Results) -> str:
     report = comparison_report.build(found)
     head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in report.table.columns)
     rows = []
-    for title, *values in report.table.rows:
+    for place, (title, *values) in enumerate(report.table.rows):
+        if part := report.table.parts.get(place):
+            rows.append(
+                f'<tr class="part"><th scope="rowgroup" colspan="{len(report.table.columns)}">{escaped(part)}</th></tr>'
+            )
         cells = "".join(
             f'<td class="n" data-is="{escaped(arm)}">{escaped(signed(tables.text(value)))}</td>'
             for arm, value in zip(found.arms, values, strict=True)

@@ -101,6 +101,18 @@ def at_level(curves: Mapping[str, Array], level: float) -> AtLevel:
     )
 
 
+def scores_until(limit: float, seconds: Array, scores: Array) -> Array:
+    """The mean score, by seed, of the steps that a run had finished ``limit`` seconds after it began; NaN where none.
+
+    Args:
+        limit: in seconds.
+        seconds: how long each step took, (seed, step).
+        scores: (seed, step).
+    """
+    finished = np.cumsum(seconds, 1) <= limit * (1 + 1e-9)  # a sum in another order is not the same to the last digit
+    return nan_mean(np.where(finished, scores, np.nan))
+
+
 def blocks(curve: Array, size: int) -> Array:
     """Means of consecutive blocks of steps, by seed; the last may be shorter."""
     starts = range(0, curve.shape[1], size)

@@ -206,8 +206,9 @@ def one_scale(panels: Sequence[Axes]) -> None:
 
 def band_meaning(results: Results) -> str:
     """What line and band are."""
-    seeds = len(results.seeds)
-    return f"line: mean, band: {'range' if seeds < FEWEST_SEEDS else '95 % t-interval'}; seeds: {seeds}"
+    few, many = results.fewest, max(results.counts.values())
+    interval = "95 % t-interval" + (f" (range below {FEWEST_SEEDS} seeds)" if few < FEWEST_SEEDS else "")
+    return f"line: mean, band: {'range' if many < FEWEST_SEEDS else interval}; seeds: {results.how_many}"
 
 
 @style()

@@ -1,10 +1,11 @@
 """What a comparison can find: the smallest difference that so many seeds detect, and the seeds that a difference takes.
 
-All of it is about two-sided paired t-tests at 5 %. Their power is a tail of the noncentral t distribution (Cohen 1988,
-Statistical Power Analysis, chapter 2).
+All of it is about two-sided t-tests at 5 %, paired unless said otherwise. Their power is a tail of the noncentral t
+distribution (Cohen 1988, Statistical Power Analysis, chapter 2); of Welch's test, nearly so.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy import optimize, stats
@@ -22,6 +23,11 @@ def power(difference: float, spread: float, seeds: int, tests: int = 1) -> float
     """How often the test finds a true mean ``difference``, where ``spread`` is the standard deviation of the paired
     differences over seeds. Of several ``tests``, it is what Holm's correction leaves at its strictest step."""
     freedom, shift = seeds - 1, abs(difference) / spread * math.sqrt(seeds)
+    return _found(shift, freedom, tests)
+
+
+def _found(shift: float, freedom: float, tests: int) -> float:
+    """How often a true difference of ``shift`` standard errors is found."""
     limit = stats.t.ppf(1 - (1 - LEVEL) / tests / 2, freedom)
     wrong_side = stats.nct.cdf(-limit, freedom, shift)  # NaN for some numbers that are too small to count
     return float(stats.nct.sf(limit, freedom, shift) + np.nan_to_num(wrong_side))
@@ -35,21 +41,29 @@ def detectable_difference(spread: float, seeds: int, tests: int = 1) -> float:
     """
     if seeds < FEWEST_SEEDS:
         raise ValueError(f"{seeds} seeds are not tested: {FEWEST_SEEDS} or more are")
-    if spread == 0:
-        return 0.0
+    return smallest_found(spread / math.sqrt(seeds), seeds - 1, tests)
+
+
+def smallest_found(error: float, freedom: float, tests: int = 1) -> float:
+    """The same by the standard error of a difference and its degrees of freedom, whichever t-test it is."""
     most = 1.0
-    while power(most, 1.0, seeds, tests) < POWER:
+    while _found(most, freedom, tests) < POWER:
         most *= 2
-    return spread * float(optimize.brentq(lambda found: power(found, 1.0, seeds, tests) - POWER, 0.0, most))
+    return error * float(optimize.brentq(lambda shift: _found(shift, freedom, tests) - POWER, 0.0, most))
 
 
 def seeds_for(difference: float, spread: float, tests: int = 1) -> int:
     """The fewest seeds with which the test finds ``difference`` with a probability of ``POWER``, from
     ``FEWEST_SEEDS`` to ``MOST_SEEDS``."""
+    return fewest_seeds(lambda seeds: power(difference, spread, seeds, tests) >= POWER)
+
+
+def fewest_seeds(enough: Callable[[int], bool]) -> int:
+    """The fewest seeds that are enough, from ``FEWEST_SEEDS`` to ``MOST_SEEDS``, where more of them always are."""
     few, many = FEWEST_SEEDS - 1, FEWEST_SEEDS
-    while many < MOST_SEEDS and power(difference, spread, many, tests) < POWER:
+    while many < MOST_SEEDS and not enough(many):
         few, many = many, 2 * many
     while many - few > 1:
         middle = (few + many) // 2
-        few, many = (few, middle) if power(difference, spread, middle, tests) >= POWER else (middle, many)
+        few, many = (few, middle) if enough(middle) else (middle, many)
     return min(many, MOST_SEEDS)

@@ -67,19 +67,22 @@ def seed_of(run: RunRecord) -> int:
     return int(as_number(run.config.get("seed", 0)))
 
 
-def results(found: RunSet, task: str) -> Results | None:
-    """Curves over the seeds that every arm has, cut to the steps that every run has reached; None if there are no
-    such seeds or steps. Held-out figures are there where every run has finished."""
-    seeds = sorted(set.intersection(*({seed_of(run) for run in runs} for runs in found.arms.values())))
-    chosen = {arm: [run for run in runs if seed_of(run) in seeds] for arm, runs in found.arms.items()}
+def results(found: RunSet, task: str, *, paired: bool = True) -> Results | None:
+    """Curves over the seeds that every arm has, or where arms are not ``paired`` by design, over all that each has; cut
+    to the steps that every run has reached. None if there are no such seeds or steps. Held-out figures are there where
+    every run has finished."""
+    shared = set.intersection(*({seed_of(run) for run in runs} for runs in found.arms.values()))
+    chosen = {arm: [run for run in runs if not paired or seed_of(run) in shared] for arm, runs in found.arms.items()}
+    seeds = {arm: tuple(map(seed_of, runs)) for arm, runs in chosen.items()}
     steps = min((len(run.metrics) for runs in chosen.values() for run in runs), default=0)
-    if not steps or any(len(runs) != len(seeds) for runs in chosen.values()):
+    if not steps or any(len(set(some)) < len(some) for some in seeds.values()):
         return None
     finals = {run.folder: _final(run) for runs in chosen.values() for run in runs}
     complete = all(finals.values())
     return Results(
         task=task,
-        seeds=tuple(seeds),
+        seeds=tuple(sorted(set().union(*seeds.values()))),
+        own_seeds={} if paired else seeds,
         curves={
             arm: curves([run.metrics for run in runs], [finals[run.folder] for run in runs] if complete else [], steps)
             for arm, runs in chosen.items()

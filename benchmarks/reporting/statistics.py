@@ -1,11 +1,12 @@
-"""Statistics for a handful of seeds: intervals, paired differences, and correction for multiple comparisons.
+"""Statistics for a handful of seeds: intervals, differences between arms, and correction for multiple comparisons.
 
 A *curve* is an array (seed, step); everything here reduces steps first and treats seeds as the sample. Below
 ``FEWEST_SEEDS`` there is a mean and a range, never an interval or a p-value.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -24,12 +25,14 @@ RESAMPLES = 9_999
 class Results:
     """All runs of one experiment: per arm and metric, a curve (seed, step); NaN where a step did not define it.
 
-    Arms are paired: row i of every curve belongs to ``seeds[i]``, which fixed prompts, lengths and uniforms.
+    Arms are paired: row i of every curve belongs to ``seeds[i]``, which fixed prompts, lengths and uniforms. Where the
+    arms have different seeds by design, ``own_seeds`` holds those of every arm, and they are not paired.
     """
 
     task: str
     seeds: tuple[int, ...]
     curves: Mapping[str, Mapping[str, Array]]
+    own_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     most: int | None = None
     """The most seeds, where the comparison looks several times and may stop before; None where it looks once."""
 
@@ -37,6 +40,36 @@ class Results:
     def arms(self) -> tuple[str, ...]:
         """Labels, in the order asked for."""
         return tuple(self.curves)
+
+    @property
+    def paired(self) -> bool:
+        """Whether all arms have the same seeds by design."""
+        return not self.own_seeds
+
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        """The seeds of one arm, in the order of its rows."""
+        return self.own_seeds.get(arm, self.seeds)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many seeds each arm has."""
+        return {arm: len(self.seeds_of(arm)) for arm in self.arms}
+
+    @property
+    def fewest(self) -> int:
+        """The number of seeds of the arm that has the fewest."""
+        return min(self.counts.values())
+
+    @property
+    def how_many(self) -> str:
+        """How many seeds an arm has: "5", or "5 to 20"."""
+        few, many = self.fewest, max(self.counts.values())
+        return f"{few}" if few == many else f"{few} to {many}"
+
+    @property
+    def counted_seeds(self) -> str:
+        """The same with its noun, as "1 seed"."""
+        return f"{self.how_many} seed{'' if self.how_many == '1' else 's'}"
 
     @property
     def steps(self) -> int:
@@ -65,9 +98,9 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Mean paired difference of an arm to the reference: its t-interval over seeds, and the p-value of the paired
-    t-test, two-sided, before and after Holm's correction. None below ``FEWEST_SEEDS``, and where all differences are
-    equal: a spread of 0 is no certainty."""
+    """Mean difference of an arm to the reference: its t-interval over seeds, and the p-value of the t-test, two-sided,
+    before and after Holm's correction. None below ``FEWEST_SEEDS``, and where all differences are equal: a spread of 0
+    is no certainty."""
 
     mean: float
     low: float | None
@@ -75,7 +108,11 @@ class Difference:
     p: float | None
     p_holm: float | None
     spread: float | None = None
-    """Standard deviation of the differences over seeds."""
+    """Standard deviation of the paired differences over seeds; None where arms are not paired."""
+    error: float | None = None
+    """Standard error of the mean."""
+    freedom: float | None = None
+    """Degrees of freedom of the t-test."""
     decided: bool = False
     """Whether it differs from 0, with a chance of error of 5 % over all arms."""
 
@@ -120,9 +157,16 @@ def variance_across_seeds(curve: Array) -> float:
     return float(curve.var(0, ddof=1).mean()) if len(curve) > 1 else float("nan")
 
 
-def differences_to(reference: Array, others: Mapping[str, Array]) -> dict[str, Difference]:
-    """Each arm's per-seed values against the reference's, paired by seed, corrected for how many arms there are."""
-    raw = {name: paired(values - reference) for name, values in others.items()}
+def by_seed(reference: Array, values: Array) -> Difference:
+    """The paired t-test of an arm's values against the reference's, where both have the same seeds."""
+    return paired(values - reference)
+
+
+def differences_to(
+    reference: Array, others: Mapping[str, Array], test: Callable[[Array, Array], Difference] = by_seed
+) -> dict[str, Difference]:
+    """Each arm's per-seed values against the reference's by ``test``, corrected for how many arms there are."""
+    raw = {name: test(reference, values) for name, values in others.items()}
     tested = {name: one.p for name, one in raw.items() if one.p is not None}
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     return {
@@ -140,7 +184,46 @@ def paired(differences: Array, level: float = LEVEL) -> Difference:
     tested = stats.ttest_1samp(differences, 0.0)
     low, high = tested.confidence_interval(level)
     spread = float(differences.std(ddof=1))
-    return Difference(mean=mean, low=float(low), high=float(high), p=float(tested.pvalue), p_holm=None, spread=spread)
+    return Difference(
+        mean=mean,
+        low=float(low),
+        high=float(high),
+        p=float(tested.pvalue),
+        p_holm=None,
+        spread=spread,
+        error=spread / math.sqrt(len(differences)),
+        freedom=len(differences) - 1,
+    )
+
+
+def welch(reference: Array, values: Array, level: float = LEVEL) -> Difference:
+    """Welch's t-test of the values of two arms with different seeds, with the interval of this ``level`` (Welch 1947,
+    Biometrika 34:28): neither the spreads nor the numbers of seeds need be equal."""
+    mean = float(values.mean() - reference.mean())
+    few = min(len(values), len(reference)) < FEWEST_SEEDS
+    constant = max(np.ptp(values), np.ptp(reference)) <= 1e-9 * max(abs(values.mean()), abs(reference.mean()))
+    if few or np.isnan(mean) or constant:
+        return Difference(mean=mean, low=None, high=None, p=None, p_holm=None)
+    tested = stats.ttest_ind(values, reference, equal_var=False)
+    low, high = tested.confidence_interval(level)
+    error, freedom = welch_error([float(one.std(ddof=1)) for one in (values, reference)], [len(values), len(reference)])
+    return Difference(
+        mean=mean,
+        low=float(low),
+        high=float(high),
+        p=float(tested.pvalue),
+        p_holm=None,
+        error=error,
+        freedom=freedom,
+    )
+
+
+def welch_error(spreads: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """Standard error of the difference of two means, from the standard deviations and how many values there are, and
+    the degrees of freedom by Welch and Satterthwaite (Satterthwaite 1946, Biometrics Bulletin 2:110)."""
+    shares = [spread**2 / count for spread, count in zip(spreads, counts, strict=True)]
+    freedom = sum(shares) ** 2 / sum(share**2 / (count - 1) for share, count in zip(shares, counts, strict=True))
+    return math.sqrt(sum(shares)), freedom
 
 
 def untested(differences: Array) -> Difference:

@@ -2,8 +2,8 @@
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich import box
@@ -26,6 +26,8 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
+    parts: Mapping[int, str] = field(default_factory=dict)
+    """Headings within the table, by the number of the row that they stand above."""
     notes: tuple[str, ...] = ()
     verdict: str = ""
 
@@ -74,7 +76,10 @@ def write(table: Table, folder: Path, name: str = "table") -> None:
 def markdown(table: Table) -> str:
     """The table, its verdict and its notes for a document."""
     lines = [_line(table.columns), _line(["---", *("---:" for _ in table.columns[1:])])]
-    lines += [_line([text(value) for value in row]) for row in table.rows]
+    for place, row in enumerate(table.rows):
+        if place in table.parts:
+            lines.append(_line([f"**{table.parts[place]}**", *("" for _ in row[1:])]))
+        lines.append(_line([text(value) for value in row]))
     said = [table.verdict, ""] if table.verdict else []
     return "\n".join([*lines, "", *said, *(f"- {note}" for note in table.notes), ""])
 
@@ -92,6 +97,8 @@ def show(table: Table, console: Console) -> None:
         cells = [list(line) for line in zip(*cells, strict=True)]
     elif table.rows:
         labels = next((i for i, value in enumerate(table.rows[0]) if not isinstance(value, str)), 1) or 1
+        for place in sorted(table.parts, reverse=True):
+            cells.insert(place + 1, [f"({table.parts[place]})", *("" for _ in table.columns[1:])])
     stacked = [[cell.replace(" [", "\n[") for cell in row] for row in cells]
     if table.title:
         console.print(Text(table.title))

@@ -19,13 +19,13 @@ from benchmarks.base.command_line import program
 from benchmarks.base.folder_lock import locked
 from benchmarks.base.json_files import jsonable
 from benchmarks.base.run_folder import claim_folder, require_claimable, run_record
-from benchmarks.reporting.comparison_report import differences_to_reference, hopeless
 from benchmarks.reporting.curve_readings import REFERENCE
+from benchmarks.reporting.primary_outcome import differences_to_reference, hopeless
 from benchmarks.reporting.sequential import looks
 from benchmarks.reporting.statistics import FEWEST_SEEDS, Results
 from benchmarks.runs.arms import Arm
 from benchmarks.runs.finished_runs import ended_on, load_results
-from benchmarks.runs.pilot import Planned, pilot_runs, what_can_be_found
+from benchmarks.runs.pilot import pilot_runs, planned, what_can_be_found
 from benchmarks.runs.ppo_settings import PAPER_SETTINGS, with_settings
 from benchmarks.runs.ray_pool import chosen_executor
 from benchmarks.runs.settings import ComparisonSettings
@@ -142,8 +142,8 @@ def _claimed(
 
 
 def _require_pilot(settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], panels: Sequence[Panel]) -> None:
-    planned = [run for panel in panels for run in plan(settings, task, panel, ppo_of(task, ppo))]
-    if not _pilot_of(planned):
+    runs = [run for panel in panels for run in plan(settings, task, panel, ppo_of(task, ppo))]
+    if not _pilot_of(runs):
         raise ValueError(
             f"--power and --until need {REFERENCE} and another arm, with {FEWEST_SEEDS} seeds or more, and a script of "
             f"one panel; got --redistributors {settings.redistributors}, --seeds {settings.seeds}"
@@ -161,9 +161,7 @@ def _run_pilot(runs: Sequence[Run], settings: ComparisonSettings, say: Callable[
         return
     if not all(map(finished, pilot)):
         _run_or_say_what_is_there(pilot, settings)
-    arms, seeds = len({run.arm.label for run in runs}), len(settings.seed_list())
-    planned = Planned(arms=arms, seeds=seeds, at_a_time=min(max(settings.processes, 1), len(runs)))
-    for line in what_can_be_found(pilot, planned):
+    for line in what_can_be_found(pilot, planned(runs, at_a_time=max(settings.processes, 1))):
         say(line)
 
 
@@ -252,7 +250,17 @@ def _checked(task: Task, runs: Sequence[Run]) -> str:
 
 
 def plan(settings: ComparisonSettings, task: Task, panel: Panel, config: PPOConfig) -> list[Run]:
-    """A run for every arm and seed of the panel; ``config`` is what all panels start from."""
+    """A run for every arm and seed of the panel; ``config`` is what all panels start from.
+
+    Raises:
+        ValueError: seeds of single arms, in a script that has several panels or arms of its own.
+    """
+    if settings.seeds_of is not None and (panel.name or panel.arms is not None):
+        raise ValueError(
+            f"--seeds_of {settings.seeds_of} is for a script with one panel and the arms of --redistributors, such as "
+            "compare; leave it out here"
+        )
+    own = settings.own_seed_lists()
     config = with_settings(config, panel.changes)
     return [
         Run(
@@ -269,7 +277,7 @@ def plan(settings: ComparisonSettings, task: Task, panel: Panel, config: PPOConf
             folder=Path(settings.out) / "runs" / panel.name / arm.label / f"seed-{seed}",
         )
         for arm in (_without_repeats(settings, config) if panel.arms is None else panel.arms)
-        for seed in settings.seed_list()
+        for seed in own.get(arm.label, settings.seed_list())
     ]
 
 

@@ -20,7 +20,8 @@ def ended_on(runs: Sequence[Run]) -> str:
 
 
 def load_results(task: str, runs: Sequence[Run]) -> Results:
-    """The curves of finished runs. A figure that a step left undefined, or wrote as "nan", is NaN.
+    """The curves of finished runs. A figure that a step left undefined, or wrote as "nan", is NaN. Arms are paired
+    where all have the same seeds.
 
     Raises:
         ValueError: runs of one arm have different numbers of steps.
@@ -29,27 +30,42 @@ def load_results(task: str, runs: Sequence[Run]) -> Results:
     for run in runs:
         folders.setdefault(run.arm.label, []).append((run.folder, run.steps))
     seeds = tuple(dict.fromkeys(run.config.seed for run in runs))
-    return Results(task=task, seeds=seeds, curves={arm: _curves(some) for arm, some in folders.items()})
+    by_arm = {arm: tuple(run.config.seed for run in runs if run.arm.label == arm) for arm in folders}
+    own = by_arm if len(set(by_arm.values())) > 1 else {}
+    return Results(task=task, seeds=seeds, own_seeds=own, curves={arm: _curves(some) for arm, some in folders.items()})
 
 
-def finished_curves(task: str, runs: Path) -> Results:
-    """What stands in a folder of runs, ARM/seed-N, in the order the arms were finished; seeds that all arms have.
+def finished_curves(task: str, runs: Path, *, paired: bool) -> Results:
+    """What stands in a folder of runs, ARM/seed-N, in the order the arms were finished: seeds that all arms have, or
+    where arms are not ``paired`` by design, all that each has.
 
     Raises:
         ValueError: no run has finished there, or no seed was finished by every arm.
     """
     records = sorted(runs.glob(f"*/seed-*/{RECORD}"), key=lambda path: path.stat().st_mtime)
     arms = list(dict.fromkeys(path.parent.parent.name for path in records))
-    seeds = [{path.parent.name for path in records if path.parent.parent.name == arm} for arm in arms]
-    shared = sorted(set.intersection(*seeds), key=lambda name: int(name.removeprefix("seed-"))) if seeds else []
-    if not shared:
+    seeds = {arm: {_seed(path) for path in records if path.parent.parent.name == arm} for arm in arms}
+    shared = set.intersection(*seeds.values()) if seeds else set()
+    if paired or not seeds:
+        seeds = dict.fromkeys(arms, shared)
+    if not any(seeds.values()):
         raise ValueError(f"{runs} holds no seed that every arm has finished (arms: {', '.join(arms) or 'none'})")
 
     def with_steps(folder: Path) -> tuple[Path, int]:
         return folder, int(read_record(folder, "settings")["settings"]["steps"])
 
-    found = {arm: _curves([with_steps(runs / arm / seed) for seed in shared]) for arm in arms}
-    return Results(task=task, seeds=tuple(int(seed.removeprefix("seed-")) for seed in shared), curves=found)
+    ordered = {arm: tuple(sorted(some)) for arm, some in seeds.items()}
+    return Results(
+        task=task,
+        seeds=tuple(sorted(set().union(*seeds.values()))),
+        own_seeds={} if paired else ordered,
+        curves={arm: _curves([with_steps(runs / arm / f"seed-{n}") for n in some]) for arm, some in ordered.items()},
+    )
+
+
+def _seed(record: Path) -> int:
+    """The seed of the run that a record is of."""
+    return int(record.parent.name.removeprefix("seed-"))
 
 
 def _curves(runs: Sequence[tuple[Path, int]]) -> dict[str, Array]:

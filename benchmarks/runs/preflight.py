@@ -4,6 +4,7 @@ A task and its settings come in; findings come out, one at a time, each a line t
 written, and no GPU is used: the models are loaded on the CPU.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -85,8 +86,8 @@ def findings(settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], c
     without = f"; without the control {', '.join(repeats)}, which would repeat another arm" if repeats else ""
     yield Finding(
         about="plan",
-        said=f"{counted(len(arms), 'arm')} x {counted(len(settings.seed_list()), 'seed')} = "
-        f"{counted(len(runs), 'run')} of {counted(settings.steps, 'step')}; task {settings.task}{without}",
+        said=f"{counted(len(arms), 'arm')} x {_seeds(runs)} = {counted(len(runs), 'run')} of "
+        f"{counted(settings.steps, 'step')}; task {settings.task}{without}",
     )
     yield Finding(about="settings", said=_changed(config))
     yield _folder(settings, task, config)
@@ -99,6 +100,12 @@ def findings(settings: ComparisonSettings, task: Task, ppo: Mapping[str, Any], c
     for run in arms:
         yield _arm(loaded, run)
     yield from _sizes(settings, loaded, runs, arms, card_gib)
+
+
+def _seeds(runs: Sequence[Run]) -> str:
+    """ "5 seeds", or "5 to 20 seeds" where arms have their own."""
+    counts = sorted(Counter(run.arm.label for run in runs).values())
+    return counted(counts[0], "seed") if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]} seeds"
 
 
 def on_the_cpu(task: Task) -> Task:

@@ -11,7 +11,7 @@ from benchmarks.runs.settings import ComparisonSettings
 from rlhf_core.config import PPOConfig
 
 SECTIONS = {
-    "what is compared": ("task", "redistributors", "controls", "seeds", "steps", "power", "until", "out"),
+    "what is compared": ("task", "redistributors", "controls", "seeds", "seeds_of", "steps", "power", "until", "out"),
     "models and data": ("models", "cache", "policy", "data", "reward", "reward_label", "template", "reward_template"),
     "how it runs": ("eval_every", "eval_prompts", "save_every", "processes", "paper_curves", "overwrite"),
     "on a Ray cluster": ("executor", "ray_address", "gpus_per_run"),

@@ -60,6 +60,9 @@ class ComparisonSettings:
     none."""
     seeds: int | list[int] = 5
     """Number of seeds (0, 1, ...), or a list of them."""
+    seeds_of: dict[str, int | list[int]] | None = None
+    """Seeds of arms that have their own, as '{sparse: 20}': a number or list as for --seeds, by the arm as it is
+    written. Arms are then compared by Welch's test, not by pairs, so it is fixed from the first call on."""
     steps: int = 60
     """PPO steps of a run."""
     power: bool = False
@@ -98,13 +101,7 @@ class ComparisonSettings:
             object.__setattr__(self, "task", "own")
             if missing := [f"--{name}" for name, value in own.items() if value is None]:
                 raise ValueError(f"--policy, --data and --reward belong together; give {' and '.join(missing)} too")
-        seeds = self.seed_list()
-        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            raise ValueError(
-                f"seeds must be how many, 1 or more, or different numbers, 0 or more, as [0, 1]; got {self.seeds}"
-            )
-        if self.until is not None and len(seeds) < 4:
-            raise ValueError(f"--until decided looks at 4 seeds or more, got --seeds {self.seeds}")
+        self._require_seeds()
         if self.models is not None:
             beside = [name for name in ("policy", "reward", "data", "template") if getattr(self, name) is not None]
             if beside:
@@ -115,6 +112,33 @@ class ComparisonSettings:
             ran = ", ".join(PAPER_TASKS)
             raise ValueError(f"--paper_curves: the paper did not run the task {self.task!r}; it ran {ran}")
         require_all(*(partial(read_arm, text, METHOD_NAMES) for text in self._arm_texts()))
+
+    def _require_seeds(self) -> None:
+        own = self.seeds_of or {}
+        for name, given in {"seeds": self.seeds, **{f"seeds_of: {arm}": some for arm, some in own.items()}}.items():
+            seeds = written_out(given)
+            if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+                raise ValueError(
+                    f"{name} must be how many, 1 or more, or different numbers, 0 or more, as [0, 1]; got {given}"
+                )
+        if self.until is not None and len(self.seed_list()) < 4:
+            raise ValueError(f"--until decided looks at 4 seeds or more, got --seeds {self.seeds}")
+        if self.seeds_of is not None:
+            self._require_own_seeds(self.seeds_of)
+
+    def _require_own_seeds(self, own: Mapping[str, int | list[int]]) -> None:
+        texts = self._arm_texts()
+        if unknown := [arm for arm in own if arm not in texts]:
+            raise ValueError(
+                f"--seeds_of names {unknown[0]!r}, which is no arm as it is written; the arms: {', '.join(texts)}"
+            )
+        if len({tuple(written_out(own.get(arm, self.seeds))) for arm in texts}) < 2:
+            raise ValueError(f"--seeds_of {own} gives all arms the same seeds; leave it out, and give --seeds alone")
+        if self.until is not None:
+            raise ValueError(
+                "--until decided looks at pairs of runs with the same seed, so every arm needs the same seeds; leave "
+                f"out --seeds_of {own}, or leave out --until and run all seeds"
+            )
 
     def _require_executor(self) -> None:
         if self.gpus_per_run < 0:
@@ -132,8 +156,19 @@ class ComparisonSettings:
         return [*arm_texts(self.redistributors), *arm_texts(self.controls)]
 
     def seed_list(self) -> list[int]:
-        """The seeds, written out."""
-        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+        """The seeds, written out; of arms that have none of their own."""
+        return written_out(self.seeds)
+
+    def own_seed_lists(self) -> dict[str, list[int]]:
+        """The seeds of arms that have their own, by label.
+
+        Raises:
+            ValueError: an arm that cannot be.
+        """
+        from benchmarks.runs.arms import parse_arms
+
+        own = (self.seeds_of or {}).items()
+        return {arm.label: written_out(seeds) for text, seeds in own for arm in parse_arms([text])}
 
     def require_ppo(self, changes: Mapping[str, Any]) -> None:
         """Check the task's PPO settings changed by ``changes``, and by every arm, before anything heavy is imported.
@@ -183,6 +218,11 @@ class ComparisonSettings:
 
         given = {name: getattr(self, name) for name in TASK_SETTINGS}
         return make_task(self.task, held_out=self.eval_prompts, **given)
+
+
+def written_out(seeds: int | list[int]) -> list[int]:
+    """The seeds 0, 1, ... where a number of them is given."""
+    return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
 
 
 def length_changes(low: int, high: int) -> dict[str, Any]:

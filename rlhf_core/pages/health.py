@@ -60,6 +60,7 @@ CSS = """
 .plain th, .plain td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0;
                        border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
 .plain thead th { color: var(--muted); font-weight: 500; overflow-wrap: normal } .plain tbody th { font-weight: 500 }
+.plain .part th { padding-top: 1rem; color: var(--muted); font-style: italic }
 .plain td.n { font-variant-numeric: tabular-nums; white-space: nowrap }
 .ok { color: var(--good) } .note { color: var(--muted); font-weight: 600 } .look { color: var(--bad); font-weight: 600 }
 @media (max-width: 40rem) {

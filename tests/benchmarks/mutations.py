@@ -118,6 +118,12 @@ MUTATIONS = (
         "benchmarks/reporting/power.py",
         "freedom, shift = seeds - 1, abs(difference) / spread * math.sqrt(seeds)",
         "freedom, shift = seeds, abs(difference) / spread * math.sqrt(seeds)",
+        "tests/benchmarks/reporting/test_power.py::test_the_inverses_agree",
+    ),
+    Mutation(
+        "benchmarks/reporting/power.py",
+        "smallest_found(spread / math.sqrt(seeds), seeds - 1, tests)",
+        "smallest_found(spread / math.sqrt(seeds), seeds, tests)",
         "tests/benchmarks/reporting/test_power.py::test_it_is_how_often_the_test_of_the_report_finds_the_difference[5]",
     ),
     Mutation(
@@ -125,6 +131,60 @@ MUTATIONS = (
         "(1 - LEVEL) / tests / 2",
         "(1 - LEVEL) / 2",
         "tests/benchmarks/reporting/test_power.py::test_the_inverses_agree",
+    ),
+    Mutation(
+        "benchmarks/reporting/statistics.py",
+        "equal_var=False",
+        "equal_var=True",
+        "tests/benchmarks/reporting/test_statistics.py::test_welchs_test_by_hand",
+    ),
+    Mutation(
+        "benchmarks/reporting/statistics.py",
+        "share**2 / (count - 1)",
+        "share**2 / count",
+        "tests/benchmarks/reporting/test_statistics.py::test_welchs_test_by_hand",
+    ),
+    Mutation(
+        "benchmarks/reporting/primary_outcome.py",
+        "by_seed if results.paired else welch",
+        "welch",
+        "tests/benchmarks/reporting/test_comparison_report.py::test_difference_to_sparse_is_paired_and_corrected",
+    ),
+    Mutation(
+        "benchmarks/reporting/secondary_outcomes.py",
+        "level = min(",
+        "level = max(",
+        "tests/benchmarks/reporting/test_comparison_report.py::test_what_is_not_tested_stands_under_a_heading",
+    ),
+    Mutation(
+        "benchmarks/reporting/secondary_outcomes.py",
+        "limit = min(",
+        "limit = max(",
+        "tests/benchmarks/reporting/test_comparison_report.py::test_what_is_not_tested_stands_under_a_heading",
+    ),
+    Mutation(
+        "benchmarks/reporting/curve_readings.py",
+        "np.cumsum(seconds, 1) <= limit",
+        "seconds <= limit",
+        "tests/benchmarks/reporting/test_curve_readings.py::test_scores_in_equal_time_by_hand",
+    ),
+    Mutation(
+        "benchmarks/reporting/run_sets.py",
+        "not paired or seed_of(run) in shared",
+        "seed_of(run) in shared",
+        "tests/benchmarks/reporting/test_comparison_page.py::test_arms_with_seeds_of_their_own_keep_them_all",
+    ),
+    Mutation(
+        "benchmarks/runs/pilot.py",
+        "math.ceil(count * seeds / fewest)",
+        "seeds",
+        "tests/benchmarks/runs/test_pilot.py::test_its_lines_with_more_seeds_of_sparse_by_hand",
+    ),
+    Mutation(
+        "benchmarks/runs/comparison.py",
+        "own.get(arm.label, settings.seed_list())",
+        "settings.seed_list()",
+        "tests/benchmarks/runs/test_pilot.py::test_seeds_of_an_arm_are_by_how_it_is_written",
     ),
     Mutation(
         "benchmarks/reporting/sequential.py",
@@ -147,8 +207,8 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/runs/pilot.py",
-        "math.sqrt(2) * float(scores.std(ddof=1))",
-        "float(scores.std(ddof=1))",
+        "return detectable_difference(math.sqrt(2) * spread,",
+        "return detectable_difference(spread,",
         "tests/benchmarks/runs/test_pilot.py::test_its_lines_by_hand",
     ),
     Mutation(

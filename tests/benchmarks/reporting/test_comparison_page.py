@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,6 +82,15 @@ def test_only_seeds_and_steps_that_all_arms_have_are_compared(out, tmp_path):
     )
     content = page_of(out, path=out / "report.html")
     assert "they are at step 5 to 12 of 20. The comparison covers the first 5 steps" in content
+
+
+def test_arms_with_seeds_of_their_own_keep_them_all(out):
+    found = sorted_into_arms(find_runs([out]))
+    few = replace(found, arms={**found.arms, "abc": found.arms["abc"][:2]})
+    assert results(few, "toy").seeds == (0, 1)
+    apart = results(few, "toy", paired=False)
+    assert apart.own_seeds == {"abc": (0, 1), "sparse": (0, 1, 2, 3)}
+    assert {arm: len(curve["score"]) for arm, curve in apart.curves.items()} == {"abc": 2, "sparse": 4}
 
 
 def test_without_a_common_seed_nothing_is_compared(tmp_path):

@@ -12,9 +12,11 @@ from rich.console import Console
 from scipy import stats
 
 from benchmarks.reporting import arm_columns, figures, tables
-from benchmarks.reporting.comparison_report import build, differences_to_reference, verdict, write
+from benchmarks.reporting.comparison_report import as_json, build, write
+from benchmarks.reporting.comparison_verdict import verdict
 from benchmarks.reporting.curve_readings import LAST
-from benchmarks.reporting.power import detectable_difference
+from benchmarks.reporting.power import detectable_difference, smallest_found
+from benchmarks.reporting.primary_outcome import differences_to_reference
 from benchmarks.reporting.statistics import Results, Summary
 from rlhf_core.pages.heat_map import CreditMap
 
@@ -105,19 +107,84 @@ def test_without_sparse_nothing_is_compared_with_it():
 def test_an_undecided_difference_comes_with_the_smallest_one_that_would_be_found():
     found = results({"sparse": 1.0, "abc": 1.05})
     said = verdict(found)
-    assert said.startswith("No difference to sparse is decided: abc 0.0500 [-0.0")
+    assert said.startswith("No arm is shown to score higher or lower on average than sparse: abc 0.0500 [-0.0")
     difference = differences_to_reference(found)["abc"]
     least = tables.number(detectable_difference(difference.spread, 5))
-    assert f"These 5 seeds find a difference of {least} in 80 % of cases" in said
-    assert "10.0 (sparse) to 11.0 (abc) tokens" in said
-    assert "2.00 (abc) to 3.00 (sparse) nats of KL" in said
+    assert f". With these 5 seeds, a true difference of less than {least} would be missed in more than 20 % of" in said
+    assert said.endswith(
+        ". At the end, responses have 10.0 (sparse) to 11.0 (abc) tokens and 2.00 (abc) to 3.00 (sparse) nats of KL."
+    )
 
 
 def test_decided_and_undecided_differences_stand_side_by_side():
     said = verdict(results({"sparse": 1.0, "abc": 3.0, "uniform": 0.2, "abc-d": 1.02}))
-    assert said.startswith("abc scores higher than sparse, by 2.00 [")
-    assert "; uniform scores lower than sparse, by 0.800 [" in said
-    assert "; no other difference to sparse is decided: abc-d 0.0200 [" in said
+    assert said.startswith("abc scores higher on average than sparse, by 2.00 [")
+    assert "; uniform scores lower on average than sparse, by 0.800 [" in said
+    assert ". No other difference to sparse is shown: abc-d 0.0200 [" in said
+
+
+def test_arms_with_seeds_of_their_own_are_compared_by_welchs_test():
+    many, few = results({"sparse": 1.0}, seeds=9), results({"abc": 2.0, "uniform": 1.02}, spread=0.3)
+    own = {"sparse": tuple(range(9)), "abc": tuple(range(5)), "uniform": tuple(range(5))}
+    found = Results(task="t", seeds=own["sparse"], own_seeds=own, curves={**many.curves, **few.curves})
+    tested = stats.ttest_ind(found.per_seed("abc", "score"), found.per_seed("sparse", "score"), equal_var=False)
+    report = build(found)
+    rows = table(report)
+    assert rows["difference"]["abc"].low == pytest.approx(tested.confidence_interval().low)
+    assert rows["p_holm"]["abc"] == pytest.approx(2 * tested.pvalue)
+    assert rows["seeds"] == {"sparse": 9, "abc": 5, "uniform": 5}
+    assert "average score, difference to sparse (Welch)" in [row.title for row in report.rows]
+    assert "over 5 to 9 seeds; arms have seeds of their own, so a difference is tested by Welch's" in report.notes[1]
+    undecided = differences_to_reference(found)["uniform"]
+    least = tables.number(smallest_found(undecided.error, undecided.freedom, 2))
+    assert f"With these 5 to 9 seeds and Welch's t-test, a true difference of less than {least} would" in report.verdict
+    assert report.verdict.startswith("abc scores higher on average than sparse, by 1.00 [")
+    assert ", Welch's t-test). No other" in report.verdict
+    saved = as_json(report)
+    assert saved["own_seeds"] == {arm: list(seeds) for arm, seeds in own.items()}
+    assert saved["table"]["difference"]["abc"]["kind"] == "95 % interval, Welch"
+    assert [len(saved["per_seed"][arm]["average_score"]) for arm in own] == [9, 5, 5]
+
+
+def test_an_arm_with_too_few_seeds_of_its_own_is_not_tested():
+    many, few = results({"sparse": 1.0}, seeds=9), results({"abc": 2.0}, seeds=3)
+    own = {"sparse": tuple(range(9)), "abc": (0, 1, 2)}
+    report = build(Results(task="t", seeds=own["sparse"], own_seeds=own, curves={**many.curves, **few.curves}))
+    assert report.verdict.startswith("Arms with fewer than 4 seeds have ranges only, so no method is called better")
+    assert report.notes[1].startswith("Brackets: range over 3 to 9 seeds, from 4 on the 95 % t-interval; below 4 seeds")
+    assert "p_holm" not in table(report)
+
+
+def test_what_is_not_tested_stands_under_a_heading():
+    score = np.tile(np.arange(STEPS, dtype=float), (5, 1))
+    kl = np.tile(np.arange(STEPS) / 10, (5, 1))
+    seconds = {"sparse": np.full((5, STEPS), 1.0), "abc": np.full((5, STEPS), 2.0)}
+    found = results({"sparse": 0.0, "abc": 0.0}, seconds=seconds)
+    found.curves["sparse"].update(score=score, kl=kl)
+    found.curves["abc"].update(score=2 * score, kl=2 * kl)
+    report = build(found)
+    keys = [row.key for row in report.secondary]
+    assert keys[:4] == ["final_score", "step_of_the_best", "score_at_equal_kl", "score_in_equal_time"]
+    assert {row.key for row in report.primary} <= {"average_score", "iqm", "difference", "effect", "p_holm"}
+    rows = table(report)
+    # sparse reaches its best, 19, at its step 20; abc has 18 at step 10 and 20 at step 11
+    assert rows["step_of_the_best"] == {"sparse": 20, "abc": 11}
+    # sparse ends at a mean of 1.45 nats, which it reaches at step 16 with 15, and abc, at .2 k, at step 9 with 16
+    assert rows["score_at_equal_kl"] == {"sparse": 15.0, "abc": 16.0}
+    # in the 20 s of sparse, abc takes 10 steps: mean of 0, 2, ..., 18
+    assert {arm: one.mean for arm, one in rows["score_in_equal_time"].items()} == {"sparse": 9.5, "abc": 9.0}
+    lines = tables.markdown(report.table).splitlines()
+    heading = lines.index("| **secondary, not tested** |  |  |")
+    assert lines[heading + 1].startswith("| final score (last 10 steps) |")
+    console = Console(width=200, record=True, file=io.StringIO())
+    tables.show(report.table, console)
+    assert "(secondary, not tested)" in console.export_text()
+
+
+def test_an_arm_that_never_reaches_the_best_of_sparse_has_a_dash():
+    report = build(results({"sparse": 1.0, "abc": 0.5}))
+    assert np.isnan(table(report)["step_of_the_best"]["abc"])
+    assert "– where an arm's mean never gets there" in report.notes[2]
 
 
 def test_without_sparse_a_winner_must_clear_every_other_arm():
@@ -130,7 +197,7 @@ def test_without_sparse_a_winner_must_clear_every_other_arm():
 
 def test_a_tie_is_not_called_the_highest():
     said = verdict(results({"sparse": 1.0, "abc": 1.0, "uniform": 0.5}, seeds=2))
-    assert "no method is called better (sparse and abc tie at the average score 1.00); " in said
+    assert "no method is called better (sparse and abc tie at the average score 1.00). " in said
     assert "highest" not in said
 
 
@@ -299,10 +366,13 @@ def test_wide_characters_are_measured_by_their_cells():
 
 
 def test_the_notes_explain_only_what_is_in_the_table():
-    (first, brackets, _) = build(results({"sparse": 1.0, "abc": 2.0})).notes
+    (first, brackets, secondary, _) = build(results({"sparse": 1.0, "abc": 2.0})).notes
+    assert "best" in secondary
+    assert "Equal time" not in secondary
     assert first.endswith("otherwise. – means undefined: sparse has no difference to itself.")
     assert brackets.startswith("IQM: ")
-    (first, brackets, _) = build(results({"uniform": 1.0, "abc": 2.0}, seeds=3)).notes
+    (first, brackets, secondary, _) = build(results({"uniform": 1.0, "abc": 2.0}, seeds=3)).notes
+    assert "best" not in secondary
     assert first.endswith("unless the row says otherwise.")
     assert "IQM" not in brackets
     known = {"abc": curve(0.1, 0.0, 5)}

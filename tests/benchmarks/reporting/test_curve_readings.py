@@ -16,6 +16,7 @@ from benchmarks.reporting.curve_readings import (
     failed,
     negative_kl,
     parting,
+    scores_until,
     standardised,
     steps_to_pass,
     threshold,
@@ -61,6 +62,13 @@ def test_reward_at_a_level_has_two_readings():
     assert (found.per_run.mean, found.runs) == (5.0, 1)
     assert at_level(curves, 50).per_run is None
     assert crossing(curves["kl"][0], curves["score"][0], 10.0) == 5.0
+
+
+def test_scores_in_equal_time_by_hand():
+    # one run of 1, 1, 2 s ends two steps within 3 s, one of 3, 1, 1 s one, and one of 4 s a step none
+    seconds = np.array([[1.0, 1.0, 2.0], [3.0, 1.0, 1.0], [4.0, 4.0, 4.0]])
+    scores = np.array([[1.0, 3.0, 9.0], [2.0, 9.0, 9.0], [9.0, 9.0, 9.0]])
+    np.testing.assert_array_equal(scores_until(3.0, seconds, scores), [2.0, 2.0, np.nan])
 
 
 def test_blocks_and_standardised_gains():

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.reporting.power import MOST_SEEDS, POWER, detectable_difference, power, seeds_for
-from benchmarks.reporting.statistics import FEWEST_SEEDS, differences_to
+from benchmarks.reporting.power import MOST_SEEDS, POWER, detectable_difference, power, seeds_for, smallest_found
+from benchmarks.reporting.statistics import FEWEST_SEEDS, differences_to, welch, welch_error
 
 
 @pytest.mark.parametrize(("effect", "seeds"), [(0.2, 199), (0.5, 34), (0.8, 15)])
@@ -24,6 +24,14 @@ def test_it_is_how_often_the_test_of_the_report_finds_the_difference(seeds):
     found = [differences_to(np.zeros(seeds), {"abc": row})["abc"].p < 0.05 for row in draws]
     assert np.mean(found) == pytest.approx(POWER, abs=0.03)
     assert power(0.0, 2.0, seeds) == pytest.approx(0.05)
+
+
+def test_it_is_how_often_welchs_test_finds_the_difference():
+    generator = np.random.default_rng(0)
+    error, freedom = welch_error([1.0, 2.0], [12, 6])
+    least = smallest_found(error, freedom)
+    draws = ((generator.normal(0, 1, 12), generator.normal(least, 2, 6)) for _ in range(1500))
+    assert np.mean([welch(*pair).p < 0.05 for pair in draws]) == pytest.approx(POWER, abs=0.03)
 
 
 @given(

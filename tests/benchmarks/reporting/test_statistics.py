@@ -20,6 +20,7 @@ from benchmarks.reporting.statistics import (
     rank_correlation,
     summarise,
     variance_across_seeds,
+    welch,
 )
 
 
@@ -141,6 +142,29 @@ def test_differences_are_paired_by_seed():
     unpaired = stats.ttest_ind(reference, reference + 1)
     assert unpaired.pvalue > 0.9
     assert found.p < 1e-4
+
+
+def test_welchs_test_by_hand():
+    # 1, 2, 3, 4: mean 2.5, variance 5/3; 2, 4, 6, 8, 10: mean 6, variance 10. Shares 5/12 and 2, error √(29/12);
+    # degrees (29/12)² / ((5/12)²/3 + 2²/4) = 5.5208
+    found = welch(array(1, 2, 3, 4), array(2, 4, 6, 8, 10))
+    assert (found.mean, found.error) == pytest.approx((3.5, np.sqrt(29 / 12)))
+    assert found.freedom == pytest.approx(5.5208, abs=1e-4)
+    half = stats.t.ppf(0.975, found.freedom) * found.error
+    assert (found.low, found.high) == pytest.approx((3.5 - half, 3.5 + half))
+    assert found.p == pytest.approx(2 * stats.t.sf(3.5 / found.error, found.freedom))
+    assert found.spread is None
+    for few, many in ((array(1, 2, 3), array(1, 2, 3, 4)), (array(1, 1, 1, 1), array(2, 2, 2, 2, 2))):
+        assert (welch(few, many).mean, welch(few, many).p) == (many.mean() - few.mean(), None)
+
+
+def test_arms_without_the_same_seeds_count_their_own():
+    curves = {"a": {"score": np.ones((2, 3))}, "b": {"score": np.ones((5, 3))}}
+    found = Results(task="t", seeds=(0, 1, 2, 3, 4), own_seeds={"a": (0, 1), "b": (0, 1, 2, 3, 4)}, curves=curves)
+    assert (found.paired, found.counts, found.fewest) == (False, {"a": 2, "b": 5}, 2)
+    assert (found.how_many, found.counted_seeds, found.seeds_of("a")) == ("2 to 5", "2 to 5 seeds", (0, 1))
+    one = Results(task="t", seeds=(7,), curves=curves)
+    assert (one.paired, one.how_many, one.counted_seeds) == (True, "1", "1 seed")
 
 
 def test_several_arms_are_corrected_together():
