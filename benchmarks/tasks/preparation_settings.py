@@ -27,10 +27,19 @@ class ReviewPreparation:
     """Train a GPT-2 of this size from scratch, on a byte-level BPE of 2,048 tokens made here (default: tiny)."""
     base: str | None = None
     """Fine-tune this causal language model (folder or hub name), with its own tokenizer, instead."""
+    keep_base: bool = False
+    """Take the base as it is for the policy, and train the reward model only."""
     language: TrainingSettings | None = None
     """Training of the language model; null takes the recipe of the size or base."""
     reward: TrainingSettings | None = None
     """Training of the reward model; null takes the recipe of the size or base."""
+    reward_layers: int | None = None
+    """Layers of the language model that the reward model keeps, from the lowest; null keeps all."""
+    frozen_layers: int = 0
+    """Lowest layers of the reward model that are not trained, and with them the embeddings: large models learn sooner
+    and cheaper. 0 trains all."""
+    tested: int | None = None
+    """Held-out reviews on which perplexity and accuracy are measured; null takes all."""
     max_tokens: int = 96
     """Tokens of a review that are read, from its beginning, as prompts and responses are beginnings."""
     min_tokens: int = 12
@@ -48,6 +57,13 @@ class ReviewPreparation:
             raise ValueError("prepare: --data names no file")
         if self.size is not None and self.base is not None:
             raise ValueError(f"prepare: give --size ({self.size}) or --base ({self.base}), not both")
+        if self.keep_base and (self.base is None or self.language is not None):
+            raise ValueError("prepare: --keep_base true leaves a base as it is; give --base, and no --language")
+        least = {"reward_layers": 1, "tested": 1, "frozen_layers": 0}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"prepare: {name} must be {smallest} or more, got {value}")
         if not 1 <= self.min_tokens <= self.max_tokens or self.max_tokens < 16:
             raise ValueError(
                 f"prepare: min_tokens {self.min_tokens} must lie between 1 and max_tokens {self.max_tokens}, and "
@@ -62,7 +78,10 @@ class ReviewPreparation:
     def resolved(self) -> "ReviewPreparation":
         """The same with every default that depends on the size or base written out."""
         size = None if self.base is not None else self.size or "tiny"
-        return _with_recipe(replace(self, size=size), REVIEWS[size or "base"])
+        recipe = dict(REVIEWS[size or "base"])
+        if self.keep_base:
+            del recipe["language"]
+        return _with_recipe(replace(self, size=size), recipe)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,16 +37,17 @@ def prepare_positive_generation(settings: ReviewPreparation) -> dict[str, Any]:
 
 
 def _build(settings: ReviewPreparation, reviews: Reviews, folder: Path) -> dict[str, Any]:
-    assert settings.language is not None
-    assert settings.reward is not None  # both resolved
+    assert settings.reward is not None  # resolved
     kept, tested = by_hold_out(reviews.labelled, lambda review: review.text).values()
     texts = [review.text for review in kept] + list(reviews.unlabelled)
     size, report = settings.max_tokens, dict[str, Any]()
+    measured_on = slice(settings.tested)
     if settings.base is not None:
         language_model, tokenizer = from_base(settings.base, context=size)
     else:
         # positions beyond the longest row would never be trained
         language_model, tokenizer = from_scratch(str(settings.size), texts, context=size, seed=settings.seed)
+    _require_layers(settings, language_model.config.num_hidden_layers)
     ids, test_ids = encode(tokenizer, texts), encode(tokenizer, [review.text for review in tested])
     splits = {
         "train": review_prompts((review.text for review in kept), ids[: len(kept)], seed=settings.seed),
@@ -55,11 +56,15 @@ def _build(settings: ReviewPreparation, reviews: Reviews, folder: Path) -> dict[
     prepared.require_prompts(splits, "they are beginnings of labelled reviews of more than 200 characters")
 
     with prepared.reported(report, "language_model") as measured:
-        read, test_read = ([_read(tokenizer, row, size) for row in some] for some in (ids, test_ids))
-        measured.update(supervised.train_language_model(language_model, read, test_read, settings.language))
+        read, test_read = ([_read(tokenizer, row, size) for row in some] for some in (ids, test_ids[measured_on]))
+        measured.update(
+            {"perplexity": supervised.perplexity(language_model, test_read)}
+            if settings.language is None  # the base as it is
+            else supervised.train_language_model(language_model, read, test_read, settings.language)
+        )
     supervised.save(language_model, tokenizer, folder / "policy")
 
-    tests = _snippets(tokenizer, test_ids, [review.label for review in tested], settings)
+    tests = _snippets(tokenizer, test_ids, [review.label for review in tested], settings)[measured_on]
     for index, name in enumerate(("reward", "gold") if settings.gold else ("reward",)):
         learned = [
             _beginnings(tokenizer, row, review.label, settings)
@@ -67,7 +72,10 @@ def _build(settings: ReviewPreparation, reviews: Reviews, folder: Path) -> dict[
             if not settings.gold or half(review.text) == index  # two halves that share no review
         ]
         with prepared.reported(report, f"{name}_model") as measured:
-            classifier = supervised.new_classifier(language_model, seed=settings.seed + index)
+            classifier = supervised.new_classifier(
+                language_model, seed=settings.seed + index, layers=settings.reward_layers
+            )
+            supervised.freeze_layers(classifier, settings.frozen_layers)
             measured.update(
                 supervised.train_classifier(classifier, learned, tests, settings.reward), reviews=len(learned)
             )
@@ -79,6 +87,7 @@ def _build(settings: ReviewPreparation, reviews: Reviews, folder: Path) -> dict[
         "labelled": len(reviews.labelled),
         "unlabelled": len(reviews.unlabelled),
         "held_out": len(tested),
+        "tested": len(tests),
         "left_out": prepared.counts(reviews.rejected),
         "hold_out": "labelled reviews whose cleaned text has a SHA-256 divisible by 10",
         "prompts": prepared.counts(splits),
@@ -112,6 +121,16 @@ def _snippets(
         Labelled(ids=_read(tokenizer, ids, int(length)), labels=[label])
         for ids, label, length in zip(rows, labels, lengths, strict=True)
     ]
+
+
+def _require_layers(settings: ReviewPreparation, layers: int) -> None:
+    """Raise ValueError, before anything is trained, where the language model has too few layers for the settings."""
+    kept = settings.reward_layers or layers
+    if kept > layers or settings.frozen_layers > kept:
+        raise ValueError(
+            f"prepare: the language model has {layers} layers; reward_layers {kept} and frozen_layers "
+            f"{settings.frozen_layers} must not exceed them, nor frozen_layers reward_layers"
+        )
 
 
 def _require_both_labels(reviews: Reviews) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from models.weights.dtype_names import Autocast
 from rlhf_core.names import naming_nearest
 
 
@@ -32,6 +33,9 @@ class TrainingSettings:
     """AdamW's decoupled weight decay."""
     beta2: float = 0.999
     """AdamW's memory of squared gradients; short runs from scratch want less of it (0.98)."""
+    autocast: Autocast | None = None
+    """What the float32 weights are multiplied in; null: float32. Processors with instructions for bfloat16 need about
+    half the time with it."""
     seed: int = 0
     """Seed of the order of the rows and of dropout."""
     progress: bool = False

@@ -88,13 +88,16 @@ def new_language_model(
         return GPT2LMHeadModel(config)
 
 
-def new_classifier(language_model: PreTrainedModel, *, seed: int, **changes: object) -> PreTrainedModel:
+def new_classifier(
+    language_model: PreTrainedModel, *, seed: int, layers: int | None = None, **changes: object
+) -> PreTrainedModel:
     """A classifier of two labels on a copy of the language model's trunk, with a fresh head.
 
-    ``changes`` are set in the copied configuration (dropout, or ``num_labels=1`` for a head of one logit).
+    ``layers`` is how many layers of the trunk are kept, from the lowest (None: all). ``changes`` are set in the copied
+    configuration (dropout, or ``num_labels=1`` for a head of one logit).
 
     Raises:
-        ValueError: a change the configuration has no field for.
+        ValueError: a change the configuration has no field for, or more layers than the trunk has.
     """
     config = copy.deepcopy(language_model.config)
     for name, value in changes.items():
@@ -103,10 +106,31 @@ def new_classifier(language_model: PreTrainedModel, *, seed: int, **changes: obj
         setattr(config, name, value)
     if config.num_labels == 2:
         config.id2label, config.label2id = {0: "negative", 1: "positive"}, {"negative": 0, "positive": 1}
+    if layers is not None:
+        if not 1 <= layers <= config.num_hidden_layers:
+            raise ValueError(f"new_classifier: the trunk has {config.num_hidden_layers} layers, {layers} are asked for")
+        config.num_hidden_layers = layers
     with seeded(seed, "cpu"):
         model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
-    model.base_model.load_state_dict(language_model.base_model.state_dict())
+    weights = language_model.base_model.state_dict()
+    model.base_model.load_state_dict({name: weights[name] for name in model.base_model.state_dict()})
     return model
+
+
+def freeze_layers(model: PreTrainedModel, number: int) -> None:
+    """Leave the input embeddings and the lowest ``number`` layers as they are in training, which makes it cheaper;
+    0 leaves nothing out.
+
+    Raises:
+        ValueError: more layers than the trunk has.
+    """
+    if not number:
+        return
+    stacks = [module for module in model.base_model.children() if isinstance(module, nn.ModuleList)]
+    if len(stacks) != 1 or not 0 < number <= len(stacks[0]):
+        raise ValueError(f"freeze_layers: {type(model).__name__} has no {number} layers to freeze")
+    for module in (model.get_input_embeddings(), *stacks[0][:number]):
+        module.requires_grad_(False)
 
 
 def train_language_model(
@@ -285,6 +309,7 @@ def _arguments(settings: TrainingSettings, folder: str, device: torch.device) ->
         warmup_steps=settings.warmup,  # below 1: a share of the steps
         weight_decay=settings.weight_decay,
         adam_beta2=settings.beta2,
+        bf16=settings.autocast == "bfloat16",
         seed=settings.seed,
         use_cpu=not gpu,
         dataloader_pin_memory=gpu,

@@ -4,6 +4,13 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "benchmarks/tasks/prepare_reviews.py",
+        "kept > layers or settings.frozen_layers > kept",
+        "kept > layers",
+        "tests/benchmarks/tasks/test_prepare.py::"
+        "test_layers_that_a_base_does_not_have_are_refused_before_it_is_trained",
+    ),
+    Mutation(
         "benchmarks/bridges/group_estimator.py",
         "    rows = mask.any(1)\n",
         "    rows = mask.any(1) | True\n",

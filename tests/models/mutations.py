@@ -4,6 +4,12 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
+        "models/training/supervised.py",
+        "*stacks[0][:number]",
+        "*stacks[0][number:]",
+        "tests/models/training/test_training.py::test_a_classifier_may_keep_the_lowest_layers_and_freeze_some_of_them",
+    ),
+    Mutation(
         "models/rewards/process_reward.py",
         "ids += [*step, *self._marker_ids]",
         "ids += [*self._marker_ids, *step]",

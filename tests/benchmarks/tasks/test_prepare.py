@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 from prepared_reviews import QUICK
+from safetensors.torch import load_file
 from transformers import GenerationConfig
 
 from benchmarks.data.hold_out import held_out
@@ -64,6 +65,49 @@ def test_a_base_model_is_fine_tuned_with_its_own_tokenizer(prepared, tmp_path):
         json.loads((folder / "policy" / "tokenizer.json").read_text()) for folder in (prepared, tmp_path / "out")
     )
     assert first["model"]["vocab"] == second["model"]["vocab"]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_base_is_kept_as_it_is_and_its_lowest_layers_carry_the_reward(prepared, tmp_path):
+    """The policy is the base; the reward model is its first layer, frozen, under a head that is trained."""
+    settings = ReviewPreparation(
+        data=[str(prepared.parent / "labelled.jsonl")],
+        out=str(tmp_path / "out"),
+        base=str(prepared / "policy"),
+        keep_base=True,
+        reward=QUICK,
+        reward_layers=1,
+        frozen_layers=1,
+        tested=5,
+        max_tokens=16,
+    )
+    report = prepare_positive_generation(settings)
+    base, policy, reward = (weights(f) for f in (prepared / "policy", tmp_path / "out/policy", tmp_path / "out/reward"))
+    assert {name: value.tolist() for name, value in policy.items()} == {n: v.tolist() for n, v in base.items()}
+    assert not [name for name in reward if ".h.1." in name]
+    frozen = [name for name in reward if ".h.0." in name or "wte" in name]
+    assert len(frozen) > 5
+    assert all(torch.equal(reward[name], base[name]) for name in frozen)
+    assert not torch.equal(reward["transformer.ln_f.weight"], base["transformer.ln_f.weight"])
+    assert report["language_model"].keys() == {"perplexity", "seconds"}
+    assert report["data"]["tested"] == 5 < report["data"]["held_out"]
+
+
+def test_layers_that_a_base_does_not_have_are_refused_before_it_is_trained(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.tasks.prepare_reviews.supervised.train_language_model", None)
+    given = {"data": str(prepared.parent / "labelled.jsonl"), "out": str(tmp_path / "out"), "max_tokens": 16}
+    for wrong in ({"reward_layers": 3}, {"frozen_layers": 3}, {"reward_layers": 1, "frozen_layers": 2}):
+        with pytest.raises(ValueError, match="has 2 layers"):
+            prepare_positive_generation(ReviewPreparation(**given, base=str(prepared / "policy"), **wrong))
+    for wrong in ({"keep_base": True}, {"keep_base": True, "base": "b", "language": QUICK}):
+        with pytest.raises(ValueError, match="give --base, and no --language"):
+            ReviewPreparation(**given, **wrong)
+    for name, value in (("reward_layers", 0), ("tested", 0), ("frozen_layers", -1)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            ReviewPreparation(**given, **{name: value})
 
 
 def test_samples_come_from_the_whole_distribution():

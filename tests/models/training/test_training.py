@@ -8,10 +8,11 @@ from torch.nn import functional
 
 from models.rewards.classifier_reward import ClassifierReward
 from models.rewards.loading import load_reward_model
-from models.tiny import tiny_gpt2, tiny_gpt2_classifier, tiny_llama_classifier, tiny_tokenizer
+from models.tiny import tiny_gpt2, tiny_gpt2_classifier, tiny_llama, tiny_llama_classifier, tiny_tokenizer
 from models.training.objectives import Completion, Labelled, Pair, label_batch, label_loss, pair_batch, pair_loss
 from models.training.settings import TrainingSettings
 from models.training.supervised import (
+    freeze_layers,
     last_token_scores,
     model_input,
     new_classifier,
@@ -179,6 +180,36 @@ def test_the_classifier_starts_from_a_copy_of_the_trunk():
     assert classifier.config.id2label == {0: "negative", 1: "positive"}
     with pytest.raises(ValueError, match="no 'dropuot'"):
         new_classifier(language_model, seed=0, dropuot=0.1)
+
+
+def test_a_classifier_may_keep_the_lowest_layers_and_freeze_some_of_them():
+    language_model = tiny_llama(n_layers=3)
+    classifier = new_classifier(language_model, seed=0, layers=2)
+    lower, own = language_model.base_model.layers, classifier.base_model.layers
+    assert len(own) == 2
+    assert torch.equal(own[1].mlp.up_proj.weight, lower[1].mlp.up_proj.weight)
+    assert language_model.config.num_hidden_layers == 3
+    freeze_layers(classifier, 1)
+    rows = [Labelled(ids=ids, labels=[label]) for ids, label in texts(8)]
+    train_classifier(classifier, rows, rows, fast(steps=3))
+    learned = [not torch.equal(own[i].mlp.up_proj.weight, lower[i].mlp.up_proj.weight) for i in range(2)]
+    assert learned == [False, True]
+    assert torch.equal(classifier.base_model.embed_tokens.weight, language_model.base_model.embed_tokens.weight)
+    with pytest.raises(ValueError, match="no 3 layers"):
+        freeze_layers(classifier, 3)
+    with pytest.raises(ValueError, match="has 3 layers, 4 are asked for"):
+        new_classifier(language_model, seed=0, layers=4)
+
+
+def test_autocast_multiplies_in_bfloat16_and_leaves_the_weights_in_float32():
+    rows = [Labelled(ids=ids, labels=[label]) for ids, label in texts(60)]
+    losses = []
+    for autocast in (None, "bfloat16"):
+        model = new_classifier(small(), seed=0)
+        losses.append(train_classifier(model, rows, rows, fast(autocast=autocast))["train_loss"])
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_a_seed_decides_everything_and_global_generators_are_left_alone():
