@@ -12,7 +12,6 @@ from benchmarks.reporting.primary_outcome import (
     hopeless,
     initial_deviation,
     name_of_test,
-    scaled,
 )
 from benchmarks.reporting.statistics import FEWEST_SEEDS, Difference, Results, Summary, summarise
 from benchmarks.reporting.tables import number
@@ -54,7 +53,7 @@ def _said_of_differences(results: Results) -> str:
         return ""
     decided = {arm: one for arm, one in tested.items() if one.decided}
     rest = {arm: one for arm, one in tested.items() if arm not in decided}
-    sentences = ["; ".join(_decided(results, arm, one) for arm, one in decided.items())] if decided else []
+    sentences = _decided(results, decided) if decided else []
     if rest:
         none = f"No other difference to {REFERENCE} is shown"
         if not decided:
@@ -64,11 +63,28 @@ def _said_of_differences(results: Results) -> str:
     return ". ".join(sentences)
 
 
-def _decided(results: Results, arm: str, difference: Difference) -> str:
-    size = tables.text(scaled(difference, math.copysign(1, difference.mean)))
-    named = "" if results.paired else f", {name_of_test(results)}"
-    p = "" if difference.p_holm is None else f" (p {number(difference.p_holm)}{named})"
-    return f"{arm} scores {'higher' if difference.mean > 0 else 'lower'} on average than {REFERENCE}, by {size}{p}"
+def _decided(results: Results, differences: Mapping[str, Difference]) -> list[str]:
+    """Which arms score higher and which lower, then by how much."""
+    higher = [arm for arm, one in differences.items() if one.mean > 0]
+    lower = [arm for arm in differences if arm not in higher]
+    sides = {"higher": higher, "lower": lower}
+    said = [
+        f"{_and(arms)} {'scores' if len(arms) == 1 else 'score'} {side} on average than {REFERENCE}"
+        for side, arms in sides.items()
+        if arms
+    ]
+    sizes = ", ".join(f"{arm} {tables.text(one)}{_p_in_brackets(one)}" for arm, one in differences.items())
+    named = "" if results.paired else f" ({name_of_test(results)})"
+    return ["; ".join(said), f"By how much{named}: {sizes}"]
+
+
+def _and(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _p_in_brackets(difference: Difference) -> str:
+    return "" if difference.p_holm is None else f" (p {number(difference.p_holm)})"
 
 
 def _what_is_open(results: Results, undecided: Sequence[Difference]) -> str:

@@ -118,9 +118,16 @@ def test_an_undecided_difference_comes_with_the_smallest_one_that_would_be_found
 
 def test_decided_and_undecided_differences_stand_side_by_side():
     said = verdict(results({"sparse": 1.0, "abc": 3.0, "uniform": 0.2, "abc-d": 1.02}))
-    assert said.startswith("abc scores higher on average than sparse, by 2.00 [")
-    assert "; uniform scores lower on average than sparse, by 0.800 [" in said
+    assert said.startswith(
+        "abc scores higher on average than sparse; uniform scores lower on average than sparse. By how much: abc 2.00 ["
+    )
+    assert ", uniform -0.800 [-" in said
     assert ". No other difference to sparse is shown: abc-d 0.0200 [" in said
+
+
+def test_several_arms_on_one_side_share_a_sentence():
+    said = verdict(results({"sparse": 1.0, "abc": 3.0, "uniform": 2.0, "abc-d": 4.0}))
+    assert said.startswith("abc, uniform and abc-d score higher on average than sparse. By how much: abc 2.00 [")
 
 
 def test_arms_with_seeds_of_their_own_are_compared_by_welchs_test():
@@ -138,8 +145,9 @@ def test_arms_with_seeds_of_their_own_are_compared_by_welchs_test():
     undecided = differences_to_reference(found)["uniform"]
     least = tables.number(smallest_found(undecided.error, undecided.freedom, 2))
     assert f"With these 5 to 9 seeds and Welch's t-test, a true difference of less than {least} would" in report.verdict
-    assert report.verdict.startswith("abc scores higher on average than sparse, by 1.00 [")
-    assert ", Welch's t-test). No other" in report.verdict
+    assert report.verdict.startswith(
+        "abc scores higher on average than sparse. By how much (Welch's t-test): abc 1.00 ["
+    )
     saved = as_json(report)
     assert saved["own_seeds"] == {arm: list(seeds) for arm, seeds in own.items()}
     assert saved["table"]["difference"]["abc"]["kind"] == "95 % interval, Welch"
