@@ -1,7 +1,7 @@
 """What one may read as an outcome beside the average score. None of it is tested, and nothing is decided by it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from benchmarks.reporting.arms_row import ArmsRow
 from benchmarks.reporting.curve_readings import (
@@ -13,7 +13,7 @@ from benchmarks.reporting.curve_readings import (
     scores_until,
     steps_to_pass,
 )
-from benchmarks.reporting.statistics import Array, Results, summarise
+from benchmarks.reporting.statistics import Array, Results, Summary, summarise
 from benchmarks.reporting.tables import number
 
 HEADING = "secondary, not tested"
@@ -45,13 +45,17 @@ def _step_of_the_best(results: Results) -> list[ArmsRow]:
 
 
 def _at_equal_kl(results: Results) -> list[ArmsRow]:
-    """At the smallest KL that an arm ends with, so that every arm's mean reaches it."""
-    if len(_curves(results, "kl")) < max(2, len(results.arms)):
+    """At the highest KL that every run reaches, so that no run is left out of an arm's mean."""
+    kls = _curves(results, "kl")
+    if len(kls) < max(2, len(results.arms)):
         return []
-    level = min(float(results.per_seed(arm, "kl", LAST).mean()) for arm in results.arms)
-    found = {arm: at_level(curves, level).on_means for arm, curves in results.curves.items()}
-    values = {arm: math.nan if score is None else score for arm, score in found.items()}
+    level = min(float(kl.max(1).min()) for kl in kls.values())
+    values = {arm: _score_at(curves, level) for arm, curves in results.curves.items()}
     return [ArmsRow("score_at_equal_kl", f"score at equal KL, {number(level)} nats", values)]
+
+
+def _score_at(curves: Mapping[str, Array], level: float) -> Summary | float:
+    return at_level(curves, level).per_run or math.nan
 
 
 def _in_equal_time(results: Results) -> list[ArmsRow]:
@@ -77,8 +81,7 @@ def note(results: Results, rows: Sequence[ArmsRow]) -> str:
             f"{REFERENCE}'s best: the highest mean over seeds at a step; – where an arm's mean never gets there."
         ),
         "score_at_equal_kl": (
-            f"Equal KL: the lowest mean KL of the last {last_steps(results)} steps among the arms; the score is "
-            "that of the first step whose mean KL reaches it."
+            "Equal KL: the highest that every run reaches; the score is that of a run's first step that reaches it."
         ),
         "score_in_equal_time": (
             "Equal time: how long the fastest arm's runs took, on average and on this machine; the score is the mean "

@@ -59,7 +59,7 @@ def stand(differences: Array, schedule: Sequence[Look]) -> Stand:
     that all its seeds have reached."""
     reached = [look for look in schedule if look.seeds <= len(differences)]
     if not reached:
-        return Stand(look=schedule[0], difference=untested(differences))
+        return Stand(look=schedule[0], difference=untested(float(differences.mean())))
     stands = (_at(look, differences) for look in reached)
     return next((found for found in stands if found.difference.decided), None) or _at(reached[-1], differences)
 

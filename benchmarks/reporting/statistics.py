@@ -7,7 +7,7 @@ A *curve* is an array (seed, step); everything here reduces steps first and trea
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,20 +180,10 @@ def paired(differences: Array, level: float = LEVEL) -> Difference:
     mean = float(differences.mean())
     nothing = len(differences) < FEWEST_SEEDS or np.isnan(mean)
     if nothing or np.ptp(differences) <= 1e-9 * abs(mean):
-        return untested(differences)
-    tested = stats.ttest_1samp(differences, 0.0)
-    low, high = tested.confidence_interval(level)
+        return untested(mean)
     spread = float(differences.std(ddof=1))
-    return Difference(
-        mean=mean,
-        low=float(low),
-        high=float(high),
-        p=float(tested.pvalue),
-        p_holm=None,
-        spread=spread,
-        error=spread / math.sqrt(len(differences)),
-        freedom=len(differences) - 1,
-    )
+    error = spread / math.sqrt(len(differences))
+    return replace(_tested(mean, stats.ttest_1samp(differences, 0.0), error, level), spread=spread)
 
 
 def welch(reference: Array, values: Array, level: float = LEVEL) -> Difference:
@@ -203,19 +193,16 @@ def welch(reference: Array, values: Array, level: float = LEVEL) -> Difference:
     few = min(len(values), len(reference)) < FEWEST_SEEDS
     constant = max(np.ptp(values), np.ptp(reference)) <= 1e-9 * max(abs(values.mean()), abs(reference.mean()))
     if few or np.isnan(mean) or constant:
-        return Difference(mean=mean, low=None, high=None, p=None, p_holm=None)
-    tested = stats.ttest_ind(values, reference, equal_var=False)
-    low, high = tested.confidence_interval(level)
-    error, freedom = welch_error([float(one.std(ddof=1)) for one in (values, reference)], [len(values), len(reference)])
-    return Difference(
-        mean=mean,
-        low=float(low),
-        high=float(high),
-        p=float(tested.pvalue),
-        p_holm=None,
-        error=error,
-        freedom=freedom,
-    )
+        return untested(mean)
+    error, _ = welch_error([float(one.std(ddof=1)) for one in (values, reference)], [len(values), len(reference)])
+    return _tested(mean, stats.ttest_ind(values, reference, equal_var=False), error, level)
+
+
+def _tested(mean: float, test: Any, error: float, level: float) -> Difference:
+    """A difference with the interval and the p-value of SciPy's ``test``."""
+    low, high = map(float, test.confidence_interval(level))
+    freedom = float(test.df)
+    return Difference(mean=mean, low=low, high=high, p=float(test.pvalue), p_holm=None, error=error, freedom=freedom)
 
 
 def welch_error(spreads: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
@@ -226,9 +213,9 @@ def welch_error(spreads: Sequence[float], counts: Sequence[int]) -> tuple[float,
     return math.sqrt(sum(shares)), freedom
 
 
-def untested(differences: Array) -> Difference:
+def untested(mean: float) -> Difference:
     """A mean alone."""
-    return Difference(mean=float(differences.mean()), low=None, high=None, p=None, p_holm=None)
+    return Difference(mean=mean, low=None, high=None, p=None, p_holm=None)
 
 
 def bootstrap_interval(values: Array) -> tuple[float, float]:

@@ -253,7 +253,8 @@ def plan(settings: ComparisonSettings, task: Task, panel: Panel, config: PPOConf
     """A run for every arm and seed of the panel; ``config`` is what all panels start from.
 
     Raises:
-        ValueError: seeds of single arms, in a script that has several panels or arms of its own.
+        ValueError: seeds of single arms, in a script that has several panels or arms of its own, or of an arm that is
+            left out because it repeats another.
     """
     if settings.seeds_of is not None and (panel.name or panel.arms is not None):
         raise ValueError(
@@ -262,6 +263,9 @@ def plan(settings: ComparisonSettings, task: Task, panel: Panel, config: PPOConf
         )
     own = settings.own_seed_lists()
     config = with_settings(config, panel.changes)
+    arms = _without_repeats(settings, config) if panel.arms is None else panel.arms
+    if repeats := own.keys() - {arm.label for arm in arms}:
+        raise ValueError(f"--seeds_of names {min(repeats)}, which repeats another arm and is left out; name that one")
     return [
         Run(
             task=panel.task(task),
@@ -276,7 +280,7 @@ def plan(settings: ComparisonSettings, task: Task, panel: Panel, config: PPOConf
             panel=panel.name,
             folder=Path(settings.out) / "runs" / panel.name / arm.label / f"seed-{seed}",
         )
-        for arm in (_without_repeats(settings, config) if panel.arms is None else panel.arms)
+        for arm in arms
         for seed in own.get(arm.label, settings.seed_list())
     ]
 

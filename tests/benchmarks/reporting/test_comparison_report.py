@@ -17,7 +17,7 @@ from benchmarks.reporting.comparison_verdict import verdict
 from benchmarks.reporting.curve_readings import LAST
 from benchmarks.reporting.power import detectable_difference, smallest_found
 from benchmarks.reporting.primary_outcome import differences_to_reference
-from benchmarks.reporting.statistics import Results, Summary
+from benchmarks.reporting.statistics import Results, Summary, summarise
 from rlhf_core.pages.heat_map import CreditMap
 
 STEPS = 20
@@ -177,8 +177,8 @@ def test_what_is_not_tested_stands_under_a_heading():
     rows = table(report)
     # sparse reaches its best, 19, at its step 20; abc has 18 at step 10 and 20 at step 11
     assert rows["step_of_the_best"] == {"sparse": 20, "abc": 11}
-    # sparse ends at a mean of 1.45 nats, which it reaches at step 16 with 15, and abc, at .2 k, at step 9 with 16
-    assert rows["score_at_equal_kl"] == {"sparse": 15.0, "abc": 16.0}
+    # runs of sparse reach 1.9 nats, at step 20 with 19, and those of abc, at .2 k, at step 11 with 20
+    assert {arm: one.mean for arm, one in rows["score_at_equal_kl"].items()} == {"sparse": 19.0, "abc": 20.0}
     # in the 20 s of sparse, abc takes 10 steps: mean of 0, 2, ..., 18
     assert {arm: one.mean for arm, one in rows["score_in_equal_time"].items()} == {"sparse": 9.5, "abc": 9.0}
     lines = tables.markdown(report.table).splitlines()
@@ -187,6 +187,20 @@ def test_what_is_not_tested_stands_under_a_heading():
     console = Console(width=200, record=True, file=io.StringIO())
     tables.show(report.table, console)
     assert "(secondary, not tested)" in console.export_text()
+
+
+def test_equal_kl_is_one_that_every_run_reaches():
+    kl = np.tile(np.arange(STEPS, dtype=float), (5, 1))
+    score = kl + np.arange(5)[:, None]
+    found = results({"sparse": 0.0, "abc": 0.0})
+    found.curves["sparse"].update(score=score, kl=kl)
+    kl_of_abc = kl.copy()
+    kl_of_abc[3] = np.minimum(kl[3], 7.0)  # one run stays at 7 nats
+    found.curves["abc"].update(score=score + 1, kl=kl_of_abc)
+    report = build(found)
+    row = next(row for row in report.secondary if row.key == "score_at_equal_kl")
+    assert row.title == "score at equal KL, 7.00 nats"
+    assert row.values["abc"] == summarise(np.arange(8.0, 13.0))
 
 
 def test_an_arm_that_never_reaches_the_best_of_sparse_has_a_dash():

@@ -21,6 +21,7 @@ from benchmarks.reporting.statistics import (
     summarise,
     variance_across_seeds,
     welch,
+    welch_error,
 )
 
 
@@ -150,6 +151,7 @@ def test_welchs_test_by_hand():
     found = welch(array(1, 2, 3, 4), array(2, 4, 6, 8, 10))
     assert (found.mean, found.error) == pytest.approx((3.5, np.sqrt(29 / 12)))
     assert found.freedom == pytest.approx(5.5208, abs=1e-4)
+    assert welch_error([np.sqrt(5 / 3), np.sqrt(10)], [4, 5]) == pytest.approx((found.error, found.freedom))
     half = stats.t.ppf(0.975, found.freedom) * found.error
     assert (found.low, found.high) == pytest.approx((3.5 - half, 3.5 + half))
     assert found.p == pytest.approx(2 * stats.t.sf(3.5 / found.error, found.freedom))

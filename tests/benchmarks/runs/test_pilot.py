@@ -161,6 +161,12 @@ def test_seeds_of_arms_that_cannot_be_are_refused(tmp_path, changes, said):
         asked(tmp_path, **changes)
 
 
+def test_seeds_of_a_control_that_repeats_an_arm_are_refused(tmp_path):
+    chosen = asked(tmp_path, seeds_of={"sparse@lam=1": 9}, controls="sparse@lam=1")
+    with pytest.raises(ValueError, match="names sparse-lam1, which repeats another arm and is left out; name that one"):
+        plan(chosen, TableTask(), Panel(), ppo_of(TableTask(), {"lam": 1.0}))
+
+
 def test_a_script_of_several_panels_takes_no_seeds_of_single_arms(tmp_path):
     chosen = asked(tmp_path, seeds_of={"sparse": 9})
     for panel in (Panel(name="one"), Panel(arms=())):
