@@ -30,9 +30,9 @@ class ReviewPreparation:
     keep_base: bool = False
     """Take the base as it is for the policy, and train the reward model only."""
     language: TrainingSettings | None = None
-    """Training of the language model; null takes the recipe of the size or base."""
+    """Training of the language model; null takes the recipe of the size or base. What you give replaces all of it."""
     reward: TrainingSettings | None = None
-    """Training of the reward model; null takes the recipe of the size or base."""
+    """Training of the reward model; null takes the recipe of the size or base. What you give replaces all of it."""
     reward_layers: int | None = None
     """Layers of the language model that the reward model keeps, from the lowest; null keeps all."""
     frozen_layers: int = 0
@@ -126,7 +126,7 @@ class PreferencePreparation:
     supervised: TrainingSettings | None = None
     """Training on demonstrations, responses only; null takes the recipe of the size or base."""
     reward: TrainingSettings | None = None
-    """Training of the reward model; null takes the recipe of the size or base."""
+    """Training of the reward model; null takes the recipe of the size or base. What you give replaces all of it."""
     folds: int = 0
     """Cross-validate the reward model in so many folds by prompt: so many more trainings of it, and an accuracy over
     all comparisons. 0 is none: its accuracy is measured on the held-out tenth alone."""
