@@ -59,11 +59,7 @@ class ReviewPreparation:
             raise ValueError(f"prepare: give --size ({self.size}) or --base ({self.base}), not both")
         if self.keep_base and (self.base is None or self.language is not None):
             raise ValueError("prepare: --keep_base true leaves a base as it is; give --base, and no --language")
-        least = {"reward_layers": 1, "tested": 1, "frozen_layers": 0}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise ValueError(f"prepare: {name} must be {smallest} or more, got {value}")
+        _require_at_least(self, reward_layers=1, frozen_layers=0, tested=1)
         if not 1 <= self.min_tokens <= self.max_tokens or self.max_tokens < 16:
             raise ValueError(
                 f"prepare: min_tokens {self.min_tokens} must lie between 1 and max_tokens {self.max_tokens}, and "
@@ -101,6 +97,8 @@ class PreferencePreparation:
     """Train a GPT-2 of this size from scratch, on a byte-level BPE of 2,048 tokens made here (default: tiny)."""
     base: str | None = None
     """Fine-tune this causal language model (folder or hub name), with its own tokenizer, instead."""
+    keep_base: bool = False
+    """Take the base as it is for the policy, and train the reward model only."""
     lora: LoraSettings | None = None
     """Train adapters on the frozen base, for policy and reward model, instead of all weights."""
     four_bit: bool = False
@@ -127,6 +125,11 @@ class PreferencePreparation:
     """Training on demonstrations, responses only; null takes the recipe of the size or base."""
     reward: TrainingSettings | None = None
     """Training of the reward model; null takes the recipe of the size or base. What you give replaces all of it."""
+    reward_layers: int | None = None
+    """Layers of the language model that the reward model keeps, from the lowest; null keeps all."""
+    frozen_layers: int = 0
+    """Lowest layers of the reward model that are not trained, and with them the embeddings: large models learn sooner
+    and cheaper. 0 trains all."""
     folds: int = 0
     """Cross-validate the reward model in so many folds by prompt: so many more trainings of it, and an accuracy over
     all comparisons. 0 is none: its accuracy is measured on the held-out tenth alone."""
@@ -140,6 +143,13 @@ class PreferencePreparation:
             raise ValueError(f"prepare: give --size ({self.size}) or --base ({self.base}), not both")
         if self.lora is not None and self.base is None:
             raise ValueError("prepare: lora trains adapters on a base model; give --base")
+        if self.keep_base and (self.base is None or self.supervised is not None or self.lora is not None):
+            raise ValueError(
+                "prepare: --keep_base true leaves a base as it is; give --base, no --supervised, no --lora"
+            )
+        if self.lora is not None and (self.reward_layers is not None or self.frozen_layers):
+            raise ValueError("prepare: reward_layers and frozen_layers are for whole models; leave out --lora")
+        _require_at_least(self, reward_layers=1, frozen_layers=0)
         if self.lora is None and (self.four_bit or self.dtype != "float32"):
             raise ValueError("prepare: all weights are trained in float32; give --lora.rank for 4-bit or bfloat16")
         if self.folds < 0 or self.folds == 1:
@@ -172,7 +182,9 @@ class PreferencePreparation:
     def resolved(self) -> "PreferencePreparation":
         """The same with every default that depends on the size or base written out."""
         size = None if self.base is not None else self.size or "tiny"
-        recipe = PREFERENCES[size or ("base" if self.lora is None else "lora")]
+        recipe = dict(PREFERENCES[size or ("base" if self.lora is None else "lora")])
+        if self.keep_base:
+            del recipe["supervised"]
         return _with_recipe(replace(self, size=size), recipe)
 
 
@@ -181,6 +193,14 @@ TASK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "dialogue": {"template": "instruction", "reward_template": "human_assistant"},
 }
 """What each task changes in the defaults above."""
+
+
+def _require_at_least(settings: Any, **least: int) -> None:
+    """Raise ValueError where a setting that is not null is below its least value."""
+    for name, smallest in least.items():
+        value = getattr(settings, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"prepare: {name} must be {smallest} or more, got {value}")
 
 
 def _with_recipe(settings: Settings, recipe: Mapping[str, object]) -> Settings:

@@ -1,9 +1,9 @@
 """The models and prompts of summarisation and dialogue, made from demonstrations and comparisons.
 
 A language model (from scratch, or a base model, whole or through adapters) is fine-tuned on demonstrations, responses
-only; a Bradley-Terry reward model is fitted to comparisons, in its own prompt template. Prompts are split by a hash of
-their text, so no post or question is both learned from and tested on. The reward model's accuracy stands in the report
-beside that of a rule on surface features, on the same pairs.
+only, or kept as it is; a Bradley-Terry reward model is fitted to comparisons, in its own prompt template. Prompts are
+split by a hash of their text, so no post or question is both learned from and tested on. The reward model's accuracy
+stands in the report beside that of a rule on surface features, on the same pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,14 @@ from benchmarks.tasks import prepared_folder as prepared
 from benchmarks.tasks.preference_baselines import baseline_margins
 from benchmarks.tasks.preparation_settings import PreferencePreparation
 from benchmarks.tasks.reward_accuracy import REWARD_MODEL, by_confidence, compared, compared_lines
-from benchmarks.tasks.starting_models import base_tokenizer, continuations, from_base, from_scratch, require_context
+from benchmarks.tasks.starting_models import (
+    base_tokenizer,
+    continuations,
+    from_base,
+    from_scratch,
+    require_context,
+    require_layers,
+)
 from models.training import supervised
 from models.training.finetuning import Adapted, adapted_language_model, adapted_reward_model
 from models.training.objectives import Completion, Pair
@@ -94,6 +101,7 @@ def _starting_point(settings: PreferencePreparation, texts: Sequence[str]) -> St
         model, tokenizer = from_scratch(str(settings.size), texts, context=settings.context, seed=settings.seed)
     else:
         model, tokenizer = from_base(settings.base, context=settings.longest)
+    require_layers(model, settings.reward_layers, settings.frozen_layers)
     return Start(model=model, tokenizer=tokenizer, source=None)
 
 
@@ -147,9 +155,15 @@ def _build(
 def _fine_tuned(
     settings: PreferencePreparation, start: Start, data: Mapping[str, Split], measured: dict[str, Any]
 ) -> Any:
-    """The language model after whole texts (from scratch only) and demonstrations."""
-    assert settings.supervised is not None  # resolved
+    """The language model after whole texts (from scratch only) and demonstrations; or a kept base as it is."""
+    rows, tests = (
+        [Completion(ids=row.best, prompt_tokens=len(row.prompt)) for row in data["demonstrations"][part]]
+        for part in SPLITS
+    )
     model = start.model
+    if settings.supervised is None:  # the base as it is
+        measured["perplexity"] = supervised.response_perplexity(model, tests)
+        return model
     if start.source is not None:
         assert settings.lora is not None
         model = adapted_language_model(start.source, settings.lora, seed=settings.seed, checkpointing=True).adapters
@@ -157,10 +171,6 @@ def _fine_tuned(
     if settings.language is not None and settings.base is None:
         train, test = ([row.best for rows in data.values() for row in rows[part]] for part in SPLITS)
         measured["whole_texts"] = supervised.train_language_model(model, train, test, settings.language)
-    rows, tests = (
-        [Completion(ids=row.best, prompt_tokens=len(row.prompt)) for row in data["demonstrations"][part]]
-        for part in SPLITS
-    )
     measured |= supervised.train_completions(model, rows, tests, settings.supervised)
     return model
 
@@ -170,7 +180,9 @@ def _new_reward_model(settings: PreferencePreparation, start: Start, language_mo
     if start.source is not None:
         assert settings.lora is not None
         return adapted_reward_model(start.source, settings.lora, seed=settings.seed, checkpointing=True).adapters
-    return supervised.new_classifier(language_model, seed=settings.seed, num_labels=1)
+    model = supervised.new_classifier(language_model, seed=settings.seed, layers=settings.reward_layers, num_labels=1)
+    supervised.freeze_layers(model, settings.frozen_layers)
+    return model
 
 
 def _learn(

@@ -13,7 +13,7 @@ from benchmarks.data.records import fingerprints
 from benchmarks.data.reviews import Reviews, read_reviews, review_prompts
 from benchmarks.tasks import prepared_folder as prepared
 from benchmarks.tasks.preparation_settings import ReviewPreparation
-from benchmarks.tasks.starting_models import continuations, from_base, from_scratch
+from benchmarks.tasks.starting_models import continuations, from_base, from_scratch, require_layers
 from models.texts.prompt_encoding import encode
 from models.training import supervised
 from models.training.objectives import Labelled
@@ -47,7 +47,7 @@ def _build(settings: ReviewPreparation, reviews: Reviews, folder: Path) -> dict[
     else:
         # positions beyond the longest row would never be trained
         language_model, tokenizer = from_scratch(str(settings.size), texts, context=size, seed=settings.seed)
-    _require_layers(settings, language_model.config.num_hidden_layers)
+    require_layers(language_model, settings.reward_layers, settings.frozen_layers)
     ids, test_ids = encode(tokenizer, texts), encode(tokenizer, [review.text for review in tested])
     splits = {
         "train": review_prompts((review.text for review in kept), ids[: len(kept)], seed=settings.seed),
@@ -121,16 +121,6 @@ def _snippets(
         Labelled(ids=_read(tokenizer, ids, int(length)), labels=[label])
         for ids, label, length in zip(rows, labels, lengths, strict=True)
     ]
-
-
-def _require_layers(settings: ReviewPreparation, layers: int) -> None:
-    """Raise ValueError, before anything is trained, where the language model has too few layers for the settings."""
-    kept = settings.reward_layers or layers
-    if kept > layers or settings.frozen_layers > kept:
-        raise ValueError(
-            f"prepare: the language model has {layers} layers; reward_layers {kept} and frozen_layers "
-            f"{settings.frozen_layers} must not exceed them, nor frozen_layers reward_layers"
-        )
 
 
 def _require_both_labels(reviews: Reviews) -> None:

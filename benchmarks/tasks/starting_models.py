@@ -66,6 +66,17 @@ def require_context(model: PreTrainedModel, name: str, needed: int) -> None:
         )
 
 
+def require_layers(model: PreTrainedModel, kept: int | None, frozen: int) -> None:
+    """Raise ValueError, before anything is trained, where the language model has too few layers for a reward model
+    that keeps ``kept`` of them (None: all) and trains all but the ``frozen`` lowest."""
+    layers = model.config.num_hidden_layers
+    if (kept or layers) > layers or frozen > (kept or layers):
+        raise ValueError(
+            f"prepare: the language model has {layers} layers; reward_layers {kept or layers} and frozen_layers "
+            f"{frozen} must not exceed them, nor frozen_layers reward_layers"
+        )
+
+
 def byte_level_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of ``vocabulary`` tokens, with tokens of their own for the end of a text and for padding."""
     bpe = Tokenizer(models.BPE())

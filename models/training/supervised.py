@@ -166,7 +166,7 @@ def train_completions(
                 f"first (and after the prompt); too short: {short[:3]}"
             )
     loss = _train(model, list(rows), completion_batch, language_loss, settings)
-    return {"train_loss": loss, "perplexity": _perplexity(model, held_out)}
+    return {"train_loss": loss, "perplexity": response_perplexity(model, held_out)}
 
 
 def train_classifier(
@@ -227,7 +227,7 @@ def train_preference_model(
 
 def perplexity(model: nn.Module, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> float:
     """exp of the mean nats per predicted token, every token of every row weighing the same."""
-    return _perplexity(model, _whole(rows), batch_size=batch_size)
+    return response_perplexity(model, _whole(rows), batch_size=batch_size)
 
 
 def _whole(rows: Sequence[Sequence[int]]) -> list[Completion]:
@@ -236,7 +236,8 @@ def _whole(rows: Sequence[Sequence[int]]) -> list[Completion]:
 
 
 @torch.no_grad()
-def _perplexity(model: nn.Module, rows: Sequence[Completion], *, batch_size: int = 16) -> float:
+def response_perplexity(model: nn.Module, rows: Sequence[Completion], *, batch_size: int = 16) -> float:
+    """The same over the tokens of responses alone."""
     nats, tokens = 0.0, 0
     with _evaluating(model):
         for start in range(0, len(rows), batch_size):

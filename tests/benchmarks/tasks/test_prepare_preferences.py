@@ -2,9 +2,12 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from benchmarks.data.preference_formats import Example
 from benchmarks.data.preference_tokens import TokenisedExample
@@ -192,10 +195,33 @@ def test_a_base_that_reads_too_little_is_refused_before_training(rows, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+def test_a_base_is_kept_and_its_lowest_layer_carries_the_reward_in_every_fold(rows, tmp_path):
+    base, out = save_tiny(tmp_path / "base", "gpt2", context=64), tmp_path / "out"
+    small = {"max_prompt_tokens": 40, "max_response_tokens": 24, "supervised": None, "language": None}
+    given = {"base": base, "keep_base": True, "reward_layers": 1, "frozen_layers": 1, **small}
+    report = prepared("dialogue", out, rows, **given, folds=2)
+    before, policy, reward = (
+        load_file(Path(folder) / "model.safetensors") for folder in (base, out / "policy", out / "reward")
+    )
+    assert all(torch.equal(value, before[name]) for name, value in policy.items())
+    assert not [name for name in reward if ".h.1." in name]
+    frozen = [name for name in reward if ".h.0." in name or "wte" in name]
+    assert len(frozen) > 5
+    assert all(torch.equal(reward[name], before[name]) for name in frozen)
+    assert report["language_model"].keys() == {"perplexity", "seconds"}
+    with pytest.raises(ValueError, match="has 2 layers; reward_layers 3"):
+        prepared("dialogue", tmp_path / "none", rows, **{**given, "reward_layers": 3})
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"size": "tiny", "base": "gpt2"}, "not both"),
+        ({"keep_base": True}, "give --base, no --supervised, no --lora"),
+        ({"keep_base": True, "base": "gpt2", "supervised": QUICK}, "no --supervised"),
+        ({"keep_base": True, "base": "gpt2", "lora": LoraSettings()}, "no --lora"),
+        ({"frozen_layers": 2, "base": "gpt2", "lora": LoraSettings()}, "are for whole models; leave out --lora"),
+        ({"reward_layers": 0}, "reward_layers must be 1 or more, got 0"),
         ({"lora": LoraSettings()}, "lora trains adapters on a base"),
         ({"base": "gpt2", "four_bit": True}, "all weights are trained in float32"),
         ({"folds": 1}, "folds must be 0 .* or 2 or more, got 1"),
