@@ -15,6 +15,7 @@ from benchmarks.reporting.primary_outcome import (
     AVERAGE_SCORE,
     differences_to_reference,
     initial_deviation,
+    kind_of_difference,
     name_of_test,
     scaled,
 )
@@ -148,8 +149,7 @@ def _primary(results: Results) -> list[ArmsRow]:
         rows.append(ArmsRow("iqm", "average score, IQM of seeds", iqms))
     if found := differences_to_reference(results):
         differences = {arm: found.get(arm, math.nan) for arm in results.arms}
-        kind = f"paired difference to {REFERENCE}" if results.paired else f"difference to {REFERENCE} (Welch)"
-        rows.append(ArmsRow("difference", f"average score, {kind}", differences))
+        rows.append(ArmsRow("difference", f"average score, {kind_of_difference(results)}", differences))
         if (unit := initial_deviation(results)) > 0:
             effects = {arm: scaled(found[arm], 1 / unit) if arm in found else math.nan for arm in results.arms}
             rows.append(ArmsRow("effect", "… in initial standard deviations of the score", effects))

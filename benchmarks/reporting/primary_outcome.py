@@ -5,6 +5,7 @@ was given seeds of its own, all arms are compared by Welch's test.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks.reporting import statistics
@@ -20,6 +21,16 @@ AVERAGE_SCORE = "score"
 def name_of_test(results: Results) -> str:
     """The test, as it is written in a sentence."""
     return "the paired t-test" if results.paired else "Welch's t-test"
+
+
+def test_of(results: Results) -> Callable[[Array, Array], Difference]:
+    """The test of two arms' values by seed, first of the reference."""
+    return by_seed if results.paired else welch
+
+
+def kind_of_difference(results: Results) -> str:
+    """What a row of differences by :func:`test_of` is called."""
+    return f"paired difference to {REFERENCE}" if results.paired else f"difference to {REFERENCE} (Welch)"
 
 
 def initial_deviation(results: Results) -> float:
@@ -42,7 +53,7 @@ def differences_to_reference(results: Results) -> dict[str, Difference]:
         return {}
     if results.most is not None:
         return {arm: found.difference for arm, found in stands(results).items()}
-    return statistics.differences_to(*_scores(results), by_seed if results.paired else welch)
+    return statistics.differences_to(*_scores(results), test_of(results))
 
 
 def stands(results: Results) -> dict[str, Stand]:

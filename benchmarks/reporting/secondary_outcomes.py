@@ -3,34 +3,59 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from benchmarks.reporting.arms_row import ArmsRow
 from benchmarks.reporting.curve_readings import (
     LAST,
     REFERENCE,
-    at_level,
     best_of_mean,
+    crossing,
     last_steps,
     scores_until,
     steps_to_pass,
 )
-from benchmarks.reporting.statistics import Array, Results, Summary, summarise
+from benchmarks.reporting.primary_outcome import kind_of_difference, test_of
+from benchmarks.reporting.statistics import Array, Results, differences_to, summarise
 from benchmarks.reporting.tables import number
 
 HEADING = "secondary, not tested"
 
 
 def secondary_outcomes(results: Results) -> list[ArmsRow]:
-    """How fast and how far: the score of the last steps, the first step at which the mean reaches sparse's best, and
-    the score at equal KL and in equal time. Each is there where it can be told from what was recorded; the score of the
-    last steps where it is not the average score itself."""
-    return [*_at_the_end(results), *_step_of_the_best(results), *_at_equal_kl(results), *_in_equal_time(results)]
+    """How fast and how far: the score of the first half of the steps and of the last ones, the first step at which the
+    mean reaches sparse's best, and the score at equal KL and in equal time. Each is there where it can be told from
+    what was recorded; the score of the first and last steps where there are more steps than the last ones. Under the
+    first, the last and equal KL stand the differences to sparse."""
+    return [
+        *_early_and_late(results),
+        *_step_of_the_best(results),
+        *_at_equal_kl(results),
+        *_in_equal_time(results),
+    ]
 
 
-def _at_the_end(results: Results) -> list[ArmsRow]:
+def _early_and_late(results: Results) -> list[ArmsRow]:
     if results.steps <= LAST:
         return []
-    values = {arm: summarise(results.per_seed(arm, "score", LAST)) for arm in results.arms}
-    return [ArmsRow("final_score", f"final score (last {last_steps(results)} steps)", values)]
+    half = results.steps // 2
+    early = {arm: curve[:, :half].mean(1) for arm, curve in _curves(results, "score").items()}
+    late = {arm: results.per_seed(arm, "score", LAST) for arm in results.arms}
+    return [
+        *_with_difference(results, "early_score", f"score of the first {half} steps", early),
+        *_with_difference(results, "final_score", f"final score (last {last_steps(results)} steps)", late),
+    ]
+
+
+def _with_difference(results: Results, key: str, title: str, values: Mapping[str, Array]) -> list[ArmsRow]:
+    """A quantity by seed and arm; and every arm's difference to sparse, where sparse ran beside others."""
+    rows = [ArmsRow(key, title, {arm: summarise(some) for arm, some in values.items()})]
+    others = {arm: some for arm, some in values.items() if arm != REFERENCE}
+    if REFERENCE in values and others:
+        found = differences_to(values[REFERENCE], others, test_of(results))
+        differences = {arm: found.get(arm, math.nan) for arm in values}
+        rows.append(ArmsRow(f"{key}_difference", f"… {kind_of_difference(results)}", differences))
+    return rows
 
 
 def _step_of_the_best(results: Results) -> list[ArmsRow]:
@@ -50,12 +75,15 @@ def _at_equal_kl(results: Results) -> list[ArmsRow]:
     if len(kls) < max(2, len(results.arms)):
         return []
     level = min(float(kl.max(1).min()) for kl in kls.values())
-    values = {arm: _score_at(curves, level) for arm, curves in results.curves.items()}
-    return [ArmsRow("score_at_equal_kl", f"score at equal KL, {number(level)} nats", values)]
+    if math.isnan(level):
+        return []
+    values = {arm: _scores_at(level, curves) for arm, curves in results.curves.items()}
+    return _with_difference(results, "score_at_equal_kl", f"score at equal KL, {number(level)} nats", values)
 
 
-def _score_at(curves: Mapping[str, Array], level: float) -> Summary | float:
-    return at_level(curves, level).per_run or math.nan
+def _scores_at(level: float, curves: Mapping[str, Array]) -> Array:
+    """By seed; every run reaches the level."""
+    return np.array([crossing(kl, score, level) for kl, score in zip(curves["kl"], curves["score"], strict=True)])
 
 
 def _in_equal_time(results: Results) -> list[ArmsRow]:

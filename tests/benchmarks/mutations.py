@@ -153,8 +153,8 @@ MUTATIONS = (
     ),
     Mutation(
         "benchmarks/reporting/primary_outcome.py",
-        "by_seed if results.paired else welch",
-        "welch",
+        "return by_seed if results.paired else welch",
+        "return welch",
         "tests/benchmarks/reporting/test_comparison_report.py::test_difference_to_sparse_is_paired_and_corrected",
     ),
     Mutation(
@@ -162,6 +162,12 @@ MUTATIONS = (
         "level = min(float(kl.max(1).min())",
         "level = min(float(kl.max(1).max())",
         "tests/benchmarks/reporting/test_comparison_report.py::test_equal_kl_is_one_that_every_run_reaches",
+    ),
+    Mutation(
+        "benchmarks/reporting/secondary_outcomes.py",
+        "curve[:, :half]",
+        "curve[:, half:]",
+        "tests/benchmarks/reporting/test_comparison_report.py::test_what_is_not_tested_stands_under_a_heading",
     ),
     Mutation(
         "benchmarks/reporting/secondary_outcomes.py",
