@@ -29,7 +29,7 @@ from rlhf_core.types import (
 )
 
 LOG_RATIO_MAX = {torch.float32: 1e-4}
-LOG_RATIO_MAX_LOW_PRECISION = 0.1
+LOG_RATIO_MAX_LOW_PRECISION = 0.5  # bfloat16 rounds a logit between 16 and 32, as pretrained models have, by up to 0.06
 LOG_RATIO_MEAN_LOW_PRECISION = 0.01
 CREDIT_SUM_TOLERANCE = 1e-4
 LARGEST_NUMBER = 1e12

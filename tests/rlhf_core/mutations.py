@@ -264,6 +264,12 @@ MUTATIONS = (
     ),
     Mutation(
         "rlhf_core/checks.py",
+        "if largest <= most and mean <= most_mean:",
+        "if largest <= most:",
+        "tests/rlhf_core/test_trainer.py::test_what_bfloat16_rounds_of_a_pretrained_models_logits_is_no_fault",
+    ),
+    Mutation(
+        "rlhf_core/checks.py",
         "policy.vocab_size > reward.vocab_size:",
         "policy.vocab_size > 2 * reward.vocab_size:",
         "tests/rlhf_core/test_trainer.py::test_a_policy_that_draws_ids_the_reward_model_cannot_read_is_refused_at_construction",
