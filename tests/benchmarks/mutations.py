@@ -4,9 +4,9 @@ from mutation import Mutation
 
 MUTATIONS = (
     Mutation(
-        "benchmarks/tasks/prepare_reviews.py",
-        "kept > layers or settings.frozen_layers > kept",
-        "kept > layers",
+        "benchmarks/tasks/starting_models.py",
+        "(kept or layers) > layers or frozen > (kept or layers)",
+        "(kept or layers) > layers",
         "tests/benchmarks/tasks/test_prepare.py::"
         "test_layers_that_a_base_does_not_have_are_refused_before_it_is_trained",
     ),
@@ -486,6 +486,13 @@ MUTATIONS = (
         "return (np.sign(margins) + 1) / 2",
         "return np.heaviside(margins, 0.0)",
         "tests/benchmarks/tasks/test_reward_accuracy.py::test_rules_are_compared_on_the_same_pairs",
+    ),
+    Mutation(
+        "benchmarks/tasks/prepare_preferences.py",
+        "supervised.freeze_layers(model, settings.frozen_layers)",
+        "pass",
+        "tests/benchmarks/tasks/test_prepare_preferences.py::"
+        "test_a_base_is_kept_and_its_lowest_layer_carries_the_reward_in_every_fold",
     ),
     Mutation(
         "benchmarks/tasks/prepare_preferences.py",
