@@ -18,6 +18,8 @@ class StubHub:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
+                if not self.path.startswith("/api/models/"):  # what the client asks about itself, and would keep
+                    return self.answer({"error": "not found"}, 404)
                 sizes = {name: len(content) for name, content in hub.files.items()}
                 self.answer([{"type": "file", "path": name, "size": n, "oid": "0"} for name, n in sizes.items()])
 
