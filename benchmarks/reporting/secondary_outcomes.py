@@ -16,7 +16,7 @@ from benchmarks.reporting.curve_readings import (
     steps_to_pass,
 )
 from benchmarks.reporting.primary_outcome import kind_of_difference, test_of
-from benchmarks.reporting.statistics import Array, Results, differences_to, summarise
+from benchmarks.reporting.statistics import Array, Results, differences_to, nan_mean, summarise
 from benchmarks.reporting.tables import number
 
 HEADING = "secondary, not tested"
@@ -39,7 +39,7 @@ def _early_and_late(results: Results) -> list[ArmsRow]:
     if results.steps <= LAST:
         return []
     half = results.steps // 2
-    early = {arm: curve[:, :half].mean(1) for arm, curve in _curves(results, "score").items()}
+    early = {arm: nan_mean(curve[:, :half]) for arm, curve in _curves(results, "score").items()}
     late = {arm: results.per_seed(arm, "score", LAST) for arm in results.arms}
     return [
         *_with_difference(results, "early_score", f"score of the first {half} steps", early),
@@ -74,8 +74,8 @@ def _at_equal_kl(results: Results) -> list[ArmsRow]:
     kls = _curves(results, "kl")
     if len(kls) < max(2, len(results.arms)):
         return []
-    level = min(float(kl.max(1).min()) for kl in kls.values())
-    if math.isnan(level):
+    level = min(float(np.where(np.isnan(kl), -np.inf, kl).max(1).min()) for kl in kls.values())
+    if level == -np.inf:  # a run without one KL
         return []
     values = {arm: _scores_at(level, curves) for arm, curves in results.curves.items()}
     return _with_difference(results, "score_at_equal_kl", f"score at equal KL, {number(level)} nats", values)

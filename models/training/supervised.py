@@ -237,7 +237,7 @@ def _whole(rows: Sequence[Sequence[int]]) -> list[Completion]:
 
 @torch.no_grad()
 def response_perplexity(model: nn.Module, rows: Sequence[Completion], *, batch_size: int = 16) -> float:
-    """The same over the tokens of responses alone."""
+    """exp of the mean nats per token of a response; tokens of prompts do not count."""
     nats, tokens = 0.0, 0
     with _evaluating(model):
         for start in range(0, len(rows), batch_size):

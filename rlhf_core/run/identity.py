@@ -184,7 +184,7 @@ def changed_models(noted: Mapping[str, Any], now: Mapping[str, Any], dtype: torc
     for what in sorted({"reference", *before_said} & now["said"].keys()):
         before, after, tolerance = before_said.get(what), now["said"][what], SCORE_TOLERANCE
         if what != "scores":
-            tolerance = min(10 * allowed, 1.0)
+            tolerance = min(10 * allowed, 1.0)  # a log-probability that moved by its own size is no rounding
         if not _alike(before, after, tolerance):
             yield f"{what} of the first prompts were {before} and are {after}"
 

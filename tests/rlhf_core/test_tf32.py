@@ -32,7 +32,7 @@ def test_cards_before_ampere_have_none(capability, allowed, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card: capability)
     assert allow_tf32() == multiplies_in_tf32() == allowed
-    assert log_ratio_bounds(torch.float32) == ((0.5, 0.01) if allowed else (1e-4, 1e-4))
+    assert log_ratio_bounds(torch.float32) == ((1.0, 0.1) if allowed else (1e-4, 1e-4))
 
 
 def test_a_run_that_goes_on_without_the_tf32_it_began_with_warns(monkeypatch):

@@ -145,7 +145,7 @@ def test_noise_is_shown_without_timing_anything(tmp_path, monkeypatch):
     throughput.main(["--cases", "[tiny,autocast]", "--noise", "true", "--out", str(tmp_path)])
     exact, rounded = rows_of(tmp_path / "noise.csv")
     assert (exact["computes in"], rounded["computes in"]) == ("float32", "float32, bfloat16 autocast")
-    assert (float(exact["allowed"]), float(rounded["allowed"])) == (1e-4, 0.5)
+    assert (float(exact["allowed"]), float(rounded["allowed"])) == (1e-4, 1.0)
     assert 0 < float(exact["|drawn - evaluated|, max"]) < 1e-5
     assert not (tmp_path / "table.csv").exists()
 

@@ -213,6 +213,21 @@ def test_equal_kl_is_one_that_every_run_reaches():
     assert row.values["abc"] == summarise(np.arange(8.0, 13.0))
 
 
+def test_a_step_without_numbers_is_left_out_of_outcomes_too():
+    kl, score = (np.tile(np.arange(STEPS, dtype=float), (5, 1)) for _ in range(2))
+    found = results({"sparse": 0.0, "abc": 0.0})
+    found.curves["sparse"].update(score=score.copy(), kl=kl.copy())
+    found.curves["abc"].update(score=score + 1, kl=kl)
+    for metric in ("score", "kl"):
+        found.curves["sparse"][metric][2, 4] = np.nan
+    rows = table(build(found))
+    half = np.arange(STEPS // 2)
+    assert rows["early_score"]["sparse"] == summarise(np.array([4.5, 4.5, half[half != 4].mean(), 4.5, 4.5]))
+    assert rows["score_at_equal_kl_difference"]["abc"].mean == 1.0
+    found.curves["sparse"]["kl"][2] = np.nan
+    assert "score_at_equal_kl" not in table(build(found))
+
+
 def test_an_arm_that_never_reaches_the_best_of_sparse_has_a_dash():
     report = build(results({"sparse": 1.0, "abc": 0.5}))
     assert np.isnan(table(report)["step_of_the_best"]["abc"])
