@@ -49,6 +49,7 @@ def table(done: ComparisonResults, options: SamplingMismatch) -> Table:
         notes.append(limit.note(f"{tokens} tokens: failed"))
         columns = {
             **arm_columns.AVERAGE_SCORE,
+            **arm_columns.DIFFERENCE,
             **arm_columns.LAST_SCORE,
             **arm_columns.failures(limit),
             "negative KL": arm_columns.runs_of_all(negative_kl),

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from benchmarks.reporting.curve_readings import LAST, Threshold, failed, last_steps
+from benchmarks.reporting.curve_readings import LAST, REFERENCE, Threshold, failed, last_steps
+from benchmarks.reporting.primary_outcome import differences_to_reference
 from benchmarks.reporting.statistics import Results, summarise, variance_across_seeds
 from benchmarks.reporting.tables import Value
 
@@ -31,6 +32,10 @@ def deviation_over_seeds(last: int | None = None) -> Callable[[Results, str], Va
 
 
 AVERAGE_SCORE: Columns = {"average score": average("score")}
+DIFFERENCE: Columns = {
+    f"average score, difference to {REFERENCE}": lambda results, arm: differences_to_reference(results).get(arm)
+}
+"""Not corrected for the number of arms; None for sparse itself, and where it did not run."""
 LAST_SCORE: Columns = {"score, last {last}": average("score", LAST)}
 LAST_KL: Columns = {"KL, last {last}": average("kl", LAST)}
 LAST_KL_AND_LENGTH: Columns = {**LAST_KL, "length, last {last}": average("length", LAST)}

@@ -269,6 +269,16 @@ def test_titles_say_how_many_steps_the_last_ones_are(steps, said):
     assert headings == (f"KL, {said}", f"length, {said}")
 
 
+def test_a_column_shows_each_arms_difference_to_sparse():
+    (heading, column), *rest = arm_columns.DIFFERENCE.items()
+    found = results({"sparse": 1.0, "abc": 2.0})
+    assert (heading, rest) == ("average score, difference to sparse", [])
+    assert column(found, "sparse") is None
+    assert column(found, "abc") == differences_to_reference(found)["abc"]
+    assert column(found, "abc").mean == pytest.approx(1.0)
+    assert column(results({"abc": 2.0}), "abc") is None
+
+
 def test_zero_has_no_sign():
     assert [tables.number(x) for x in (-0.0, 0.0, -0.5)] == ["0", "0", "-0.500"]
     assert tables.text(Summary(mean=-0.0, low=-0.5, high=0.0, kind="range")) == "0 [-0.500, 0]"
