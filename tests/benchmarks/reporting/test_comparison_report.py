@@ -11,6 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from scipy import stats
 
+from benchmarks.experiments import sampling_mismatch
+from benchmarks.experiments.settings import SamplingMismatch
 from benchmarks.reporting import arm_columns, figures, tables
 from benchmarks.reporting.comparison_report import as_json, build, write
 from benchmarks.reporting.comparison_verdict import verdict
@@ -18,6 +20,10 @@ from benchmarks.reporting.curve_readings import LAST
 from benchmarks.reporting.power import detectable_difference, smallest_found
 from benchmarks.reporting.primary_outcome import differences_to_reference
 from benchmarks.reporting.statistics import Results, Summary, summarise
+from benchmarks.runs.comparison import ComparisonResults
+from benchmarks.runs.settings import ComparisonSettings
+from benchmarks.tasks.definitions import Toy
+from rlhf_core.config import PPOConfig
 from rlhf_core.pages.heat_map import CreditMap
 
 STEPS = 20
@@ -269,14 +275,17 @@ def test_titles_say_how_many_steps_the_last_ones_are(steps, said):
     assert headings == (f"KL, {said}", f"length, {said}")
 
 
-def test_a_column_shows_each_arms_difference_to_sparse():
-    (heading, column), *rest = arm_columns.DIFFERENCE.items()
-    found = results({"sparse": 1.0, "abc": 2.0})
-    assert (heading, rest) == ("average score, difference to sparse", [])
-    assert column(found, "sparse") is None
-    assert column(found, "abc") == differences_to_reference(found)["abc"]
-    assert column(found, "abc").mean == pytest.approx(1.0)
-    assert column(results({"abc": 2.0}), "abc") is None
+def test_the_table_of_samplers_shows_each_arms_difference_to_sparse():
+    ours, theirs = results({"sparse": 1.0, "abc": 2.0}), results({"sparse": 1.0, "abc": 0.5})
+    options = SamplingMismatch(samplers=("matched", "dropout"), lengths=((1, 4),))
+    panels = {"1-4-matched": ours, "1-4-dropout": theirs}
+    done = ComparisonResults(settings=ComparisonSettings(), task=Toy(), config=PPOConfig(), results=panels)
+    made = sampling_mismatch.table(done, options)
+    place = made.columns.index("average score, difference to sparse")
+    shown = [row[place] for row in made.rows]
+    assert shown == [None, differences_to_reference(ours)["abc"], None, differences_to_reference(theirs)["abc"]]
+    assert [each.mean for each in shown[1::2]] == pytest.approx([1.0, -0.5])
+    assert arm_columns.rows(arm_columns.DIFFERENCE, results({"abc": 2.0})) == [("abc", None)]
 
 
 def test_zero_has_no_sign():
