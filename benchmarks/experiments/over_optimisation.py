@@ -4,6 +4,9 @@ Gold is the embedded task's true score, or a second reward model trained on othe
 which PPO never sees. Both are shown as gains in standard deviations of the first step's responses, over KL.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from matplotlib.figure import Figure
 
 from benchmarks.experiments.settings import OverOptimisation
@@ -11,8 +14,9 @@ from benchmarks.reporting import figures
 from benchmarks.reporting.curve_readings import blocks, parting, standardised
 from benchmarks.reporting.statistics import Array, Results
 from benchmarks.reporting.tables import Table
-from benchmarks.runs.comparison import ComparisonResults
+from benchmarks.runs.comparison import ComparisonResults, Panel
 from benchmarks.runs.experiment import Experiment, published
+from benchmarks.runs.settings import ComparisonSettings
 from rlhf_core.names import counted
 
 COLUMNS = (
@@ -21,14 +25,20 @@ COLUMNS = (
 )
 
 
-def gains(results: Results, arm: str) -> tuple[Array, Array]:
-    """Proxy and gold of an arm, standardised, (seed, step); raises ValueError where the task knows no gold score."""
-    curves = results.curves[arm]
-    if "gold_score" not in curves:
+def panels(settings: ComparisonSettings, _: OverOptimisation) -> Sequence[Panel]:
+    """One, as of any comparison; raises ValueError, before anything runs, where there will be no gold score."""
+    reviews = settings.task == "positive_generation" and settings.models is not None
+    if settings.task != "toy" and not (reviews and Path(str(settings.models), "gold").is_dir()):
         raise ValueError(
-            f"task {results.task!r} has no gold score: use --task toy, or positive_generation with models made by "
-            "prepare --gold true"
+            f"task {settings.task!r} with models {settings.models!r} has no gold score: use --task toy, or "
+            "positive_generation with --models made by prepare --gold true"
         )
+    return (Panel(),)
+
+
+def gains(results: Results, arm: str) -> tuple[Array, Array]:
+    """Proxy and gold of an arm, standardised, (seed, step)."""
+    curves = results.curves[arm]
     proxy = standardised(curves["score"], curves["score_std"])
     return proxy, standardised(curves["gold_score"], curves["gold_std"])
 
@@ -68,4 +78,4 @@ def table(done: ComparisonResults, options: OverOptimisation) -> Table:
     return Table(title=title, columns=COLUMNS, rows=tuple(rows), notes=(note,))
 
 
-EXPERIMENT = Experiment(write=published("proxy_gold", table, draw), folder="over_optimisation")
+EXPERIMENT = Experiment(write=published("proxy_gold", table, draw), folder="over_optimisation", panels=panels)

@@ -98,6 +98,18 @@ def test_a_gold_score_is_logged_on_every_step(tmp_path):
     assert done.only.curves["sparse"]["gold_score"].shape == (2, 3)
 
 
+def test_over_optimisation_without_a_gold_score_is_refused_before_anything_runs(tmp_path):
+    made = script("over_optimisation")
+    panels, options = made.experiment().panels, made.options()
+    with_gold, without = str(tmp_path), str(tmp_path / "gold")
+    (tmp_path / "gold").mkdir()
+    for task, models in (("toy", None), ("positive_generation", with_gold)):
+        assert len(panels(ComparisonSettings(task=task, models=models), options)) == 1
+    for task, models in (("positive_generation", without), ("positive_generation", None), ("dialogue", with_gold)):
+        with pytest.raises(ValueError, match=f"task '{task}' with models .* has no gold score"):
+            panels(ComparisonSettings(task=task, models=models), options)
+
+
 @pytest.mark.usefixtures("in_threads", "undrawn")
 def test_the_papers_curves_stand_behind_ours_on_its_own_tasks_only(tmp_path):
     file = tmp_path / "curves.json.gz"
